@@ -1,0 +1,149 @@
+"""Timing a function the same way everywhere: compile apart, warm up, then the median and the spread of many calls."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, bfloat16).
+# Vendors' data sheets; a device that is not listed reports no utilisation.
+_PEAKS = {
+    "NVIDIA H200": (494e12, 989e12),
+    "NVIDIA H100": (494e12, 989e12),
+    "NVIDIA A100": (156e12, 312e12),
+    "TPU v4": (None, 275e12),
+    "TPU v5 lite": (None, 197e12),
+    "TPU v5p": (None, 459e12),
+    "TPU v6 lite": (None, 918e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one call.
+
+    Attributes:
+      median, low, high: of the calls; low and high are the 10th and 90th percentile.
+      compile: from the first call to an executable.
+      calls: how many were timed.
+      flops: of one call as XLA counts them, None where it does not say.
+      peak_bytes: of device memory during the call: the device's own count, or what the executable asks for.
+    """
+
+    median: float
+    low: float
+    high: float
+    compile: float
+    calls: int
+    flops: float | None
+    peak_bytes: int | None
+
+
+def measure(
+    function: Callable, *args, calls: int = 20, warmup: int = 3, donate_first: bool = False, budget: float = 60.0
+) -> Timing:
+    """Times a jittable function.
+
+    Args:
+      function: what is timed; jitted already or not.
+      *args: its arguments.
+      calls: timed calls at most.
+      warmup: untimed calls before them.
+      donate_first: the function gives back its first argument's successor first, and may destroy the argument (a step).
+      budget: seconds after which no further call starts, once five are timed.
+    """
+    begin = time.perf_counter()
+    compiled = (
+        jax.jit(function).lower(*args).compile() if not hasattr(function, "lower") else function.lower(*args).compile()
+    )
+    compile_time = time.perf_counter() - begin
+    seconds, first, rest = [], args[0], args[1:]
+    begin = time.perf_counter()
+    for i in range(warmup + calls):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(first, *rest))
+        if i >= warmup:
+            seconds.append(time.perf_counter() - start)
+        if donate_first:
+            first = out[0]
+        if len(seconds) >= 5 and time.perf_counter() - begin > budget:
+            break
+    tenths = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else [seconds[0]] * 9
+    return Timing(
+        median=statistics.median(seconds),
+        low=tenths[0],
+        high=tenths[-1],
+        compile=compile_time,
+        calls=len(seconds),
+        flops=_flops(compiled),
+        peak_bytes=_peak_bytes(compiled),
+    )
+
+
+def utilisation(timing: Timing, dtype: str = "float32") -> float | None:
+    """Share of the devices' peak that the counted FLOPs reach; None where either is unknown."""
+    peak = next((v for k, v in _PEAKS.items() if jax.devices()[0].device_kind.startswith(k)), None)
+    peak = peak and peak[dtype == "bfloat16"]
+    return None if not peak or not timing.flops else timing.flops / timing.median / (peak * jax.device_count())
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on."""
+    device = jax.devices()[0]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "backend": jax.default_backend(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Rows as a table on stdout."""
+    keys = list(dict.fromkeys(k for row in rows for k in row))
+    cells = [[_cell(row.get(k)) for k in keys] for row in rows]
+    widths = [max(len(k), *(len(c[i]) for c in cells)) for i, k in enumerate(keys)]
+    for line in [keys, ["-" * w for w in widths], *cells]:
+        print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+
+
+def write(path: str, rows: list[dict[str, Any]]) -> None:
+    """Rows with the environment as JSON."""
+    pathlib.Path(path).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+
+
+def _flops(compiled) -> float | None:
+    try:
+        analysis = compiled.cost_analysis()
+    except (NotImplementedError, RuntimeError):
+        return None
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    flops = (analysis or {}).get("flops")
+    return flops if flops and flops > 0 else None
+
+
+def _peak_bytes(compiled) -> int | None:
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    try:
+        memory = compiled.memory_analysis()
+    except (NotImplementedError, RuntimeError):
+        return None
+    if memory is None:
+        return None
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""Training steps: images a second, compile time, FLOPs, utilisation and memory of any stage in `configs/`.
+
+python -m benchmarks.step                                             every stage of every config, preset small
+python -m benchmarks.step --config=zeroshot --stage=detector --preset=paper --batch_size=64 --dtype=bfloat16
+"""
+
+import argparse
+
+import jax
+
+from benchmarks import harness
+from uld_jax import config as config_lib
+from uld_jax import evaluate, loop, sharding
+from uld_jax.rounds import Rounds
+
+
+def stages(only: str = "") -> list[tuple[str, str]]:
+    """(config, stage) of every stage with steps, or with passes over the data."""
+    names = sorted(p.stem for p in config_lib.folder().glob("*.py") if p.stem not in ("__init__", "common"))
+    return [(n, s) for n in names if not only or n == only for s in config_lib.load(f"{n}:preset=tiny").stages]
+
+
+def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int) -> dict:
+    """One row. A stage of zero steps is timed by its `observe`, on a batch."""
+    config = config_lib.load(f"{name}:dataset=synthetic,preset={preset}", dtype=dtype)
+    config.batch_size = batch_size or config.batch_size
+    config.data.rows = (config.batch_size, config.batch_size)  # a step does not care how many images there are
+    mesh = sharding.make_mesh()
+    data, state = evaluate.open_data(config, mesh), None
+    reader = data.train_reader
+    for each in config.stages:
+        spec = config_lib.stage(config, each)
+        frozen = sharding.put_replicated(mesh, spec.method.frozen())
+        state = loop.Start(spec.method, reader, mesh, frozen, state, jax.random.key(0)).state()
+        if each == stage:
+            break
+        state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.passes(0))
+    payload = next(reader.payloads(0, seed=0))
+    if spec.steps:
+        what = "step"
+        advance = loop.compile_step(spec.method, reader, mesh, 1)
+        key = sharding.put_key(mesh, jax.random.key(2))
+        timing = harness.measure(advance, state, frozen, reader.store, payload, key, calls=calls, donate_first=True)
+    else:
+        what = "observe"
+
+        def observe(state, frozen, store, payload):
+            return spec.method.observe(state, frozen, reader.fetch(store, payload))
+
+        timing = harness.measure(observe, state, frozen, reader.store, payload, calls=calls)
+    return {
+        "config": name,
+        "stage": stage,
+        "what": what,
+        "preset": preset,
+        "dtype": dtype,
+        "batch": config.batch_size,
+        "images/s": config.batch_size / timing.median,
+        "ms": 1e3 * timing.median,
+        "ms 10%": 1e3 * timing.low,
+        "ms 90%": 1e3 * timing.high,
+        "compile s": timing.compile,
+        "GFLOP": timing.flops and timing.flops / 1e9,
+        "utilisation": harness.utilisation(timing, dtype),
+        "peak MiB": timing.peak_bytes and timing.peak_bytes / 2**20,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="", help="name of one config; all by default")
+    parser.add_argument("--stage", default="", help="name of one stage; all by default")
+    parser.add_argument("--preset", default="small", choices=("paper", "small", "tiny"))
+    parser.add_argument("--batch_size", type=int, default=0, help="the config's by default")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--json", default="", help="file to write the rows to")
+    args = parser.parse_args()
+    chosen = [(n, s) for n, s in stages(args.config) if not args.stage or s == args.stage]
+    if not chosen:
+        parser.error(f"there is no stage {args.stage!r} in config {args.config!r}; there are {stages()}")
+    rows = [benchmark(n, s, args.preset, args.batch_size, args.dtype, args.calls) for n, s in chosen]
+    print(harness.environment())
+    harness.show(rows)
+    if args.json:
+        harness.write(args.json, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments, one file a method; `common.py` holds what they share. Installed as `uld_jax.configs`."""

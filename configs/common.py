@@ -1,0 +1,70 @@
+"""What every config shares: the argument after the colon, presets, and the keys that the loop reads."""
+
+from ml_collections import ConfigDict
+
+from uld_jax.errors import UserError
+
+PRESETS = ("paper", "small", "tiny")
+
+
+def parse(arg: str | None, **defaults) -> ConfigDict:
+    """`dataset=celeba,k=10,preset=small` to values; types follow the defaults.
+
+    Raises UserError for an unknown key, preset or malformed number.
+    """
+    out = {"dataset": "synthetic", "k": 10, "preset": "paper"} | defaults
+    for item in filter(None, (arg or "").split(",")):
+        key, eq, value = item.partition("=")
+        if not eq or key not in out:
+            raise UserError(f"config argument {item!r} is not understood; write KEY=VALUE with KEY in {', '.join(out)}")
+        try:
+            out[key] = type(out[key])(value)
+        except ValueError as error:
+            raise UserError(f"config argument {item!r}: {value!r} is not a number") from error
+    if out["preset"] not in PRESETS:
+        raise UserError(f"preset is {out['preset']!r}; use one of {', '.join(PRESETS)}")
+    if out["k"] < 1:
+        raise UserError(f"k is {out['k']}; use 1 or more landmarks")
+    return ConfigDict(out)
+
+
+def base(arg: ConfigDict) -> ConfigDict:
+    """The keys that the loop, the data and the evaluation read. Stages are added by the method's config."""
+    small = arg.preset != "paper"
+    config = ConfigDict()
+    config.preset = arg.preset
+    config.k = arg.k
+    config.seed = 0
+    config.dtype = "float32"  # of the networks' arithmetic: float32 | bfloat16 | float64 (tests)
+
+    config.dataset = arg.dataset  # synthetic | folder
+    config.data_dir = ""
+    config.data = ConfigDict()
+    config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
+    config.data.fit = "pad"  # pad | crop | stretch
+    config.data.normaliser = "auto"  # auto | eyes | box | image, or two landmark numbers such as "36,45"
+    config.data.reader = "auto"  # auto | resident | stream
+    config.data.workers = 0  # Grain worker processes; 0 reads with threads
+    config.data.partner = False  # whether batches carry a second, random image
+    config.data.rows = (2000, 500)  # synthetic images: train, test
+
+    config.batch_size = 32
+    config.accumulate_steps = 1  # pieces of a batch that are computed one after the other, to save memory
+    config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
+
+    config.stages = ()
+    config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from
+
+    config.log_every = 50
+    config.eval_every = 1000
+    config.save_every = 500
+    config.pictures_every = 0  # steps between training pictures; 0: with every evaluation
+    config.keep_last = 2
+    config.keep_every = 0
+
+    config.eval = ConfigDict()
+    config.eval.ridge = 0.01  # of the largest entry of X'X (Mallis et al., NeurIPS 2020 code)
+    config.eval.batch_size = 64
+    config.eval.stability_images = 200
+    config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
+    return config

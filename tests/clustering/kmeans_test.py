@@ -1,0 +1,242 @@
+import doctest
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uld_jax.clustering import kmeans as module
+from uld_jax.clustering.kmeans import assign, kmeans
+from uld_jax.errors import UserError
+
+
+def test_examples():
+    result = doctest.testmod(module)
+    assert result.attempted >= 3 and result.failed == 0
+
+
+def blobs(seed, rows=600, size=5, centres=8, spread=0.6):
+    rng = np.random.default_rng(seed)
+    middle = rng.normal(size=(centres, size)) * 2 + 30  # far from zero: rounding would show
+    return (middle[rng.integers(0, centres, rows)] + spread * rng.normal(size=(rows, size))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("weighted", "block"), [(False, 256), (True, 3)])
+def test_equals_scikit_learn_from_the_same_start(weighted, block):
+    cluster = pytest.importorskip("sklearn.cluster")
+    rng = np.random.default_rng(1)
+    x = blobs(1)
+    weights = rng.uniform(0, 3, len(x)).astype(np.float32) if weighted else None
+    init = x[rng.choice(len(x), 7, replace=False)]
+    theirs = cluster.KMeans(7, init=init, n_init=1, algorithm="lloyd", tol=0, max_iter=100)
+    theirs.fit(x.astype(np.float64), sample_weight=weights)
+    ours = kmeans(jnp.asarray(x), 7, init=jnp.asarray(init), weights=weights, tol=0, block=block)
+    assert ours.iterations < 100
+    np.testing.assert_array_equal(ours.labels, theirs.labels_)
+    np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, atol=1e-4)
+    np.testing.assert_allclose(ours.inertia, theirs.inertia_, rtol=1e-4)
+    np.testing.assert_array_equal(ours.counts, np.bincount(theirs.labels_, minlength=7))
+
+
+def test_tolerance_is_that_of_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(2, spread=1.5)
+    for tol in (1e-2, 1e-3):
+        theirs = cluster.KMeans(7, init=x[:7], n_init=1, algorithm="lloyd", tol=tol).fit(x.astype(np.float64))
+        ours = kmeans(jnp.asarray(x), 7, init=jnp.asarray(x[:7]), tol=tol)
+        assert ours.iterations == theirs.n_iter_
+        np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, atol=1e-4)
+
+
+def test_iterations_is_a_limit():
+    x = jnp.asarray(blobs(3, spread=1.5))
+    once = kmeans(x, 4, init=x[:4], iterations=1)
+    labels, _ = assign(x, x[:4])
+    expected = [np.asarray(x)[np.asarray(labels) == j].mean(0) for j in range(4)]
+    np.testing.assert_allclose(once.centroids, expected, atol=1e-4)
+    assert once.iterations == 1
+    none = kmeans(x, 4, init=x[:4], iterations=0)
+    np.testing.assert_allclose(none.centroids, x[:4], atol=1e-5)
+    np.testing.assert_array_equal(none.labels, labels)
+
+
+def test_masked_rows_count_nowhere():
+    x, extra = blobs(4, rows=300), blobs(5, rows=100)
+    both = np.concatenate([x, extra])
+    order = np.random.default_rng(0).permutation(len(both))
+    mask = (np.arange(len(both)) < len(x))[order]
+    both = both[order]
+    init = jnp.asarray(x[:6])
+    alone = kmeans(jnp.asarray(both[mask]), 6, init=init)
+    masked = kmeans(jnp.asarray(both), 6, init=init, mask=jnp.asarray(mask))
+    np.testing.assert_array_equal(np.asarray(masked.labels)[mask], alone.labels)
+    assert (np.asarray(masked.labels)[~mask] == -1).all()
+    np.testing.assert_allclose(masked.centroids, alone.centroids, atol=1e-5)
+    np.testing.assert_array_equal(masked.counts, alone.counts)
+    np.testing.assert_allclose(masked.inertia, alone.inertia, rtol=1e-5)
+    # What masked rows hold does not matter, in the seeding neither.
+    run = lambda rows: kmeans(jnp.asarray(rows), 6, rng=jax.random.key(1), mask=jnp.asarray(mask))  # noqa: E731
+    other = both.copy()
+    other[~mask] = np.nan
+    for ours, theirs in zip(run(both), run(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weight_is_multiplicity():
+    x = blobs(6, rows=200)
+    times = np.random.default_rng(0).integers(0, 4, 200)
+    init = jnp.asarray(x[times > 0][:5])
+    repeated = kmeans(jnp.asarray(np.repeat(x, times, 0)), 5, init=init, tol=0)
+    weighted = kmeans(jnp.asarray(x), 5, init=init, weights=jnp.asarray(times), tol=0)
+    np.testing.assert_allclose(weighted.centroids, repeated.centroids, atol=1e-4)
+    np.testing.assert_allclose(weighted.inertia, repeated.inertia, rtol=1e-4)
+    np.testing.assert_array_equal(np.repeat(weighted.labels, times), repeated.labels)
+
+
+def test_rows_are_drawn_by_their_chances():
+    x = jnp.eye(6)
+    chances = jnp.array([0.0, 1, 2, 3, 0, 4])
+    drawn = jax.jit(lambda k: module._draw(k, x, chances, 20000))(jax.random.key(0))
+    np.testing.assert_allclose(drawn.mean(0), chances / 10, atol=0.015)
+    np.testing.assert_array_equal(drawn.sum(1), 1)  # whole rows
+
+
+def test_seeding_finds_separate_groups():
+    rng = np.random.default_rng(0)
+    middle = 20 * np.stack(np.meshgrid(range(3), range(3)), -1).reshape(9, 2)
+    truth = rng.integers(0, 9, 400)
+    x = jnp.asarray(middle[truth] + rng.normal(size=(400, 2)), jnp.float32)
+    run = jax.jit(jax.vmap(lambda k: kmeans(x, 9, rng=k)))
+    results = run(jax.random.split(jax.random.key(0), 20))
+    found = [all(len(np.unique(truth[np.asarray(labels) == j])) == 1 for j in range(9)) for labels in results.labels]
+    assert np.mean(found) >= 0.9  # random rows as seeds: about 1 in 1000
+    assert len(np.unique(np.asarray(results.centroids)[:, 0, 0])) > 5  # the key matters
+
+
+def test_restarts_keep_the_best():
+    x = jnp.asarray(blobs(11, rows=300, centres=12))
+    keys = jax.random.split(jax.random.key(5), 6)
+    single = [kmeans(x, 12, rng=key) for key in keys]
+    inertias = [float(result.inertia) for result in single]
+    assert max(inertias) > 1.01 * min(inertias)  # or the test shows nothing
+    best = kmeans(x, 12, rng=jax.random.key(5), restarts=6)
+    expected = single[int(np.argmin(inertias))]
+    np.testing.assert_allclose(best.centroids, expected.centroids, atol=1e-5)
+    labels, distances = assign(x, best.centroids)
+    np.testing.assert_array_equal(best.labels, labels)
+    np.testing.assert_allclose(best.inertia, distances.sum(), rtol=1e-4)
+
+
+def test_empty_clusters_are_filled():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(7, rows=200, centres=4, spread=0.1)
+    init = np.concatenate([x[:2], x[:2] + 1e4])  # two that no row is near
+    ours = kmeans(jnp.asarray(x), 4, init=jnp.asarray(init), tol=0)
+    assert (np.asarray(ours.counts) > 0).all()
+    best = cluster.KMeans(4, n_init=10, random_state=0).fit(x)
+    np.testing.assert_allclose(ours.inertia, best.inertia_, rtol=1e-3)
+
+
+def test_fewer_distinct_rows_than_clusters():
+    x = jnp.asarray(np.repeat([[1.0, 2], [3, 4]], 5, 0), jnp.float32)
+    result = kmeans(x, 4, rng=jax.random.key(0))
+    assert np.isfinite(result.centroids).all() and result.inertia < 1e-6
+    assert sorted(np.asarray(result.counts)) == [0, 0, 5, 5]
+    assert result.iterations < 100
+    nothing = kmeans(x, 2, rng=jax.random.key(0), mask=jnp.zeros(10, bool))
+    assert np.isfinite(nothing.centroids).all()
+    assert (np.asarray(nothing.labels) == -1).all() and (np.asarray(nothing.counts) == 0).all()
+
+
+def test_nearly_collinear_rows_keep_their_digits():
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=64)
+    direction *= 100 / np.linalg.norm(direction)
+    offsets = 0.02 * rng.normal(size=(4, 64))
+    truth = rng.integers(0, 4, 400)
+    x = (direction + offsets[truth] + 0.001 * rng.normal(size=(400, 64))).astype(np.float32)
+    result = kmeans(jnp.asarray(x), 4, init=jnp.asarray(x[[np.argmax(truth == j) for j in range(4)]]))
+    np.testing.assert_array_equal(result.labels, truth)
+
+
+@pytest.mark.parametrize("block", [2, 256])
+def test_assign_equals_brute_force(block):
+    rng = np.random.default_rng(8)
+    x, centroids = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(7, 3)).astype(np.float32)
+    mask = rng.random(50) < 0.7
+    labels, distances = assign(jnp.asarray(x), jnp.asarray(centroids), mask, block=block)
+    all_distances = ((x[:, None] - centroids) ** 2).sum(-1)
+    np.testing.assert_array_equal(labels, np.where(mask, all_distances.argmin(1), -1))
+    np.testing.assert_allclose(distances, np.where(mask, all_distances.min(1), 0), atol=1e-5)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        x = jnp.asarray(blobs(9, rows=50), jnp.float64)
+        result = kmeans(x, 3, rng=jax.random.key(0))
+        assert result.centroids.dtype == jnp.float64 and result.labels.dtype == jnp.int32
+
+
+def test_bad_input_is_named():
+    x = jnp.zeros((4, 2))
+    with pytest.raises(UserError, match="rng"):
+        kmeans(x, 2)
+    with pytest.raises(UserError, match="init"):
+        kmeans(x, 2, init=jnp.zeros((3, 2)))
+
+
+def sharded():
+    """Runs in a process of its own with eight devices; prints what it found."""
+    from uld_jax import collectives, sharding
+
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    x, mask = blobs(10, rows=1024, size=16, spread=1.5), np.random.default_rng(0).random(1024) < 0.8
+    weights = np.random.default_rng(1).uniform(0.5, 2, 1024).astype(np.float32)
+    key = jax.random.key(0)
+    cluster = jax.jit(
+        lambda x, mask, weights, key: kmeans(x, 5, rng=key, mask=mask, weights=weights, tol=0, restarts=2)
+    )
+    whole = cluster(x, mask, weights, key)
+    split = jax.device_put((x, mask, weights), sharding.split(mesh))
+    compiled = cluster.lower(*split, jax.device_put(key, sharding.replicated(mesh))).compile()
+    parts = compiled(*split, jax.device_put(key, sharding.replicated(mesh)))
+    report = dict(
+        labels_differ=int((np.asarray(whole.labels) != np.asarray(parts.labels)).sum()),
+        centroids_differ=float(np.abs(np.asarray(whole.centroids) - np.asarray(parts.centroids)).max()),
+        iterations=[int(whole.iterations), int(parts.iterations)],
+        labels_split=parts.labels.sharding.is_equivalent_to(sharding.split(mesh), 1),
+        collectives=collectives.list_collectives(compiled),
+    )
+    print(json.dumps(report))
+
+
+def test_eight_devices_equal_one_and_move_no_rows():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment |= {"NPROC": "16", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["labels_differ"] == 0 and report["centroids_differ"] < 1e-4
+    assert report["iterations"][0] == report["iterations"][1] > 2
+    assert report["labels_split"]
+    sent = [(kind, tuple(shape)) for kind, _, shape in report["collectives"]]
+    assert {kind for kind, _ in sent} == {"all-reduce"}
+    k, size, trials = 5, 16, 3
+    allowed = {
+        (),  # sums and extremes over all rows
+        (1,), (1, size),  # the first seed and its position
+        (trials,), (trials, size),  # the seeds tried next
+        (k,), (k, size),  # the update
+        (size,),  # mean, variance, a row for an empty cluster
+    }  # fmt: skip
+    assert {shape for _, shape in sent} <= allowed
+    assert sent.count(("all-reduce", (k, size))) == 1  # Lloyd's one
+
+
+if __name__ == "__main__":
+    sharded()

@@ -1,0 +1,40 @@
+"""Shared by all tests: one compilation cache, real data where it is at hand, one tiny run."""
+
+import os
+import pathlib
+
+import pytest
+
+# Before JAX starts. Programs that tests start inherit it, so a step is compiled once and shared.
+_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from tests import tiny  # noqa: E402
+
+
+def _shared(variable: str, default: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get(variable, pathlib.Path(__file__).parent.parent.parent / "shared" / default))
+    if not path.exists():
+        pytest.skip(f"{variable} is not set and {default} is not beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def faces() -> pathlib.Path:
+    """Folder of real annotated faces: $ULD_DATA/ytf_faces."""
+    path = _shared("ULD_DATA", "data") / "ytf_faces"
+    if not path.exists():
+        pytest.skip(f"there is no {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished tiny run of ZeroShot and the detector on the synthetic data set."""
+    from uld_jax import loop
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    loop.run(tiny.config(), workdir)
+    return workdir

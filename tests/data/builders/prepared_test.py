@@ -1,0 +1,152 @@
+"""Writing a source as TFDS ArrayRecord and reading it back, without TensorFlow."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uld_jax import data
+from uld_jax.data.builders import prepared
+from uld_jax.data.specs import DatasetSpec, Source
+from uld_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """photos/ with two annotated splits, and what `prepare` made of them in prepared/."""
+    root = tmp_path_factory.mktemp("data")
+    photos, rng = root / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split, count in (("train", 9), ("test", 4)):
+        lines = ["file,x0,y0,x1,y1,visible0,visible1,yaw,who"]
+        for i in range(count):
+            height, width = rng.integers(10, 40, 2)
+            pixels = rng.integers(0, 255, (height, width, 3), np.uint8)
+            name = f"{split}/{i}." + ("png" if i % 2 else "jpg")
+            (photos / split).mkdir(exist_ok=True)
+            Image.fromarray(pixels if i % 3 else pixels[..., 0]).save(
+                photos / name, **({"exif": exif} if i == 2 else {})
+            )
+            second = ",,1" if i == 1 else f"{rng.uniform(0, 9):.3f},{rng.uniform(0, 9):.3f},{i % 2}"
+            x, y, visible = second.split(",")
+            lines.append(f"{name},{rng.uniform(0, 9):.3f},2.5,{x},{y},1,{visible},{i - 3},Zoë {i}")
+        (photos / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sources = {s: data.open_source("folder", s, data_dir=photos, frame_size=20) for s in ("train", "test")}
+    assert prepared.prepare("my_faces", sources, root / "prepared") == root / "prepared/my_faces/1.0.0"
+    return root
+
+
+def test_everything_comes_back_at_any_frame_size(root):
+    for split in ("train", "test"):
+        for frame_size, fit in ((20, "pad"), (13, "crop")):
+            source = data.open_source("folder", split, data_dir=root / "photos", frame_size=frame_size, fit=fit)
+            found = data.open_source("my_faces", split, data_dir=root / "prepared", frame_size=frame_size, fit=fit)
+            assert sorted(found.names) == sorted(source.names)
+            assert found.names != source.names
+            rows = [source.names.index(n) for n in found.names]
+            np.testing.assert_array_equal(found.images(), source.images(rows))
+            np.testing.assert_allclose(found.landmarks, source.landmarks[rows], atol=1e-5)
+            np.testing.assert_array_equal(found.visible, source.visible[rows])
+            np.testing.assert_array_equal(found.file_sizes, source.file_sizes[rows])
+            np.testing.assert_array_equal(found.frame_maps, source.frame_maps[rows])
+            assert found.columns == {c: [v[i] for i in rows] for c, v in source.columns.items()}
+            assert found.encoded(0) == source.encoded(rows[0])
+            assert found.spec == source.spec._replace(name="my_faces", splits=found.spec.splits)
+            assert found.spec.protocol == "my_faces_2_box"
+            assert set(found.spec.splits) == {"train", "test"}
+
+
+def test_it_is_found_from_any_folder_above(root):
+    places = [
+        ("my_faces", "prepared"),
+        ("my_faces", "prepared/my_faces"),
+        ("my_faces", "prepared/my_faces/1.0.0"),
+        ("folder", "prepared/my_faces"),
+        ("folder", "prepared/my_faces/1.0.0"),
+    ]
+    sources = [data.open_source(n, "test", data_dir=root / d, frame_size=8) for n, d in places]
+    assert len({s.fingerprint for s in sources}) == 1
+    assert len(sources[0]) == 4
+    with pytest.raises(UserError, match=r"no data set others under"):
+        data.open_source("others", "test", data_dir=root / "prepared/my_faces", frame_size=8)
+    with pytest.raises(UserError, match=r"has no split val; it has test, train"):
+        data.open_source("my_faces", "val", data_dir=root / "prepared", frame_size=8)
+
+
+def test_the_newest_version_is_taken(root, tmp_path):
+    source = data.open_source("folder", "test", data_dir=root / "photos", frame_size=8)
+    for version in ("1.2.0", "1.10.0"):
+        prepared.prepare("two", {"test": source}, tmp_path, version=version)
+    assert prepared.find(tmp_path, "two").name == "1.10.0"
+    assert prepared.find(tmp_path) is None
+
+
+def test_normaliser_may_be_chosen_when_it_is_read(root):
+    def spec(normaliser):
+        return data.open_source(
+            "my_faces", "test", data_dir=root / "prepared", frame_size=8, normaliser=normaliser
+        ).spec
+
+    assert spec("image").protocol == "my_faces_2_image"
+    assert (spec("0,1").protocol, spec("0,1").eyes) == ("my_faces_2_0-1", (0, 1))
+    with pytest.raises(UserError, match=r"normaliser=eyes needs to know the eyes"):
+        spec("eyes")
+
+
+class Drawn(Source):
+    """A source without files, with a spec of its own."""
+
+    def __init__(self):
+        self.spec = DatasetSpec("drawn", 2, "eyes", (1, 0), (1, 0), ("left", "right"), ("train",))
+        self.names, self.frame_size, self.columns = ["a", "b", "c"], 6, {}
+        self.landmarks = np.arange(12, dtype=np.float32).reshape(3, 2, 2) / 3
+        self.visible = np.array([[True, False]] * 3)
+        self.frame_maps, self.file_sizes = np.tile([1.0, 1, 0, 0], (3, 1)), np.full((3, 2), 6, np.int32)
+
+    def image(self, row):
+        return np.random.default_rng(row).integers(0, 255, (6, 6, 3), np.uint8)
+
+
+def test_a_source_without_files_is_written_as_png(tmp_path):
+    prepared.prepare("drawn", {"train": Drawn()}, tmp_path)
+    found = data.open_source("drawn", "train", data_dir=tmp_path, frame_size=6)
+    rows = [Drawn().names.index(n) for n in found.names]
+    np.testing.assert_array_equal(found.images(), Drawn().images(rows))
+    np.testing.assert_allclose(found.landmarks, Drawn().landmarks[rows], atol=1e-6)
+    assert found.spec == Drawn().spec
+
+
+def test_it_can_go_to_worker_processes(root):
+    source = data.open_source("my_faces", "train", data_dir=root / "prepared", frame_size=8)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).images(), source.images())
+
+
+def test_mistakes_are_named(root, tmp_path):
+    source = data.open_source("folder", "test", data_dir=root / "photos", frame_size=8)
+    with pytest.raises(UserError, match=r"'My-Faces' cannot name a data set"):
+        prepared.prepare("My-Faces", {"test": source}, tmp_path)
+    with pytest.raises(UserError, match=r"'1.0' is not a version"):
+        prepared.prepare("faces", {"test": source}, tmp_path, version="1.0")
+    with pytest.raises(UserError, match=r"1.0.0 exists already"):
+        prepared.prepare("my_faces", {"test": source}, root / "prepared")
+    with pytest.raises(UserError, match=r"split test of faces has other landmarks or columns"):
+        prepared.prepare("faces", {"train": Drawn(), "test": source}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorflow_is_never_imported(root):
+    program = (
+        "import sys; from uld_jax import data; from uld_jax.data.builders import prepared;"
+        f"s = data.open_source('my_faces', 'test', data_dir={str(root / 'prepared')!r}, frame_size=8); s.images();"
+        f"prepared.prepare('again', {{'test': s}}, {str(root / 'again')!r});"
+        "assert 'tensorflow' not in sys.modules; print('no tensorflow')"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "no tensorflow\n", done.stdout + done.stderr

@@ -1,0 +1,209 @@
+"""Folders of photos, with and without csv, good and bad."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uld_jax import data
+from uld_jax.data import decode, folder, specs
+from uld_jax.data.folder import Folder
+from uld_jax.errors import UserError
+from uld_jax.ops import coordinates
+
+SIZES = {"b/2.png": (40, 30), "a.jpg": (20, 60), "b/1.JPG": (32, 32)}
+
+
+def photos(folder, sizes=None):
+    rng = np.random.default_rng(0)
+    for name, size in (SIZES if sizes is None else sizes).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+def test_images_alone(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "notes.txt").write_text("not an image")
+    for split in ("train", "test", "anything"):
+        source = Folder(tmp_path, split, frame_size=16)
+        assert source.names == ["a.jpg", "b/1.JPG", "b/2.png"]
+        assert source.landmarks is None
+        assert source.visible is None
+        assert source.columns == {}
+        assert source.spec.landmarks is None
+        assert source.spec.protocol is None
+        assert source.file_sizes.tolist() == [[20, 60], [32, 32], [40, 30]]
+    np.testing.assert_array_equal(source.image(1), data.decode_image(tmp_path / "b/1.JPG", 16)[0])
+    np.testing.assert_array_equal(source.images()[2], source.image(2))
+    np.testing.assert_array_equal(source.frame_maps[2], coordinates.frame_map((40, 30), (16, 16)))
+    assert source.encoded(0) == (tmp_path / "a.jpg").read_bytes()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).image(2), source.image(2))
+
+
+def test_annotation(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_text(
+        "\ufefffile,yaw,x0,y0,x1,y1,visible0,visible1,x_note\n"
+        'b/2.png,-3.5,1,2,29.5,39,1,0,"a, b"\n'
+        "\n"
+        "./a.jpg,10,,,4,5,,1,\n"
+    )
+    source = Folder(tmp_path, "train", frame_size=16)
+    assert source.names == ["b/2.png", "a.jpg"]
+    assert source.spec.protocol == "folder_2_box"
+    assert source.spec.splits == ("train",)
+    assert source.columns == {"yaw": ["-3.5", "10"], "x_note": ["a, b", ""]}
+    assert source.landmarks.dtype == np.float32
+    np.testing.assert_array_equal(source.visible, [[True, False], [False, True]])
+    np.testing.assert_array_equal(specs.annotated(source), [[True, True], [False, True]])
+    for row, point, xy in ((0, 0, (1, 2)), (0, 1, (29.5, 39)), (1, 1, (4, 5))):
+        fmap = coordinates.frame_map(SIZES[source.names[row]], (16, 16))
+        np.testing.assert_allclose(source.landmarks[row, point], np.array(xy) * fmap[:2] + fmap[2:], atol=1e-5)
+        back = coordinates.frame_to_file(source.landmarks[row].astype(float), source.frame_maps[row])
+        np.testing.assert_allclose(back[point], xy, atol=1e-5)
+
+
+def test_csv_without_points_and_without_visibility(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_text("file,x0,y0\na.jpg,1,2\n")
+    (tmp_path / "test.csv").write_text("file,person\na.jpg,Ada\n")
+    train = Folder(tmp_path, "train", frame_size=16)
+    assert train.visible.tolist() == [[True]]
+    assert train.spec.splits == ("train", "test")
+    test = Folder(tmp_path, "test", frame_size=16)
+    assert test.landmarks is None
+    assert test.columns == {"person": ["Ada"]}
+
+
+@pytest.mark.parametrize(
+    ("csv", "message"),
+    [
+        ("", "no column `file`"),
+        ("file,x0,y0\n", "lists no images"),
+        ("name,x0,y0\na.jpg,1,2\n", "no column `file`"),
+        ("file,x0,y0,x0\na.jpg,1,2,3\n", "column 'x0' twice"),
+        ("file,x0,y0,x1\na.jpg,1,2,3\n", "2 landmarks but no column y1"),
+        ("file,x0,y0,x2,y2\na.jpg,1,2,3,4\n", "3 landmarks but no column x1"),
+        ("file,y0\na.jpg,1\n", "no column x0"),
+        ("file,x0,y0,visible0,visible1\na.jpg,1,2,1,1\n", "column visible1 but no x1 and y1"),
+        ("file,x0,y0,x1,y1,visible0\na.jpg,1,2,3,4,1\n", "no column visible1"),
+        ("file,x0,y0\na.jpg,1\n", "line 2 has 2 columns where the first line has 3"),
+        ("file,x0,y0\na.jpg,1,2\na.jpg,1,2\n", "line 3: a.jpg is listed in line 2"),
+        ("file,x0,y0\na.jpg,1,2\nb/2.png,1,1O\n", "line 3, column y0: '1O' is not a number"),
+        ("file,x0,y0\na.jpg,nan,2\n", "line 2, column x0: 'nan' is not a number"),
+        ("file,x0,y0\na.jpg,1,inf\n", "line 2, column y0: 'inf' is not a number"),
+        ("file,x0,y0\na.jpg,,2\n", "line 2: one of x0 and y0 is empty"),
+        ("file,x0,y0,visible0\na.jpg,1,2,0.5\n", "line 2, column visible0: not 0 or 1"),
+        ("file,x0,y0,visible0\na.jpg,1,2,\n", "line 2, column visible0: not 0 or 1"),
+        ("file,x0,y0\na.jpg,1,2\nno.jpg,1,2\nc/no.jpg,1,2\n", "names 2 files not in .*, first no.jpg"),
+        ("file,x0,y0\n../a.jpg,1,2\n", "line 2: ../a.jpg is not inside the folder"),
+        ("file,x0,y0\n/etc/a.jpg,1,2\n", "not inside the folder"),
+        ("file,x0,y0\n,1,2\n", "line 2: the column `file` is empty"),
+        ("file,x0,y0\nb/2.png,3,4\na.jpg,120.5,2\n", r"line 3: point 0 at \(120.5, 2\) lies far outside .* 60 x 20"),
+        ("file,x0,y0\na.jpg,1,-20.5\nb/2.png,0,999\n", r"line 2: point 0 .* \(2 images affected\)"),
+        ('file,x0,y0\n"a.jpg,1,2\n', "line 2: not valid csv"),
+        ("file,x0,y0\nbad.jpg,1,2\n", "bad.jpg cannot be read as JPEG or PNG .*another kind"),
+    ],
+)
+def test_bad_csv_is_one_sentence(tmp_path, csv, message):
+    photos(tmp_path)
+    (tmp_path / "bad.jpg").write_text("text")
+    (tmp_path / "train.csv").write_text(csv)
+    with pytest.raises(UserError, match=message) as error:
+        Folder(tmp_path, "train", frame_size=16)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_points_a_little_outside_are_fine(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_text("file,x0,y0,x1,y1\na.jpg,-59,39,119,-19\n")
+    assert np.isfinite(Folder(tmp_path, "train", frame_size=16).landmarks).all()
+
+
+def test_csv_that_is_not_text(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_bytes(b"file,x0,y0\n\xff\xfe\x00,1,2\n")
+    with pytest.raises(UserError, match=r"train.csv is not a text file in UTF-8"):
+        Folder(tmp_path, "train", frame_size=16)
+
+
+def test_splits_must_agree_and_exist(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_text("file,x0,y0\na.jpg,1,2\n")
+    with pytest.raises(UserError, match=r"has no test.csv \(it has train.csv\); add test.csv"):
+        Folder(tmp_path, "test", frame_size=16)
+    (tmp_path / "test.csv").write_text("file,x0,y0,x1,y1\na.jpg,1,2,3,4\n")
+    with pytest.raises(UserError, match=r"train.csv has 1 landmarks but .*test.csv has 2"):
+        Folder(tmp_path, "train", frame_size=16)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"data_dir is not set"):
+        Folder("", "train", frame_size=16)
+    with pytest.raises(UserError, match=r"nowhere does not exist"):
+        Folder(tmp_path / "nowhere", "train", frame_size=16)
+    with pytest.raises(UserError, match=r"is empty"):
+        Folder(tmp_path, "train", frame_size=16)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes.txt is a file"):
+        Folder(tmp_path / "notes.txt", "train", frame_size=16)
+    with pytest.raises(UserError, match=r"holds no JPEG or PNG"):
+        Folder(tmp_path, "train", frame_size=16)
+
+
+def test_unreadable_images_are_counted(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "b" / "0.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"0.jpg cannot be read as JPEG or PNG \(the file is empty\); mend or remove it$"
+    ):
+        Folder(tmp_path, "train", frame_size=16)
+    (tmp_path / "z.png").write_text("x")
+    with pytest.raises(UserError, match=r"b/0.jpg .*; 2 files of 5 cannot be read"):
+        Folder(tmp_path, "train", frame_size=16)
+
+
+def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path):
+    photos(tmp_path)
+    whole = (tmp_path / "b/2.png").read_bytes()
+    (tmp_path / "b/2.png").write_bytes(whole[: len(whole) // 2])
+    source = Folder(tmp_path, "train", frame_size=16)
+    with pytest.raises(UserError, match=r"b/2.png cannot be read"):
+        source.images()
+
+
+def test_fingerprint_follows_images_not_annotation(tmp_path):
+    photos(tmp_path)
+
+    def fingerprint(csv, frame=16, fit="pad"):
+        (tmp_path / "train.csv").write_text(csv)
+        return Folder(tmp_path, "train", frame_size=frame, fit=fit).fingerprint
+
+    one = fingerprint("file,x0,y0\na.jpg,1,2\nb/2.png,3,4\n")
+    assert one == fingerprint("file,x0,y0,yaw\na.jpg,7,9,3\nb/2.png,,,1\n")
+    others = {
+        fingerprint("file\nb/2.png\na.jpg\n"),
+        fingerprint("file\na.jpg\n"),
+        fingerprint("file\na.jpg\nb/2.png\n", frame=17),
+        fingerprint("file\na.jpg\nb/2.png\n", fit="crop"),
+    }
+    photos(tmp_path, {"a.jpg": (20, 61)})
+    others.add(fingerprint("file\na.jpg\nb/2.png\n"))
+    assert len(others) == 5
+    assert one not in others
+
+
+def test_buckets_are_read_through_epath(tmp_path, monkeypatch):
+    # A bucket has no `open`; with it taken away, a plain folder is read the same way.
+    photos(tmp_path, SIZES | {".hidden/x.jpg": (4, 4)})
+    local = Folder(tmp_path, "train", frame_size=16)
+    monkeypatch.setattr(decode, "is_local", lambda path: False)
+    for module in (decode, folder):
+        monkeypatch.setattr(module, "open", None, raising=False)
+    remote = Folder(tmp_path, "train", frame_size=16)
+    assert (remote.names, remote.fingerprint) == (local.names, local.fingerprint)
+    np.testing.assert_array_equal(remote.file_sizes, local.file_sizes)
+    np.testing.assert_array_equal(remote.image(1), local.image(1))

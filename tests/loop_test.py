@@ -1,0 +1,223 @@
+"""The loop: its order, stopping and resuming, what it writes, what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from uld_jax import checkpoint, evaluate, loop, runs
+from uld_jax import rounds as rounds_lib
+from uld_jax.errors import UserError
+
+SHORT = {"detector.steps": 4, "detector.round_every": 2, "eval_every": 3, "save_every": 2, "log_every": 1}
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_hash(workdir):
+    last = lines(workdir)[-1]
+    assert last["done"] is True
+    return last["params_sha256"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    loop.run(tiny.config(**SHORT), workdir)
+    return workdir
+
+
+def test_the_order_is_save_refresh_evaluate_next_step(tmp_path, monkeypatch):
+    events = []
+
+    def note(owner, name, event, after=lambda result: result):
+        original = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            events.append(event)
+            return after(original(*args, **kwargs))
+
+        monkeypatch.setattr(owner, name, noted)
+
+    def counted(payloads):
+        for payload in payloads:
+            events.append("next")
+            yield payload
+
+    note(checkpoint.Keeper, "save", "save")
+    note(checkpoint, "save_final", "final")
+    note(rounds_lib.Rounds, "run", "refresh")
+    note(evaluate, "in_training", "evaluate")
+    note(loop, "compile_step", "compile", lambda step: lambda *a: (events.append("step"), step(*a))[1])
+    original = evaluate.open_data
+
+    def open_data(config, mesh):
+        data = original(config, mesh)
+        payloads = data.train_reader.payloads
+        monkeypatch.setattr(data.train_reader, "payloads", lambda *a, **k: counted(payloads(*a, **k)))
+        return data
+
+    monkeypatch.setattr(evaluate, "open_data", open_data)
+    loop.run(tiny.config(**SHORT), tmp_path)
+    first, second = (" ".join(part.split()) for part in " ".join(events).split("final")[:2])
+    assert first == "next compile save refresh evaluate"
+    steps = "next step next step save refresh next step evaluate next step save evaluate"
+    assert second == f"next compile {steps}"  # the first `next` shows a batch to `init`
+
+
+def test_a_run_writes_what_scripts_rely_on(reference):
+    for name in (
+        "config.json",
+        "run.json",
+        "contact_sheet.png",
+        "eval/test/metrics.json",
+        "eval/test/per_landmark.csv",
+    ):
+        assert (reference / name).stat().st_size, name
+    for name in ("eval/test/zeroshot/metrics.json", "checkpoints/zeroshot/final", "checkpoints/detector/final", "tb"):
+        assert (reference / name).exists(), name
+    metrics = json.loads((reference / "eval/test/metrics.json").read_text())
+    assert metrics["stage"] == "detector"
+    assert metrics["protocol"] == "synthetic_20_box"
+    assert 0 < metrics["forward_nme"] < 100 < 1e9
+    assert {"n_train", "n_test", "backward_nme", "mean_shape_nme", "stability_px", "ced_auc", "groups"} <= set(metrics)
+    written = lines(reference)
+    assert [r["step"] for r in written if "loss" in r] == [1, 2, 3, 4]
+    assert all({"step", "stage", "time"} <= set(r) for r in written)
+    run = json.loads((reference / "run.json").read_text())
+    assert {"versions", "devices", "data_fingerprint", "seed", "frozen_sha256", "config"} <= set(run)
+
+
+class _StopAt:
+    """Stands in for SIGTERM at the n-th loop head."""
+
+    def __init__(self, heads):
+        self.heads = heads
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def check(self):
+        pass
+
+    def agreed(self, ask):
+        self.heads -= 1
+        return self.heads == 0
+
+
+def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(reference, tmp_path, monkeypatch):
+    # Heads: one in zeroshot, then steps 0 to 4 of the detector; a round comes before step 2, a stage border before step 0.
+    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})  # measured elsewhere; only the training counts here
+    for heads in range(1, 7):
+        workdir = tmp_path / str(heads)
+        monkeypatch.setattr(loop, "_Sigterm", lambda heads=heads: _StopAt(heads))
+        with pytest.raises(loop.Stopped):
+            loop.run(tiny.config(**SHORT), workdir)
+        monkeypatch.setattr(loop, "_Sigterm", lambda: _StopAt(-1))
+        loop.run(tiny.config(**SHORT), workdir)
+        assert final_hash(workdir) == final_hash(reference), f"stopped at head {heads}"
+        steps = [r["step"] for r in lines(workdir) if "loss" in r]
+        assert steps == [1, 2, 3, 4], f"stopped at head {heads}"
+
+
+def test_a_killed_run_ends_bit_equal_when_the_same_command_goes_on(reference, tmp_path):
+    flags = [f"--config.{k}={v}" for k, v in SHORT.items()]
+    spec = "--config=configs/zeroshot.py:dataset=synthetic,k=4,preset=tiny"
+    command = [sys.executable, "-m", "uld_jax", "train", spec, f"--workdir={tmp_path}", *flags]
+    for wait_for in ("checkpoints/zeroshot/final", "checkpoints/detector/2"):
+        process = subprocess.Popen(
+            command, env=tiny.environment(), cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(600):
+            if (tmp_path / wait_for).exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "sta')  # a torn last line
+    tiny.run(*command[1:])
+    assert final_hash(tmp_path) == final_hash(reference)
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path):
+    flags = ["--config.detector.steps=100000", "--config.eval_every=0", "--config.save_every=0", "--config.log_every=1"]
+    spec = "--config=configs/zeroshot.py:dataset=synthetic,k=4,preset=tiny"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uld_jax", "train", spec, f"--workdir={tmp_path}", *flags],
+        env=tiny.environment(),
+        cwd=tiny.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("detector 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 0, rest
+    assert "the same command goes on" in rest
+    saved = [p.name for p in (tmp_path / "checkpoints/detector").iterdir() if p.name.isdigit()]
+    assert len(saved) == 1
+    assert int(saved[0]) >= 2
+
+
+def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    workdir = tmp_path / "run"
+    constant = SHORT | {"detector.schedule": "constant", "detector.steps": 3}
+    loop.run(tiny.config(**constant), workdir)
+    loop.run(tiny.config(**constant | {"detector.steps": 5, "log_every": 5}), workdir)
+    whole = tmp_path / "whole"
+    loop.run(tiny.config(**constant | {"detector.steps": 5}), whole)
+    assert final_hash(workdir) == final_hash(whole)
+    with pytest.raises(UserError, match=r"holds a run with seed=0, not 1"):
+        loop.run(tiny.config(**constant | {"seed": 1}), workdir)
+    with pytest.raises(UserError, match=r"detector\.learning_rate"):
+        loop.run(tiny.config(**constant | {"detector.learning_rate": 0.5}), workdir)
+
+
+def test_init_from_starts_from_a_finished_stage(reference, tmp_path):
+    only = tiny.config(**SHORT, stages=("detector",), init_from=f"{reference}:zeroshot")
+    found = loop.run(only, tmp_path / "again")
+    assert loop.tree_hash(found.state.params) != ""
+    other = tiny.config(**SHORT, stages=("detector",), init_from=f"{reference}:zeroshot", **{"data.rows": (40, 16)})
+    with pytest.raises(UserError, match="other images"):
+        loop.run(other, tmp_path / "other")
+    own = dict(SHORT) | {"detector.labels_from": "self", "data.rows": (40, 16)}
+    found = loop.run(tiny.config(**own, stages=("detector",), init_from=str(reference)), tmp_path / "own")
+    assert int(found.state.aux.round) == 2
+    loaded = runs.load(str(tmp_path / "own"))
+    assert loop.tree_hash(loaded.state) == loop.tree_hash(found.state)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = tiny.config(**SHORT | {"detector.learning_rate": 1e30, "detector.warmup": 0, "detector.clip": 0.0})
+    with pytest.raises(UserError, match="not finite at step"):
+        loop.run(config, tmp_path)
+    assert checkpoint.has_final(tmp_path, "zeroshot")
+    kept = [int(p.name) for p in (tmp_path / "checkpoints/detector").iterdir() if p.name.isdigit()]
+    assert not kept  # the first step was the bad one, and what it left was not saved
+
+
+def test_several_steps_in_one_program_give_the_same_parameters(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    config = tiny.config(**SHORT | {"log_every": 2, "eval_every": 2}, steps_per_dispatch=2)
+    loop.run(config, tmp_path)
+    # The same rounding is not promised between programs.
+    a, b = runs.load(str(reference)).state, runs.load(str(tmp_path)).state
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="steps_per_dispatch 3 does not divide"):
+        loop.run(tiny.config(**SHORT, steps_per_dispatch=3), tmp_path / "odd")

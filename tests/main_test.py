@@ -1,0 +1,235 @@
+"""The command line as a user meets it: files, numbers, exit codes and one-sentence errors."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+from uld_jax import __main__ as cli
+from uld_jax import evaluate, loop, sharding
+from uld_jax.ops import coordinates
+
+SPEC = "--config=zeroshot:dataset=folder,k=4,preset=tiny"
+
+
+def uld(capsys, monkeypatch, *args):
+    """Exit code, stdout and stderr of a command, run in this process."""
+    from absl import flags
+
+    monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    code = cli.main()
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A labelled folder: synthetic heads as PNG with train.csv and test.csv."""
+    folder = tmp_path_factory.mktemp("photos")
+    config = tiny.config(**{"data.rows": (24, 8)})
+    for split in ("train", "test"):
+        source = evaluate.open_split(config, split)
+        rows = []
+        for i, image in enumerate(source.images()):
+            name = f"{split}/{i:03d}.png"
+            (folder / split).mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / name)
+            xy = source.landmarks[i].reshape(-1)
+            rows.append([name, source.columns["yaw"][i], *(f"{v:.2f}" for v in xy)])
+        header = ["file", "yaw", *(f"{c}{j}" for j in range(20) for c in "xy")]
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    """A finished run on these photos."""
+    workdir = tmp_path_factory.mktemp("runs") / "photos"
+    loop.run(short(photos), workdir)
+    return workdir
+
+
+def short(photos, **more):
+    return tiny.config(dataset="folder", data_dir=str(photos), **{"detector.steps": 4, "eval_every": 0} | more)
+
+
+def test_evaluate_writes_its_report(run, capsys, monkeypatch):
+    args = ("evaluate", f"--workdir={run}", "--group_by=yaw:-90,0,90", "--label_counts=1,5,all")
+    code, out, err = uld(capsys, monkeypatch, *args)
+    assert code == 0, err
+    metrics = json.loads((run / "eval/test/metrics.json").read_text())
+    assert metrics["protocol"] == "folder_20_box"
+    assert metrics["n_train"] == 24
+    assert sum(g["n"] for g in metrics["groups"]["yaw"]) == 8
+    assert [r["n"] for r in metrics["label_counts"]] == [1, 5, 24]
+    assert metrics["label_counts"][-1]["forward_nme"] == pytest.approx(metrics["forward_nme"])
+    assert f"{metrics['forward_nme']:.2f}" in out
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--stage=zeroshot")
+    assert code == 0, err
+    first = json.loads((run / "eval/test/zeroshot/metrics.json").read_text())
+    assert first["stage"] == "zeroshot"
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--group_by=age")
+    assert code == 1
+    assert "no column 'age'" in err
+
+
+def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatch):
+    """The same picture in many guises has its landmarks in the same places."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    picture = Image.open(photos / "test/000.png").convert("RGB")
+    big = picture.resize((120, 120), Image.Resampling.BICUBIC)
+    grey = picture.convert("L")
+    for name, image in {
+        "plain.png": picture,
+        "a/b/big.png": big,
+        "a/rgba.png": picture.convert("RGBA"),
+        "a/grey.png": grey,
+        "c/cmyk.jpg": picture.convert("CMYK"),
+        "c/wide.JPEG": Image.fromarray(np.pad(np.asarray(picture), ((0, 0), (20, 20), (0, 0)), mode="edge")),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / name, **({"quality": 100, "subsampling": 0} if name.lower()[-3:] != "png" else {}))
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(picture))))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise
+    turned.save(folder / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    (folder / "a/empty.jpg").touch()
+    (folder / "c/text.jpg").write_text("not an image")
+    code, _, err = uld(capsys, monkeypatch, "predict", f"--workdir={run}", f"--images={folder}", f"--out={out}")
+    assert code == 3, err
+    assert "a/empty.jpg" in err
+    assert "c/text.jpg" in err
+    assert "2 of 9 files were skipped" in err
+    with (out / "landmarks.csv").open() as file:
+        rows = {r["file"]: r for r in csv.DictReader(file)}
+    with (out / "skipped.csv").open() as file:
+        assert sorted(r["file"] for r in csv.DictReader(file)) == ["a/empty.jpg", "c/text.jpg"]
+
+    def points(name):
+        return np.array([[float(rows[name][f"{c}{k}"]) for c in "xy"] for k in range(4)])
+
+    plain = points("plain.png")
+    assert plain.min() >= -1
+    assert plain.max() <= 40
+    np.testing.assert_allclose(points("a/b/big.png"), coordinates.rescale_points(plain, (40, 40), (120, 120)), atol=4)
+    np.testing.assert_allclose(points("a/rgba.png"), plain, atol=1e-3)
+    np.testing.assert_allclose(points("turned.jpg"), plain, atol=2)
+    assert points("c/wide.JPEG")[:, 0].max() > 20
+    for name in rows:
+        overlay = out / "overlays" / f"{name.rpartition('.')[0]}.png"
+        assert Image.open(overlay).width > 0
+    assert Image.open(out / "contact_sheet.png").width > 100
+    (folder / "a/empty.jpg").unlink()
+    (folder / "c/text.jpg").unlink()
+    assert uld(capsys, monkeypatch, "predict", f"--workdir={run}", f"--images={folder}", f"--out={out}")[0] == 0
+    assert not (out / "skipped.csv").exists()
+
+
+def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    args = (
+        "predict",
+        f"--workdir={workdir}",
+        f"--images={photos / 'train'}",
+        f"--out={tmp_path}",
+        "--points=annotated",
+    )
+    code, _, err = uld(capsys, monkeypatch, *args)
+    assert code == 1
+    assert "run `uld fit" in err
+    code, out, err = uld(capsys, monkeypatch, "fit", f"--workdir={workdir}", f"--data_dir={photos}")
+    assert code == 0, err
+    assert "20 annotated landmarks from 24" in out
+    assert uld(capsys, monkeypatch, *args)[0] == 0
+    with (tmp_path / "landmarks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = np.array([[[float(r[f"{c}{k}"]) for c in "xy"] for k in range(20)] for r in rows])
+    source = evaluate.open_split(short(photos), "train")
+    error = np.linalg.norm(found - source.landmarks, axis=-1).mean()
+    mean_shape = np.linalg.norm(source.landmarks.mean(0) - source.landmarks, axis=-1).mean()
+    assert error < mean_shape
+
+
+def test_training_never_reads_annotation(run, photos, tmp_path):
+    """With noise in place of the landmarks the run ends in the same parameters."""
+    noisy = tmp_path / "noisy"
+    shutil.copytree(photos, noisy)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        with (noisy / f"{split}.csv").open() as file:
+            header, *rows = csv.reader(file)
+        rows = [[r[0], r[1], *(f"{v:.1f}" for v in rng.uniform(0, 39, len(r) - 2))] for r in rows]
+        with (noisy / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    loop.run(short(noisy), tmp_path / "run")
+    last = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in (run, tmp_path / "run")]
+    assert last[0]["params_sha256"] == last[1]["params_sha256"]
+    numbers = [
+        json.loads((w / "eval/test/metrics.json").read_text())["mean_shape_nme"] for w in (run, tmp_path / "run")
+    ]
+    assert numbers[0] != numbers[1]
+
+
+def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, capsys, monkeypatch):
+    def refused(*args):
+        code, out, err = uld(capsys, monkeypatch, *args)
+        assert code == 1, (args, out, err)
+        assert len(err.strip().splitlines()) == 1, err
+        assert "Traceback" not in err
+        return err
+
+    def folder(**files):
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        path.mkdir()
+        for name, content in files.items():
+            target = path / name.replace("__", "/").replace("_csv", ".csv").replace("_png", ".png")
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    image = (photos / "test/000.png").read_bytes()
+
+    def training(data_dir, *more):
+        where = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        error = refused("train", SPEC, f"--config.data_dir={data_dir}", f"--workdir={where}", *more)
+        assert not where.exists(), "a refused run leaves nothing behind"
+        return error
+
+    assert "data_dir" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
+    assert "does not exist" in training(tmp_path / "absent")
+    assert "is empty" in training(folder())
+    assert "no JPEG or PNG" in training(folder(**{"note.txt": "hello"}))
+    assert "absent.png" in training(folder(train_csv="file,x0,y0\nabsent.png,1,2\n", a_png=image))
+    assert "line 2" in training(folder(train_csv="file,x0,y0\na.png,one,2\n", a_png=image))
+    assert "outside" in training(folder(train_csv="file,x0,y0\na.png,900,2\n", a_png=image))
+    assert "empty" in training(folder(a_png=b""))
+    assert "colour" in training(photos, "--config.colour=3")
+    assert "detector" in training(photos, "--config.detector.wdith=3")
+    assert "multiple" in training(photos, "--config.detector.image_size=33")
+    assert "normaliser" in training(photos, "--config.data.normaliser=nose")
+    assert "preset" in refused("train", "--config=zeroshot:preset=huge", f"--workdir={tmp_path / 'w'}")
+    assert "no config" in refused("train", "--config=nothing", f"--workdir={tmp_path / 'w'}")
+    assert "config.json is missing" in refused("evaluate", f"--workdir={tmp_path / 'w'}")
+    assert "use another --workdir" in refused("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}")
+    assert "no stage 'last'" in refused("evaluate", f"--workdir={run}", "--stage=last")
+    assert "--images" in refused("predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}")
+    with pytest.raises(ValueError, match="does not divide over 3 devices; use a multiple of 3"):
+        sharding.local_slice(type("Mesh", (), {"size": 3})(), 8)
+
+
+def test_every_config_loads_with_every_data_set_it_names():
+    for name in tiny.CONFIGS:
+        for preset in ("paper", "small", "tiny"):
+            for dataset in ("synthetic", "folder"):
+                from uld_jax import config as config_lib
+
+                config = config_lib.load(f"{name}:dataset={dataset},preset={preset}")
+                assert [config_lib.stage(config, s).name for s in config.stages] == list(config.stages)
+                assert config.is_locked

@@ -1,0 +1,199 @@
+"""What every stage of every method must hold, found by listing `configs/`: see also `tests/train_test.py`."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uld_jax.methods
+from tests import tiny
+from uld_jax import config as config_lib
+from uld_jax import detector
+from uld_jax.method import Bank, Labels, Rows
+
+STAGES = tiny.stages()
+ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
+ROWS = 24
+
+
+def built(name, stage):
+    """The stage, its frozen weights, a batch, and its first state, after the stages before it have been refreshed."""
+    config = tiny.config(name)
+    rng = np.random.default_rng(3)
+    side = config.data.frame_size
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (config.batch_size, side, side, 3), np.uint8)),
+        "index": jnp.arange(config.batch_size, dtype=jnp.int32),
+    }
+    if config.data.partner:
+        batch |= {"image2": batch["image"][::-1], "index2": batch["index"][::-1]}
+    state = None
+    for each in config.stages:
+        spec = config_lib.stage(config, each)
+        frozen = spec.method.frozen()
+        state = jax.jit(lambda b, f, p, m=spec.method: m.init(jax.random.key(1), b, f, p, ROWS))(batch, frozen, state)
+        if each == stage:
+            return spec, frozen, batch, state
+        for i in range(spec.method.passes(0)):
+            state = jax.jit(spec.method.refresh)(state, frozen, bank_of(spec, frozen, batch, state), jax.random.key(i))
+    raise AssertionError(stage)
+
+
+def bank_of(spec, frozen, batch, state):
+    """A bank [B,T,P,...] of three batches of 24 rows."""
+    parts = []
+    observe = jax.jit(spec.method.observe)
+    for t in range(-(-ROWS // len(batch["index"]))):
+        index = batch["index"] + t * len(batch["index"])
+        rows = observe(state, frozen, batch | {"index": index, "image": jnp.roll(batch["image"], 5 * t, 1)})
+        real = index < ROWS
+        parts.append(Bank(rows._replace(mask=rows.mask & real[:, None]), jnp.minimum(index, ROWS)))
+    return jax.tree.map(lambda *x: jnp.stack(x, 1), *parts)
+
+
+def test_every_method_class_has_a_config():
+    named = {tiny.config(n)[s].method for n, s in STAGES}
+    found = set()
+    for module in pkgutil.iter_modules(uld_jax.methods.__path__):
+        for name, cls in vars(importlib.import_module(f"uld_jax.methods.{module.name}")).items():
+            if inspect.isclass(cls) and cls.__module__.endswith(module.name) and hasattr(cls, "train_step"):
+                found.add(f"{module.name}.{name}")
+    assert found == named
+
+
+@ids
+def test_shapes(name, stage):
+    spec, frozen, batch, state = built(name, stage)
+    k, size = tiny.config(name).k, len(batch["index"])
+    found = jax.eval_shape(spec.method.predict, state, frozen, batch["image"])
+    assert found.xy.shape == (size, k, 2)
+    assert found.score.shape == (size, k)
+    assert found.xy.dtype == found.score.dtype == jnp.float32
+    if spec.steps:
+        new, metrics = jax.eval_shape(spec.method.train_step, state, frozen, batch, jax.random.key(0))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+        assert all(v.shape == () for v in metrics.values())
+        assert "loss" in metrics
+    if any(spec.method.passes(s) for s in range(spec.steps + 1)):
+        rows = jax.eval_shape(spec.method.observe, state, frozen, batch)
+        assert rows.xy.shape == (*rows.mask.shape, 2)
+        assert rows.descriptors.shape[:2] == rows.mask.shape
+
+
+@ids
+def test_masked_slots_do_not_matter(name, stage):
+    spec, frozen, batch, state = built(name, stage)
+    if not any(spec.method.passes(s) for s in range(spec.steps + 1)):
+        pytest.skip("this stage makes no passes")
+    refresh = jax.jit(spec.method.refresh)
+    bank = bank_of(spec, frozen, batch, state)
+    rng = np.random.default_rng(0)
+    keep = jnp.asarray(rng.random(bank.rows.mask.shape) < 0.8)
+    mask = bank.rows.mask & keep
+
+    def filled(value):
+        noise = lambda x: jnp.where(mask[..., None], x, jnp.asarray(rng.normal(0, value, x.shape), x.dtype))
+        return Bank(Rows(noise(bank.rows.descriptors), noise(bank.rows.xy), mask), bank.index)
+
+    a = refresh(state, frozen, filled(1.0), jax.random.key(5))
+    b = refresh(state, frozen, filled(100.0), jax.random.key(5))
+    jax.tree.map(np.testing.assert_array_equal, visible(a.aux), visible(b.aux))
+
+
+def visible(aux):
+    """An aux with the coordinates of missing labels, which nobody may read, blanked."""
+
+    def blank(x):
+        return Labels(jnp.where(x.score[..., None] > 0, x.xy, 0), x.score) if isinstance(x, Labels) else x
+
+    return jax.tree.map(blank, aux, is_leaf=lambda x: isinstance(x, Labels))
+
+
+@ids
+def test_labels_that_are_missing_do_not_matter_to_a_step(name, stage):
+    spec, frozen, batch, state = built(name, stage)
+    labels = getattr(state.aux, "labels", None)
+    if not spec.steps or labels is None:
+        pytest.skip("this stage trains on no labels")
+    step = jax.jit(spec.method.train_step)
+    there = jnp.asarray(np.random.default_rng(1).random(labels.score.shape) < 0.5)
+    results = []
+    for value in (0.0, 11.0):
+        xy = jnp.where(there[..., None], labels.xy, value)
+        changed = state.replace(aux=state.aux._replace(labels=Labels(xy, jnp.where(there, 1.0, 0.0))))
+        results.append(step(changed, frozen, batch, jax.random.key(2))[0].params)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@ids
+def test_thirty_steps_lower_the_loss(name, stage):
+    spec, frozen, batch, state = built(name, stage)
+    if not spec.steps:
+        pytest.skip("a stage of zero steps")
+    step = jax.jit(spec.method.train_step)
+    losses = []
+    for i in range(30):
+        state, metrics = step(state, frozen, batch, jax.random.key(i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
+
+
+def test_a_whole_run_measures_predicts_and_loads(finished):
+    metrics = json.loads((finished / "eval/test/metrics.json").read_text())
+    assert np.isfinite(metrics["forward_nme"])
+    assert np.isfinite(metrics["backward_nme"])
+    found = detector.Detector.load(finished)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    prediction = found.predict([image, image[:, :50]])
+    assert prediction.xy.shape == (2, found.k, 2)
+    assert np.isfinite(prediction.xy).all()
+
+
+DEVICES = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_default_matmul_precision", "highest")
+from tests import tiny
+from uld_jax import config as config_lib, evaluate, loop, sharding
+from uld_jax.rounds import Rounds
+
+assert jax.device_count() == 8
+for name in tiny.CONFIGS:
+    for dtype, steps, bound in (("float64", 10, 1e-8), ("float32", 1, 1e-6)):
+        results = []
+        for mesh in (sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh()):
+            config = tiny.config(name, dtype=dtype)
+            data = evaluate.open_data(config, mesh)
+            losses, state = [], None
+            for number, stage in enumerate(config.stages):
+                spec = config_lib.stage(config, stage)
+                frozen = sharding.put_replicated(mesh, spec.method.frozen())
+                state = loop.Start(spec.method, data.train_reader, mesh, frozen, state, jax.random.key(number)).state()
+                rounds = Rounds(spec.method, data.train_reader, mesh)
+                state = rounds.run(state, frozen, jax.random.key(7), spec.method.passes(0))
+                advance = loop.compile_step(spec.method, data.train_reader, mesh, 1)
+                payloads = data.train_reader.payloads(0, seed=1)
+                key = sharding.put_key(mesh, jax.random.key(9))
+                for _ in range(min(steps, spec.steps)):
+                    state, values = advance(state, frozen, data.train_reader.store, next(payloads), key)
+                    losses.append(float(values["loss"]))
+            results.append((losses, jax.device_get(state)))
+        (one, a), (eight, b) = results
+        print(name, dtype, np.abs(np.subtract(one, eight)).max(), len(one))
+        assert len(one) == steps and np.allclose(one, eight, rtol=bound, atol=bound)
+        for x, y in zip(jax.tree.leaves(a.aux), jax.tree.leaves(b.aux), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+        if dtype == "float32":
+            for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_one_device_and_eight_agree():
+    tiny.run("-c", DEVICES, devices=8)

@@ -1,0 +1,122 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uld_jax.models import layers
+
+torch = pytest.importorskip("torch")
+
+
+class OneConv(nn.Module):
+    kernel: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        return layers.conv(x, 6, self.kernel, stride=self.stride, bias=True, name="conv")
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (3, 1), (1, 1), (3, 2)])
+def test_conv_pads_like_torch(kernel, stride):
+    x = np.random.default_rng(0).normal(size=(2, 12, 10, 3)).astype(np.float32)
+    module = OneConv(kernel, stride)
+    params = module.init(jax.random.key(0), x)
+    twin = torch.nn.Conv2d(3, 6, kernel, stride, kernel // 2)
+    weights = params["params"]["conv"]
+    twin.weight.data = torch.tensor(np.array(weights["kernel"]).transpose(3, 2, 0, 1).copy())
+    twin.bias.data = torch.tensor(np.array(weights["bias"]))
+    expected = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(module.apply(params, x), expected, atol=1e-5)
+
+
+def test_initialisation_is_torch_default():
+    x = jnp.zeros((1, 8, 8, 48))
+    weights = OneConv(5, 1).init(jax.random.key(1), x)["params"]["conv"]
+    bound = (25 * 48) ** -0.5
+    twin = torch.nn.Conv2d(48, 6, 5)
+    assert twin.weight.abs().max() <= bound + 1e-7 and twin.bias.abs().max() <= bound + 1e-7  # this is torch's law
+    kernel, bias = np.asarray(weights["kernel"]), np.asarray(weights["bias"])
+    assert 0.99 * bound < np.abs(kernel).max() <= bound and 0 < np.abs(bias).max() <= bound
+    np.testing.assert_allclose(kernel.std(), twin.weight.std().item(), rtol=0.05)
+
+
+class OneNorm(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, train):
+        return layers.normalize(x, self.kind, train, name="norm")
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (6, 2), (5, 1)])
+def test_group_norm_equals_torch(channels, groups):
+    x = 5 + np.random.default_rng(1).normal(size=(2, 4, 6, channels)).astype(np.float32)
+    module = OneNorm("group")
+    found = module.apply(module.init(jax.random.key(0), x, True), x, True)
+    expected = torch.nn.functional.group_norm(torch.tensor(x.transpose(0, 3, 1, 2).copy()), groups)
+    np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_batch_norm_equals_torch():
+    x = 2 + 3 * np.random.default_rng(2).normal(size=(4, 5, 6, 3)).astype(np.float32)
+    module, twin = OneNorm("batch"), torch.nn.BatchNorm2d(3)
+    variables = module.init(jax.random.key(0), x, True)
+    found, updated = module.apply(variables, x, True, mutable="batch_stats")
+    expected = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    stats, count = updated["batch_stats"]["norm"], 4 * 5 * 6
+    np.testing.assert_allclose(stats["mean"], twin.running_mean.numpy(), rtol=1e-5)
+    unbiased = 0.9 + (np.asarray(stats["var"]) - 0.9) * count / (count - 1)
+    np.testing.assert_allclose(unbiased, twin.running_var.numpy(), rtol=1e-5)
+    twin.eval()
+    expected = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(module.apply(variables | updated, x, False), expected, rtol=2e-2, atol=1e-2)
+
+
+def test_average_pool_and_upsample_equal_torch():
+    x = np.random.default_rng(3).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    chw = torch.tensor(x.transpose(0, 3, 1, 2).copy())
+    to_numpy = lambda t: t.numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    np.testing.assert_allclose(layers.average_pool(x), to_numpy(torch.nn.functional.avg_pool2d(chw, 2)), atol=1e-6)
+    twin = torch.nn.functional.interpolate(chw, scale_factor=2, mode="nearest")
+    np.testing.assert_array_equal(layers.upsample(x), to_numpy(twin))
+
+
+class Small(nn.Module):
+    extra: bool = False
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = layers.conv(x, 64, 5, bias=True, name="a")
+        x = layers.normalize(x, "batch", train, name="b")
+        x = layers.conv(x, 32, 3, name="c", param_dtype=jnp.bfloat16)
+        return self.param("gain", nn.initializers.ones, ()) * x if self.extra else x
+
+
+def test_initialize_follows_the_law_of_init():
+    x = jnp.zeros((1, 8, 8, 16))
+    expected = Small().init(jax.random.key(0), x, train=False)
+    for form in (x, jax.ShapeDtypeStruct(x.shape, x.dtype)):
+        found = layers.initialize(Small(), jax.random.key(1), form, train=False)
+        assert jax.tree.map(lambda v: (v.shape, v.dtype), found) == jax.tree.map(lambda v: (v.shape, v.dtype), expected)
+        for (path, ours), theirs in zip(
+            jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+        ):
+            ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+            if theirs.std():
+                bound = (16 * 25) ** -0.5 if "'a'" in str(path) else (64 * 9) ** -0.5
+                for values in (ours, theirs):
+                    assert np.abs(values).max() <= bound * 1.004 and abs(values.mean()) < 4 * bound / values.size**0.5
+                    np.testing.assert_allclose(values.std(), bound / 3**0.5, rtol=1 / values.size**0.5 + 0.01)
+            else:
+                np.testing.assert_array_equal(ours, theirs)
+    again = layers.initialize(Small(), jax.random.key(2), x, train=False)
+    assert not np.array_equal(again["params"]["a"]["bias"], found["params"]["a"]["bias"])
+
+
+def test_initialize_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="params/gain"):
+        layers.initialize(Small(extra=True), jax.random.key(0), jnp.zeros((1, 8, 8, 16)), train=False)

@@ -1,0 +1,65 @@
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from uld_jax.ops import heatmaps
+
+
+def test_examples():
+    result = doctest.testmod(heatmaps)
+    assert result.attempted >= 3 and result.failed == 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_soft_argmax_equals_numpy(temperature):
+    logits = np.random.default_rng(0).normal(size=(2, 3, 7, 9, 4)).astype(np.float32)
+    found = jax.jit(heatmaps.soft_argmax, static_argnums=1)(logits, temperature)
+    p = softmax(logits.astype(np.float64) / temperature, axis=(-3, -2))
+    y, x = np.mgrid[:7, :9]
+    expected = np.einsum("...hwk,hwc->...kc", p, np.stack([x, y], -1))
+    assert found.shape == (2, 3, 4, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_soft_argmax_of_low_precision_logits_is_float32():
+    logits = jnp.zeros((64, 64, 1), jnp.bfloat16).at[50, 33].set(100)
+    found = heatmaps.soft_argmax(logits)
+    assert found.dtype == jnp.float32 and found.tolist() == [[33.0, 50.0]]
+
+
+def test_gaussian_equals_numpy_and_is_found_again():
+    xy = np.random.default_rng(1).uniform(3, 9, (2, 5, 2)).astype(np.float32)
+    maps = jax.jit(heatmaps.gaussian, static_argnums=(1, 2))(xy, (12, 14), 1.3)
+    y, x = np.mgrid[:12, :14]
+    r2 = (x[..., None] - xy[:, None, None, :, 0]) ** 2 + (y[..., None] - xy[:, None, None, :, 1]) ** 2
+    np.testing.assert_allclose(maps, np.exp(-r2 / (2 * 1.3**2)), atol=1e-6)
+    found, score = jax.jit(heatmaps.peak)(jnp.log(maps))
+    np.testing.assert_allclose(found, xy, atol=1e-4)
+    assert (np.asarray(score) <= 0).all()
+    rough, height = heatmaps.peak(maps, refine=False)
+    np.testing.assert_array_equal(rough, np.round(xy))
+    np.testing.assert_allclose(height, np.asarray(maps).max((1, 2)))
+    closer, _ = heatmaps.peak(maps)
+    assert np.abs(closer - xy).max() < 0.6 * np.abs(rough - xy).max()
+
+
+def test_peak_equals_brute_force_also_on_borders_and_plateaus():
+    rng = np.random.default_rng(2)
+    maps = rng.integers(0, 6, (50, 4, 5, 3)).astype(np.float32)  # few values: many ties
+    xy, score = jax.jit(heatmaps.peak)(maps)
+    for b in range(50):
+        for k in range(3):
+            m = maps[b, :, :, k]
+            y, x = np.unravel_index(m.argmax(), m.shape)
+            expected = np.array([x, y], np.float64)
+            for axis, (p, line) in enumerate([(x, m[y]), (y, m[:, x])]):
+                if 0 < p < len(line) - 1:
+                    before, top, after = line[p - 1 : p + 2]
+                    if before + after < 2 * top:
+                        expected[axis] += np.clip(0.5 * (before - after) / (before - 2 * top + after), -0.5, 0.5)
+            np.testing.assert_allclose(xy[b, k], expected, atol=1e-6)
+            assert score[b, k] == m.max()

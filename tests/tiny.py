@@ -1,0 +1,44 @@
+"""Configs that train in seconds, and programs in processes of their own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from uld_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+
+
+def config(name: str = "zeroshot", dataset: str = "synthetic", k: int = 4, **overrides):
+    """The `tiny` preset of a config, smaller still where that costs nothing."""
+    return config_lib.load(f"{ROOT}/configs/{name}.py:dataset={dataset},k={k},preset=tiny", **overrides)
+
+
+def stages():
+    """(config name, stage name) of every stage of every config."""
+    return [(name, stage) for name in CONFIGS for stage in config(name).stages]
+
+
+def run(*args, devices: int = 1, check: bool = True, env=None, **popen) -> subprocess.CompletedProcess:
+    """`python *args` in a process with its own virtual devices; what it printed is in the failure's message."""
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=environment(devices, env),
+        cwd=ROOT,
+        **popen,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def environment(devices: int = 1, more=None) -> dict[str, str]:
+    """Environment of a process with `devices` virtual CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    return (
+        os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | (more or {})
+    )

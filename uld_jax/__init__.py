@@ -1,0 +1,27 @@
+"""uld_jax: unsupervised landmark discovery in JAX.
+
+    import uld_jax
+    detector = uld_jax.load("runs/mine")
+    found = detector.predict(images)          # [N,H,W,3] uint8, or a list of images of any sizes
+
+Heavy imports happen at the first use of a name, so that `import uld_jax` is quick and configures nothing.
+"""
+
+__version__ = "0.1.0"
+
+
+def load(workdir, *, mesh=None):
+    """The detector of a finished run, `WORKDIR[:stage]`. Raises `UserError` if there is none."""
+    from uld_jax.detector import Detector
+
+    return Detector.load(workdir, mesh=mesh)
+
+
+def train(config, workdir, *, mesh=None):
+    """Trains a config (an ml_collections.ConfigDict, or `FILE_OR_NAME:arguments`) and returns its detector."""
+    from uld_jax import config as config_lib
+    from uld_jax import loop
+
+    config = config_lib.load(config) if isinstance(config, str) else config
+    loop.run(config, workdir, mesh=mesh)
+    return load(workdir, mesh=mesh)

@@ -1,0 +1,233 @@
+"""The command line: `uld COMMAND --flags`. Each command is one function; flags become its arguments."""
+
+import os
+import sys
+import warnings
+
+from absl import flags
+from ml_collections import config_flags
+
+from uld_jax.errors import UserError
+
+USAGE = """uld: unsupervised landmark discovery
+
+  uld train    --config=configs/zeroshot.py:dataset=folder,k=10,preset=small --config.data_dir=PHOTOS --workdir=RUN
+  uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
+               [--label_counts=1,10,100,all]
+  uld predict  --workdir=RUN --images=PHOTOS --out=OUT [--points=annotated]
+  uld fit      --workdir=RUN --data_dir=LABELLED_PHOTOS
+  uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
+
+`uld COMMAND --help` lists the flags of a command. Any key of a config can be set: --config.seed=3.
+"""
+
+OK, BAD_INPUT, SKIPPED = 0, 1, 3
+
+
+def _train(v: flags.FlagValues) -> int:
+    from uld_jax import evaluate, loop
+
+    profile = None
+    if v.profile:
+        profile = _pair(v.profile)
+    try:
+        found = loop.run(v.config, v.workdir, profile=profile)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return OK
+    if _first_process():
+        print(f"{v.config.k} landmarks found; {evaluate.summary(found.report)}".rstrip("; "))
+        print(f"  pictures  {os.path.join(v.workdir, 'contact_sheet.png')}")
+        print(f"  numbers   {os.path.join(v.workdir, 'eval')}")
+        print(f"  use them  uld predict --workdir={v.workdir} --images=DIR --out=DIR")
+    return OK
+
+
+def _evaluate(v: flags.FlagValues) -> int:
+    from uld_jax import evaluate, runs, sharding
+
+    mesh = sharding.make_mesh()
+    finished = runs.load(f"{v.workdir}:{v.stage}" if v.stage else v.workdir, mesh)
+    counts = [c if c == "all" else _integer(c, "--label_counts") for c in v.label_counts]
+    report, folder = evaluate.evaluate_run(
+        finished,
+        mesh,
+        split=v.split,
+        dataset=v.dataset,
+        data_dir=v.data_dir,
+        group_by=v.group_by,
+        label_counts=counts,
+    )
+    if _first_process():
+        print(f"{finished.stage}: {evaluate.summary(report)}")
+        for column, groups in (report["groups"] or {}).items():
+            for group in groups:
+                print(f"  {column} {group['group']}: {_percent(group['forward_nme'])} forward, {group['n']} images")
+        for row in report["label_counts"] or ():
+            print(f"  {row['n']} labelled images: {_percent(row['forward_nme'])} +- {_percent(row['forward_nme_std'])}")
+        print(f"  written to {folder}")
+    return OK
+
+
+def _predict(v: flags.FlagValues) -> int:
+    from uld_jax.detector import Detector, predict_folder
+
+    done, skipped = predict_folder(Detector.load(v.workdir), v.images, v.out, points=v.points)
+    if _first_process():
+        print(f"{done} images: {os.path.join(v.out, 'landmarks.csv')}, {os.path.join(v.out, 'contact_sheet.png')}")
+        for file in skipped:
+            print(f"skipped {file.reason}", file=sys.stderr)
+        if skipped:
+            print(f"{len(skipped)} of {done + len(skipped)} files were skipped, see skipped.csv", file=sys.stderr)
+    return SKIPPED if skipped else OK
+
+
+def _fit(v: flags.FlagValues) -> int:
+    from uld_jax.detector import Detector, fit_folder
+
+    fitted, images = fit_folder(Detector.load(v.workdir), v.data_dir)
+    if _first_process():
+        print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
+        print(f"  use them  uld predict --workdir={v.workdir} --images=DIR --out=DIR --points=annotated")
+    return OK
+
+
+def _prepare(v: flags.FlagValues) -> int:
+    from uld_jax.data import open_source
+    from uld_jax.data.builders import prepared
+
+    if v.dataset == "folder":
+        raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
+    name = "synthetic" if v.dataset == "synthetic" else "folder"
+    first = open_source(name, "train", data_dir=v.src, frame_size=v.frame_size)
+    sources = {"train": first}
+    if "test" in first.spec.splits:
+        sources["test"] = open_source(name, "test", data_dir=v.src, frame_size=v.frame_size)
+    written = prepared.prepare(v.dataset, sources, v.data_dir)
+    print(f"written to {written}; use it with --config=...:dataset=folder --config.data_dir={written}")
+    return OK
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    first, last = _integer(first, "--profile"), _integer(last, "--profile")
+    if not 0 <= first < last:
+        raise UserError(f"--profile={text}: give START:STOP with 0 <= START < STOP")
+    return first, last
+
+
+def _integer(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: {text!r} is not a whole number") from error
+
+
+def _percent(value) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
+
+
+def _first_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _define(command: str) -> flags.FlagValues:
+    """The flags of one command."""
+    v = flags.FLAGS
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process_id", None, "Number of this process.")
+    if command != "prepare":
+        flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.", required=True)
+    if command == "train":
+        config_flags.DEFINE_config_file("config", None, "Config file or name, with :key=value,... after it.")
+        flags.mark_flag_as_required("config")
+        flags.DEFINE_string("profile", "", "START:STOP, the steps of a JAX trace written to WORKDIR/profile.")
+    if command == "evaluate":
+        flags.DEFINE_string("stage", "", "Stage to evaluate; the last one by default.")
+        flags.DEFINE_string("split", "test", "Split to measure on.")
+        flags.DEFINE_string(
+            "dataset", "", "Another data set than the run's; the regressors are fitted on its train split."
+        )
+        flags.DEFINE_string("data_dir", "", "Its folder.")
+        flags.DEFINE_string("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
+        flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.")
+    if command == "predict":
+        flags.DEFINE_string("images", None, "Folder of JPEG and PNG images, nested or not.", required=True)
+        flags.DEFINE_string("out", None, "Folder for landmarks.csv, overlays and the contact sheet.", required=True)
+        flags.DEFINE_enum("points", "discovered", ["discovered", "annotated"], "Which landmarks to write.")
+    if command == "fit":
+        flags.DEFINE_string("data_dir", None, "Folder with train.csv: file,x0,y0,...", required=True)
+    if command == "prepare":
+        flags.DEFINE_string(
+            "dataset", None, "Its name; `synthetic` is rendered, others are read from --src.", required=True
+        )
+        flags.DEFINE_string("src", "", "Folder of photos, with or without train.csv and test.csv.")
+        flags.DEFINE_integer("frame_size", 128, "Side of the synthetic images in pixels.")
+        flags.DEFINE_string("data_dir", None, "Folder to write ArrayRecord files to.", required=True)
+    return v
+
+
+def _start_processes(v: flags.FlagValues) -> None:
+    """Joins the other processes: by flags, by environment, or as TPU pods and SLURM announce it."""
+    import jax
+
+    address = v.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        count = os.environ.get("JAX_NUM_PROCESSES") if v.num_processes is None else v.num_processes
+        number = os.environ.get("JAX_PROCESS_ID") if v.process_id is None else v.process_id
+        if count is None or number is None:
+            raise UserError(
+                "--coordinator also needs --num_processes and --process_id (or JAX_NUM_PROCESSES, JAX_PROCESS_ID)"
+            )
+        jax.distributed.initialize(address, int(count), int(number))
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "predict": _predict, "fit": _fit, "prepare": _prepare}
+
+
+def main() -> int:
+    """The console script; returns the exit code: 0 done, 1 bad input, 3 done but files were skipped."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command not in COMMANDS:
+        print(USAGE, file=sys.stdout if command in ("", "-h", "--help", "help") else sys.stderr)
+        return OK if command in ("", "-h", "--help", "help") else BAD_INPUT
+    warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+    try:
+        return _run(command, [f"uld {command}", *sys.argv[2:]])
+    except UserError as error:
+        print(f"uld {command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(command: str, argv: list[str]) -> int:
+    from uld_jax import config as config_lib
+
+    v = _define(command)
+    for i, arg in enumerate(argv):
+        if arg.startswith("--config="):
+            argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
+    try:
+        rest = v(argv)
+    except flags.Error as error:
+        if "help" in str(error):
+            raise
+        raise UserError(str(error).splitlines()[-1]) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"config: {_last_line(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
+    _start_processes(v)
+    return COMMANDS[command](v)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error.args[0] if error.args else error).strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

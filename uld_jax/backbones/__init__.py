@@ -1,0 +1,45 @@
+"""Frozen feature extractors behind one interface.
+
+A backbone is a frozen dataclass with two members:
+
+  spec      a `Spec`: what its maps are called, how wide and how coarse they are
+  load()    -> frozen, a pytree of arrays ({} when there are no weights)
+  features(frozen, images, rng=None) -> {tap name: [B,h,w,C] float32}
+
+`images` are [B,H,W,3] uint8. `features` is pure and may be traced inside any jitted program.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+
+class Tap(NamedTuple):
+    """One named map: its channels, and its stride in pixels of the input.
+
+    Cell (i, j) is centred on input pixel x = (j + 0.5) * stride - 0.5, y = (i + 0.5) * stride - 0.5.
+    """
+
+    name: str
+    channels: int
+    stride: float
+
+
+class Spec(NamedTuple):
+    """What a backbone promises about its maps."""
+
+    name: str
+    taps: tuple[Tap, ...]
+    size_multiple: int  # image sides must be multiples of this
+    fingerprint: str  # changes whenever the same image would give other features
+
+
+class Backbone(Protocol):
+    """The interface that methods see."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def load(self) -> Any: ...
+
+    def features(self, frozen: Any, images: jax.Array, rng: jax.Array | None = None) -> dict[str, jax.Array]: ...

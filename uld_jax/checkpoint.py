@@ -1,0 +1,110 @@
+"""Checkpoints: the state, and where the run stood, written asynchronously and renamed into place when whole.
+
+    checkpoints/<stage>/<step>/   state + position, by `keep_last` and `keep_every`
+    checkpoints/<stage>/final/    the finished stage; the only one that later stages, `init_from` and `load` read
+
+The state holds everything that a method learns, clusters and pseudo-labels included (`TrainState.aux`). The position in
+the data is the step itself. Frozen weights are never written; their hash is.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from uld_jax import sharding
+from uld_jax.errors import UserError
+from uld_jax.method import TrainState
+
+
+class Restored(NamedTuple):
+    """A state and the JSON that was saved with it (step, metrics_lines, config, ...)."""
+
+    state: TrainState
+    meta: dict[str, Any]
+
+
+def abstract(mesh, shapes) -> TrainState:
+    """Shapes and dtypes of a state (`jax.eval_shape` gives them) with their replicated placement, for restoring."""
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def final_path(workdir, stage: str) -> epath.Path:
+    """Where the closing save of a stage is."""
+    return epath.Path(workdir) / "checkpoints" / stage / "final"
+
+
+def has_final(workdir, stage: str) -> bool:
+    """Whether the stage is finished, that is, its closing save is whole."""
+    path = final_path(workdir, stage)
+    return path.exists() and ocp.utils.is_checkpoint_finalized(path)
+
+
+def save_final(workdir, stage: str, state: TrainState, meta: dict[str, Any]) -> None:
+    """The closing save of a stage; returns when it is on disk."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(final_path(workdir, stage), args=_save_args(state, meta), force=True)
+
+
+def restore_final(workdir, stage: str, template: TrainState) -> Restored:
+    """Raises UserError when the stage is not finished or belongs to a network of another shape."""
+    path = final_path(workdir, stage)
+    if not has_final(workdir, stage):
+        raise UserError(
+            f"{workdir} holds no finished stage '{stage}'; run `uld train --workdir={workdir}` to its end first"
+        )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return _restore(lambda args: checkpointer.restore(path, args=args), template, path)
+
+
+class Keeper:
+    """The numbered checkpoints of one stage.
+
+    Args:
+      workdir: the run's folder, local or gs://.
+      stage: the stage's name.
+      keep_last: how many of the newest to keep.
+      keep_every: besides these, every one whose step is a multiple of it; 0 keeps none.
+    """
+
+    def __init__(self, workdir, stage: str, *, keep_last: int = 2, keep_every: int = 0):
+        self._folder = epath.Path(workdir) / "checkpoints" / stage
+        self._folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts writing and returns; the arrays are copied before it does, so the caller may donate them."""
+        self._manager.save(step, args=_save_args(state, meta), force=True)
+
+    def restore(self, step: int, template: TrainState) -> Restored:
+        return _restore(lambda args: self._manager.restore(step, args=args), template, self._folder / str(step))
+
+    def close(self) -> None:
+        """Waits for the last write."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _save_args(state, meta):
+    return ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+
+
+def _restore(read, template, path) -> Restored:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
+    try:
+        found = read(args)
+    except (ValueError, KeyError, TypeError) as error:
+        logging.debug("restore failed", exc_info=error)
+        raise UserError(
+            f"{path} does not hold a state of this configuration; use the config it was trained with"
+        ) from error
+    return Restored(found["state"], found["meta"])

@@ -1,0 +1,107 @@
+"""From a config file to stages: reading, checking, building.
+
+A config is a locked `ml_collections.ConfigDict`. `config.stages` names its stages in order; `config.<stage>` holds
+`method` (module and class below `uld_jax.methods`), `steps`, and that method's hyper-parameters by name. Values that
+all stages share (`k`, `frame_size`, `dtype`, ...) are handed to every method that has a field of that name.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+from typing import NamedTuple
+
+import ml_collections
+
+from uld_jax.errors import UserError
+from uld_jax.method import Method
+
+Config = ml_collections.ConfigDict
+
+
+class StageSpec(NamedTuple):
+    """A stage, built."""
+
+    name: str
+    steps: int
+    method: Method
+
+
+def folder() -> pathlib.Path:
+    """Where the configs that ship with the package are: the checkout's `configs/`, or the wheel's copy."""
+    import uld_jax.configs
+
+    return pathlib.Path(uld_jax.configs.__file__).parent
+
+
+def resolve(spec: str) -> str:
+    """`PATH.py[:arg]` or `NAME[:arg]` to an existing file with its argument.
+
+    Raises UserError when there is no such file.
+    """
+    name, _, arg = spec.partition(":")
+    stem = pathlib.PurePath(name).stem
+    for path in (pathlib.Path(name), folder() / f"{stem}.py"):
+        if path.is_file():
+            return f"{path}:{arg}"
+    known = ", ".join(sorted(p.stem for p in folder().glob("*.py") if p.stem not in ("__init__", "common")))
+    raise UserError(f"--config={spec}: there is no config {name!r}; use a path or one of {known}")
+
+
+def load(spec: str, **overrides) -> Config:
+    """A config by file or name, as `--config` takes it.
+
+    >>> load("zeroshot:dataset=synthetic,k=5,preset=tiny").k
+    5
+    """
+    path, _, arg = resolve(spec).partition(":")
+    module_spec = importlib.util.spec_from_file_location("uld_jax_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    for key, value in overrides.items():
+        section, _, field = key.rpartition(".")
+        part = config[section] if section else config
+        if field not in part:
+            raise UserError(f"config has no key {key!r}; its keys are {', '.join(sorted(part.keys()))}")
+        part[field] = value
+    return config
+
+
+def stage(config: Config, name: str) -> StageSpec:
+    """Builds the stage `name`.
+
+    Raises UserError for an unknown stage, method or hyper-parameter.
+    """
+    if name not in config.stages or name not in config:
+        raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(config.stages)}")
+    values = config[name].to_dict()
+    steps, path = int(values.pop("steps")), values.pop("method")
+    if steps < 0:
+        raise UserError(f"config.{name}.steps is {steps}; use 0 or more")
+    cls = find_class("uld_jax.methods", path, f"config.{name}.method")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - fields):
+        raise UserError(
+            f"config.{name}.{unknown[0]} is no hyper-parameter of {path}; it has {', '.join(sorted(fields))}"
+        )
+    shared = {
+        "k": config.k,
+        "frame_size": config.data.frame_size,
+        "dtype": config.dtype,
+        "accumulate_steps": config.accumulate_steps,
+        "steps": steps,
+    }
+    values = {k: v for k, v in shared.items() if k in fields} | values
+    return StageSpec(name, steps, cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+
+
+def find_class(package: str, path: str, field: str):
+    """The class `module.Class` of a package; `field` is named in the error."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(f"{package}.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{field} is {path!r}, but {package} has no such class; write it as module.Class ({error})"
+        ) from error

@@ -1,0 +1,104 @@
+"""Data sets, and the readers that bring them to the devices.
+
+open_source(name, split, ...)     one split on the host: images, landmarks, sizes
+make_reader(source, mesh, B)      its images as training batches
+"""
+
+from uld_jax.data.decode import decode_image, image_size, list_images
+from uld_jax.data.pipeline import Order, StreamReader
+from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
+from uld_jax.data.specs import DatasetSpec, Source, annotated, spec_of
+from uld_jax.errors import UserError
+
+__all__ = [
+    "DatasetSpec",
+    "Order",
+    "Source",
+    "annotated",
+    "decode_image",
+    "image_size",
+    "list_images",
+    "make_reader",
+    "open_source",
+    "spec_of",
+]
+
+READERS = ("auto", "resident", "stream")
+
+
+def open_source(
+    name: str,
+    split: str = "train",
+    *,
+    data_dir=None,
+    frame_size: int,
+    fit: str = "pad",
+    normaliser: str = "auto",
+    **options,
+) -> Source:
+    """Opens one split of a data set and checks it.
+
+    Args:
+      name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`; if `data_dir` is a prepared data set,
+        that); or the name of a data set that `builders.prepared.prepare` wrote under `data_dir`.
+      split: `train`, `test`, or another that the data set has.
+      data_dir: where the data lie; unused by `synthetic`.
+      frame_size: F, side of the square frame in pixels.
+      fit: how files are fitted into the frame, `pad`, `crop` or `stretch`.
+      normaliser: `auto`, `eyes`, `box` or `image` (see `specs.spec_of`).
+      **options: for `synthetic` alone: its seed, numbers of images and pose.
+
+    Raises:
+      UserError: whatever is wrong with the data, in one sentence.
+    """
+    if frame_size < 1:
+        raise UserError(f"data.frame_size is {frame_size}; use the side of the images in pixels, such as 128")
+    if name == "synthetic":
+        from uld_jax.data.synthetic import Synthetic  # its renderer is compiled only by those who use it
+
+        return Synthetic(split, frame_size=frame_size, **options)
+    if options:
+        raise UserError(f"the data set {name} has no option {sorted(options)[0]}; remove it from config.data")
+    from uld_jax.data.builders import prepared  # TFDS takes a while to import
+    from uld_jax.data.folder import Folder, existing_folder
+
+    root = existing_folder(data_dir)
+    version = prepared.find(root, None if name == "folder" else name)
+    if version is not None:
+        return prepared.Prepared(version, split, frame_size=frame_size, fit=fit, normaliser=normaliser)
+    if name != "folder":
+        raise UserError(
+            f"there is no data set {name} under {root}; write it with `prepare`, "
+            f"or use dataset=folder for a folder of photos"
+        )
+    return Folder(root, split, frame_size=frame_size, fit=fit, normaliser=normaliser)
+
+
+def make_reader(
+    source: Source, mesh, batch_size: int, *, kind: str = "auto", workers: int = 0, partner: bool = False
+) -> StreamReader | ResidentReader:
+    """The training reader of a source.
+
+    Args:
+      source: see `open_source`.
+      mesh: the devices.
+      batch_size: B, of all devices together.
+      kind: `resident` (all images in device memory), `stream` (decoded batch by batch), or `auto`: resident if it fits,
+        first a copy on every device, then the rows split over them.
+      workers: decoding processes of `stream`; 0 uses threads.
+      partner: also give every sample an independent second image.
+
+    Raises:
+      UserError: an unknown kind, or a batch that does not divide over the devices.
+    """
+    if kind not in READERS:
+        raise UserError(f"data.reader is {kind!r}; use one of {', '.join(READERS)}")
+    if batch_size < 1 or batch_size % mesh.size:
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
+        )
+    if kind == "auto":
+        kind = "resident" if image_bytes(source) <= memory_budget(mesh) * mesh.size else "stream"
+    if kind == "stream":
+        return StreamReader(source, mesh, batch_size, workers=workers, partner=partner)
+    return ResidentReader(source, mesh, batch_size, partner=partner)

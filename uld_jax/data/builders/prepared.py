@@ -1,0 +1,218 @@
+"""Any source as a TFDS data set, and back: ArrayRecord files with random access, for more data than single files suit.
+
+  prepare('my_faces', {'train': source, 'test': source}, data_dir)     writes data_dir/my_faces/1.0.0/
+  open_source('my_faces', 'train', data_dir=data_dir, ...)             reads it; so does
+  open_source('folder', 'train', data_dir=data_dir/my_faces, ...)
+
+A record holds the encoded image file as it is, its name, the landmarks in pixels of the file, visibility and the other
+columns; so any frame size can be read from it. TFDS shuffles rows when it writes: from then on the row number in the
+prepared data set is the identity of an example, not the row of the source that it came from.
+
+TensorFlow is never needed: images are passed through as encoded bytes, which TFDS neither encodes nor decodes.
+"""
+
+import contextlib
+import json
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from uld_jax.data import decode
+from uld_jax.data.specs import DatasetSpec, Source, decode_threads, fingerprint_of, spec_of
+from uld_jax.errors import UserError
+from uld_jax.ops import coordinates
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str = "1.0.0") -> epath.Path:
+    """Writes sources, one a split, as the TFDS data set `name`.
+
+    Args:
+      name: lower-case letters, digits and underscores.
+      sources: {split: source}; splits may differ in size, not in landmarks or columns.
+      data_dir: the data set goes to `data_dir/name/version`.
+      version: three numbers with dots.
+
+    Returns:
+      The folder written.
+
+    Raises:
+      UserError: bad name or version, splits that do not go together, or a data set that is there already.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot name a data set; use lower-case letters, digits and _, a letter first")
+    if not _VERSION.fullmatch(version):
+        raise UserError(f"{version!r} is not a version; use three numbers such as 1.0.0")
+    target = epath.Path(data_dir).expanduser() / name / version
+    if target.exists():
+        raise UserError(f"{target} exists already; remove it, or write another version")
+    first = next(iter(sources.values()))
+    for split, source in sources.items():
+        if source.spec.landmarks != first.spec.landmarks or set(source.columns) != set(first.columns):
+            raise UserError(f"split {split} of {name} has other landmarks or columns than the first; make them equal")
+    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    # Nothing is downloaded, yet TFDS makes a folder for it, and tells its progress on stdout, which is for results.
+    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
+        builder = _builder_class(name, version, sources)(data_dir=target.parent.parent, file_format="array_record")
+        builder.download_and_prepare(download_dir=nothing, download_config=config)
+    return target
+
+
+def _builder_class(dataset_name, version, sources):
+    first = next(iter(sources.values()))
+    spec = first.spec
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """One data set, from sources in memory of what to read."""
+
+        name = dataset_name
+        VERSION = tfds.core.Version(version)
+
+        def _info(self):
+            features = {"file": tfds.features.Text(), "image": tfds.features.Image(shape=(None, None, 3))}
+            if spec.landmarks is not None:
+                features["landmarks"] = tfds.features.Tensor(shape=(spec.landmarks, 2), dtype=np.float32)
+                features["visible"] = tfds.features.Tensor(shape=(spec.landmarks,), dtype=np.bool_)
+            if first.columns:
+                features["columns"] = tfds.features.FeaturesDict({c: tfds.features.Text() for c in first.columns})
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Images with landmarks (x, y) in pixels of the upright file, pixel centres at integers.",
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(spec._replace(name=dataset_name, splits=tuple(sources))._asdict()),
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {split: self._generate_examples(source) for split, source in sources.items()}
+
+        def _generate_examples(self, source):
+            for row, file in enumerate(source.names):
+                example = {"file": file, "image": source.encoded(row)}
+                if source.landmarks is not None:
+                    example["landmarks"] = coordinates.frame_to_file(
+                        source.landmarks[row].astype(np.float64), source.frame_maps[row]
+                    ).astype(np.float32)
+                    example["visible"] = source.visible[row]
+                if source.columns:
+                    example["columns"] = {c: values[row] for c, values in source.columns.items()}
+                yield file, example
+
+    return Builder
+
+
+def find(root, name: str | None = None) -> epath.Path | None:
+    """The newest prepared data set at `root`, `root/VERSION`, `root/name` or `root/name/VERSION`, or None.
+
+    With a name, only a data set of that name is taken.
+    """
+    root = epath.Path(root)
+    for folder in (root, root / name) if name else (root,):
+        versions = []
+        if folder.is_dir():
+            versions = sorted(
+                (f for f in folder.iterdir() if _VERSION.fullmatch(f.name)),
+                key=lambda f: tuple(int(n) for n in f.name.split(".")),
+                reverse=True,
+            )
+        for candidate in (folder, *versions):
+            if (candidate / "features.json").exists() and (candidate / "dataset_info.json").exists():
+                info = json.loads((candidate / "dataset_info.json").read_text())
+                if name in (None, info.get("name")):
+                    return candidate
+    return None
+
+
+class Prepared(Source):
+    """One split of a prepared data set; `folder` is what `find` gave. Raises UserError for whatever is wrong."""
+
+    def __init__(self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto"):
+        self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
+        info = tfds.builder_from_directory(self._folder).info
+        if split not in info.splits:
+            raise UserError(f"{folder} has no split {split}; it has {', '.join(sorted(info.splits))}")
+        if not {"file", "image"} <= set(info.features):
+            raise UserError(f"{folder} has no features `file` and `image`; write it with `prepare`")
+        self._records = self._open()
+        with ThreadPoolExecutor(decode_threads()) as pool:
+            heads = list(pool.map(self._head, range(len(self._records))))
+        self.names = [h["file"] for h in heads]
+        self.file_sizes = np.array([h["size"] for h in heads], np.int32)
+        self.frame_maps = np.stack([coordinates.frame_map(h["size"], (frame_size, frame_size), fit) for h in heads])
+        columns = info.features["columns"] if "columns" in info.features else ()  # noqa: SIM401 (it has no `get`)
+        self.columns = {c: [h["columns"][c] for h in heads] for c in columns}
+        count = None
+        if "landmarks" in info.features:
+            count = info.features["landmarks"].shape[0]
+            landmarks = np.stack([h["landmarks"] for h in heads]).astype(np.float64)
+            self.landmarks = coordinates.file_to_frame(landmarks, self.frame_maps).astype(np.float32)
+            self.visible = np.isfinite(landmarks).all(-1)
+            if "visible" in info.features:
+                self.visible &= np.stack([h["visible"] for h in heads]).astype(bool)
+        self.spec = _spec(info, count, normaliser)
+        self.fingerprint = fingerprint_of(
+            frame_size, fit, [(h["file"], h["size"], h["bytes"], h["checksum"]) for h in heads]
+        )
+
+    def image(self, row):
+        """See `Source`."""
+        try:
+            return decode.decode_image(self.encoded(row), self.frame_size, self._fit)[0]
+        except UserError as e:
+            raise UserError(f"{self.names[row]} in {self._folder}: {e}") from None
+
+    def encoded(self, row):
+        """The file as it was written."""
+        if self._records is None:
+            self._records = self._open()
+        return self._records[row]["image"]
+
+    def __getstate__(self):
+        # Open files do not go to another process; it opens its own.
+        return self.__dict__ | {"_records": None}
+
+    def _open(self):
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        return tfds.builder_from_directory(self._folder).as_data_source(split=self._split, decoders=decoders)
+
+    def _head(self, row) -> dict:
+        record = self._records[row]
+        data, file = record.pop("image"), record["file"].decode()
+        try:
+            size = decode.image_size(data)
+        except UserError as e:
+            raise UserError(f"{file} in {self._folder}: {e}") from None
+        columns = {c: v.decode() for c, v in record.get("columns", {}).items()}
+        known = {
+            "file": file,
+            "columns": columns,
+            "size": size,
+            "bytes": len(data),
+            "checksum": zlib.crc32(data[:4096]),
+        }
+        return record | known
+
+
+def _spec(info, landmarks, normaliser) -> DatasetSpec:
+    """The spec that was written, with the normaliser asked for; `auto` is the one that was written."""
+    splits = tuple(info.splits)
+    written = dict(info.metadata or {})
+    if not set(DatasetSpec._fields) <= set(written):
+        return spec_of(info.name, landmarks, normaliser=normaliser, splits=splits)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items() if k in DatasetSpec._fields}
+    spec = DatasetSpec(**tuples)._replace(splits=splits)
+    if normaliser == "auto":
+        return spec
+    if normaliser == "eyes" and spec.eyes is not None and spec.normaliser == "eyes":
+        return spec
+    asked = spec_of(info.name, landmarks, normaliser=normaliser)
+    return spec._replace(normaliser=asked.normaliser, eyes=asked.eyes)

@@ -1,0 +1,230 @@
+"""The order of the training rows, and the reader that streams them from files.
+
+A reader has one interface, whichever way it works:
+
+  rows                                  N
+  store                                 pytree of device arrays that the step is given ({} when streaming)
+  payloads(first_step, seed, chunk)     endless iterator of what one step is given besides, from any step on
+  ordered(batch_size)                   every row once, in batches; padding has index N and a black image
+  fetch(store, payload) -> Batch        traced inside the jitted step
+
+The position in the data is the step and nothing else, so nothing about it is saved, and the worker count may change
+between a run and its resumption. A reader takes images and row numbers from its source; it never sees annotation.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from uld_jax import sharding
+from uld_jax.data.specs import Source, decode_threads
+
+_ENDLESS = 2**40  # batches; Grain wants a length
+_PERMUTATION, _PARTNER = 0, 1  # streams of random numbers under one seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Rows of the training batches: one permutation of all rows after another, without a gap between them.
+
+    Sample s of the run is row `perm_e[s mod N]` of permutation `e = s // N`, and step t holds the samples from `t * B`
+    to `t * B + B - 1`. Hence the order depends on the seed and the step alone, B may exceed N, and every row comes
+    equally often. The partner of a sample is another row, drawn independently.
+
+    Attributes:
+      rows: N.
+      batch_size: B.
+      seed: non-negative.
+      lane: separates orders that share a seed.
+
+    >>> order = Order(rows=3, batch_size=2, seed=0)
+    >>> sorted(np.concatenate([order.batch(0), order.batch(1), order.batch(2)]).tolist())
+    [0, 0, 1, 1, 2, 2]
+    """
+
+    rows: int
+    batch_size: int
+    seed: int = 0
+    lane: int = 0
+
+    def batch(self, step: int) -> np.ndarray:
+        """Rows of one step, [B] int32."""
+        return self.at(self._samples(step))
+
+    def partners(self, step: int) -> np.ndarray:
+        """Rows of the partners of one step, [B] int32; each differs from its `batch` row, unless N is 1."""
+        return self.partner_at(self._samples(step))
+
+    def at(self, samples: np.ndarray) -> np.ndarray:
+        """Rows of the samples given by their number in the run, [...] int64 -> [...] int32."""
+        return self._look_up(_permutation, samples)
+
+    def partner_at(self, samples: np.ndarray) -> np.ndarray:
+        """Partner rows of the samples given, [...] int64 -> [...] int32."""
+        return (self.at(samples) + self._look_up(_offsets, samples)) % np.int32(self.rows)
+
+    def _samples(self, step):
+        return np.arange(self.batch_size, dtype=np.int64) + int(step) * self.batch_size
+
+    def _look_up(self, table, samples):
+        epochs, places = np.divmod(samples, self.rows)
+        out = np.empty(np.shape(samples), np.int32)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            out[here] = table(self.seed, self.lane, int(epoch), self.rows)[places[here]]
+        return out
+
+
+def _random(seed, lane, stream, epoch, count) -> np.ndarray:
+    """[count] uint64: raw bits of Philox. NumPy promises to keep these, not what its generators make of them."""
+    return np.random.Philox(np.random.SeedSequence([seed, lane, stream, epoch])).random_raw(count)
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(seed, lane, epoch, rows) -> np.ndarray:
+    return np.argsort(_random(seed, lane, _PERMUTATION, epoch, rows), kind="stable").astype(np.int32)
+
+
+@functools.lru_cache(maxsize=32)
+def _offsets(seed, lane, epoch, rows) -> np.ndarray:
+    """How far each sample's partner is, 1 to N - 1 (0 if N is 1)."""
+    if rows == 1:
+        return np.zeros(1, np.int32)
+    return (_random(seed, lane, _PARTNER, epoch, rows) % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePass:
+    """Every row once, in order; samples beyond the last are padding, row N."""
+
+    rows: int
+
+    def at(self, samples: np.ndarray) -> np.ndarray:
+        """Rows of the samples given, [...] int64 -> [...] int32."""
+        return np.minimum(samples, self.rows).astype(np.int32)
+
+
+class StreamReader:
+    """Decodes the images of every batch while the devices work on the one before.
+
+    Args:
+      source: where images come from.
+      mesh: the devices; each process reads its own rows of the batch.
+      batch_size: B, of all processes together.
+      workers: processes that decode. With 0, threads of this process do, which is enough for a source that spends its
+        time outside Python, as Pillow does. Processes need a source that can be pickled.
+      partner: also give an independent second image of every sample, `image2` and `index2`.
+    """
+
+    def __init__(self, source: Source, mesh, batch_size: int, *, workers: int = 0, partner: bool = False):
+        sharding.local_slice(mesh, batch_size)  # raises at once if the batch does not divide
+        self._source, self._mesh, self._workers, self._partner = source, mesh, workers, partner
+        self.batch_size, self.rows, self.store = batch_size, len(source), {}
+
+    def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
+        """Batches from `first_step` on, without end: image [B,F,F,3] uint8, index [B] int32, split over `data`.
+
+        With chunk = S > 1, the next S batches at a time, stacked: [S,B,...], split on axis 1.
+        """
+        order = Order(self.rows, self.batch_size, seed)
+        examples = _Examples(self._source, order, *self._mine(self.batch_size), first_step, _ENDLESS, self._partner)
+        return self._read(examples, chunk)
+
+    def ordered(self, batch_size: int | None = None) -> Iterator[dict[str, jax.Array]]:
+        """Every row once, ceil(N / batch_size) batches; padding at the end has index N and a black image."""
+        batch_size = batch_size or self.batch_size
+        batches = -(-self.rows // batch_size)
+        examples = _Examples(self._source, OnePass(self.rows), *self._mine(batch_size), 0, batches, False)
+        return self._read(examples, 1)
+
+    def fetch(self, store, payload) -> dict[str, jax.Array]:
+        """The payload is the batch."""
+        del store
+        return payload
+
+    def _mine(self, batch_size):
+        return sharding.local_slice(self._mesh, batch_size), batch_size
+
+    def _read(self, examples, chunk):
+        per_step = examples.per_step
+        data = grain.MapDataset.source(examples)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain sends its flags to the workers; a notebook never parses any
+                flags.FLAGS.mark_as_parsed()
+            # Whole batches go to the workers in turn, so their number does not change the order.
+            data = data.batch(per_step * chunk).to_iter_dataset(
+                grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+            )
+            data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2))
+        else:
+            threads = decode_threads()
+            ahead = max(2 * per_step * chunk, threads)
+            data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+            data = data.batch(per_step * chunk)
+        return ahead_of(put(self._mesh, batch, chunk) for batch in _closing(iter(data)))
+
+
+class _Examples:
+    """Rows of this process by position, in the order of an `Order` or `OnePass`; what Grain reads."""
+
+    def __init__(self, source, order, mine: slice, batch_size, first_step, steps, partner):
+        self._source, self._order, self._partner = source, order, partner
+        self._first, self._batch_size = first_step * batch_size + mine.start, batch_size
+        self.per_step, self._steps = mine.stop - mine.start, steps
+
+    def __len__(self):
+        return self.per_step * self._steps
+
+    def __getitem__(self, position):
+        step, place = divmod(int(position), self.per_step)
+        sample = np.asarray(self._first + step * self._batch_size + place)
+        index = self._order.at(sample)
+        out = {"image": self._image(index), "index": index}
+        if self._partner:
+            index = self._order.partner_at(sample)
+            out |= {"image2": self._image(index), "index2": index}
+        return out
+
+    def _image(self, index):
+        if index < len(self._source):
+            return self._source.image(int(index))
+        side = self._source.frame_size
+        return np.zeros((side, side, 3), np.uint8)
+
+
+def put(mesh, batch, chunk: int):
+    """This process's rows as global arrays: [n,...] -> [B,...], or with chunk = S > 1 [S*n,...] -> [S,B,...]."""
+    if chunk == 1:
+        return sharding.put_batch(mesh, batch)
+    split = NamedSharding(mesh, P(None, sharding.AXIS))
+
+    def one(x):
+        return jax.make_array_from_process_local_data(split, x.reshape(chunk, -1, *x.shape[1:]))
+
+    return jax.tree.map(one, batch)
+
+
+def ahead_of(items: Iterable, depth: int = 2) -> Iterator:
+    """The same items, each asked for `depth` items before it is needed, so that its transfer overlaps with compute."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _closing(iterator):
+    """Stops Grain's threads and processes when the reading stops, wherever it does."""
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,205 @@
+"""The reader that keeps the whole data set in device memory as uint8.
+
+A step is given nothing but row numbers, and gathers its images itself. While one device can hold all images, every
+device holds them all, and batches are those of `pipeline.StreamReader`, row for row, on any number of devices.
+
+Beyond that the rows are split over the devices. Each device then draws its part of every batch from its own rows, by an
+order of its own, so that no image ever travels: rows still come equally often (as far as the devices have equally
+many), but batches differ from those of the other mode and depend on the number of devices.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
+
+from uld_jax import sharding
+from uld_jax.data.pipeline import OnePass, Order, ahead_of, put
+from uld_jax.data.specs import Source
+from uld_jax.errors import UserError
+
+# Of the memory of a device (on CPU: of the host, shared by its devices), for the images. The rest is for training.
+_FRACTION = 0.4
+
+
+class ResidentReader:
+    """See the module; the interface is that of `pipeline.StreamReader`.
+
+    Args:
+      source: decoded once, here.
+      mesh, batch_size, partner: as for `StreamReader`.
+      sharded: whether the rows are split over the devices; None splits them only if one device cannot hold all.
+
+    Raises:
+      UserError: the images do not even fit when split, or there are fewer images than devices to split them over.
+    """
+
+    def __init__(self, source: Source, mesh, batch_size: int, *, partner: bool = False, sharded: bool | None = None):
+        sharding.local_slice(mesh, batch_size)  # raises at once if the batch does not divide
+        if sharded is None:
+            need, budget = image_bytes(source), memory_budget(mesh)
+            sharded = need > budget
+            if need > budget * mesh.size:
+                raise UserError(
+                    f"the images take {need / 2**30:.1f} GiB and the devices have "
+                    f"{budget * mesh.size / 2**30:.1f} GiB for them; use config.data.reader=stream"
+                )
+        self._mesh, self._partner, self.sharded = mesh, partner, sharded
+        self.batch_size, self.rows = batch_size, len(source)
+        self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
+        self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
+
+    def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
+        """Row numbers from `first_step` on, without end: index [B] int32 (and index2), or [S,B] with chunk = S > 1."""
+        orders = self._of_blocks(lambda lane, rows: Order(rows, self.batch_size // self._blocks.count, seed, lane))
+
+        def batches():
+            for step in itertools.count(first_step):
+                out = {"index": self._mine({k: o.batch(step) for k, o in orders.items()})}
+                if self._partner:
+                    out["index2"] = self._mine({k: o.partners(step) for k, o in orders.items()})
+                yield out
+
+        return ahead_of(put(self._mesh, batch, chunk) for batch in _joined(batches(), chunk))
+
+    def ordered(self, batch_size: int | None = None) -> Iterator[dict[str, jax.Array]]:
+        """Every row once, ceil(N / batch_size) batches; padding has index N.
+
+        In order, with the padding at the end; when the rows are split, in the order of each device's own rows.
+        """
+        batch_size = batch_size or self.batch_size
+        sharding.local_slice(self._mesh, batch_size)
+        per_block = batch_size // self._blocks.count
+        passes = self._of_blocks(lambda lane, rows: OnePass(rows))
+
+        def batches():
+            for t in range(-(-self.rows // batch_size)):
+                samples = np.arange(t * per_block, (t + 1) * per_block)
+                yield {"index": self._mine({k: one.at(samples) for k, one in passes.items()})}
+
+        return ahead_of(put(self._mesh, batch, 1) for batch in batches())
+
+    def fetch(self, store, payload) -> dict[str, jax.Array]:
+        """Gathers the images of a payload, without communication: image [B,F,F,3] split over `data`, index [B]."""
+        out = {}
+        for number in ("", "2"):
+            if "index" + number in payload:
+                index = payload["index" + number]
+                out |= {"image" + number: self._gather(store, index), "index" + number: index}
+        return out
+
+    def _gather(self, store, index):
+        if not self.sharded:
+            images = _take(store["images"], index)
+            return jax.lax.with_sharding_constraint(images, sharding.split(self._mesh))
+        split = P(sharding.AXIS)
+        return jax.shard_map(
+            lambda images, start, index: _take(images, index - start),
+            mesh=self._mesh,
+            in_specs=(split, split, split),
+            out_specs=split,
+        )(store["images"], store["start"], index)
+
+    def _of_blocks(self, make):
+        """{block: make(block, its rows)} for the blocks that this process draws from."""
+        here = sharding.local_slice(self._mesh, self._mesh.size) if self.sharded else slice(None)
+        return {k: make(k, self._blocks.sizes[k]) for k in range(self._blocks.count)[here]}
+
+    def _mine(self, local) -> np.ndarray:
+        """{block: its part of the batch, counted within the block} -> rows of this process, [n] int32."""
+        rows = np.concatenate([self._blocks.globally(k, x) for k, x in local.items()])
+        return rows if self.sharded else rows[sharding.local_slice(self._mesh, len(rows))]
+
+    def _whole(self, source):
+        return sharding.put_replicated(self._mesh, source.images())
+
+    def _sharded_store(self, source):
+        blocks, side = self._blocks, source.frame_size
+        if min(blocks.sizes) == 0:
+            raise UserError(
+                f"{self.rows} images cannot be split over {self._mesh.size} devices; use config.data.reader=stream"
+            )
+
+        def block(place):
+            device = (place[0].start or 0) // blocks.longest
+            images = np.zeros((blocks.longest, side, side, 3), np.uint8)
+            size, start = blocks.sizes[device], blocks.starts[device]
+            images[:size] = source.images(range(start, start + size))
+            return images
+
+        shape = (blocks.longest * blocks.count, side, side, 3)
+        split = sharding.split(self._mesh)
+        starts = np.array(blocks.starts, np.int32)
+        return {
+            "images": jax.make_array_from_callback(shape, split, block),
+            "start": jax.make_array_from_callback(starts.shape, split, lambda place: starts[place]),
+        }
+
+
+class _Blocks:
+    """Rows cut into `count` runs whose lengths differ by one at most, the longer ones first.
+
+    >>> _Blocks(7, 3).starts, _Blocks(7, 3).sizes
+    ([0, 3, 5], [3, 2, 2])
+    """
+
+    def __init__(self, rows, count):
+        self.rows, self.count = rows, count
+        self.sizes = [rows // count + (i < rows % count) for i in range(count)]
+        self.starts = [sum(self.sizes[:i]) for i in range(count)]
+        self.longest = self.sizes[0]
+
+    def globally(self, block: int, rows: np.ndarray) -> np.ndarray:
+        """Rows counted within a block -> rows of the data set, int32; a row beyond the block is padding, N."""
+        return np.where(rows < self.sizes[block], rows + self.starts[block], self.rows).astype(np.int32)
+
+
+def _joined(batches, chunk):
+    """`chunk` batches {name: [n]} at a time, one after the other: {name: [chunk * n]}."""
+    while True:
+        several = list(itertools.islice(batches, chunk))
+        yield {name: np.concatenate([b[name] for b in several]) for name in several[0]}
+
+
+def _take(images, index):
+    """images[index], black where the index is beyond the last row."""
+    return jnp.take(images, index, axis=0, mode="fill", fill_value=0)
+
+
+def image_bytes(source: Source) -> int:
+    """Bytes of all images of a source in the frame."""
+    return len(source) * source.frame_size**2 * 3
+
+
+def memory_budget(mesh) -> int:
+    """Bytes that each device may spend on images: the same number on every process."""
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    limits = [(d.memory_stats() or {}).get("bytes_limit") for d in devices]
+    if all(limits):
+        budget = min(limits)
+    else:
+        budget = _host_memory() // len(devices)
+    budget = int(budget * _FRACTION)
+    if jax.process_count() > 1:
+        mebibytes = multihost_utils.process_allgather(np.int32(budget >> 20))  # int32: 64 bits would be cut without x64
+        budget = int(mebibytes.min()) << 20
+    return budget
+
+
+def _host_memory() -> int:
+    """Bytes of memory of this host, or of the container's share of it."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        total = 4 * 2**30  # a system that does not tell
+    try:
+        with open("/sys/fs/cgroup/memory.max") as f:
+            total = min(total, int(f.read()))
+    except (OSError, ValueError):
+        pass
+    return total

@@ -1,0 +1,251 @@
+"""From a stage and a data set to numbers and pictures: what `uld evaluate` and the training loop share."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from uld_jax import sharding, viz
+from uld_jax.config import Config
+from uld_jax.data import Source, make_reader, open_source
+from uld_jax.errors import UserError
+from uld_jax.evaluators import landmark_regression as regression
+from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
+from uld_jax.method import Method, TrainState
+
+SHEET = 40  # images on a contact sheet
+
+
+class Data(NamedTuple):
+    """The two splits of a run and their readers; the readers carry no annotation."""
+
+    train: Source
+    test: Source | None
+    train_reader: Any
+    test_reader: Any
+
+
+def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
+    """The images of one split as the config says. Raises UserError for data that cannot be used."""
+    name, options = dataset or config.dataset, {}
+    if name == "synthetic":
+        options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
+    return open_source(
+        name,
+        split,
+        data_dir=config.data_dir if data_dir is None else data_dir,
+        frame_size=config.data.frame_size,
+        fit=config.data.fit,
+        **options,
+    )
+
+
+def open_data(config: Config, mesh) -> Data:
+    """Both splits, checked, and their readers."""
+    train = open_split(config, "train")
+    # Images alone have no splits: every name would give all of them.
+    test = open_split(config, "test") if "test" in train.spec.splits else None
+    reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
+    return Data(
+        train,
+        test,
+        reader(train, batch_size=config.batch_size, partner=config.data.partner),
+        None if test is None else reader(test, batch_size=_eval_batch(config, mesh)),
+    )
+
+
+def _eval_batch(config: Config, mesh) -> int:
+    """A multiple of the devices near `eval.batch_size`: evaluation may pad, so nobody needs to choose it."""
+    return -(-config.eval.batch_size // mesh.size) * mesh.size
+
+
+class Predictor:
+    """A stage's `predict`, compiled once, on batches that are split over the devices."""
+
+    def __init__(self, method: Method, mesh):
+        self._mesh = mesh
+
+        def rows(state, frozen, store, payload, reader):
+            batch = reader.fetch(store, payload)
+            found = method.predict(state, frozen, batch["image"])
+            return found.xy, found.score, batch["index"]
+
+        def images(state, frozen, batch):
+            found = method.predict(state, frozen, batch)
+            return found.xy, found.score
+
+        self._rows = jax.jit(rows, static_argnums=4)
+        self._images = jax.jit(images)
+
+    def read(self, state, frozen, reader) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of every row: xy [N,K,2] in pixels of the frame, score [N,K]."""
+        parts = [
+            sharding.to_host(self._rows(state, frozen, reader.store, payload, reader)) for payload in reader.ordered()
+        ]
+        xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+        order = np.argsort(index, kind="stable")[: reader.rows]
+        return xy[order], score[order]
+
+    def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
+        n = len(images)
+        whole = -(-n // self._mesh.size) * self._mesh.size
+        padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
+        local = padded[sharding.local_slice(self._mesh, whole)]
+        xy, score = sharding.to_host(self._images(state, frozen, sharding.put_batch(self._mesh, local)))
+        return xy[:n], score[:n]
+
+
+def measure(
+    config: Config,
+    predictor: Predictor,
+    state: TrainState,
+    frozen,
+    data: Data,
+    *,
+    dataset: str | None = None,
+    group_by: str | None = None,
+    label_counts: Sequence[Any] = (),
+    thorough: bool = True,
+) -> dict[str, Any]:
+    """All that can be measured; the arrays `found` and `score` of the test images ride along.
+
+    Args:
+      config: of the run.
+      predictor: of the stage.
+      state, frozen: of the stage.
+      data: both splits; without annotation only stability is measured.
+      dataset: name for the protocol id; the run's own by default.
+      group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
+      label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
+      thorough: also stability, which predicts some images twice more.
+
+    Raises:
+      UserError: an unknown column, or splits that do not fit together.
+    """
+    test, reader = (data.test, data.test_reader) if data.test is not None else (data.train, data.train_reader)
+    xy, score = predictor.read(state, frozen, reader)
+    result: dict[str, Any] = {}
+    if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
+        train_xy, train_score = predictor.read(state, frozen, data.train_reader)
+        sets = [
+            regression.LandmarkSet(found, value, source.landmarks, source.visible, source.columns)
+            for found, value, source in ((train_xy, train_score, data.train), (xy, score, test))
+        ]
+        norm = {"normaliser": _normaliser(config.data.normaliser), "image_side": test.frame_size}
+        name = regression.protocol_id(dataset or config.dataset, test.landmarks.shape[1], norm["normaliser"])
+        result = regression.evaluate(*sets, protocol=name, strength=config.eval.ridge, **norm)
+        if group_by:
+            column, _, edges = group_by.partition(":")
+            if column not in test.columns:
+                known = ", ".join(test.columns) or "none"
+                raise UserError(
+                    f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}"
+                )
+            edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
+            result["groups"] = {column: regression.group_by(result["per_image"], test.columns[column], edges)}
+        if label_counts:
+            result["label_counts"] = regression.label_counts(
+                *sets, counts=label_counts, seed=config.seed, strength=config.eval.ridge, **norm
+            )
+    if thorough:
+        predict = functools.partial(predictor.images, state, frozen)
+        count = min(config.eval.stability_images, len(test))
+        images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
+        found = stability(predict, images, seed=config.seed, batch_size=min(config.eval.batch_size, count))
+        result |= {"stability_px": found.px, "stability_counted": int(found.counted.sum())}
+    return result | {"found": xy, "score": score}
+
+
+def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
+    """The evaluation of the loop: numbers, a contact sheet, and when the stage is done its report.
+
+    Returns the numbers as in `metrics.json`.
+    """
+    result = measure(
+        config, predictor, state, frozen, data, thorough=last, label_counts=config.eval.label_counts if last else ()
+    )
+    source = data.train if data.test is None else data.test
+    result |= {"split": "train" if data.test is None else "test", "stage": stage}
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LandmarkWarning)
+        landmark_health(result["found"], result["score"], source.frame_size)
+    if jax.process_index() == 0:
+        workdir = epath.Path(workdir)
+        sheet = contact_sheet(source, result["found"], result["score"])
+        viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
+        if last:
+            folder = workdir / "eval" / result["split"]
+            regression.write_report(result, folder / stage)
+            if stage == config.stages[-1]:
+                regression.write_report(result, folder)
+                viz.save(sheet, workdir / "contact_sheet.png")
+    return regression.metrics(result)
+
+
+def contact_sheet(source: Source, found, score, count: int = SHEET):
+    """Images spread evenly over a source, with their landmarks."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
+    return viz.contact_sheet(source.images(rows), found[rows], score[rows])
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A result in one line."""
+    if report.get("forward_nme") is None:
+        stable = report.get("stability_px")
+        return "" if stable is None else f"no annotation to measure with; stability {stable:.2f} px at 128"
+    text = (
+        f"forward NME {report['forward_nme']:.2f} %, backward {report['backward_nme']:.2f} % "
+        f"(mean shape {report['mean_shape_nme']:.2f} %; {report['protocol']}, {report['n_test']} images)"
+    )
+    stable = report.get("stability_px")
+    return text if stable is None else f"{text}, stability {stable:.2f} px at 128"
+
+
+def _normaliser(text: str):
+    return tuple(int(p) for p in text.split(",")) if "," in text else text
+
+
+def _number(text: str, field: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{field}: {text!r} is not a number") from error
+
+
+def evaluate_run(
+    finished, mesh, *, split: str, dataset: str, data_dir: str, group_by: str, label_counts: Sequence[Any]
+) -> tuple[dict[str, Any], epath.Path]:
+    """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
+
+    Returns the numbers as in `metrics.json`, and the folder that they are in.
+    """
+    config = finished.config
+    name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
+    train = open_split(config, "train", name, where)
+    test = open_split(config, split, name, where)
+    reader = functools.partial(make_reader, mesh=mesh, batch_size=_eval_batch(config, mesh), kind="stream")
+    data = Data(train, test, reader(train), reader(test))
+    predictor = Predictor(finished.method, mesh)
+    result = measure(
+        config,
+        predictor,
+        finished.state,
+        finished.frozen,
+        data,
+        dataset=name,
+        group_by=group_by,
+        label_counts=label_counts,
+    )
+    result |= {"split": split, "stage": finished.stage}
+    folder = finished.workdir / "eval" / (split if not dataset else f"{dataset}_{split}")
+    if finished.stage != config.stages[-1]:
+        folder = folder / finished.stage
+    if jax.process_index() == 0:
+        regression.write_report(result, folder)
+        viz.save(contact_sheet(test, result["found"], result["score"]), folder / "contact_sheet.png")
+    return regression.metrics(result), folder

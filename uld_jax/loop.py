@@ -1,0 +1,393 @@
+"""THE loop. It walks the stages of a config and knows no method.
+
+At every step, in this order, which a test holds:
+
+    save -> refresh -> evaluate -> next(data) -> step
+
+The first three run once more after the last step, and once in a stage of zero steps; then the stage is closed by a save
+to `checkpoints/<stage>/final`. Saving comes before refreshing because a refresh may use the labels that it replaces: a
+run restored from a save made after it would refresh twice.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+import uld_jax
+from uld_jax import checkpoint, evaluate, runs, sharding
+from uld_jax import config as config_lib
+from uld_jax import workdir as workdir_lib
+from uld_jax.config import Config, StageSpec
+from uld_jax.errors import UserError
+from uld_jax.method import Method, TrainState
+from uld_jax.progress import Progress
+from uld_jax.rounds import Rounds
+
+
+class Stopped(Exception):
+    """SIGTERM came: the run is saved and the same command goes on with it."""
+
+
+class Found(NamedTuple):
+    """The last stage of a finished run."""
+
+    method: Method
+    state: TrainState
+    frozen: Any
+    report: dict[str, Any]
+
+
+def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh=None) -> Found:
+    """Trains every stage of `config`, or what is left of them, in `workdir`.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: local folder or gs:// path; an interrupted run of the same config in it is taken up again.
+      profile: first and last step, counted over all stages, of a JAX trace written to `workdir/profile`.
+      mesh: the devices; all of them by default.
+
+    Raises:
+      UserError: for bad config or data, before any compute; for a loss that is not finite, keeping the last good
+        checkpoint.
+      Stopped: after SIGTERM, when the state is saved.
+    """
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    sharding.local_slice(mesh, config.batch_size)
+    stages = [config_lib.stage(config, name) for name in config.stages]
+    chunks = [_chunk(config, stage) for stage in stages]
+    data = evaluate.open_data(config, mesh)
+    workdir_lib.claim(workdir, config)
+    with _Sigterm() as stop:
+        return _Run(config, epath.Path(workdir), mesh, data, stop, profile).stages(stages, chunks)
+
+
+class _Run:
+    """What all stages of one run share."""
+
+    def __init__(self, config, workdir, mesh, data, stop, profile):
+        self.config, self.workdir, self.mesh, self.data, self.stop = config, workdir, mesh, data, stop
+        self.reader = data.train_reader
+        self.trace = _Trace(workdir / "profile", profile)
+        self.metrics = None
+        self.origin = None  # what `init_from` was, in `run.json`: its config and rows
+        self.lines = 0  # of metrics.jsonl, when the newest restored state was saved
+
+    def stages(self, stages: list[StageSpec], chunks: list[int]) -> Found:
+        frozens = [sharding.put_replicated(self.mesh, stage.method.frozen()) for stage in stages]
+        hashes = {stage.name: tree_hash(frozen) for stage, frozen in zip(stages, frozens, strict=True)}
+        state, offset, report = self._init_from(stages[0]), 0, {}
+        self._write_run_json(stages, hashes)
+        for i, (stage, frozen) in enumerate(zip(stages, frozens, strict=True)):
+            start = Start(stage.method, self.reader, self.mesh, frozen, state, self._key(i, 0))
+            template = checkpoint.abstract(self.mesh, start.shapes())
+            if done := self._finished(stage, template, hashes[stage.name]):
+                state, report = done.state, done.meta["report"]
+            else:
+                state, report = self._stage(stage, i, chunks[i], frozen, start, template, offset, hashes[stage.name])
+            offset += stage.steps
+        if self.metrics is None:  # nothing was left to train; the last line may still be missing
+            self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
+        self.metrics.write(offset, stages[-1].name, done=True, params_sha256=tree_hash(state.params))
+        self.metrics.close()
+        return Found(stages[-1].method, state, frozens[-1], report)
+
+    def _stage(self, stage, number, chunk, frozen, start, template, offset, frozen_hash):
+        config, method = self.config, stage.method
+        keeper = checkpoint.Keeper(self.workdir, stage.name, keep_last=config.keep_last, keep_every=config.keep_every)
+        saved = keeper.latest()
+        state = start.state() if saved is None else self._noted(keeper.restore(saved, template), frozen_hash).state
+        if self.metrics is None:
+            self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
+        step, values, report = int(state.step), {}, {}
+        meta = lambda: {
+            "stage": stage.name,
+            "step": step,
+            "metrics_lines": self.metrics.count,
+            "frozen": frozen_hash,
+            "data": self.data.train.fingerprint,
+        }
+
+        rounds = Rounds(method, self.reader, self.mesh, self.stop.check)
+        predictor = evaluate.Predictor(method, self.mesh)
+        advance = compile_step(method, self.reader, self.mesh, chunk)
+        payloads = self.reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
+        pass_key = self._key(number, 1)
+        step_key = sharding.put_key(self.mesh, self._key(number, 2))
+        progress = Progress(stage.name, stage.steps, step, config.batch_size)
+
+        while True:
+            stopping = self.stop.agreed(step % config.log_every == 0)
+            if step != saved and (stopping or step == stage.steps or _due(step, config.save_every)):
+                _check_finite(stage.name, step, values, state.params)
+                keeper.save(step, state, meta())
+                saved = step
+            if stopping:
+                keeper.close()
+                self.metrics.close()
+                progress.close()
+                raise Stopped(f"stopped in stage {stage.name} at step {step}, saved; the same command goes on")
+
+            if count := method.passes(step):
+                progress.pause()
+                progress.note(f"{count} pass(es) over {self.reader.rows} images")
+                try:
+                    state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
+                except _Interrupted:
+                    continue  # the state is as it was, and the loop's head saves it
+
+            if step == stage.steps or _due(step, config.eval_every):
+                progress.pause()
+                last = step == stage.steps
+                report = evaluate.in_training(
+                    self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
+                )
+                numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
+                self.metrics.write(offset + step, stage.name, **numbers)
+                progress.note(evaluate.summary(report))
+            if step == stage.steps:
+                break
+
+            self.trace.at(offset + step)
+            payload = next(payloads)
+            with jax.transfer_guard("disallow"):
+                state, values = advance(state, frozen, self.reader.store, payload, step_key)
+            step += chunk
+            progress.advance(chunk)
+            if _due(step, config.log_every):
+                values = {k: float(v) for k, v in sharding.to_host(values).items()}
+                _check_finite(stage.name, step, values)
+                self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
+                progress.show(values["loss"])
+
+        self.trace.at(offset + step)
+        progress.close()
+        keeper.close()
+        checkpoint.save_final(self.workdir, stage.name, state, meta() | {"report": report})
+        return state, report
+
+    # -- where a stage starts -----------------------------------------------------------------------------------------
+
+    def _finished(self, stage: StageSpec, template, frozen_hash: str) -> checkpoint.Restored | None:
+        """The stage's closing save; None if there is none yet or `steps` has grown since."""
+        if not checkpoint.has_final(self.workdir, stage.name):
+            return None
+        found = checkpoint.restore_final(self.workdir, stage.name, template)
+        return self._noted(found, frozen_hash) if found.meta["step"] >= stage.steps else None
+
+    def _noted(self, found: checkpoint.Restored, frozen_hash: str) -> checkpoint.Restored:
+        """Remembers how far the metrics went, and checks that nothing the state rests on has changed."""
+        if found.meta["frozen"] != frozen_hash:
+            raise UserError(
+                f"the frozen weights of stage {found.meta['stage']} differ from those that {self.workdir} was trained "
+                "with; give the same ones, or start in a new workdir"
+            )
+        if found.meta["data"] != self.data.train.fingerprint:
+            raise UserError(
+                f"the training images differ from those that {self.workdir} was trained on; restore them, or start in a "
+                "new workdir"
+            )
+        self.lines = found.meta["metrics_lines"]
+        return found
+
+    def _init_from(self, first: StageSpec) -> TrainState | None:
+        if not self.config.init_from:
+            return None
+        finished = runs.load(self.config.init_from, self.mesh)
+        if getattr(first.method, "needs_previous_rows", False) and finished.fingerprint != self.data.train.fingerprint:
+            raise UserError(
+                f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its labels "
+                "of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
+            )
+        self.origin = finished.origin
+        return finished.state
+
+    def _key(self, stage: int, use: int) -> jax.Array:
+        key = jax.random.key(self.config.seed)
+        return jax.random.fold_in(jax.random.fold_in(key, stage), use)
+
+    def _write_run_json(self, stages, hashes) -> None:
+        devices = self.mesh.devices.flat
+        workdir_lib.write_json(
+            self.workdir / "run.json",
+            {
+                "config": self.config.to_dict(),
+                "init_from": self.origin,
+                "versions": {"uld_jax": uld_jax.__version__, "python": platform.python_version()} | _versions(),
+                "devices": {"count": len(devices), "kind": devices[0].device_kind, "processes": jax.process_count()},
+                "data_fingerprint": self.data.train.fingerprint,
+                "rows": self.reader.rows,
+                "reader": type(self.reader).__name__,
+                "seed": self.config.seed,
+                "frozen_sha256": hashes,
+                "stages": [s.name for s in stages],
+            },
+        )
+
+
+class Start:
+    """The first state of a stage, made on the devices.
+
+    Args:
+      method: the stage.
+      reader: its training data; `init` is shown the first batch.
+      mesh, frozen: devices, and the stage's frozen weights on them.
+      previous: final state of the stage before, or None.
+      key: typed PRNG key.
+    """
+
+    def __init__(self, method: Method, reader, mesh, frozen, previous: TrainState | None, key: jax.Array):
+        def init(frozen, previous, store, payload, key):
+            return method.init(key, reader.fetch(store, payload), frozen, previous, reader.rows)
+
+        self._init = jax.jit(init, out_shardings=sharding.replicated(mesh))
+        self._args = frozen, previous, reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key)
+
+    def shapes(self) -> TrainState:
+        return jax.eval_shape(self._init, *self._args)
+
+    def state(self) -> TrainState:
+        return self._init(*self._args)
+
+
+def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
+    """`chunk` steps as one program: (state, frozen, store, payload, key) -> state, metrics of the last step."""
+
+    def one(state, frozen, store, payload, key):
+        batch = reader.fetch(store, payload)
+        new, values = method.train_step(state, frozen, batch, jax.random.fold_in(key, state.step))
+        return new.replace(step=state.step + 1), values
+
+    def many(state, frozen, store, payload, key):
+        if jax.default_backend() != "cpu":
+            state, values = jax.lax.scan(lambda state, part: one(state, frozen, store, part, key), state, payload)
+            return state, jax.tree.map(lambda x: x[-1], values)
+        for i in range(chunk):  # on CPU a scan over convolutions is many times slower
+            part = {name: rows[i] for name, rows in payload.items()}
+            state, values = one(state, frozen, store, part, key)
+        return state, values
+
+    return jax.jit(one if chunk == 1 else many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def _chunk(config: Config, stage: StageSpec) -> int:
+    """Steps in one program. Everything that happens between steps must fall on a border.
+
+    Raises UserError when a given `steps_per_dispatch` does not divide them.
+    """
+    asked = config.steps_per_dispatch
+    borders = {k: config[k] for k in ("log_every", "eval_every", "save_every") if config[k]}
+    borders["steps"] = stage.steps
+    for step in range(stage.steps + 1):
+        if stage.method.passes(step):
+            borders[f"the pass before step {step}"] = step
+    for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 8, 4, 2, 1):
+        odd = [k for k, v in borders.items() if v % size]
+        if not odd:
+            return size
+    raise UserError(f"steps_per_dispatch {asked} does not divide {odd[0]} of stage {stage.name}; use a divisor or 0")
+
+
+def _due(step: int, every: int) -> bool:
+    return step > 0 and every > 0 and step % every == 0
+
+
+def _fold(seed: int, stage: int) -> int:
+    """A seed for the order of the data in one stage."""
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1)[0])
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _check_finite(stage: str, step: int, values, params=()) -> None:
+    bad = [k for k, v in values.items() if not np.isfinite(np.asarray(v)).all()]
+    if jax.tree.leaves(params) and not bool(_all_finite(params)):
+        bad.append("a parameter")
+    if bad:
+        raise UserError(
+            f"stage {stage}: {bad[0]} is not finite at step {step}; the last good checkpoint is kept, lower the learning "
+            "rate or look at the images"
+        )
+
+
+def tree_hash(tree) -> str:
+    """sha256 of a pytree's names and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.to_host(tree)):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+    return {name: version(name) for name in names}
+
+
+@dataclasses.dataclass
+class _Trace:
+    """A JAX profiler trace between two steps."""
+
+    folder: epath.Path
+    steps: tuple[int, int] | None
+    on: bool = False
+
+    def at(self, step: int) -> None:
+        if self.steps is None:
+            return
+        first, last = self.steps
+        if not self.on and first <= step < last:
+            jax.profiler.start_trace(os.fspath(self.folder))
+            self.on = True
+        elif self.on and step >= last:
+            jax.profiler.stop_trace()
+            self.on = False
+            logging.info("trace written to %s", self.folder)
+
+
+class _Interrupted(Exception):
+    """Raised inside a pass to leave it."""
+
+
+class _Sigterm:
+    """Turns SIGTERM into a flag that the loop reads at its head."""
+
+    def __init__(self):
+        self._flag = threading.Event()
+
+    def __enter__(self):
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._old = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+        return self
+
+    def __exit__(self, *_):
+        if self._main:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def check(self) -> None:
+        """Leaves a pass early. Several processes must leave together, so they wait for the loop's head."""
+        if jax.process_count() == 1 and self._flag.is_set():
+            raise _Interrupted
+
+    def agreed(self, ask: bool) -> bool:
+        """Whether to stop. Several processes must agree, which takes a moment: they confer only when `ask` is set."""
+        if jax.process_count() == 1:
+            return self._flag.is_set()
+        return ask and bool(multihost_utils.process_allgather(np.asarray(self._flag.is_set())).any())

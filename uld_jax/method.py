@@ -1,0 +1,126 @@
+"""What a method is: the one protocol between a paper's file in `methods/` and the loop in `loop.py`.
+
+Glossary of shape letters, used in every comment:
+
+  B batch · N dataset rows · H,W image · h,w feature map · K landmarks · P keypoint slots an image
+  L annotated landmarks · D descriptor size · M cluster slots · T batches in one pass over the data
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import struct
+
+# image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
+# No annotation ever travels in a batch: evaluation takes it from the source, on the host.
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """All that training changes. A checkpoint is this and the config, nothing else.
+
+    Attributes:
+      step: int32 scalar, steps done in this stage.
+      params: the trained parameters.
+      model_state: other variable collections of the networks, such as batch statistics; {} if none.
+      opt_state: the optimiser's state.
+      aux: the method's own NamedTuple in its paper's words (Labels, Ring, Teacher, ...).
+    """
+
+    step: jax.Array
+    params: Any = struct.field(default_factory=dict)
+    model_state: Any = struct.field(default_factory=dict)
+    opt_state: Any = struct.field(default_factory=dict)
+    aux: Any = ()
+
+
+class Prediction(NamedTuple):
+    """Landmarks of a batch of images.
+
+    Attributes:
+      xy: [B,K,2] float32 `(x, y)` in pixels of the images given.
+      score: [B,K] float32, higher is surer; 0 means missing.
+      features: [B,h,w,D] descriptors for whoever wants them, or None.
+    """
+
+    xy: jax.Array
+    score: jax.Array
+    features: jax.Array | None = None
+
+
+class Rows(NamedTuple):
+    """What one pass over the data collects from every image.
+
+    Attributes:
+      descriptors: [B,P,D] float32.
+      xy: [B,P,2] float32 `(x, y)` in pixels of the frame.
+      mask: [B,P] bool, False where a slot is empty.
+    """
+
+    descriptors: jax.Array
+    xy: jax.Array
+    mask: jax.Array
+
+
+class Bank(NamedTuple):
+    """A whole pass: `Rows` with leading axes [B,T], sharded on the first.
+
+    Attributes:
+      rows: Rows of [B,T,P,...]; the mask is False wherever `index` is padding.
+      index: [B,T] int32 dataset rows, N for padding.
+    """
+
+    rows: Rows
+    index: jax.Array
+
+
+class Labels(NamedTuple):
+    """Pseudo-labels of the training set: a table on the devices, one row an image, in the frame's pixels.
+
+    Attributes:
+      xy: [N,K,2] float32.
+      score: [N,K] float32; 0 means that the image has no label for the landmark.
+    """
+
+    xy: jax.Array
+    score: jax.Array
+
+
+class Method(Protocol):
+    """One STAGE of one paper: a frozen dataclass of hyper-parameters. Every function is pure.
+
+    A method without pseudo-labels needs `init`, `train_step` and `predict` alone; `Stage` below gives the rest.
+    """
+
+    def frozen(self) -> Any:
+        """Weights that are never trained, saved or donated (VGG, Stable Diffusion, ...); {} if none."""
+
+    def init(self, rng: jax.Array, batch: Batch, frozen: Any, previous: TrainState | None, rows: int) -> TrainState:
+        """First state of the stage. `previous` is the final state of the stage before; `rows` is N."""
+
+    def train_step(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict]:
+        """One optimiser step; metrics are scalars and hold `loss`."""
+
+    def predict(self, state: TrainState, frozen: Any, images: jax.Array) -> Prediction:
+        """Landmarks of [B,H,W,3] uint8 images in the frame."""
+
+    def passes(self, step: int) -> int:
+        """How many passes over the training data come before this step: 0, 1 or 2 (cluster, then place)."""
+
+    def observe(self, state: TrainState, frozen: Any, batch: Batch) -> Rows:
+        """What a pass collects from one batch."""
+
+    def refresh(self, state: TrainState, frozen: Any, bank: Bank, rng: jax.Array) -> TrainState:
+        """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
+
+
+class Stage:
+    """Defaults of the protocol for methods that need only a part of it."""
+
+    def frozen(self):
+        return {}
+
+    def passes(self, step):
+        del step
+        return 0

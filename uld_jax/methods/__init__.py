@@ -1,0 +1,1 @@
+"""One paper, one file; the stages of a paper are classes in it."""

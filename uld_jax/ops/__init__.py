@@ -1,0 +1,1 @@
+"""Small pure functions on arrays: coordinates, heatmaps, keypoints, warps, colour, ridge regression."""

@@ -1,0 +1,107 @@
+"""Random changes of colour, noise and focus: what a photograph may differ in while its landmarks stay in place."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+def random_color(
+    key,
+    image,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    gain: float = 0.0,
+    grey: float = 0.0,
+    blur: float = 0.0,
+    noise: float = 0.0,
+):
+    """Changes ONE image; `jax.vmap` over keys and images makes a batch. What is 0 costs nothing.
+
+    In this order, each drawn anew for the image:
+
+      hue         turn about the grey axis by U(-hue, hue) of a full turn
+      saturation  distance from grey times U(1 - saturation, 1 + saturation)
+      contrast    distance from the mean grey times U(1 - contrast, 1 + contrast)
+      brightness  plus U(-brightness, brightness)
+      gain        each channel times exp(N(0, gain))
+      grey        all colour gone with probability `grey`
+      blur        Gaussian of standard deviation U(0, blur) pixels
+      noise       plus N(0, s) in every value, s from U(0, noise)
+
+    Args:
+      key: a PRNG key.
+      image: [H,W,3] float in 0..1.
+
+    Returns:
+      [H,W,3] in 0..1, clipped, of the image's dtype.
+    """
+    dtype = image.dtype
+    keys = dict(
+        zip(
+            ("hue", "saturation", "contrast", "brightness", "gain", "grey", "blur", "noise"),
+            jax.random.split(key, 8),
+            strict=True,
+        )
+    )
+
+    def uniform(name, low, high):
+        return jax.random.uniform(keys[name], (), dtype, low, high)
+
+    if hue:
+        turn = _hue_matrix(2 * math.pi * uniform("hue", -hue, hue))
+        image = jnp.sum(image[..., None, :] * turn, -1)
+    if saturation:
+        level = to_grey(image)
+        image = level + (image - level) * uniform("saturation", 1 - saturation, 1 + saturation)
+    if contrast:
+        level = jnp.mean(to_grey(image))
+        image = level + (image - level) * uniform("contrast", 1 - contrast, 1 + contrast)
+    if brightness:
+        image = image + uniform("brightness", -brightness, brightness)
+    if gain:
+        image = image * jnp.exp(gain * jax.random.normal(keys["gain"], (3,), dtype))
+    if grey:
+        image = jnp.where(uniform("grey", 0, 1) < grey, to_grey(image), image)
+    if blur:
+        image = gaussian_blur(image, uniform("blur", 0, blur), max(1, math.ceil(2 * blur)))
+    if noise:
+        image = image + uniform("noise", 0, noise) * jax.random.normal(keys["noise"], image.shape, dtype)
+    return jnp.clip(image, 0, 1).astype(dtype)
+
+
+def to_grey(image):
+    """Luma [...,1] of an image [...,3]."""
+    return jnp.sum(image * jnp.asarray(_GREY, image.dtype), -1, keepdims=True)
+
+
+def gaussian_blur(image, sigma, radius: int):
+    """Blurs [H,W,C] by a Gaussian of `sigma` pixels (may be traced), cut off at `radius` and normalised; borders go on.
+
+    Shifted copies, added: the kernel differs from image to image of a batch, which a convolution does not allow.
+    """
+    offsets = jnp.arange(-radius, radius + 1, dtype=image.dtype)
+    kernel = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 1e-3)) ** 2)
+    kernel = kernel / jnp.sum(kernel)
+    for axis in (0, 1):
+        width = [(radius, radius) if a == axis else (0, 0) for a in range(image.ndim)]
+        padded = jnp.pad(image, width, mode="edge")
+        size = image.shape[axis]
+        image = sum(kernel[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * radius + 1))
+    return image
+
+
+def _hue_matrix(angle):
+    """Turn about the grey axis (1, 1, 1) / sqrt 3, [3,3]; grey stays grey and the mean of the channels stays.
+
+    Rodrigues: cos I + (1 - cos) u u' + sin [u]x.
+    """
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    third, root = (1 - cos) / 3, sin / math.sqrt(3)
+    a, b, c = cos + third, third - root, third + root
+    return jnp.stack([jnp.stack([a, b, c]), jnp.stack([c, a, b]), jnp.stack([b, c, a])])

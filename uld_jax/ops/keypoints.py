@@ -1,0 +1,65 @@
+"""Reading maps at points, and the small masked helpers that go with point sets."""
+
+import jax
+import jax.numpy as jnp
+
+
+def bilinear(image, xy):
+    """One map read between its cells: image [H,W,C] and points [P,2] in its pixels to values [P,C].
+
+    Outside the map the border's value goes on. The result is float32, or wider if an argument is. Four plain
+    gathers are the fastest form known on CPU (a windowed or stacked gather was measured slower or no faster).
+
+    >>> bilinear(jnp.arange(4.0).reshape(2, 2, 1), jnp.array([[0.5, 0.5]]))[0, 0].item()
+    1.5
+    """
+    height, width, channels = image.shape
+    dtype = jnp.result_type(image.dtype, xy.dtype, jnp.float32)
+    x = jnp.clip(xy[:, 0].astype(dtype), 0, width - 1)
+    y = jnp.clip(xy[:, 1].astype(dtype), 0, height - 1)
+    # The cell's upper left corner; a point on the last row or column belongs to the cell before it.
+    left = jnp.clip(jnp.floor(x), 0, max(width - 2, 0)).astype(jnp.int32)
+    top = jnp.clip(jnp.floor(y), 0, max(height - 2, 0)).astype(jnp.int32)
+    right_weight, lower_weight = (x - left)[:, None], (y - top)[:, None]
+    right, below = min(1, width - 1), min(1, height - 1) * width
+    flat = image.reshape(height * width, channels)
+    corner = top * width + left
+
+    def read(offset):
+        return jnp.take(flat, corner + offset, axis=0, mode="clip").astype(dtype)
+
+    upper = read(0) * (1 - right_weight) + read(right) * right_weight
+    lower = read(below) * (1 - right_weight) + read(below + right) * right_weight
+    return upper * (1 - lower_weight) + lower * lower_weight
+
+
+def sample(features, xy):
+    """Descriptors at points: features [B,h,w,D], xy [B,P,2] `(x, y)` in feature-map pixels to [B,P,D].
+
+    Bilinear; outside the map the border's value goes on.
+    """
+    return jax.vmap(bilinear)(features, xy)
+
+
+def masked_mean(x, mask, axis=None):
+    """Mean of the entries of x whose `mask` is True, 0 where none is; a float mask weighs the entries.
+
+    The mask must broadcast to x. What is masked out may be NaN.
+
+    >>> masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])).item()
+    2.0
+    """
+    weight = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+    total = jnp.sum(jnp.where(weight != 0, x * weight, 0), axis)  # `where`: a masked NaN must not come through
+    count = jnp.sum(weight, axis)
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
+
+
+def l2_normalize(x, axis: int = -1, eps: float = 1e-12):
+    """x / max(||x||, eps) along `axis`, with a gradient of 0 rather than NaN at x = 0.
+
+    >>> l2_normalize(jnp.array([3.0, 4.0])).round(3).tolist() == jnp.array([0.6, 0.8]).tolist()
+    True
+    """
+    square = jnp.sum(x * x, axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))

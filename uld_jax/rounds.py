@@ -1,0 +1,86 @@
+"""One ordered pass over the training data into a bank that is sharded over the devices.
+
+Host code that walks the data lives here alone, so a method's file holds only mathematics: `observe` sees one batch,
+`refresh` sees the whole bank.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uld_jax import sharding
+from uld_jax.method import Bank, Method, TrainState
+
+
+class Rounds:
+    """The compiled passes of one stage.
+
+    Args:
+      method: the stage.
+      reader: the training data (see `data.pipeline`).
+      mesh: all devices.
+      check: called between batches; it may raise to stop the pass, which leaves the state as it was.
+    """
+
+    def __init__(self, method: Method, reader, mesh, check: Callable[[], None] = lambda: None):
+        self._method, self._reader, self._mesh, self._check = method, reader, mesh, check
+        # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
+        self._write = jax.jit(self._observe_into, donate_argnums=0, out_shardings=sharding.split(mesh))
+        self._refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
+
+    def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
+        """`passes` times: collect a bank, refresh the state. Keys differ from pass to pass."""
+        for i in range(passes):
+            bank = self.collect(state, frozen)
+            state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
+        return state
+
+    def collect(self, state: TrainState, frozen) -> Bank:
+        """Every training row once."""
+        bank = None
+        for t, payload in enumerate(self._reader.ordered()):
+            self._check()
+            if bank is None:
+                bank = self._empty(state, frozen, payload)
+            t = sharding.put_replicated(self._mesh, np.int32(t))
+            bank = self._write(bank, state, frozen, self._reader.store, payload, t)
+        return bank
+
+    def _observe(self, state, frozen, store, payload):
+        batch = self._reader.fetch(store, payload)
+        rows = self._method.observe(state, frozen, batch)
+        real = batch["index"] < self._reader.rows
+        return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
+
+    def _observe_into(self, bank, state, frozen, store, payload, t):
+        found = self._observe(state, frozen, store, payload)
+        return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), bank, found)
+
+    def _empty(self, state, frozen, payload) -> Bank:
+        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload)
+        batch = shapes.index.shape[0]
+        passes = -(-self._reader.rows // batch)
+        make = jax.jit(
+            lambda: jax.tree.map(lambda s: jnp.zeros((batch, passes, *s.shape[1:]), s.dtype), shapes),
+            out_shardings=sharding.split(self._mesh),
+        )
+        return make()
+
+
+def flatten(bank: Bank) -> tuple[jax.Array, jax.Array]:
+    """All descriptors [B*T*P, D] of a bank and their mask [B*T*P]; local to every device."""
+    descriptors, mask = bank.rows.descriptors, bank.rows.mask
+    return descriptors.reshape(-1, descriptors.shape[-1]), mask.reshape(-1)
+
+
+def table(bank: Bank, values: jax.Array, rows: int) -> jax.Array:
+    """Values [B,T,...] of a pass as a table [rows, ...] by dataset row; padding falls away.
+
+    >>> bank = Bank(Rows(*[jnp.zeros((2, 2, 1))] * 3), jnp.array([[0, 2], [1, 3]]))
+    >>> table(bank, jnp.array([[5., 7.], [6., 8.]]), 3).tolist()
+    [5.0, 6.0, 7.0]
+    """
+    flat = values.reshape(-1, *values.shape[2:])
+    return jnp.zeros((rows, *flat.shape[1:]), flat.dtype).at[bank.index.reshape(-1)].set(flat, mode="drop")

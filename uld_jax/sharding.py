@@ -1,0 +1,74 @@
+"""The only file that knows about devices: one mesh with one axis, `data`.
+
+Training is one global-view `jax.jit`: the state is replicated, the batch is split over `data`, and XLA writes the
+collectives. (`jax.pmap` has been a wrapper over jit and shard_map since JAX 0.8; this is its successor.)
+"""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+
+def make_mesh(devices=None) -> Mesh:
+    """All devices of all processes (or those given) in one axis."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, P(AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def local_slice(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of a global batch that this process feeds.
+
+    Raises ValueError when the batch does not divide over the devices.
+    """
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
+        )
+    mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+    per_device = batch_size // mesh.size
+    return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
+
+
+def put_batch(mesh: Mesh, tree):
+    """This process's rows (NumPy, leading axis) as global arrays split over `data`."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), np.asarray(x)), tree)
+
+
+def put_replicated(mesh: Mesh, tree):
+    """The same host values on every process as replicated global arrays."""
+
+    def put(x):
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(replicated(mesh), x.ndim):
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, replicated(mesh), lambda i: x[i])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(tree):
+    """Global arrays as NumPy, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True), tree
+    )
+
+
+def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
+    """A typed PRNG key, replicated."""
+    return jax.random.wrap_key_data(put_replicated(mesh, jax.random.key_data(key)))

@@ -1,0 +1,474 @@
+"""Pictures: landmarks on images, contact sheets, heatmaps and plots.
+
+One colour is one landmark everywhere: colour k of `palette` does not depend on how many there are. Pictures are Pillow
+images, plots are matplotlib figures drawn without its global state; `save` writes either, to a local or gs:// path.
+Missing landmarks (score 0, or NaN coordinates) are not drawn.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from uld_jax.ops.coordinates import frame_map
+
+INK, SOFT, FAINT, PAPER = "#22262b", "#8a9099", "#e6e8eb", "#ffffff"
+BLUE, ORANGE, GREY = "#2f6fbb", "#d9772b", "#a9afb8"
+_SUPERSAMPLE = 4
+# Chosen by hand, to have names: red, blue, yellow, green, magenta, cyan, orange, violet, lime, pink, teal, brown.
+_FIRST = [
+    "e41a1c",
+    "2563eb",
+    "ffd60a",
+    "22a045",
+    "e63cc8",
+    "00cfe6",
+    "ff7f0e",
+    "7c3aed",
+    "a6e22e",
+    "ff9ab8",
+    "0f8f8c",
+    "96572a",
+]
+
+
+# Colours
+
+
+def _oklab(rgb) -> np.ndarray:
+    """sRGB in 0..1 [...,3] to Oklab, in which distances are close to what the eye sees."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(cones) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
+
+@lru_cache(maxsize=1)
+def _colours(count: int) -> np.ndarray:
+    """A dozen by hand, then vivid ones far from all before, from paper, ink and skin; [count,3] in 0..1."""
+    levels = np.linspace(0, 1, 17)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    lab = _oklab(rgb)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    vivid = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.9) & (chroma > 0.11)
+    rgb, lab = rgb[vivid], lab[vivid]
+    first = np.array([[int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for code in _FIRST])
+    avoid = _oklab(np.concatenate([first, [[1, 1, 1], [0, 0, 0], [0.9, 0.72, 0.6], [0.55, 0.38, 0.28]]]))
+    far = np.sqrt(((lab[:, None] - avoid) ** 2).sum(-1)).min(1)
+    chosen = []
+    for _ in range(count - len(first)):
+        chosen.append(int(np.argmax(far)))
+        far = np.minimum(far, np.sqrt(((lab - lab[chosen[-1]]) ** 2).sum(-1)))
+    return np.concatenate([first, rgb[chosen]])
+
+
+def palette(k: int) -> np.ndarray:
+    """Colours of landmarks 0 to k - 1, [k,3] uint8. Colour i is the same for every k, up to 512 (then they repeat).
+
+    >>> (palette(3) == palette(10)[:3]).all()
+    np.True_
+    """
+    colours = _colours(512)
+    return np.round(255 * colours[np.arange(k) % len(colours)]).astype(np.uint8)
+
+
+# Landmarks on images
+
+
+def _rgb(image) -> Image.Image:
+    """uint8 [H,W,3] or [H,W] array, or a Pillow image, as an RGB Pillow image."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image, np.uint8))
+    return image.convert("RGB")
+
+
+def _font(size: float):
+    return ImageFont.load_default(max(8.0, size))
+
+
+def _present(xy, score) -> np.ndarray:
+    xy = np.asarray(xy, np.float64)
+    there = np.isfinite(xy).all(-1)
+    return there if score is None else there & (np.asarray(score) > 0)
+
+
+def draw_overlay(
+    image, xy, score=None, *, radius: float | None = None, numbers: bool = False, colours=None
+) -> Image.Image:
+    """The image with its landmarks as coloured dots with a white rim.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image; the result has its size.
+      xy: [K,2] in pixels of the image.
+      score: [K], 0 = missing; or None.
+      radius: of a dot in pixels; None: 1.6 % of the image's mean side, somewhat less for more than 20 landmarks.
+      numbers: whether the landmark's number stands beside its dot.
+      colours: [K,3] uint8; None: `palette`.
+    """
+    image = _rgb(image)
+    xy = np.asarray(xy, np.float64)
+    side = float(np.sqrt(image.width * image.height))
+    if radius is None:
+        radius = max(1.4, 0.016 * side * (1.0 if len(xy) <= 20 else 0.75))
+    colours = palette(len(xy)) if colours is None else colours
+    s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have pixels enough
+    rim = max(0.6, 0.35 * radius)
+    there = _present(xy, score)
+    for k in np.flatnonzero(there):
+        # Each dot is drawn large on a patch of its own and scaled down: smooth edges without a second large image.
+        low = np.floor(xy[k] - radius - rim - 1).astype(int)
+        patch = int(np.ceil(2 * (radius + rim) + 4))
+        if (low + patch < 0).any() or (low > (image.width, image.height)).any():
+            continue
+        big = Image.new("RGBA", (patch * s, patch * s), (255, 255, 255, 0))
+        pen = ImageDraw.Draw(big)
+        centre = (xy[k] - low + 0.5) * s - 0.5
+        for r, colour in ((radius + rim, (255, 255, 255, 235)), (radius, (*map(int, colours[k]), 255))):
+            pen.ellipse([*(centre - r * s), *(centre + r * s)], fill=colour)
+        dot = big.resize((patch, patch), Image.Resampling.BOX)
+        image.paste(dot.convert("RGB"), tuple(low.tolist()), dot.getchannel("A"))
+    if numbers:
+        pen, font = ImageDraw.Draw(image), _font(max(2.6 * radius, 0.035 * side))
+        for k in np.flatnonzero(there):
+            place = xy[k] + (radius + rim + 1, -0.06 * font.size)
+            pen.text(
+                tuple(place),
+                str(k),
+                fill=PAPER,
+                font=font,
+                anchor="lm",
+                stroke_width=max(1, round(radius / 3)),
+                stroke_fill=INK,
+            )
+    return image
+
+
+def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, np.ndarray]:
+    """The whole image centred in a square cell on faint ground, and the map of its points (see `coordinates`)."""
+    scale = cell / max(image.size)
+    small = image.resize(tuple(max(1, round(scale * v)) for v in image.size), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (cell, cell), FAINT)
+    square.paste(small, ((cell - small.width) // 2, (cell - small.height) // 2))
+    return square, frame_map((image.height, image.width), (cell, cell), "pad")
+
+
+def contact_sheet(
+    images: Sequence,
+    xys: Sequence,
+    scores: Sequence | None = None,
+    *,
+    columns: int = 8,
+    cell: int = 128,
+    title: str | None = None,
+) -> Image.Image:
+    """Many images with their landmarks, and a legend: the same colour is the same landmark on every image.
+
+    Args:
+      images: N uint8 arrays [H,W,3] or Pillow images, of any sizes.
+      xys: N arrays [K,2] in pixels of the respective image.
+      scores: N arrays [K], 0 = missing; or None.
+      columns: images a row.
+      cell: side of an image on the sheet in pixels.
+      title: a line above.
+
+    Raises:
+      ValueError: no images.
+    """
+    if not len(images):
+        raise ValueError("a contact sheet needs at least one image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    gap, margin = max(3, cell // 32), max(8, cell // 8)
+    width = 2 * margin + columns * (cell + gap) - gap
+    count = len(xys[0])
+    text = _font(max(11, cell * 0.1))
+    entry = int(cell * 0.28)
+    per_line = max(1, (width - 2 * margin) // entry)
+    legend_lines = -(-count // per_line) if count <= 100 else 0
+    line = int(1.7 * text.size)
+    top = margin + (int(2.2 * text.size) if title else 0)
+    height = top + rows * (cell + gap) - gap + (gap + legend_lines * line if legend_lines else 0) + margin
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    if title:
+        pen.text((margin, margin), title, fill=INK, font=_font(1.25 * text.size))
+    for i, image in enumerate(images):
+        square, fmap = _fit(_rgb(image), cell)
+        placed = np.asarray(xys[i], np.float64) * fmap[:2] + fmap[2:]
+        radius = max(1.8, cell * (0.024 if count <= 20 else 0.015))
+        square = draw_overlay(square, placed, None if scores is None else scores[i], radius=radius)
+        sheet.paste(square, (margin + (i % columns) * (cell + gap), top + (i // columns) * (cell + gap)))
+    if legend_lines:
+        start, colours = top + rows * (cell + gap) + line // 2, palette(count)
+        places = np.array(
+            [[margin + (k % per_line) * entry + text.size / 2, start + (k // per_line) * line] for k in range(count)]
+        )
+        sheet = draw_overlay(sheet, places, radius=0.36 * text.size, colours=colours)
+        pen = ImageDraw.Draw(sheet)
+        for k, (x, y) in enumerate(places):
+            pen.text((x + 0.8 * text.size, y), str(k), fill=INK, font=text, anchor="lm")
+    return sheet
+
+
+def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Image.Image:
+    """All heatmaps in their colours on one image, then each alone on the greyed image with its number and its peak.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image.
+      heatmaps: [h,w,K], not negative; each is scaled by its own largest value, which is written into its cell.
+      columns: cells a row.
+      cell: side of a cell in pixels.
+    """
+    heatmaps = np.asarray(heatmaps, np.float64)
+    count = heatmaps.shape[-1]
+    peaks = heatmaps.max((0, 1))
+    square = _rgb(image).resize((cell, cell), Image.Resampling.LANCZOS)
+    maps = [
+        np.asarray(
+            Image.fromarray(np.float32(heatmaps[..., k] / max(peaks[k], 1e-12))).resize(
+                (cell, cell), Image.Resampling.BILINEAR
+            )
+        )
+        for k in range(count)
+    ]
+    maps = np.clip(np.stack(maps), 0, 1)[..., None]
+    colours = palette(count).astype(np.float64)
+    grey = np.repeat(np.asarray(square.convert("L"), np.float64)[..., None], 3, -1) * 0.45
+
+    def glow(ground, m, colour):
+        light = colour + (255 - colour) * 0.55 * m**6  # a bright core, so that dark colours shine on a dark ground too
+        return ground * (1 - 0.9 * m) + 0.9 * m * light
+
+    together = np.asarray(square, np.float64) * 0.6
+    strongest = maps.argmax(0)[..., 0]
+    together = glow(together, maps.max(0), colours[strongest])
+    cells = [together, *(glow(grey, maps[k], colours[k]) for k in range(count))]
+    columns = min(columns, len(cells))
+    rows, gap = -(-len(cells) // columns), max(2, cell // 48)
+    panel = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
+    font = _font(0.11 * cell)
+    for i, values in enumerate(cells):
+        picture = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
+        label = "all" if i == 0 else f"{i - 1}   {peaks[i - 1]:.2g}"
+        ImageDraw.Draw(picture).text(
+            (0.05 * cell, 0.04 * cell), label, fill=PAPER, font=font, stroke_width=1, stroke_fill=INK
+        )
+        panel.paste(picture, (gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + gap)))
+    return panel
+
+
+# Plots
+
+
+def _figure(panels: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, list]:
+    figure = Figure(figsize=(width * panels, height), dpi=130, layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    for ax in axes:
+        _tidy(ax)
+    return figure, axes
+
+
+def _tidy(ax) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(SOFT)
+    ax.tick_params(colors=INK, labelsize=8, length=3, color=SOFT)
+    ax.grid(True, color=FAINT, linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def _titles(ax, title: str | None, x: str, y: str) -> None:
+    if title:
+        ax.set_title(title, fontsize=10, color=INK, loc="left")
+    ax.set_xlabel(x, fontsize=9, color=INK)
+    ax.set_ylabel(y, fontsize=9, color=INK)
+
+
+def _style(name: str) -> dict[str, Any]:
+    return {
+        "forward": {"color": BLUE, "linewidth": 2.0},
+        "backward": {"color": ORANGE, "linewidth": 2.0},
+        "mean shape": {"color": GREY, "linewidth": 1.6, "linestyle": (0, (4, 2))},
+    }.get(name, {"linewidth": 1.8})
+
+
+def ced_plot(
+    images: Mapping[str, tuple], landmarks: Mapping[str, tuple] | None = None, *, title: str | None = None
+) -> Figure:
+    """Cumulative error over images, and beside it the mean error of the best 1, 2, ... landmarks.
+
+    Args:
+      images: name -> (thresholds in percent, share of images), as `landmark_regression.ced` gives them.
+      landmarks: name -> (count, mean error in percent), as `ced_over_landmarks` gives them; or None.
+      title: above the first panel.
+    """
+    figure, axes = _figure(2 if landmarks else 1)
+    for name, (thresholds, share) in images.items():
+        axes[0].plot(thresholds, 100 * np.asarray(share), label=name, **_style(name))
+        axes[0].set_xlim(0, max(thresholds))
+    axes[0].set_ylim(0, 101)
+    _titles(axes[0], title, "NME, % of the normaliser", "images at or below, %")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    for name, (count, error) in (landmarks or {}).items():
+        marker = "o" if len(count) <= 30 else None
+        axes[1].plot(count, error, label=name, marker=marker, markersize=3.5, **_style(name))
+    if landmarks:
+        axes[1].set_ylim(bottom=0)
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        _titles(axes[1], None, "landmarks, best first", "mean NME of these, %")
+        axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def bar_plot(groups: Sequence[Mapping[str, Any]], *, title: str | None = None, most: int = 40) -> Figure:
+    """Forward error a group as bars, with the mean shape as a line across and the number of images in the label.
+
+    Args:
+      groups: what `landmark_regression.group_by` returns.
+      title: above the plot.
+      most: with more groups than this only the worst are drawn, and the title says so.
+    """
+    shown = list(groups)
+    if len(shown) > most:
+        shown = sorted(shown, key=lambda g: -(g.get("forward_nme") or 0.0))[:most]
+        title = f"{title or 'error'}: the {most} worst of {len(groups)}"
+    many = len(shown) * max((len(str(g["group"])) for g in shown), default=0) > 72  # more does not fit side by side
+
+    def values(key):
+        return np.array([np.nan if g.get(key) is None else g[key] for g in shown], np.float64)
+
+    forward, baseline, at = values("forward_nme"), values("mean_shape_nme"), np.arange(len(shown))
+    figure, (ax,) = _figure(
+        width=max(4.6, 0.62 * len(shown) if not many else 5.2), height=3.3 if not many else 1 + 0.22 * len(shown)
+    )
+    place, span, label = (ax.barh, ax.vlines, "y") if many else (ax.bar, ax.hlines, "x")
+    place(at, forward, 0.62, color=BLUE, label="forward")
+    if np.isfinite(baseline).any():
+        span(baseline, at - 0.36, at + 0.36, color=SOFT, linewidth=2.0, label="mean shape")
+    top = np.nanmax(np.concatenate([forward, baseline, [1e-9]]))
+    ticks = [f"{g['group']} ({g['n']})" if many else f"{g['group']}\n{g['n']} images" for g in shown]
+    (ax.set_yticks if many else ax.set_xticks)(at, ticks)
+    for i, value in enumerate(forward):
+        if np.isfinite(value):
+            inside = value > 0.12 * top  # at the bar's foot where there is room: away from the tick of the mean shape
+            edge = (0 if inside else value) + 0.015 * top
+            style = {"fontsize": 7 if many else 8, "color": PAPER if inside else INK}
+            if many:
+                ax.text(edge, i, f"{value:.1f}", ha="left", va="center_baseline", **style)
+            else:
+                ax.text(i, edge, f"{value:.1f}", ha="center", va="bottom", **style)
+    ax.grid(False, axis=label)
+    if many:
+        ax.set_ylim(len(shown) - 0.4, -1.6)
+        ax.set_xlim(0, 1.05 * top)
+        _titles(ax, title, "NME, % of the normaliser", "")
+    else:
+        ax.set_ylim(0, 1.25 * top)
+        _titles(ax, title, "", "NME, % of the normaliser")
+    ax.legend(frameon=False, fontsize=8, loc="upper right" if many else "upper left", ncols=2)
+    return figure
+
+
+def label_count_plot(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """Forward error against the number of labelled images (logarithmic), with the spread over draws.
+
+    Args:
+      rows: what `landmark_regression.label_counts` returns.
+      title: above the plot.
+    """
+    figure, (ax,) = _figure()
+    n = np.array([r["n"] for r in rows])
+    forward = np.array([r["forward_nme"] for r in rows], np.float64)
+    spread = np.array([r["forward_nme_std"] for r in rows], np.float64)
+    ax.plot(n, [r["mean_shape_nme"] for r in rows], label="mean shape", **_style("mean shape"))
+    ax.fill_between(n, forward - spread, forward + spread, color=BLUE, alpha=0.18, linewidth=0)
+    ax.plot(n, forward, label="forward", marker="o", markersize=4, **_style("forward"))
+    for x, y in zip(n, forward):
+        ax.annotate(f"{y:.1f}", (x, y), xytext=(0, -11), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    ax.set_xscale("log")
+    ax.set_xticks(n, [str(v) for v in n])
+    ax.minorticks_off()
+    ax.set_ylim(bottom=0)
+    _titles(ax, title, "labelled images", "NME, % of the normaliser")
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequence[str]] | None = None) -> Figure:
+    """Metrics over steps, a panel for each list of names; stage borders are marked.
+
+    Args:
+      lines: the objects of `metrics.jsonl`: `step`, `stage` and numbers.
+      panels: names of metrics a panel; None: the loss, and the errors that an evaluation wrote, where there are any.
+    """
+    if panels is None:
+        panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"]]
+    known = {key for line in lines for key, value in line.items() if isinstance(value, int | float)}
+    panels = [[name for name in names if name in known] for names in panels]
+    panels = [names for names in panels if names] or [[]]
+    stages = [line for line in lines if "stage" in line and "step" in line]
+    starts = [b for a, b in zip([{}, *stages], stages) if a.get("stage") != b["stage"]]
+    short = {"forward_nme": "forward", "backward_nme": "backward", "mean_shape_nme": "mean shape", "loss": "loss"}
+    figure, axes = _figure(len(panels))
+    for ax, names in zip(axes, panels):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line and "step" in line]
+            points = [(s, v) for s, v in points if isinstance(v, int | float) and np.isfinite(v)]
+            style = {"color": BLUE, "linewidth": 1.5} if name == "loss" else _style(short.get(name, name))
+            marker = "o" if len(points) < 25 else None
+            ax.plot(
+                *zip(*points) if points else ((), ()),
+                label=short.get(name, name),
+                marker=marker,
+                markersize=3.5,
+                **style,
+            )
+        for i, line in enumerate(starts if len(starts) > 1 else []):
+            if i:
+                ax.axvline(line["step"], color=SOFT, linewidth=0.8, linestyle=":")
+            place = {"xy": (line["step"], 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            ax.annotate(str(line["stage"]), xytext=(2, 4), fontsize=8, color=SOFT, **place)
+        if any(name.endswith("nme") for name in names):
+            ax.set_ylim(bottom=0)
+        _titles(
+            ax, None, "step", "NME, % of the normaliser" if any(n.endswith("nme") for n in names) else ", ".join(names)
+        )
+        if len(names) > 1:
+            ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def png(picture: Image.Image | Figure) -> bytes:
+    """A picture or a plot as the bytes of a PNG file."""
+    data = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(data, format="png")
+    else:
+        picture.save(data, format="PNG")
+    return data.getvalue()
+
+
+def save(picture: Image.Image | Figure, path) -> None:
+    """Writes a picture or a plot as PNG; folders on the way are made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(picture))

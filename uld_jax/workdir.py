@@ -1,0 +1,149 @@
+"""The files of a run's folder that scripts rely on, and the rules for coming back to it.
+
+config.json     the whole configuration
+run.json        versions, devices, data fingerprints, seed, frozen-weight hashes, rows
+metrics.jsonl   one JSON object a line
+tb/             the same numbers as TensorBoard events
+"""
+
+import json
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from uld_jax.errors import UserError
+
+# A run may be resumed with other values of these; any other difference is another experiment.
+_FREE = ("data_dir", "log_every", "eval_every", "save_every", "pictures_every", "keep_last", "keep_every", "profile")
+
+
+def write_json(path, value: Any) -> None:
+    """Written beside and renamed, so that a reader never sees half a file. Process 0 alone writes."""
+    if jax.process_index():
+        return
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n"
+    part = path.parent / (path.name + ".part")
+    part.write_text(text)
+    part.rename(path) if "://" in str(path) else os.replace(part, path)
+
+
+def read_json(path) -> Any:
+    """Raises UserError when the file is missing or torn."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"{path} is missing; give --workdir a folder that `uld train` made")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or start in a new workdir") from error
+
+
+def read_config(workdir) -> ml_collections.ConfigDict:
+    """The configuration of an existing run."""
+    return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json")).lock()
+
+
+def claim(workdir, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` this configuration's, or checks that it already is.
+
+    Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, logging,
+    checkpoint keeping and a larger `steps` of the last stage may differ.
+    """
+    path = epath.Path(workdir) / "config.json"
+    new = _flat(json.loads(json.dumps(config.to_dict(), default=_plain)))
+    if path.exists():
+        old = _flat(read_json(path))
+        last_steps = f"{config.stages[-1]}.steps"
+        for key in sorted(set(old) | set(new)):
+            if key.split(".")[-1] in _FREE or old.get(key) == new.get(key):
+                continue
+            if key == last_steps and new.get(key, -1) > old.get(key, 0):
+                continue
+            raise UserError(
+                f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
+                "use another --workdir, or the same config to resume"
+            )
+    write_json(path, config.to_dict())
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return out
+
+
+def _plain(value):
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value).tolist()
+    if isinstance(value, (set, tuple)):
+        return list(value)
+    return str(value)
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard. Process 0 alone writes; the others count along.
+
+    Args:
+      workdir: the run's folder. A remote one cannot be appended to, so there the file is rewritten at `flush`.
+      lines: how many lines to keep of an existing file: those that were there when the restored state was saved.
+    """
+
+    def __init__(self, workdir, lines: int):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._remote = "://" in str(workdir)
+        self._writer = jax.process_index() == 0
+        self._lines = []
+        self.count = lines
+        if not self._writer:
+            return
+        if self._path.exists():
+            self._lines = self._path.read_text().splitlines(keepends=True)[:lines]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("".join(self._lines))
+        from tensorboardX import SummaryWriter  # imported late: only this process needs it
+
+        step = json.loads(self._lines[-1])["step"] if self._lines else 0
+        self._board = None if self._remote else SummaryWriter(os.fspath(self._path.parent / "tb"), purge_step=step + 1)
+
+    def write(self, step: int, stage: str, **values) -> None:
+        """One line: step (counts on over all stages), stage, time and the values, which are scalars or JSON."""
+        values = {
+            k: v.item() if isinstance(v, (np.ndarray, np.generic)) and v.ndim == 0 else v for k, v in values.items()
+        }
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.count += 1
+        if not self._writer:
+            return
+        line = json.dumps({"step": step, "stage": stage, "time": round(time.time(), 3)} | values, default=_plain) + "\n"
+        self._lines.append(line)
+        if self._remote:
+            return
+        with self._path.open("a") as file:
+            file.write(line)
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(f"{stage}/{key}", value, step)
+
+    def flush(self) -> None:
+        if not self._writer:
+            return
+        if self._remote:
+            self._path.write_text("".join(self._lines))
+        else:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self._writer and self._board:
+            self._board.close()
