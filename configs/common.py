@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from uld_jax import config as config_lib
 from uld_jax.errors import UserError
 
 PRESETS = ("paper", "small", "tiny")
@@ -26,6 +27,22 @@ def parse(arg: str | None, **defaults) -> ConfigDict:
     if out["k"] < 1:
         raise UserError(f"k is {out['k']}; use 1 or more landmarks")
     return ConfigDict(out)
+
+
+def stage(method: str, steps: int, **changes) -> ConfigDict:
+    """A stage's section: the method, its steps, and all its hyper-parameters, defaults included.
+
+    `backbone_kwargs` become a section of their own.
+    """
+    section = config_lib.defaults("methods", method)
+    section.update(changes)
+    if "backbone" in section:
+        kwargs = config_lib.defaults("backbones", section.backbone)
+        kwargs.update(changes.get("backbone_kwargs", {}))
+        del section.backbone_kwargs
+        section.backbone_kwargs = kwargs
+    section.method, section.steps = method, steps
+    return section
 
 
 def base(arg: ConfigDict) -> ConfigDict:

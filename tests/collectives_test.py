@@ -8,7 +8,8 @@ from uld_jax import collectives
 
 def test_examples():
     result = doctest.testmod(collectives)
-    assert result.attempted >= 1 and result.failed == 0
+    assert result.attempted >= 1
+    assert result.failed == 0
 
 
 def test_kinds_and_async_forms_are_read():

@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"ops", "sharding"},
     "evaluators": {"ops", "clustering", "viz"},
     "convert": {"ops", "models"},
-    "configs": {"configs"},
+    "configs": {"configs", "config"},
 }
 
 

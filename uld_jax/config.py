@@ -17,6 +17,7 @@ from uld_jax.errors import UserError
 from uld_jax.method import Method
 
 Config = ml_collections.ConfigDict
+SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps")
 
 
 class StageSpec(NamedTuple):
@@ -93,7 +94,21 @@ def stage(config: Config, name: str) -> StageSpec:
         "steps": steps,
     }
     values = {k: v for k, v in shared.items() if k in fields} | values
-    return StageSpec(name, steps, cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+    return StageSpec(name, steps, cls(**{k: _hashable(v) for k, v in values.items()}))
+
+
+def defaults(package: str, path: str) -> Config:
+    """The hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared."""
+    cls = find_class(f"uld_jax.{package}", path, path)
+    unset = dataclasses.MISSING
+    return Config({f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED})
+
+
+def _hashable(value):
+    """Methods are hashed by jit: lists become tuples, dicts tuples of pairs."""
+    if isinstance(value, dict):
+        return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def find_class(package: str, path: str, field: str):

@@ -16,7 +16,8 @@ from uld_jax.errors import UserError
 
 def test_examples():
     result = doctest.testmod(module)
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 def blobs(seed, rows=600, size=5, centres=8, spread=0.6):
@@ -79,7 +80,7 @@ def test_masked_rows_count_nowhere():
     np.testing.assert_array_equal(masked.counts, alone.counts)
     np.testing.assert_allclose(masked.inertia, alone.inertia, rtol=1e-5)
     # What masked rows hold does not matter, in the seeding neither.
-    run = lambda rows: kmeans(jnp.asarray(rows), 6, rng=jax.random.key(1), mask=jnp.asarray(mask))  # noqa: E731
+    run = lambda rows: kmeans(jnp.asarray(rows), 6, rng=jax.random.key(1), mask=jnp.asarray(mask))
     other = both.copy()
     other[~mask] = np.nan
     for ours, theirs in zip(run(both), run(other), strict=True):
@@ -144,12 +145,14 @@ def test_empty_clusters_are_filled():
 def test_fewer_distinct_rows_than_clusters():
     x = jnp.asarray(np.repeat([[1.0, 2], [3, 4]], 5, 0), jnp.float32)
     result = kmeans(x, 4, rng=jax.random.key(0))
-    assert np.isfinite(result.centroids).all() and result.inertia < 1e-6
+    assert np.isfinite(result.centroids).all()
+    assert result.inertia < 1e-6
     assert sorted(np.asarray(result.counts)) == [0, 0, 5, 5]
     assert result.iterations < 100
     nothing = kmeans(x, 2, rng=jax.random.key(0), mask=jnp.zeros(10, bool))
     assert np.isfinite(nothing.centroids).all()
-    assert (np.asarray(nothing.labels) == -1).all() and (np.asarray(nothing.counts) == 0).all()
+    assert (np.asarray(nothing.labels) == -1).all()
+    assert (np.asarray(nothing.counts) == 0).all()
 
 
 def test_nearly_collinear_rows_keep_their_digits():
@@ -178,7 +181,8 @@ def test_float64_stays_float64():
     with jax.enable_x64(True):
         x = jnp.asarray(blobs(9, rows=50), jnp.float64)
         result = kmeans(x, 3, rng=jax.random.key(0))
-        assert result.centroids.dtype == jnp.float64 and result.labels.dtype == jnp.int32
+        assert result.centroids.dtype == jnp.float64
+        assert result.labels.dtype == jnp.int32
 
 
 def test_bad_input_is_named():
@@ -221,7 +225,8 @@ def test_eight_devices_equal_one_and_move_no_rows():
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["labels_differ"] == 0 and report["centroids_differ"] < 1e-4
+    assert report["labels_differ"] == 0
+    assert report["centroids_differ"] < 1e-4
     assert report["iterations"][0] == report["iterations"][1] > 2
     assert report["labels_split"]
     sent = [(kind, tuple(shape)) for kind, _, shape in report["collectives"]]

@@ -12,7 +12,8 @@ from uld_jax.models import fan, layers
 
 def test_examples():
     result = doctest.testmod(fan)
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 def initial(network, size, batch=1):
@@ -22,18 +23,20 @@ def initial(network, size, batch=1):
 
 def test_published_size():
     variables = initial(fan.FAN(landmarks=10), 128)
-    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     assert count(variables["params"]) == 6_234_762
     # 334 entries in the published state dict, one `num_batches_tracked` for each of the 55 normalisation layers.
     assert len(jax.tree.leaves(variables)) + len(jax.tree.leaves(variables["batch_stats"])) // 2 == 334
     grouped = initial(fan.FAN(landmarks=10, norm="group"), 256)
-    assert set(grouped) == {"params"} and count(grouped["params"]) == 6_234_762
+    assert set(grouped) == {"params"}
+    assert count(grouped["params"]) == 6_234_762
     output = jax.eval_shape(
         lambda v, x: fan.FAN(landmarks=10).apply(v, x, train=False),
         variables,
         jax.ShapeDtypeStruct((2, 128, 128, 3), jnp.float32),
     )
-    assert output.logits.shape == (2, 32, 32, 10) and output.features.shape == (2, 32, 32, 256)
+    assert output.logits.shape == (2, 32, 32, 10)
+    assert output.features.shape == (2, 32, 32, 256)
     assert {name: tap.shape[1] for name, tap in output.taps.items()} == dict(low1=16, low2=16, low3=16, hourglass=32)
 
 

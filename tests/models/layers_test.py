@@ -37,9 +37,11 @@ def test_initialisation_is_torch_default():
     weights = OneConv(5, 1).init(jax.random.key(1), x)["params"]["conv"]
     bound = (25 * 48) ** -0.5
     twin = torch.nn.Conv2d(48, 6, 5)
-    assert twin.weight.abs().max() <= bound + 1e-7 and twin.bias.abs().max() <= bound + 1e-7  # this is torch's law
+    assert twin.weight.abs().max() <= bound + 1e-7
+    assert twin.bias.abs().max() <= bound + 1e-7
     kernel, bias = np.asarray(weights["kernel"]), np.asarray(weights["bias"])
-    assert 0.99 * bound < np.abs(kernel).max() <= bound and 0 < np.abs(bias).max() <= bound
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert 0 < np.abs(bias).max() <= bound
     np.testing.assert_allclose(kernel.std(), twin.weight.std().item(), rtol=0.05)
 
 
@@ -79,7 +81,7 @@ def test_batch_norm_equals_torch():
 def test_average_pool_and_upsample_equal_torch():
     x = np.random.default_rng(3).normal(size=(2, 6, 8, 3)).astype(np.float32)
     chw = torch.tensor(x.transpose(0, 3, 1, 2).copy())
-    to_numpy = lambda t: t.numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    to_numpy = lambda t: t.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(layers.average_pool(x), to_numpy(torch.nn.functional.avg_pool2d(chw, 2)), atol=1e-6)
     twin = torch.nn.functional.interpolate(chw, scale_factor=2, mode="nearest")
     np.testing.assert_array_equal(layers.upsample(x), to_numpy(twin))
@@ -109,7 +111,8 @@ def test_initialize_follows_the_law_of_init():
             if theirs.std():
                 bound = (16 * 25) ** -0.5 if "'a'" in str(path) else (64 * 9) ** -0.5
                 for values in (ours, theirs):
-                    assert np.abs(values).max() <= bound * 1.004 and abs(values.mean()) < 4 * bound / values.size**0.5
+                    assert np.abs(values).max() <= bound * 1.004
+                    assert abs(values.mean()) < 4 * bound / values.size**0.5
                     np.testing.assert_allclose(values.std(), bound / 3**0.5, rtol=1 / values.size**0.5 + 0.01)
             else:
                 np.testing.assert_array_equal(ours, theirs)

@@ -10,12 +10,14 @@ from uld_jax.ops import coordinates as c
 
 def test_examples():
     result = doctest.testmod(c)
-    assert result.attempted >= 4 and result.failed == 0
+    assert result.attempted >= 4
+    assert result.failed == 0
 
 
 def test_pixel_grid_is_x_then_y():
     grid = c.pixel_grid(3, 5)
-    assert grid.shape == (3, 5, 2) and grid.dtype == np.float32
+    assert grid.shape == (3, 5, 2)
+    assert grid.dtype == np.float32
     for y in range(3):
         for x in range(5):
             assert grid[y, x].tolist() == [x, y]
@@ -68,7 +70,7 @@ def test_frame_map_goes_there_and_back_for_a_batch():
 
 
 def test_frame_map_refuses_another_word():
-    with pytest.raises(ValueError, match="data.fit"):
+    with pytest.raises(ValueError, match="use one of pad, crop, stretch"):
         c.frame_map((2, 2), (4, 4), "zoom")
 
 
@@ -82,6 +84,8 @@ def test_arrays_keep_their_kind():
         lambda v: c.file_to_frame(v, fmap.astype(v.dtype)),
         lambda v: c.frame_to_file(v, fmap.astype(v.dtype)),
     ):
-        assert isinstance(function(xy), np.ndarray) and function(xy).dtype == np.float64
+        assert isinstance(function(xy), np.ndarray)
+        assert function(xy).dtype == np.float64
         on_device = function(jnp.ones((2, 2), jnp.float32))
-        assert not isinstance(on_device, np.ndarray) and on_device.dtype == jnp.float32
+        assert not isinstance(on_device, np.ndarray)
+        assert on_device.dtype == jnp.float32

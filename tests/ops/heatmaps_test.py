@@ -11,7 +11,8 @@ from uld_jax.ops import heatmaps
 
 def test_examples():
     result = doctest.testmod(heatmaps)
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
@@ -28,7 +29,8 @@ def test_soft_argmax_equals_numpy(temperature):
 def test_soft_argmax_of_low_precision_logits_is_float32():
     logits = jnp.zeros((64, 64, 1), jnp.bfloat16).at[50, 33].set(100)
     found = heatmaps.soft_argmax(logits)
-    assert found.dtype == jnp.float32 and found.tolist() == [[33.0, 50.0]]
+    assert found.dtype == jnp.float32
+    assert found.tolist() == [[33.0, 50.0]]
 
 
 def test_gaussian_equals_numpy_and_is_found_again():

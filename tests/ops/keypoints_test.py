@@ -11,7 +11,8 @@ from uld_jax.ops import keypoints
 
 def test_examples():
     result = doctest.testmod(keypoints)
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize("size", [(6, 9), (1, 5), (5, 1), (1, 1)])
@@ -31,13 +32,14 @@ def test_sample_reads_bytes_and_half_precision_as_float32():
     for dtype in (jnp.uint8, jnp.bfloat16):
         features = jnp.asarray([[[[1], [2]]]], dtype)
         found = keypoints.sample(features, jnp.asarray([[[0.25, 0.0]]]))
-        assert found.dtype == jnp.float32 and found.tolist() == [[[1.25]]]
+        assert found.dtype == jnp.float32
+        assert found.tolist() == [[[1.25]]]
 
 
 def test_sample_has_the_gradient_of_its_points():
     features = np.random.default_rng(1).normal(size=(5, 6, 3)).astype(np.float32)
     xy = jnp.asarray([[2.3, 1.6]])
-    value = lambda p: keypoints.bilinear(jnp.asarray(features), p).sum()  # noqa: E731
+    value = lambda p: keypoints.bilinear(jnp.asarray(features), p).sum()
     step = 1e-2
     for axis in range(2):
         shift = step * jnp.eye(2)[axis]

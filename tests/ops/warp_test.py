@@ -149,6 +149,7 @@ def test_float64_stays_float64():
         w = jax.jit(lambda k: warp.random_warp(k, **options))(jax.random.key(0))
         xy = jnp.asarray(np.random.default_rng(7).uniform(-1, 1, (9, 2)))
         back = to_view(w, to_source(w, xy))
-        assert {a.dtype for a in w} == {jnp.dtype("float64")} and back.dtype == jnp.float64
+        assert {a.dtype for a in w} == {jnp.dtype("float64")}
+        assert back.dtype == jnp.float64
         np.testing.assert_allclose(back, xy, atol=1e-10)
         assert show(w, jnp.zeros((8, 8, 3)), (4, 4)).dtype == jnp.float64

@@ -24,7 +24,21 @@ from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState
 from uld_jax.models.fan import FAN
-from uld_jax.ops import color, coordinates, heatmaps, keypoints, warp
+from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, warp
+
+
+class Reading(NamedTuple):
+    """How K landmarks are read off M candidates: landmark_k = mean_k + sum_m weights_km (candidate_m - centre_m).
+
+    Attributes:
+      chosen: [K] int32, the candidate that a landmark stems from; its score is the landmark's.
+      centre: [M,2] mean of the candidates, in unit coordinates of the frame.
+      weights: [K,2,M,2].
+    """
+
+    chosen: jax.Array
+    centre: jax.Array
+    weights: jax.Array
 
 
 class Clusters(NamedTuple):
@@ -32,12 +46,14 @@ class Clusters(NamedTuple):
 
     Attributes:
       round: int32, passes done: 0 none, 1 clustered, 2 placed.
-      centroids: [K,D] float32.
+      centroids: [M,D] float32.
+      reading: from candidates to landmarks.
       labels: landmarks of the training images.
     """
 
     round: jax.Array
     centroids: jax.Array
+    reading: Reading
     labels: Labels
 
 
@@ -45,18 +61,26 @@ class Clusters(NamedTuple):
 class ZeroShot(Stage):
     """K-means over the descriptors of a frozen backbone; a stage of zero steps.
 
+    With `candidates` above k (ours, not the paper's) more clusters are formed than landmarks wanted. A factor model of
+    how their places move together tells the steady ones from those that wander, and k are chosen from which the places
+    of all can be predicted best. No annotation is involved.
+
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
       backbone: module and class below `uld_jax.backbones`.
       backbone_kwargs: its hyper-parameters.
-      position: weight of a pixel's place in its descriptor. A descriptor has length 1; from one side of the frame to the
+      position: weight of the place in a descriptor. A descriptor has length 1; from one side of the frame to the
         other a place moves by `position`. 0 clusters by appearance alone, as the paper does on Stable Diffusion.
       roi: landmarks are looked for in this central fraction of the frame (the paper's region of interest is a box).
       pixels: random pixels an image that are clustered (P).
       place: `mean` weighs all pixels by exp(-sharpness * squared distance to the centroid); `exemplar` takes the
         nearest (paper, section 3.1).
       sharpness: see `place`.
+      candidates: M, number of clusters; 0 for the paper's k.
+      factors: of the factor model.
+      denoise: whether a landmark is where the factor model expects its candidate, given all candidates of the image, or
+        where the candidate was found.
       iterations: of k-means, at most.
     """
 
@@ -69,11 +93,16 @@ class ZeroShot(Stage):
     pixels: int = 60
     place: str = "mean"
     sharpness: float = 30.0
+    candidates: int = 0
+    factors: int = 8
+    denoise: bool = True
     iterations: int = 100
 
     def __post_init__(self):
         if self.place not in ("mean", "exemplar"):
             raise UserError(f"zeroshot.place is {self.place!r}; use mean or exemplar")
+        if self.candidates and self.candidates < self.k:
+            raise UserError(f"zeroshot.candidates is {self.candidates}; use 0, or at least k = {self.k}")
 
     @property
     def _backbone(self):
@@ -81,16 +110,32 @@ class ZeroShot(Stage):
         return cls(**dict(self.backbone_kwargs))
 
     @property
+    def _clusters(self) -> int:
+        return self.candidates or self.k
+
+    @property
     def _slots(self) -> int:
-        return max(self.pixels, self.k)
+        return max(self.pixels, self._clusters)
+
+    @property
+    def _frame(self) -> tuple[int, int]:
+        return self.frame_size, self.frame_size
 
     def frozen(self):
         return self._backbone.load()
 
     def init(self, rng, batch, frozen, previous, rows):
         width = jax.eval_shape(self._describe, frozen, batch["image"]).shape[-1]
-        labels = Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k)))
-        return TrainState(step=jnp.int32(0), aux=Clusters(jnp.int32(0), jnp.zeros((self.k, width)), labels))
+        count = self._clusters
+        first = jnp.arange(self.k)
+        picked = jnp.einsum("km,cd->kcmd", jax.nn.one_hot(first, count), jnp.eye(2))
+        aux = Clusters(
+            round=jnp.int32(0),
+            centroids=jnp.zeros((count, width)),
+            reading=Reading(first, jnp.zeros((count, 2)), picked),
+            labels=Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k))),
+        )
+        return TrainState(step=jnp.int32(0), aux=aux)
 
     def train_step(self, state, frozen, batch, rng):
         raise UserError("the stage zeroshot has nothing to train; set config.zeroshot.steps=0")
@@ -103,44 +148,45 @@ class ZeroShot(Stage):
         # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
         low, high = self._roi_bounds(described.shape[1])
-        cells = jax.vmap(lambda key: jax.random.uniform(key, (self._slots, 2), minval=low, maxval=high))(keys)
+        cells = jax.vmap(lambda key: jax.random.uniform(key, (self._slots, 2), described.dtype, low, high))(keys)
         sampled = keypoints.sample(described, cells)
-        # Step 3) Landmarks, once there are clusters. They fill the first K slots; the score rides on the descriptor.
-        found = self._place(described, state.aux.centroids)
-        pad = ((0, 0), (0, self._slots - self.k))
-        score = jnp.pad(found.score, pad)[..., None] * jnp.eye(sampled.shape[-1])[0]
-        xy = jnp.pad(found.xy, (*pad, (0, 0)))
+        # Step 3) Candidates, once there are clusters: in the first M slots, their scores where descriptors were.
+        xy, score = self._place(described, state.aux.centroids)
+        pad = ((0, 0), (0, self._slots - self._clusters))
+        score = jnp.pad(score, pad)
         clustered = state.aux.round > 0
         return Rows(
-            descriptors=jnp.where(clustered, score, sampled),
-            xy=jnp.where(clustered, xy, cells),
-            mask=jnp.where(clustered, score[..., 0] > 0, True),
+            descriptors=jnp.where(clustered, score[..., None], sampled),
+            xy=jnp.where(clustered, jnp.pad(xy, (*pad, (0, 0))), cells),
+            mask=jnp.where(clustered, score > 0, jnp.arange(self._slots) < self.pixels),
         )
 
     def refresh(self, state, frozen, bank, rng):
-        aux, rows = state.aux, state.aux.labels.xy.shape[0]
-        # Step 2) k-means over all sampled pixels; later passes start from its centroids and do not move them.
-        x, mask = rounds.flatten(bank)
+        aux, rows, count = state.aux, state.aux.labels.xy.shape[0], self._clusters
         clustered = aux.round > 0
-        found = kmeans(x, self.k, rng=rng, mask=mask & ~clustered, iterations=self.iterations)
-        # Step 4) The table of landmarks.
-        labels = Labels(
-            rounds.table(bank, bank.rows.xy[:, :, : self.k], rows),
-            rounds.table(bank, bank.rows.descriptors[:, :, : self.k, 0], rows),
-        )
-        labels = jax.tree.map(lambda new, old: jnp.where(clustered, new, old), labels, aux.labels)
-        return state.replace(aux=Clusters(aux.round + 1, jnp.where(clustered, aux.centroids, found.centroids), labels))
+        # Step 2) k-means over all sampled pixels, in the first pass.
+        x, mask = rounds.flatten(bank)
+        found = kmeans(x, count, rng=rng, mask=mask & ~clustered, iterations=self.iterations)
+        # Step 4) The candidates of all images, which of them are landmarks, and where.
+        xy, mask = bank.rows.xy[:, :, :count], bank.rows.mask[:, :, :count]
+        score = jnp.where(mask, bank.rows.descriptors[:, :, :count, 0], 0)
+        reading = self._choose(xy, jnp.all(mask, -1)) if self.candidates else aux.reading
+        xy, score = self._read(reading, xy, score)
+        labels = Labels(rounds.table(bank, xy, rows), rounds.table(bank, score, rows))
+        new = aux._replace(reading=reading, labels=labels)
+        aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
+        centroids = jnp.where(clustered, aux.centroids, found.centroids)
+        return state.replace(aux=aux._replace(round=aux.round + 1, centroids=centroids))
 
     def predict(self, state, frozen, images):
-        return self._place(self._describe(frozen, images), state.aux.centroids)
+        xy, score = self._place(self._describe(frozen, images), state.aux.centroids)
+        return Prediction(*self._read(state.aux.reading, xy, score))
 
     def _describe(self, frozen, images):
         """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place."""
         taps = self._backbone.features(frozen, images).values()
         height, width = max(t.shape[1:3] for t in taps)
-        parts = [
-            jax.image.resize(t, (t.shape[0], height, width, t.shape[-1]), "bilinear", antialias=False) for t in taps
-        ]
+        parts = [jax.image.resize(t, (len(t), height, width, t.shape[-1]), "bilinear", antialias=False) for t in taps]
         parts = [keypoints.l2_normalize(t) / len(parts) ** 0.5 for t in parts]
         place = coordinates.to_unit(coordinates.pixel_grid(height, width), (height, width)) * (self.position / 2)
         place = jnp.broadcast_to(jnp.asarray(place, parts[0].dtype), (*parts[0].shape[:3], 2))
@@ -151,23 +197,46 @@ class ZeroShot(Stage):
         half = self.roi * side / 2
         return side / 2 - half, side / 2 + half - 1
 
-    def _place(self, described, centroids) -> Prediction:
+    def _place(self, described, centroids):
+        """Where each cluster is in each image: xy [B,M,2] in pixels of the frame, score [B,M] in 0..1."""
         batch, height, width, depth = described.shape
-        grid = jnp.asarray(coordinates.pixel_grid(height, width)).reshape(-1, 2)
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype).reshape(-1, 2)
         low, high = self._roi_bounds(height)
         inside = jnp.all((grid >= low) & (grid <= high), -1)
         flat = described.reshape(batch, -1, depth)
-        cross = jnp.einsum("bpd,kd->bpk", flat, centroids, precision="highest")
+        cross = jnp.einsum("bpd,md->bpm", flat, centroids, precision="highest")
         square = jnp.sum(flat**2, -1, keepdims=True) - 2 * cross + jnp.sum(centroids**2, -1)
         square = jnp.where(inside[:, None], square, jnp.inf)
-        nearest = jnp.min(square, 1)
         if self.place == "mean":
             weight = jax.nn.softmax(-self.sharpness * square, 1)
-            cells = jnp.einsum("bpk,pc->bkc", weight, grid, precision="highest")
+            cells = jnp.einsum("bpm,pc->bmc", weight, grid, precision="highest")
         else:
             cells = grid[jnp.argmin(square, 1)]
-        size = (self.frame_size, self.frame_size)
-        return Prediction(coordinates.rescale_points(cells, (height, width), size), jnp.exp(-jnp.maximum(nearest, 0)))
+        score = jnp.exp(-jnp.maximum(jnp.min(square, 1), 0))
+        return coordinates.rescale_points(cells, (height, width), self._frame), score
+
+    def _choose(self, xy, there) -> Reading:
+        """K of M candidates [...,M,2] in pixels of the frame, from the images that are `there` [...]."""
+        points = coordinates.to_unit(xy, self._frame).reshape(-1, 2 * self._clusters)
+        mean, cov = shape_model.covariance(points, there.reshape(-1))
+        model = shape_model.factor_analysis(cov, min(self.factors, 2 * self._clusters - 1))
+        expect = jnp.matmul(model.loadings, shape_model.posterior(model), precision="highest")  # candidates to expected
+        target = jnp.matmul(cov, expect.T, precision="highest")
+        source, crossed = cov, target
+        if self.denoise:
+            source = jnp.matmul(expect, target, precision="highest")
+            crossed = source
+        count = self._clusters
+        blocks = (count, 2, count, 2)
+        chosen = shape_model.choose_points(source.reshape(blocks), crossed.reshape(count, 2, -1), self.k)
+        read = expect if self.denoise else jnp.eye(2 * count, dtype=cov.dtype)
+        return Reading(chosen, mean.reshape(count, 2), read.reshape(blocks)[chosen])
+
+    def _read(self, reading: Reading, xy, score):
+        """Candidates [...,M,2] in pixels of the frame with score [...,M] to landmarks [...,K,2] with score [...,K]."""
+        away = coordinates.to_unit(xy, self._frame) - reading.centre
+        unit = jnp.einsum("kcmd,...md->...kc", reading.weights, away, precision="highest")
+        return coordinates.from_unit(unit + reading.centre[reading.chosen], self._frame), score[..., reading.chosen]
 
 
 class Rounds(NamedTuple):
@@ -293,7 +362,7 @@ class HeatmapDetector(Stage):
             labels = previous.aux.labels
             if labels.xy.shape[:2] != (rows, self.k):
                 raise UserError(
-                    f"the stage before the detector left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
+                    f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
                     f"not {self.k} of {rows}; use the same k and images, or detector.labels_from=self"
                 )
         else:
