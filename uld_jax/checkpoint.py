@@ -11,6 +11,7 @@ import logging
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -82,7 +83,10 @@ class Keeper:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts writing and returns; the arrays are copied before it does, so the caller may donate them."""
+        """Starts writing and returns; the caller may donate the state at once."""
+        if jax.default_backend() == "cpu":
+            # There the host copy that is written in the background may be the very buffer that is donated.
+            state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         self._manager.save(step, args=_save_args(state, meta), force=True)
 
     def restore(self, step: int, template: TrainState) -> Restored:

@@ -49,9 +49,9 @@ def reference(image, scale, bins, offsets, cell, stride, color, floor):
 
 OPTIONS = [
     dict(),
-    dict(color="grey", bins=5, offsets=(-5.0, 0.0, 4.0), cell=3.0, stride=2, scales=(1.0,)),
+    dict(color="max", bins=5, offsets=(-5.0, 0.0, 4.0), cell=3.0, stride=2, scales=(1.0,)),
     dict(bins=4, offsets=(2.0,), cell=4.0, stride=1, scales=(1.0, 1.5)),
-    dict(offsets=(-4.0, 4.0), cell=5.0, stride=3, scales=(0.5, 1.0)),
+    dict(color="max", offsets=(-4.0, 4.0), cell=5.0, stride=3, scales=(0.5, 1.0)),
 ]
 
 

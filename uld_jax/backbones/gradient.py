@@ -15,14 +15,14 @@ import numpy as np
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 
-COLORS = ("max", "grey")
+COLORS = ("grey", "max")
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientHistograms:
     """Histograms of gradient orientation in n x n cells around each grid point, one map a scale.
 
-    1) gradient of the image: central differences; of the three channels the one that changes most, or of their mean
+    1) gradient of the image: central differences; of the mean of the three channels, or of the one that changes most
     2) its length goes into `bins` directions, full circle, each taking a smooth bump around its own:
          weight_b = max(0, (cos(angle - angle_b) - cos w) / (1 - cos w)),  w = 2 pi / bins
     3) a cell is the triangle-weighted mean over about `cell * scale` pixels
@@ -35,7 +35,7 @@ class GradientHistograms:
       offsets: of the cells' centres in pixels at scale 1, the same in x and y.
       cell: side of a cell in pixels at scale 1.
       stride: of the grid, in pixels.
-      color: `max` or `grey`.
+      color: `grey` for the mean of the channels, `max` for the one that changes most; on faces `grey` clusters better.
       floor: mean gradient, of values in 0..1, below which a descriptor fades: noise in flat regions stays small.
     """
 
@@ -44,7 +44,7 @@ class GradientHistograms:
     offsets: tuple[float, ...] = (-8.0, -3.0, 3.0, 8.0)
     cell: float = 6.0
     stride: int = 2
-    color: str = "max"
+    color: str = "grey"
     floor: float = 1e-3
 
     def __post_init__(self):

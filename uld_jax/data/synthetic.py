@@ -14,10 +14,9 @@ at y = -1 and the chin at y = 1. Angles are in degrees: positive yaw turns the n
 lifts it, positive roll turns the image clockwise. `left` and `right` are the person's own: the right eye is on the
 image's left.
 
->>> scene = sample_scene(jax.random.key(0))
->>> image, landmarks, visible = render(scene, 32)
->>> image.shape, landmarks.shape, visible.shape
-((32, 32, 3), (20, 2), (20,))
+Use `Synthetic` for the data set, and `sample_scene` with `render` for pictures of one's own:
+
+    image, landmarks, visible = jax.jit(render, static_argnames="size")(sample_scene(jax.random.key(0)), size=128)
 """
 
 import csv
@@ -60,6 +59,7 @@ LANDMARKS = (
 # landmark i of a mirrored image is landmark MIRROR[i] of the image
 MIRROR = (3, 2, 1, 0, 7, 6, 5, 4, 8, 10, 9, 12, 11, 13, 14, 15, 17, 16, 19, 18)
 SPLITS = {"train": 2000, "test": 500}  # rows by default
+POSE = {"yaw": 90.0, "pitch": 9.0, "roll": 7.0, "shift": 0.04, "size": 0.07}  # options of `sample_scene`
 VERSION = 1  # part of the fingerprint: raise it whenever the same seed would give other pictures
 
 HEAD_SCALE = 0.58  # half of the head's height, as a fraction of half the image
@@ -105,17 +105,16 @@ class Scene(NamedTuple):
     size: jax.Array  # [] factor
     shape: jax.Array  # [24] as SHAPE says
     expression: jax.Array  # [7] as EXPRESSION says
-    hair: jax.Array  # [9] as HAIR says
+    hair: jax.Array  # [9] as HAIR says; its last entry is the stripes of the clothes
     colors: jax.Array  # [6, 3] skin, lips, hair, iris, cloth, cloth's pattern; linear RGB in [0, 1]
     light: jax.Array  # [3] unit vector towards the light, in view coordinates
     light_color: jax.Array  # [3]
     ambient: jax.Array  # [3]
-    flip: jax.Array  # [] 1 as drawn, -1 with the background mirrored
+    flip: jax.Array  # [] 1 as drawn, -1 with all that is not symmetric mirrored: background, gaze, textures
     gradient: jax.Array  # [3, 3] background: colours at both ends; direction x, y and the noise's contrast
     noise: tuple[jax.Array, ...]  # background: a grid [c + 1, c + 1, 3] for each c of OCTAVES
-    clutter: (
-        jax.Array
-    )  # [CLUTTER, 12] background: x, y, half width, half height, angle, squareness, edge, stripes, shade, RGB
+    # background's shapes: x, y, half width, half height, angle, squareness, edge, stripes, shade, RGB
+    clutter: jax.Array  # [CLUTTER, 12]
 
 
 def _rgb(*channels):
@@ -135,8 +134,8 @@ def _step(low, high, x):
 def _sin(x):
     """A sine of parabolas (error below 0.06): on CPUs it is vectorised, and the true one is not.
 
-    >>> [round(float(_sin(a)), 3) for a in (0.0, np.pi / 2, np.pi, 1.5 * np.pi)]
-    [0.0, 1.0, 0.0, -1.0]
+    >>> [round(float(_sin(a)), 3) for a in (0.0, np.pi / 2, 1.5 * np.pi)]
+    [0.0, 1.0, -1.0]
     """
     t = x * (0.5 / np.pi)
     t = t - jnp.floor(t + 0.5)
@@ -144,7 +143,13 @@ def _sin(x):
 
 
 def sample_scene(
-    key, *, yaw: float = 90.0, pitch: float = 9.0, roll: float = 7.0, shift: float = 0.04, size: float = 0.07
+    key,
+    *,
+    yaw=POSE["yaw"],
+    pitch=POSE["pitch"],
+    roll=POSE["roll"],
+    shift=POSE["shift"],
+    size=POSE["size"],
 ) -> Scene:
     """Draws one scene; vmap over keys for many.
 
@@ -248,7 +253,7 @@ def sample_scene(
             2.2 * spread[:, 12:14] - 1.1,
             0.08 * jnp.exp(2.1 * spread[:, 14:16]),
             np.pi * spread[:, :1],
-            2.0 + 8.0 * (spread[:, 1:2] > 0.5),
+            2.0 + 8.0 * jnp.round(spread[:, 1:2]),
             0.02 + 0.35 * spread[:, 2:3] ** 3,
             jnp.where(spread[:, 3:4] < 0.5, 0.0, 4.0 + 20.0 * spread[:, 4:5]),
             spread[:, 5:6],
@@ -274,15 +279,11 @@ def sample_scene(
 
 def mirror(scene: Scene) -> Scene:
     """The scene whose picture is the left-right mirrored one; its landmark i is landmark MIRROR[i] of `scene`."""
-    gaze = jnp.ones(len(EXPRESSION), jnp.float32).at[EXPRESSION.index("gaze_x")].set(-1.0)
-    part = jnp.ones(len(HAIR), jnp.float32).at[HAIR.index("part")].set(-1.0)
     x = jnp.array([-1.0, 1.0, 1.0], jnp.float32)
     return scene._replace(
         yaw=-scene.yaw,
         roll=-scene.roll,
         shift=scene.shift * x[:2],
-        expression=scene.expression * gaze,
-        hair=scene.hair * part,
         light=scene.light * x,
         flip=-scene.flip,
     )
@@ -452,7 +453,7 @@ def _anatomy(scene: Scene):
             blend=0.12,
         ),
         "fringe": Part(
-            (0.10 * s["hair_part"], -0.66, 0.36),
+            (0.10 * scene.flip * s["hair_part"], -0.66, 0.36),
             (0.48, 0.12 + 0.16 * fringe, 0.34 + 0.08 * fringe),
             tilt=-0.6,
             material=LOCKS,
@@ -542,10 +543,12 @@ def depth(solids: Ellipsoids, xy):
 HAIRLINE = (0.0, 0.74, 0.67)
 
 
-def _hairline(features: Features, hair, p):
+def _hairline(scene: Scene, features: Features, p):
     """Negative where hair grows; `p`: x, y, z [...] in head coordinates."""
     x, y, z = p
-    wiggle = 0.02 * _sin(9.0 * x + hair[HAIR.index("wave")]) + 0.05 * hair[HAIR.index("part")] * x + 0.28 * x * x
+    x = x * scene.flip
+    wave, part = (scene.hair[HAIR.index(name)] for name in ("wave", "part"))
+    wiggle = 0.02 * _sin(9.0 * x + wave) + 0.05 * part * x + 0.28 * x * x
     return HAIRLINE[1] * y + HAIRLINE[2] * z + wiggle - 0.02 - features.hairline
 
 
@@ -594,7 +597,7 @@ def _surfaces(scene: Scene, world: _World, x, y):
         (center, form), (kind, _, clipped, _) = part
         z = _leave(center, form, x, y)
         p = _axes(world.turn.T, x, y, jnp.maximum(z, -9.0))
-        bare = (clipped > 0.0) & (_hairline(world.features, scene.hair, p) > 0.0)
+        bare = (clipped > 0.0) & (_hairline(scene, world.features, p) > 0.0)
         front = (z > best) & ~bare
         return (jnp.where(front, z, best), jnp.where(front, kind, material)), None
 
@@ -633,7 +636,7 @@ def landmarks_3d(scene: Scene):
     # jaw: the surface seen from a point inside, along a ray to the side and a little to the front
     side = rotation(jnp.float32(-68.0), jnp.float32(0.0), jnp.float32(0.0))
     view = _turn(solids, side, f.jaw)
-    reach = jnp.max(depth(view, jnp.zeros(2)))
+    reach = jnp.max(depth(view, jnp.zeros(2, jnp.float32)))
     jaw = f.jaw + reach * side[2]  # the ray (0, 0, 1) of the turned view, in head coordinates
     # ear: the middle of its outer face
     ear = _ellipsoids({"ear": parts["left_ear"]})
@@ -699,13 +702,14 @@ def _face(scene: Scene, f: Features, p):
     Returns its colour (three channels), gloss, and the light that the eyes reflect, each [...].
     """
     x, y, z = p
+    x, at = x * scene.flip, p
     skin, lips, locks, iris = (tuple(scene.colors[i]) for i in range(4))
     gaze_x, gaze_y = (scene.expression[EXPRESSION.index(n)] for n in ("gaze_x", "gaze_y"))
     beard, volume = scene.hair[HAIR.index("beard")], scene.hair[HAIR.index("volume")]
     front = _step(0.25, 0.40, z)
     side = jnp.abs(x)
 
-    mottle = 1.0 + 0.05 * _wave(p, 9.0, 1) + 0.03 * _wave(p, 31.0, 2)
+    mottle = 1.0 + 0.05 * _wave((x, y, z), 9.0, 1) + 0.03 * _wave((x, y, z), 31.0, 2)
     color = tuple(c * mottle for c in skin)
     # red cheeks, nose and ears; shade under the chin
     blush = jnp.exp(-(((side - 0.36) / 0.16) ** 2 + ((y - 0.30) / 0.15) ** 2)) * front
@@ -735,8 +739,8 @@ def _face(scene: Scene, f: Features, p):
     beard_at = _step(0.0, 0.10, y - f.mouth_y + 0.13 - 0.25 * jnp.maximum(side - 0.30, 0.0))
     beard_at = beard_at * _step(0.16, 0.02, y - f.mouth_y - 0.40 - 0.35 * jnp.minimum(z - 0.4, 0.0))
     beard_at = beard_at * _step(-0.10, 0.06, z)
-    color = _paint(color, locks, 0.85 * beard * beard_at * (1.0 + 0.1 * _wave(p, 45.0, 3)))
-    scalp = _step(0.02, -0.05, _hairline(f, scene.hair, p)) * _step(0.0, 0.1, volume)
+    color = _paint(color, locks, 0.85 * beard * beard_at * (1.0 + 0.1 * _wave((x, y, z), 45.0, 3)))
+    scalp = _step(0.02, -0.05, _hairline(scene, f, at)) * _step(0.0, 0.1, volume)
     color = _paint(color, locks, 0.9 * scalp)
 
     # nostrils
@@ -749,7 +753,7 @@ def _face(scene: Scene, f: Features, p):
     middle = _mix(f.brow_inner[1], f.brow_outer[1], t) - f.brow[0] * 3.2 * t * (1.0 - t) * (0.6 + 0.8 * t)
     half = f.brow[1] * (1.0 - 0.55 * jnp.clip(t, 0.0, 1.0))
     brow = _step(1.5, 0.5, jnp.abs(y - middle) / half) * _step(-0.05, 0.04, t) * _step(1.05, 0.96, t) * front
-    color = _paint(color, tuple(0.7 * c for c in locks), 0.88 * brow * (1.0 + 0.12 * _wave(p, 60.0, 4)))
+    color = _paint(color, tuple(0.7 * c for c in locks), 0.88 * brow * (1.0 + 0.12 * _wave((x, y, z), 60.0, 4)))
 
     # eyes: an almond between two parabolas, with white, iris, pupil, lashes and the light's reflection
     u = (side - f.eye[0]) / f.eye_half
@@ -801,6 +805,7 @@ def _face(scene: Scene, f: Features, p):
 
 def _locks(scene: Scene, p):
     x, y, z = p
+    x = x * scene.flip
     locks = tuple(scene.colors[2])
     wave = scene.hair[HAIR.index("wave")]
     # strands fall from the crown along meridians; `around` is their angle, as on a square's rim
@@ -814,6 +819,7 @@ def _locks(scene: Scene, p):
 
 def _cloth(scene: Scene, p):
     x, y, z = p
+    x = x * scene.flip
     stripes = scene.hair[HAIR.index("stripes")]
     pattern = jnp.where(stripes > 0.0, _step(-0.2, 0.2, _sin(stripes * (y + 0.25 * _sin(2.0 * x)))), 0.0)
     color = _paint(tuple(scene.colors[4]), tuple(scene.colors[5]), pattern)
@@ -881,7 +887,7 @@ def render(scene: Scene, size: int):
     Returns:
         image [size, size, 3] uint8, the mean of 2 x 2 rays a pixel;
         landmarks [20, 2] float32, pixels (x, y), centres at integers, in the order of `LANDMARKS`;
-        visible [20] bool: nothing lies in front of the landmark and its surface faces the camera.
+        visible [20] bool: nothing lies in front of the landmark and its surface is not turned away.
     """
     world = _world(scene)
     return _picture(scene, world, size), *_annotation(scene, world, size)
@@ -912,7 +918,8 @@ def _annotation(scene: Scene, world: _World, size):
     px, py, pz = _axes(world.turn, points[:, 0], points[:, 1], points[:, 2])
     front, _ = _surfaces(scene, world, px, py)
     normal = _shade(world, (px, py, pz), jnp.full(px.shape, SKIN), scene.light).normal
-    visible = (pz > front - 0.03) & (normal[2] > 0.05)
+    # on the outline, where the normal is at right angles to the view, a point is still seen
+    visible = (pz > front - 0.03) & (normal[2] > -0.15)
     return jnp.stack(_to_pixels(scene, px, py, size), -1), visible
 
 
@@ -932,7 +939,7 @@ def _trace(scene: Scene, world: _World, x, y):
         jnp.where(is_skin, a, jnp.where(is_hair, b, c))
         for a, b, c in zip(skin, _locks(scene, head), _cloth(scene, torso))
     )
-    gloss = jnp.where(is_skin, gloss, jnp.where(is_hair, 0.10, 0.0))
+    gloss = jnp.where(is_skin, gloss, 0.10 * is_hair.astype(x.dtype))
     glint = jnp.where(is_skin, glint, 0.0)
 
     nx, ny, nz = shaded.normal
@@ -952,7 +959,7 @@ def _trace(scene: Scene, world: _World, x, y):
     return tuple(rgb), hit.astype(x.dtype)
 
 
-SPEC = DatasetSpec("synthetic", len(LANDMARKS), "box", None, MIRROR, LANDMARKS)
+SPEC = DatasetSpec("synthetic", len(LANDMARKS), "box", mirror=MIRROR, landmark_names=LANDMARKS, splits=tuple(SPLITS))
 
 
 def row_keys(seed: int, split: str, rows):
@@ -980,10 +987,10 @@ def _pictures(scenes, worlds, *, size):
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(chunk: int, size: int, options: tuple[str, ...]):
+def _programs(chunk: int, size: int):
     """`_prepare` and `_pictures` compiled for `chunk` scenes: two programs, because two cores compile them at once."""
     keys = row_keys(0, "train", np.zeros(chunk, np.uint32))
-    first = _prepare.lower(keys, {name: np.float32(0) for name in options}, np.float32(size))
+    first = _prepare.lower(keys, {name: np.float32(0) for name in POSE}, np.float32(size))
     scenes, worlds, *_ = first.out_info
     # the first is a thousand small operations and a thousandth of the run time: optimising it costs more than it saves
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -1020,17 +1027,16 @@ class Synthetic(Source):
         for name, value in (("data.rows", rows), ("data.frame_size", frame_size)):
             if value < 1:
                 raise UserError(f"{name} is {value}; use a number above 0")
-        unknown = sorted(set(pose) - {"yaw", "pitch", "roll", "shift", "size"})
+        unknown = sorted(set(pose) - set(POSE))
         if unknown:
             raise UserError(
-                f"the data set synthetic has no option {unknown[0]!r}; its options are rows, seed, yaw, pitch, roll, "
-                f"shift and size"
+                f"the data set synthetic has no option {unknown[0]!r}; its options are rows, seed, {', '.join(POSE)}"
             )
         self.spec, self.split, self.seed, self.frame_size = SPEC, split, seed, frame_size
         self.names = [f"{split}/{row:06d}.png" for row in range(rows)]
         self.frame_maps = np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (rows, 1))
         self.file_sizes = np.full((rows, 2), frame_size, np.int32)
-        self._pose = tuple(sorted((name, float(value)) for name, value in pose.items()))
+        self._pose = {name: float(pose.get(name, default)) for name, default in POSE.items()}
         self.fingerprint = fingerprint_of("synthetic", VERSION, split, rows, seed, frame_size, self._pose)
         self._rendered, self._lock = None, threading.Lock()
 
@@ -1043,13 +1049,13 @@ class Synthetic(Source):
 
     def _render(self):
         # Chunks of one size, so that there is one program: small to stay in a CPU's cache, large for accelerators.
-        chunk = 8 if jax.default_backend() == "cpu" else 64
+        chunk = 16 if jax.default_backend() == "cpu" else 64
         total = len(self)
         keys = row_keys(self.seed, self.split, np.arange(-(-total // chunk) * chunk, dtype=np.uint32))
         keys = keys.reshape(-1, chunk)
-        pose, size = {name: np.float32(value) for name, value in self._pose}, np.float32(self.frame_size)
+        pose, size = {name: np.float32(value) for name, value in self._pose.items()}, np.float32(self.frame_size)
 
-        prepare, draw = _programs(chunk, self.frame_size, tuple(pose))
+        prepare, draw = _programs(chunk, self.frame_size)
         prepared = [prepare(k, pose, size) for k in keys]
         # Two chunks at a time: a chunk alone does not keep several cores busy.
         with ThreadPoolExecutor(2) as pool:

@@ -23,6 +23,7 @@ from uld_jax import config, optimizers, rounds
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState
+from uld_jax.models import layers
 from uld_jax.models.fan import FAN
 from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, warp
 
@@ -350,7 +351,7 @@ class HeatmapDetector(Stage):
         if previous is None:
             raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
         views = self._look(self._still(len(batch["image"])), batch["image"])
-        variables = self._net.init(rng, views, train=False)
+        variables = layers.initialize(self._net, rng, views, train=False)
         params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
         if _same_shapes(previous.params, params):
             params, model_state = previous.params, previous.model_state
