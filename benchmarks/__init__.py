@@ -1,1 +1,1 @@
-"""Timings. Run one as `python -m benchmarks.step`; numbers from one run can be compared, those of two machines cannot."""
+"""Timings: `python -m benchmarks.step`. Compare numbers of one run; those of two machines cannot be compared."""

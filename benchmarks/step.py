@@ -31,7 +31,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     for each in config.stages:
         spec = config_lib.stage(config, each)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
-        state = loop.Start(spec.method, reader, mesh, frozen, state, jax.random.key(0)).state()
+        state = loop.Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
         if each == stage:
             break
         state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.passes(0))

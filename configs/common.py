@@ -75,7 +75,6 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.log_every = 50
     config.eval_every = 1000
     config.save_every = 500
-    config.pictures_every = 0  # steps between training pictures; 0: with every evaluation
     config.keep_last = 2
     config.keep_every = 0
 

@@ -17,10 +17,11 @@ def get_config(arg=None):
     config = common.base(arg)
     config.stages = ("zeroshot", "detector")
     config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0)
-    config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000)
+    config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
     if arg.preset == "small":
-        config.zeroshot.candidates = 6 * arg.k
-        config.detector.update(steps=3000, round_every=1000, image_size=64, width=32, downsample=2, zoom=0.9)
+        config.zeroshot.update(candidates=6 * arg.k, pixels=30)
+        config.detector.update(steps=1800, round_every=600, image_size=64, width=32, downsample=2, zoom=0.8)
+        config.eval_every = 600
     if arg.preset == "tiny":
         config.data.frame_size = 40
         config.data.rows = (48, 16)

@@ -116,7 +116,7 @@ class _StopAt:
 
 
 def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(reference, tmp_path, monkeypatch):
-    # Heads: one in zeroshot, then steps 0 to 4 of the detector; a round comes before step 2, a stage border before step 0.
+    # Heads: one in zeroshot, then steps 0 to 4 of the detector, with a round before step 2.
     monkeypatch.setattr(evaluate, "in_training", lambda *a: {})  # measured elsewhere; only the training counts here
     for heads in range(1, 7):
         workdir = tmp_path / str(heads)

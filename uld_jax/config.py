@@ -101,7 +101,9 @@ def defaults(package: str, path: str) -> Config:
     """The hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared."""
     cls = find_class(f"uld_jax.{package}", path, path)
     unset = dataclasses.MISSING
-    return Config({f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED})
+    return Config(
+        {f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED}
+    )
 
 
 def _hashable(value):

@@ -49,6 +49,8 @@ def open_data(config: Config, mesh) -> Data:
     train = open_split(config, "train")
     # Images alone have no splits: every name would give all of them.
     test = open_split(config, "test") if "test" in train.spec.splits else None
+    if train.landmarks is not None:
+        regression.resolve_normaliser(config.data.normaliser, train.landmarks.shape[1])
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
     return Data(
         train,
@@ -67,7 +69,7 @@ class Predictor:
     """A stage's `predict`, compiled once, on batches that are split over the devices."""
 
     def __init__(self, method: Method, mesh):
-        self._mesh = mesh
+        self._mesh, self.devices = mesh, mesh.size
 
         def rows(state, frozen, store, payload, reader):
             batch = reader.fetch(store, payload)
@@ -80,6 +82,7 @@ class Predictor:
 
         self._rows = jax.jit(rows, static_argnums=4)
         self._images = jax.jit(images)
+        self._heatmaps = jax.jit(method.heatmaps)
 
     def read(self, state, frozen, reader) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of every row: xy [N,K,2] in pixels of the frame, score [N,K]."""
@@ -89,6 +92,12 @@ class Predictor:
         xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.argsort(index, kind="stable")[: reader.rows]
         return xy[order], score[order]
+
+    def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
+        local = images[sharding.local_slice(self._mesh, len(images))]
+        found = self._heatmaps(state, frozen, sharding.put_batch(self._mesh, local))
+        return None if found is None else sharding.to_host(found)
 
     def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
@@ -136,7 +145,7 @@ def measure(
             regression.LandmarkSet(found, value, source.landmarks, source.visible, source.columns)
             for found, value, source in ((train_xy, train_score, data.train), (xy, score, test))
         ]
-        norm = {"normaliser": _normaliser(config.data.normaliser), "image_side": test.frame_size}
+        norm = {"normaliser": config.data.normaliser, "image_side": test.frame_size}
         name = regression.protocol_id(dataset or config.dataset, test.landmarks.shape[1], norm["normaliser"])
         result = regression.evaluate(*sets, protocol=name, strength=config.eval.ridge, **norm)
         if group_by:
@@ -174,10 +183,14 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
     with warnings.catch_warnings():
         warnings.simplefilter("always", LandmarkWarning)
         landmark_health(result["found"], result["score"], source.frame_size)
+    shown = predictor.heatmaps(state, frozen, source.images([0] * predictor.devices))
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         sheet = contact_sheet(source, result["found"], result["score"])
         viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
+        if shown is not None:
+            panel = viz.heatmap_panel(shown[0][0], shown[1][0])
+            viz.save(panel, workdir / "pictures" / f"{step:08d}_{stage}_heatmaps.png")
         if last:
             folder = workdir / "eval" / result["split"]
             regression.write_report(result, folder / stage)
@@ -204,10 +217,6 @@ def summary(report: dict[str, Any]) -> str:
     )
     stable = report.get("stability_px")
     return text if stable is None else f"{text}, stability {stable:.2f} px at 128"
-
-
-def _normaliser(text: str):
-    return tuple(int(p) for p in text.split(",")) if "," in text else text
 
 
 def _number(text: str, field: str) -> float:

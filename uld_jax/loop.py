@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import uld_jax
-from uld_jax import checkpoint, evaluate, runs, sharding
+from uld_jax import checkpoint, evaluate, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config, StageSpec
@@ -66,11 +66,13 @@ def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh
     mesh = sharding.make_mesh() if mesh is None else mesh
     sharding.local_slice(mesh, config.batch_size)
     stages = [config_lib.stage(config, name) for name in config.stages]
-    chunks = [_chunk(config, stage) for stage in stages]
+    for stage in stages:
+        _chunk(config, stage)
+    workdir_lib.claim(workdir, config, write=False)
     data = evaluate.open_data(config, mesh)
-    workdir_lib.claim(workdir, config)
     with _Sigterm() as stop:
-        return _Run(config, epath.Path(workdir), mesh, data, stop, profile).stages(stages, chunks)
+        run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
+        return run.stages(stages, run.prepare(stages))
 
 
 class _Run:
@@ -81,33 +83,48 @@ class _Run:
         self.reader = data.train_reader
         self.trace = _Trace(workdir / "profile", profile)
         self.metrics = None
+        self.previous = None  # where the first stage starts from
         self.origin = None  # what `init_from` was, in `run.json`: its config and rows
         self.lines = 0  # of metrics.jsonl, when the newest restored state was saved
 
-    def stages(self, stages: list[StageSpec], chunks: list[int]) -> Found:
-        frozens = [sharding.put_replicated(self.mesh, stage.method.frozen()) for stage in stages]
-        hashes = {stage.name: tree_hash(frozen) for stage, frozen in zip(stages, frozens, strict=True)}
-        state, offset, report = self._init_from(stages[0]), 0, {}
-        self._write_run_json(stages, hashes)
-        for i, (stage, frozen) in enumerate(zip(stages, frozens, strict=True)):
-            start = Start(stage.method, self.reader, self.mesh, frozen, state, self._key(i, 0))
-            template = checkpoint.abstract(self.mesh, start.shapes())
-            if done := self._finished(stage, template, hashes[stage.name]):
+    def prepare(self, stages: list[StageSpec]) -> list["_Prepared"]:
+        """Everything that can be found wrong before the first computation and the first file."""
+        shapes = self.previous = self._init_from(stages[0])
+        prepared = []
+        for i, stage in enumerate(stages):
+            frozen = sharding.put_replicated(self.mesh, stage.method.frozen())
+            start = Start(stage.method, self.reader, self.mesh, frozen, self._key(i, 0))
+            shapes = start.shapes(shapes)
+            prepared.append(_Prepared(frozen, tree_hash(frozen), start, checkpoint.abstract(self.mesh, shapes)))
+        return prepared
+
+    def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
+        """Runs what is left of the stages."""
+        workdir_lib.claim(self.workdir, self.config)
+        self._write_run_json(stages, prepared)
+        state, offset, report = self.previous, 0, {}
+        for i, (stage, ready) in enumerate(zip(stages, prepared, strict=True)):
+            if done := self._finished(stage, ready):
                 state, report = done.state, done.meta["report"]
             else:
-                state, report = self._stage(stage, i, chunks[i], frozen, start, template, offset, hashes[stage.name])
+                state, report = self._stage(stage, i, ready, state, offset)
             offset += stage.steps
         if self.metrics is None:  # nothing was left to train; the last line may still be missing
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         self.metrics.write(offset, stages[-1].name, done=True, params_sha256=tree_hash(state.params))
+        if jax.process_index() == 0:
+            viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
-        return Found(stages[-1].method, state, frozens[-1], report)
+        return Found(stages[-1].method, state, prepared[-1].frozen, report)
 
-    def _stage(self, stage, number, chunk, frozen, start, template, offset, frozen_hash):
-        config, method = self.config, stage.method
+    def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
+        config, method, frozen = self.config, stage.method, ready.frozen
         keeper = checkpoint.Keeper(self.workdir, stage.name, keep_last=config.keep_last, keep_every=config.keep_every)
         saved = keeper.latest()
-        state = start.state() if saved is None else self._noted(keeper.restore(saved, template), frozen_hash).state
+        if saved is None:
+            state = ready.start.state(previous)
+        else:
+            state = self._noted(keeper.restore(saved, ready.template), ready.frozen_hash).state
         if self.metrics is None:
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         step, values, report = int(state.step), {}, {}
@@ -115,10 +132,11 @@ class _Run:
             "stage": stage.name,
             "step": step,
             "metrics_lines": self.metrics.count,
-            "frozen": frozen_hash,
+            "frozen": ready.frozen_hash,
             "data": self.data.train.fingerprint,
         }
 
+        chunk = _chunk(config, stage)
         rounds = Rounds(method, self.reader, self.mesh, self.stop.check)
         predictor = evaluate.Predictor(method, self.mesh)
         advance = compile_step(method, self.reader, self.mesh, chunk)
@@ -179,12 +197,12 @@ class _Run:
 
     # -- where a stage starts -----------------------------------------------------------------------------------------
 
-    def _finished(self, stage: StageSpec, template, frozen_hash: str) -> checkpoint.Restored | None:
+    def _finished(self, stage: StageSpec, ready: "_Prepared") -> checkpoint.Restored | None:
         """The stage's closing save; None if there is none yet or `steps` has grown since."""
         if not checkpoint.has_final(self.workdir, stage.name):
             return None
-        found = checkpoint.restore_final(self.workdir, stage.name, template)
-        return self._noted(found, frozen_hash) if found.meta["step"] >= stage.steps else None
+        found = checkpoint.restore_final(self.workdir, stage.name, ready.template)
+        return self._noted(found, ready.frozen_hash) if found.meta["step"] >= stage.steps else None
 
     def _noted(self, found: checkpoint.Restored, frozen_hash: str) -> checkpoint.Restored:
         """Remembers how far the metrics went, and checks that nothing the state rests on has changed."""
@@ -195,8 +213,8 @@ class _Run:
             )
         if found.meta["data"] != self.data.train.fingerprint:
             raise UserError(
-                f"the training images differ from those that {self.workdir} was trained on; restore them, or start in a "
-                "new workdir"
+                f"the training images differ from those that {self.workdir} was trained on; restore them, or start in "
+                "a new workdir"
             )
         self.lines = found.meta["metrics_lines"]
         return found
@@ -207,8 +225,8 @@ class _Run:
         finished = runs.load(self.config.init_from, self.mesh)
         if getattr(first.method, "needs_previous_rows", False) and finished.fingerprint != self.data.train.fingerprint:
             raise UserError(
-                f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its labels "
-                "of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
+                f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its "
+                "labels of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
             )
         self.origin = finished.origin
         return finished.state
@@ -217,7 +235,7 @@ class _Run:
         key = jax.random.key(self.config.seed)
         return jax.random.fold_in(jax.random.fold_in(key, stage), use)
 
-    def _write_run_json(self, stages, hashes) -> None:
+    def _write_run_json(self, stages, prepared) -> None:
         devices = self.mesh.devices.flat
         workdir_lib.write_json(
             self.workdir / "run.json",
@@ -230,7 +248,7 @@ class _Run:
                 "rows": self.reader.rows,
                 "reader": type(self.reader).__name__,
                 "seed": self.config.seed,
-                "frozen_sha256": hashes,
+                "frozen_sha256": {s.name: p.frozen_hash for s, p in zip(stages, prepared, strict=True)},
                 "stages": [s.name for s in stages],
             },
         )
@@ -243,22 +261,32 @@ class Start:
       method: the stage.
       reader: its training data; `init` is shown the first batch.
       mesh, frozen: devices, and the stage's frozen weights on them.
-      previous: final state of the stage before, or None.
       key: typed PRNG key.
     """
 
-    def __init__(self, method: Method, reader, mesh, frozen, previous: TrainState | None, key: jax.Array):
+    def __init__(self, method: Method, reader, mesh, frozen, key: jax.Array):
         def init(frozen, previous, store, payload, key):
             return method.init(key, reader.fetch(store, payload), frozen, previous, reader.rows)
 
         self._init = jax.jit(init, out_shardings=sharding.replicated(mesh))
-        self._args = frozen, previous, reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key)
+        self._frozen, self._rest = frozen, (reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key))
 
-    def shapes(self) -> TrainState:
-        return jax.eval_shape(self._init, *self._args)
+    def shapes(self, previous: TrainState | None) -> TrainState:
+        """Shapes of the state, from those of the stage before."""
+        return jax.eval_shape(self._init, self._frozen, previous, *self._rest)
 
-    def state(self) -> TrainState:
-        return self._init(*self._args)
+    def state(self, previous: TrainState | None) -> TrainState:
+        """The state, from the final state of the stage before."""
+        return self._init(self._frozen, previous, *self._rest)
+
+
+class _Prepared(NamedTuple):
+    """What a stage needs besides the state of the one before."""
+
+    frozen: Any
+    frozen_hash: str
+    start: Start
+    template: TrainState
 
 
 def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
@@ -319,8 +347,8 @@ def _check_finite(stage: str, step: int, values, params=()) -> None:
         bad.append("a parameter")
     if bad:
         raise UserError(
-            f"stage {stage}: {bad[0]} is not finite at step {step}; the last good checkpoint is kept, lower the learning "
-            "rate or look at the images"
+            f"stage {stage}: {bad[0]} is not finite at step {step}; the last good checkpoint is kept, lower the "
+            "learning rate or look at the images"
         )
 
 

@@ -114,6 +114,9 @@ class Method(Protocol):
     def refresh(self, state: TrainState, frozen: Any, bank: Bank, rng: jax.Array) -> TrainState:
         """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
 
+    def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
+
 
 class Stage:
     """Defaults of the protocol for methods that need only a part of it."""
@@ -124,3 +127,6 @@ class Stage:
     def passes(self, step):
         del step
         return 0
+
+    def heatmaps(self, state, frozen, images):
+        del state, frozen, images

@@ -13,11 +13,15 @@ import optax
 from uld_jax.errors import UserError
 
 
-def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> optax.Schedule:
+def schedule(kind: str, rate: float, steps: int, warmup: int = 0, period: int = 0) -> optax.Schedule:
     """Learning rate by step: `constant`, or `cosine` to zero at `steps`; both after a linear warm-up.
 
-    Raises UserError for any other kind.
+    With a `period` the whole course, warm-up included, takes that many steps and then starts again (Loshchilov and
+    Hutter 2017). Raises UserError for any other kind.
     """
+    if period:
+        once = schedule(kind, rate, period, warmup)
+        return lambda step: once(step % period)
     if kind == "constant":
         after = optax.constant_schedule(rate)
     elif kind == "cosine":

@@ -20,7 +20,7 @@ from etils import epath
 from uld_jax.errors import UserError
 
 # A run may be resumed with other values of these; any other difference is another experiment.
-_FREE = ("data_dir", "log_every", "eval_every", "save_every", "pictures_every", "keep_last", "keep_every", "profile")
+_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every")
 
 
 def write_json(path, value: Any) -> None:
@@ -51,8 +51,8 @@ def read_config(workdir) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json")).lock()
 
 
-def claim(workdir, config: ml_collections.ConfigDict) -> None:
-    """Makes `workdir` this configuration's, or checks that it already is.
+def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> None:
+    """Makes `workdir` this configuration's, or checks that it already is; without `write` only checks.
 
     Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, logging,
     checkpoint keeping and a larger `steps` of the last stage may differ.
@@ -71,7 +71,8 @@ def claim(workdir, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use another --workdir, or the same config to resume"
             )
-    write_json(path, config.to_dict())
+    if write:
+        write_json(path, config.to_dict())
 
 
 def _flat(tree, prefix=""):
@@ -134,6 +135,10 @@ class Metrics:
         for key, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._board.add_scalar(f"{stage}/{key}", value, step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines written so far, on process 0."""
+        return [json.loads(line) for line in self._lines]
 
     def flush(self) -> None:
         if not self._writer:

@@ -174,7 +174,7 @@ for name in tiny.CONFIGS:
             for number, stage in enumerate(config.stages):
                 spec = config_lib.stage(config, stage)
                 frozen = sharding.put_replicated(mesh, spec.method.frozen())
-                state = loop.Start(spec.method, data.train_reader, mesh, frozen, state, jax.random.key(number)).state()
+                state = loop.Start(spec.method, data.train_reader, mesh, frozen, jax.random.key(number)).state(state)
                 rounds = Rounds(spec.method, data.train_reader, mesh)
                 state = rounds.run(state, frozen, jax.random.key(7), spec.method.passes(0))
                 advance = loop.compile_step(spec.method, data.train_reader, mesh, 1)

@@ -264,9 +264,10 @@ class HeatmapDetector(Stage):
       zoom: the view shows this central fraction of the frame.
       width, depth, downsample, norm: of the FAN (`models/fan.py`).
       dtype: of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
-      loss: `position`, the smooth L1 distance of the soft-argmax in heatmap pixels; or `heatmap`, the mean squared
+      loss: `position`, the smooth L1 distance of the soft-argmax; or `heatmap`, the mean squared
         difference to a Gaussian (Mallis et al., section 3.3), decoded by its peak.
       temperature: of the soft-argmax (0.1 in Sanchez and Tzimiropoulos, NeurIPS 2019).
+      delta: distance from which `loss=position` grows no longer as a square, as a fraction of the view's side.
       sigma: of the Gaussian in heatmap pixels, for `loss=heatmap`.
       round_every: steps between refreshes of the labels; 0 keeps the first ones.
       relabel_warps: views that a new label is the mean of.
@@ -275,7 +276,10 @@ class HeatmapDetector(Stage):
         `init_from` predicts, which allows other images.
       rotation (degrees), scale, shift, bend: of the training warps (`ops/warp.py`).
       colour: strength of the colour changes, 1 is usual.
-      learning_rate, schedule, warmup, l2, clip: of Adam (`optimizers.py`).
+      standardise: whether a view is shown to the network with its own mean and contrast taken out.
+      learning_rate, l2, clip: of Adam (`optimizers.py`).
+      schedule, warmup: of the learning rate; with rounds it starts again at each.
+      predict_warps: views that a prediction is the mean of; 1 looks once, at the image as it is.
       accumulate_steps: pieces of a batch.
     """
 
@@ -291,6 +295,7 @@ class HeatmapDetector(Stage):
     dtype: str = "float32"
     loss: str = "position"
     temperature: float = 0.1
+    delta: float = 0.03
     sigma: float = 1.0
     round_every: int = 0
     relabel_warps: int = 8
@@ -298,14 +303,16 @@ class HeatmapDetector(Stage):
     labels_from: str = "previous"
     rotation: float = 20.0
     scale: float = 0.1
-    shift: float = 0.06
+    shift: float = 0.04
     bend: float = 0.0
     colour: float = 1.0
-    learning_rate: float = 2e-3
+    standardise: bool = True
+    learning_rate: float = 8e-3
     schedule: str = "cosine"
-    warmup: int = 100
+    warmup: int = 60
     l2: float = 0.0
-    clip: float = 1.0
+    clip: float = 0.0
+    predict_warps: int = 1
     accumulate_steps: int = 1
 
     def __post_init__(self):
@@ -336,7 +343,7 @@ class HeatmapDetector(Stage):
 
     @property
     def _optimizer(self):
-        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, self.warmup)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, self.warmup, self.round_every)
         return optimizers.adam(rate, l2=self.l2, clip=self.clip)
 
     @property
@@ -350,7 +357,7 @@ class HeatmapDetector(Stage):
     def init(self, rng, batch, frozen, previous, rows):
         if previous is None:
             raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        views = self._look(self._still(len(batch["image"])), batch["image"])
+        views = jax.ShapeDtypeStruct((1, *self._view, 3), jnp.float32)
         variables = layers.initialize(self._net, rng, views, train=False)
         params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
         if _same_shapes(previous.params, params):
@@ -398,14 +405,14 @@ class HeatmapDetector(Stage):
         return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics
 
     def _loss(self, params, model_state, examples):
-        out, model_state = self._net.apply(
-            {"params": params, **model_state}, examples["image"], train=True, mutable=["batch_stats"]
-        )
+        variables, views = {"params": params, **model_state}, self._shown(examples["image"])
+        out, model_state = self._net.apply(variables, views, train=True, mutable=["batch_stats"])
         target, weight = examples["target"], examples["weight"]
         if self.loss == "position":
-            # Steps 2), 3) Smooth L1 between soft-argmax and label, summed over x and y.
+            # Steps 2), 3) Smooth L1 between soft-argmax and label, in units of `delta`, summed over x and y.
             found = heatmaps.soft_argmax(out.logits, self.temperature)
-            loss = jnp.sum(optax.losses.huber_loss(found, target.astype(found.dtype)), -1)
+            unit = self.delta * self._heat[0]
+            loss = jnp.sum(optax.losses.huber_loss(found / unit, target.astype(found.dtype) / unit), -1)
         else:
             # Eq. 4 of Mallis et al.: squared difference, for the landmarks that have a label.
             maps = heatmaps.gaussian(target, self._heat, self.sigma)
@@ -417,9 +424,19 @@ class HeatmapDetector(Stage):
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
     def predict(self, state, frozen, images):
-        warps = self._still(len(images))
-        found = self._detect(state, warps, images)
-        return found
+        still = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom))
+        found = self._detect(state, still, images)
+        if self.predict_warps == 1:
+            return found
+        keys = jnp.tile(jax.random.split(jax.random.key(0), self.predict_warps), len(images))  # the same of every image
+        return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
+
+    def heatmaps(self, state, frozen, images):
+        still = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom))
+        views = self._look(still, images)
+        logits = self._apply(state, views).logits
+        maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
+        return jnp.round(255 * views).astype(jnp.uint8), maps
 
     def passes(self, step):
         first = step == 0 and self.labels_from == "self"
@@ -428,15 +445,11 @@ class HeatmapDetector(Stage):
 
     def observe(self, state, frozen, batch):
         # Step 4) Mean over several views of the image, each drawn for the image and the round alone.
-        images, views = batch["image"], self.relabel_warps
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(jax.random.key(0), state.aux.round), batch["index"]
-        )
-        keys = jax.vmap(lambda key: jax.random.split(key, views))(keys).reshape(-1)
-        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, views, axis=0))
-        xy = jnp.mean(found.xy.reshape(-1, views, self.k, 2), 1)
-        score = jnp.mean(found.score.reshape(-1, views, self.k), 1)
-        return Rows(score[..., None], xy, score > 0)
+        key = jax.random.fold_in(jax.random.key(0), state.aux.round)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        keys = jax.vmap(lambda key: jax.random.split(key, self.relabel_warps))(keys).reshape(-1)
+        found = self._several(state, batch["image"], keys, self.relabel_warps)
+        return Rows(found.score[..., None], found.xy, found.score > 0)
 
     def refresh(self, state, frozen, bank, rng):
         rows = state.aux.labels.xy.shape[0]
@@ -446,10 +459,6 @@ class HeatmapDetector(Stage):
     @property
     def _heat(self) -> tuple[int, int]:
         return self.image_size // self.downsample, self.image_size // self.downsample
-
-    def _still(self, batch: int) -> warp.Warp:
-        one = warp.identity(self.zoom)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), one)
 
     def _warps(self, keys, spread: float) -> warp.Warp:
         draw = lambda key: warp.random_warp(
@@ -479,10 +488,25 @@ class HeatmapDetector(Stage):
             noise=0.03 * s,
         )
 
+    def _shown(self, views):
+        """What the network is given of views [B,S,S,3] in 0..1."""
+        if not self.standardise:
+            return views
+        mean, spread = jnp.mean(views, (1, 2, 3), keepdims=True), jnp.std(views, (1, 2, 3), keepdims=True)
+        return (views - mean) / (spread + 0.05)  # a flat view stays flat
+
+    def _apply(self, state, views):
+        return self._net.apply({"params": state.params, **state.model_state}, self._shown(views), train=False)
+
+    def _several(self, state, images, keys, views: int) -> Prediction:
+        """Mean landmarks over `views` warped views of each image; keys [B*views]."""
+        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, views, axis=0))
+        xy = jnp.mean(found.xy.reshape(-1, views, self.k, 2), 1)
+        return Prediction(xy, jnp.mean(found.score.reshape(-1, views, self.k), 1))
+
     def _detect(self, state, warps, images) -> Prediction:
         """Landmarks of warped views, in pixels of the frame."""
-        views = self._look(warps, images)
-        out = self._net.apply({"params": state.params, **state.model_state}, views, train=False)
+        out = self._apply(state, self._look(warps, images))
         if self.loss == "position":
             cells = heatmaps.soft_argmax(out.logits, self.temperature)
             # How much of the heatmap lies within two cells of the landmark.

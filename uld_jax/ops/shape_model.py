@@ -1,7 +1,7 @@
 """How points move together: a linear model of shape, and the few points that tell most about all of them.
 
-Everything here needs the mean and the covariance of the points alone, so a table of any number of images, on any number of
-devices, is reduced to one small matrix first.
+Everything here needs the mean and the covariance of the points alone, so a table of any number of images, on any number
+of devices, is reduced to one small matrix first.
 """
 
 from typing import NamedTuple
