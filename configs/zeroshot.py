@@ -20,8 +20,9 @@ def get_config(arg=None):
     config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
     if arg.preset == "small":
         config.zeroshot.update(candidates=6 * arg.k, pixels=30)
-        config.detector.update(steps=1800, round_every=600, image_size=64, width=32, downsample=2, zoom=0.8)
-        config.eval_every = 600
+        config.detector.update(steps=3000, round_every=750, image_size=64, width=64, zoom=0.8, learning_rate=4e-3)
+        config.eval_every = 750
+        config.save_every = 750
     if arg.preset == "tiny":
         config.data.frame_size = 40
         config.data.rows = (48, 16)

@@ -1,5 +1,6 @@
 """The command line: `uld COMMAND --flags`. Each command is one function; flags become its arguments."""
 
+import ast
 import os
 import sys
 import warnings
@@ -134,39 +135,45 @@ def _first_process() -> bool:
 
 
 def _define(command: str) -> flags.FlagValues:
-    """The flags of one command."""
-    v = flags.FLAGS
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-    flags.DEFINE_integer("process_id", None, "Number of this process.")
+    """The flags of one command, apart from absl's global ones."""
+    v = flags.FlagValues()
+
+    def text(name, default, meaning):
+        flags.DEFINE_string(name, default, meaning, flag_values=v, required=default is None)
+
+    def number(name, default, meaning):
+        flags.DEFINE_integer(name, default, meaning, flag_values=v)
+
+    flags.DEFINE_bool("help", False, "Shows these flags.", short_name="h", flag_values=v)
+    text("coordinator", "", "HOST:PORT of process 0, for several processes.")
+    number("num_processes", None, "How many processes there are.")
+    number("process_id", None, "Number of this process.")
     if command != "prepare":
-        flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.", required=True)
+        text("workdir", None, "Folder of the run, local or gs://.")
     if command == "train":
-        config_flags.DEFINE_config_file("config", None, "Config file or name, with :key=value,... after it.")
-        flags.mark_flag_as_required("config")
-        flags.DEFINE_string("profile", "", "START:STOP, the steps of a JAX trace written to WORKDIR/profile.")
+        meaning = "Config file or name, with :key=value,... after it."
+        config_flags.DEFINE_config_file("config", None, meaning, flag_values=v)
+        flags.mark_flag_as_required("config", flag_values=v)
+        text("profile", "", "START:STOP, the steps of a JAX trace written to WORKDIR/profile.")
     if command == "evaluate":
-        flags.DEFINE_string("stage", "", "Stage to evaluate; the last one by default.")
-        flags.DEFINE_string("split", "test", "Split to measure on.")
-        flags.DEFINE_string(
-            "dataset", "", "Another data set than the run's; the regressors are fitted on its train split."
-        )
-        flags.DEFINE_string("data_dir", "", "Its folder.")
-        flags.DEFINE_string("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
-        flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.")
+        text("stage", "", "Stage to evaluate; the last one by default.")
+        text("split", "test", "Split to measure on.")
+        text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")
+        text("data_dir", "", "Its folder.")
+        text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
+        flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
     if command == "predict":
-        flags.DEFINE_string("images", None, "Folder of JPEG and PNG images, nested or not.", required=True)
-        flags.DEFINE_string("out", None, "Folder for landmarks.csv, overlays and the contact sheet.", required=True)
-        flags.DEFINE_enum("points", "discovered", ["discovered", "annotated"], "Which landmarks to write.")
+        text("images", None, "Folder of JPEG and PNG images, nested or not.")
+        text("out", None, "Folder for landmarks.csv, overlays and the contact sheet.")
+        choices = ["discovered", "annotated"]
+        flags.DEFINE_enum("points", "discovered", choices, "Which landmarks to write.", flag_values=v)
     if command == "fit":
-        flags.DEFINE_string("data_dir", None, "Folder with train.csv: file,x0,y0,...", required=True)
+        text("data_dir", None, "Folder with train.csv: file,x0,y0,...")
     if command == "prepare":
-        flags.DEFINE_string(
-            "dataset", None, "Its name; `synthetic` is rendered, others are read from --src.", required=True
-        )
-        flags.DEFINE_string("src", "", "Folder of photos, with or without train.csv and test.csv.")
-        flags.DEFINE_integer("frame_size", 128, "Side of the synthetic images in pixels.")
-        flags.DEFINE_string("data_dir", None, "Folder to write ArrayRecord files to.", required=True)
+        text("dataset", None, "Its name; `synthetic` is rendered, others are read from --src.")
+        text("src", "", "Folder of photos, with or without train.csv and test.csv.")
+        number("frame_size", 128, "Side of the synthetic images in pixels.")
+        text("data_dir", None, "Folder to write ArrayRecord files to.")
     return v
 
 
@@ -211,22 +218,40 @@ def _run(command: str, argv: list[str]) -> int:
     for i, arg in enumerate(argv):
         if arg.startswith("--config="):
             argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
+    if {"--help", "-h"} & set(argv):
+        print(f"{USAGE}\nflags of uld {command}:{v.get_help(prefix='  ')}")
+        return OK
     try:
         rest = v(argv)
     except flags.Error as error:
-        if "help" in str(error):
-            raise
-        raise UserError(str(error).splitlines()[-1]) from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"config: {_last_line(error)}") from error
+        raise UserError(str(error).splitlines()[-1].removeprefix(_OURS)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_config_error(error)) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
     _start_processes(v)
     return COMMANDS[command](v)
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error.args[0] if error.args else error).strip().splitlines()[-1]
+_OURS = "uld_jax.errors.UserError: "
+
+
+def _config_error(error: Exception) -> str:
+    """One sentence from what ml_collections raises for a config file or an override."""
+    text = str(error.args[0] if error.args else error)
+    if text[:1] in ("'", '"'):  # a KeyError holds a quoted text
+        text = str(ast.literal_eval(text))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith(
+        "Error whilst parsing config file"
+    ):  # a traceback follows; its last line says what
+        return lines[-1].removeprefix(_OURS)
+    if isinstance(error, (AttributeError, KeyError)):
+        key, *hint = (line.strip("'\"") for line in lines)
+        return f"the config has no key {key!r}; " + (
+            hint[0] if hint else "configs/common.py and the method name all keys"
+        )
+    return f"config: {lines[-1] if lines else error}"
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def load(spec: str, **overrides) -> Config:
     module_spec.loader.exec_module(module)
     config = module.get_config(arg)
     for key, value in overrides.items():
-        section, _, field = key.rpartition(".")
-        part = config[section] if section else config
-        if field not in part:
+        *sections, field = key.split(".")
+        part = config
+        while sections and isinstance(part.get(sections[0]), Config):
+            part = part[sections.pop(0)]
+        if sections or field not in part:
             raise UserError(f"config has no key {key!r}; its keys are {', '.join(sorted(part.keys()))}")
         part[field] = value
     return config

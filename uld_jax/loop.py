@@ -149,6 +149,7 @@ class _Run:
             stopping = self.stop.agreed(step % config.log_every == 0)
             if step != saved and (stopping or step == stage.steps or _due(step, config.save_every)):
                 _check_finite(stage.name, step, values, state.params)
+                self.metrics.flush()  # the lines that the checkpoint counts on
                 keeper.save(step, state, meta())
                 saved = step
             if stopping:
@@ -192,6 +193,7 @@ class _Run:
         self.trace.at(offset + step)
         progress.close()
         keeper.close()
+        self.metrics.flush()
         checkpoint.save_final(self.workdir, stage.name, state, meta() | {"report": report})
         return state, report
 

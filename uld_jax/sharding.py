@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from uld_jax.errors import UserError
+
 AXIS = "data"
 
 
@@ -32,10 +34,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def local_slice(mesh: Mesh, batch_size: int) -> slice:
     """The rows of a global batch that this process feeds.
 
-    Raises ValueError when the batch does not divide over the devices.
+    Raises UserError when the batch does not divide over the devices.
     """
     if batch_size % mesh.size:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
         )
     mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]

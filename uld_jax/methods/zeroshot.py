@@ -209,7 +209,7 @@ class ZeroShot(Stage):
         square = jnp.sum(flat**2, -1, keepdims=True) - 2 * cross + jnp.sum(centroids**2, -1)
         square = jnp.where(inside[:, None], square, jnp.inf)
         if self.place == "mean":
-            weight = jax.nn.softmax(-self.sharpness * square, 1)
+            weight = jax.nn.softmax(jnp.where(inside[:, None], -self.sharpness * square, -jnp.inf), 1)
             cells = jnp.einsum("bpm,pc->bmc", weight, grid, precision="highest")
         else:
             cells = grid[jnp.argmin(square, 1)]

@@ -1,0 +1,135 @@
+"""Configs from files and names to stages, and the sentences that refuse what is misspelt."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from tests import tiny
+from uld_jax import config as config_lib
+from uld_jax.errors import UserError
+from uld_jax.methods import zeroshot
+
+SPEC = "zeroshot:dataset=synthetic,k=5,preset=tiny"
+
+
+def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
+    assert config_lib.resolve("zeroshot:k=3").endswith("/zeroshot.py:k=3")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from uld_jax.configs import zeroshot\n\n\n"
+        "def get_config(arg=None):\n"
+        "    config = zeroshot.get_config(arg)\n"
+        "    config.seed = 77\n"
+        "    return config\n"
+    )
+    assert config_lib.resolve(f"{path}:a=1") == f"{path}:a=1"
+    assert config_lib.load(f"{path}:k=3,preset=tiny").seed == 77
+    monkeypatch.chdir(tmp_path)  # a file here goes before the one that ships with the package
+    assert config_lib.resolve("configs/zeroshot.py:k=3") == config_lib.resolve("zeroshot:k=3")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "zeroshot.py").write_text(path.read_text().replace("77", "78"))
+    assert config_lib.load("configs/zeroshot.py:preset=tiny").seed == 78
+    assert config_lib.load("zeroshot:preset=tiny").seed == 0
+
+
+def test_what_ships_is_what_the_checkout_has():
+    assert sorted(p.name for p in config_lib.folder().glob("*.py")) == sorted(
+        p.name for p in (tiny.ROOT / "configs").glob("*.py")
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nothing", "there is no config 'nothing'; use a path or one of .*zeroshot"),
+        ("zeroshot:colour=3", "'colour=3' is not understood"),
+        ("zeroshot:k", "'k' is not understood"),
+        ("zeroshot:k=many", "'many' is not a number"),
+        ("zeroshot:k=0", "k is 0; use 1 or more"),
+        ("zeroshot:preset=huge", "preset is 'huge'; use one of paper, small, tiny"),
+    ],
+)
+def test_a_bad_argument_is_refused(spec, said):
+    with pytest.raises(UserError, match=said):
+        config_lib.load(spec)
+
+
+def test_overrides_reach_any_depth():
+    config = config_lib.load(
+        SPEC, **{"seed": 4, "detector.steps": 7, "zeroshot.backbone_kwargs.bins": 6, "data.rows": (3, 2)}
+    )
+    assert (config.seed, config.detector.steps, config.zeroshot.backbone_kwargs.bins) == (4, 7, 6)
+    assert config.data.rows == (3, 2)
+    assert config.is_locked
+    assert config_lib.stage(config, "detector").steps == config_lib.stage(config, "detector").method.steps == 7
+    assert dict(config_lib.stage(config, "zeroshot").method.backbone_kwargs)["bins"] == 6
+
+
+@pytest.mark.parametrize("key", ["sead", "detector.wdith", "detectr.width", "data.rows.first"])
+def test_an_unknown_override_is_refused(key):
+    with pytest.raises(UserError, match=f"config has no key '{key}'; its keys are "):
+        config_lib.load(SPEC, **{key: 1})
+
+
+def test_stages_are_built_with_what_they_share():
+    config = config_lib.load(SPEC, dtype="bfloat16", accumulate_steps=2)
+    first, second = (config_lib.stage(config, name) for name in config.stages)
+    assert (first.name, first.steps, type(first.method)) == ("zeroshot", 0, zeroshot.ZeroShot)
+    assert (second.name, second.steps, type(second.method)) == ("detector", 40, zeroshot.HeatmapDetector)
+    assert first.method.k == second.method.k == 5
+    assert first.method.frame_size == second.method.frame_size == config.data.frame_size
+    assert (second.method.dtype, second.method.accumulate_steps) == ("bfloat16", 2)
+    with config.unlocked():
+        config.detector.k = 6  # a stage's own value goes before the shared one
+    assert config_lib.stage(config, "detector").method.k == 6
+
+
+def test_methods_can_be_hashed_and_compared():
+    """`jax.jit` takes a method's bound functions, so that equal hyper-parameters must be one method."""
+    for name in tiny.CONFIGS:
+        for stage in tiny.config(name).stages:
+            one, two = (config_lib.stage(tiny.config(name), stage).method for _ in range(2))
+            assert one == two
+            assert hash(one) == hash(two)
+    other = config_lib.stage(tiny.config(**{"zeroshot.backbone_kwargs.bins": 5}), "zeroshot").method
+    assert other != config_lib.stage(tiny.config(), "zeroshot").method
+    hash(other)
+
+
+def bad(**changes):
+    config = config_lib.load(SPEC).copy_and_resolve_references()
+    with config.unlocked():
+        for key, value in changes.items():
+            section, _, field = key.rpartition("__")
+            (config[section] if section else config)[field] = value
+    return config
+
+
+def test_a_bad_stage_is_refused():
+    with pytest.raises(UserError, match="no stage 'last' in this config; its stages are zeroshot, detector"):
+        config_lib.stage(config_lib.load(SPEC), "last")
+    with pytest.raises(UserError, match="no stage 'third'"):
+        config_lib.stage(bad(stages=("zeroshot", "third")), "third")
+    with pytest.raises(UserError, match=r"config\.detector\.steps is -1; use 0 or more"):
+        config_lib.stage(bad(detector__steps=-1), "detector")
+    for method in ("zeroshot.Nothing", "nothing.ZeroShot", "ZeroShot"):
+        with pytest.raises(UserError, match=rf"config\.detector\.method is '{method}'.*write it as module\.Class"):
+            config_lib.stage(bad(detector__method=method), "detector")
+    with pytest.raises(UserError, match=r"config\.detector\.wdith is no hyper-parameter .* it has .*\bwidth\b"):
+        config_lib.stage(bad(detector__wdith=3), "detector")
+
+
+def test_defaults_are_those_of_the_class():
+    found = config_lib.defaults("methods", "zeroshot.HeatmapDetector").to_dict()
+    fields = {f.name: f for f in dataclasses.fields(zeroshot.HeatmapDetector)}
+    assert set(found) == {n for n in fields if n not in config_lib.SHARED}
+    assert all(found[n] == fields[n].default for n in found)
+    assert "bins" in config_lib.defaults("backbones", "gradient.GradientHistograms")
+    with pytest.raises(UserError, match=r"uld_jax\.backbones has no such class"):
+        config_lib.defaults("backbones", "gradient.Histograms")
+
+
+def test_the_folder_of_configs_is_real():
+    assert isinstance(config_lib.folder(), pathlib.Path)
+    assert (config_lib.folder() / "common.py").is_file()

@@ -1,0 +1,357 @@
+"""ZeroShot on patterns whose places are known, and the detector's geometry through a network that finds dots."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uld_jax.errors import UserError
+from uld_jax.method import Bank, Labels, TrainState
+from uld_jax.methods import zeroshot
+from uld_jax.models.fan import FanOutput
+from uld_jax.ops import coordinates
+
+FRAME, PATTERNS, IMAGES = 64, 3, 24
+BACKBONE = (("cell", 4.0), ("offsets", (-4.0, 0.0, 4.0)), ("scales", (1.0,)))
+
+
+def clusterer(**changes):
+    options = dict(k=12, frame_size=FRAME, backbone_kwargs=BACKBONE, position=0.0, roi=0.9, pixels=100)
+    return zeroshot.ZeroShot(**options | changes)
+
+
+def scenes(count, seed=0):
+    """Images [count,F,F,3] with three coloured patterns on an even ramp, and the pattern's centres [count,3,2].
+
+    Each pattern wanders on its own, by whole cells of the backbone's grid, within a part of the frame of its own.
+    """
+    rng = np.random.default_rng(seed)
+    images = np.broadcast_to(np.arange(90, 90 + FRAME, dtype=np.uint8)[:, None], (count, FRAME, FRAME, 3)).copy()
+    y, x = np.mgrid[-9:9, -9:9] + 0.5
+    inside = np.hypot(x, y) < 8
+    drawings = [inside & (x > 0), inside & (x + y < -2), inside & ((x - y) % 8 < 4)]
+    homes = np.array([[16, 18], [46, 18], [32, 46]])
+    places = homes + 2 * rng.integers(-3, 4, (count, PATTERNS, 2))
+    for image, centres in zip(images, places, strict=True):
+        for channel, (drawing, (u, v)) in enumerate(zip(drawings, centres, strict=True)):
+            colour = np.full(3, 250)
+            colour[channel] = 190
+            image[v - 9 : v + 9, u - 9 : u + 9][drawing] = colour
+    return images, places - 0.5  # the middle of 18 pixels
+
+
+def found(method, images):
+    """The state after both passes over images [N,F,F,3], all in one batch."""
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}
+    state = method.init(jax.random.key(0), batch, {}, None, len(images))
+    observe, refresh = jax.jit(method.observe), jax.jit(method.refresh)
+    for i in range(method.passes(0)):
+        bank = Bank(*jax.tree.map(lambda x: x[:, None], (observe(state, {}, batch), batch["index"])))
+        state = refresh(state, {}, bank, jax.random.key(i))
+    return state
+
+
+@pytest.mark.parametrize("place", ["mean", "exemplar"])
+def test_landmarks_move_with_the_patterns(place):
+    method = clusterer(place=place, sharpness=100.0)
+    images, places = scenes(IMAGES)
+    state = found(method, images)
+    assert int(state.aux.round) == 2
+    others, moved = scenes(IMAGES, seed=1)
+    for xy, truth in (
+        (state.aux.labels.xy, places),
+        (jax.jit(method.predict)(state, {}, jnp.asarray(others)).xy, moved),  # images that it never saw
+    ):
+        # Where in a pattern a landmark lies is open; that it stays there is not.
+        away = np.asarray(xy)[:, :, None] - truth[:, None]  # [N,K,patterns,2]
+        wander = np.sqrt(away.var(0).sum(-1))  # [K,patterns]
+        assert (wander.min(0) < 0.5).all(), wander.round(2)
+        assert len(set(np.argmin(wander, 0).tolist())) == PATTERNS  # each has one of its own
+
+
+def test_labels_are_what_prediction_finds():
+    method = clusterer(k=4, candidates=12, factors=3)
+    images, _ = scenes(IMAGES)
+    state = found(method, images)
+    predicted = jax.jit(method.predict)(state, {}, jnp.asarray(images))
+    np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.02)
+    np.testing.assert_allclose(predicted.score, state.aux.labels.score, atol=1e-4)
+    assert (predicted.score > 0).all()
+    assert state.aux.labels.xy.shape == (IMAGES, 4, 2)
+
+
+def described(method, images, places):
+    """A state whose centroids are the descriptors at the given cells of the first image."""
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}
+    state = method.init(jax.random.key(0), batch, {}, None, len(images))
+    features = jax.jit(method._describe)({}, batch["image"])[0]
+    centroids = features[places[:, 1], places[:, 0]]
+    return state.replace(aux=state.aux._replace(round=jnp.int32(1), centroids=centroids))
+
+
+def test_an_exemplar_is_the_nearest_pixel_and_the_mean_is_softer():
+    images, places = scenes(5)
+    cells = np.round((places[0] - 0.5) / 2).astype(int)  # cell i of stride 2 is centred on pixel 2 i + 0.5
+    exemplar = clusterer(k=PATTERNS, place="exemplar")
+    state = described(exemplar, images, cells)
+    prediction = jax.jit(exemplar.predict)(state, {}, jnp.asarray(images))
+    expected = (2 * cells + 0.5)[None] + places - places[:1]
+    np.testing.assert_allclose(prediction.xy, expected, atol=1e-3)
+    np.testing.assert_allclose(prediction.score, 1, atol=1e-3)  # the very same descriptor
+
+    sharp = clusterer(k=PATTERNS, place="mean", sharpness=1e4)
+    np.testing.assert_allclose(jax.jit(sharp.predict)(state, {}, jnp.asarray(images)).xy, expected, atol=0.1)
+    blunt = clusterer(k=PATTERNS, place="mean", sharpness=0.0)
+    middle = np.full_like(expected, (FRAME - 1) / 2)  # of the region of interest
+    np.testing.assert_allclose(jax.jit(blunt.predict)(state, {}, jnp.asarray(images)).xy, middle, atol=1e-3)
+
+
+def test_landmarks_stay_in_the_region_of_interest():
+    images, places = scenes(5)
+    narrow = clusterer(k=PATTERNS, place="exemplar", roi=0.25)
+    state = described(narrow, images, np.round((places[0] - 0.5) / 2).astype(int))
+    xy = np.asarray(jax.jit(narrow.predict)(state, {}, jnp.asarray(images)).xy)
+    assert np.abs(xy - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
+    # So do the pixels that are clustered, which are counted in cells.
+    state = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
+    rows = jax.jit(narrow.observe)(state, {}, {"image": jnp.asarray(images), "index": jnp.arange(5)})
+    assert rows.mask.all()
+    drawn = 2 * np.asarray(rows.xy) + 0.5
+    assert np.abs(drawn - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
+    assert drawn.std() > 0.25 * FRAME / 2 * 0.4  # and fill it
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_the_place_in_a_descriptor_has_the_weight_it_is_given():
+    images, _ = scenes(2)
+    describe = lambda method: np.asarray(jax.jit(method._describe)({}, jnp.asarray(images)))
+    plain, placed = (describe(clusterer(position=p)) for p in (0.0, 3.0))
+    np.testing.assert_array_equal(plain[..., :-2], placed[..., :-2])
+    assert not plain[..., -2:].any()
+    step = 3.0 * 2 / FRAME  # `position` from side to side, a cell is 2 pixels
+    np.testing.assert_allclose(np.diff(placed[..., -2], axis=2), step, atol=1e-5)
+    np.testing.assert_allclose(np.diff(placed[..., -1], axis=1), step, atol=1e-5)
+    length = np.linalg.norm(plain[..., :-2], axis=-1)
+    assert length.max() == pytest.approx(1, abs=1e-4)
+    two = clusterer(position=0.0, backbone_kwargs=(*BACKBONE[:2], ("scales", (1.0, 2.0))))
+    assert np.linalg.norm(describe(two), axis=-1).max() == pytest.approx(1, abs=1e-4)
+
+
+def candidates(count=400, seed=0):
+    """A made table [N,M,2] in pixels: candidates 1, 3, 4 and 6 follow the image's pose, a shift; the others nothing."""
+    rng = np.random.default_rng(seed)
+    steady = [1, 3, 4, 6]
+    xy = rng.uniform(8, FRAME - 8, (count, 8, 2))
+    home = rng.uniform(20, FRAME - 20, (len(steady), 2))
+    pose = rng.normal(0, 4, (count, 1, 2))
+    clean = home + pose
+    xy[:, steady] = clean + rng.normal(0, 0.7, clean.shape)
+    return steady, xy.astype(np.float32), clean
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+def test_steady_candidates_are_chosen_over_those_that_wander(denoise):
+    method = clusterer(k=4, candidates=8, factors=2, denoise=denoise)  # as many factors as a shift has
+    steady, xy, clean = candidates()
+    there = np.random.default_rng(1).random(len(xy)) < 0.9
+    choose = jax.jit(method._choose)
+    reading = choose(jnp.asarray(xy[:, None]), jnp.asarray(there[:, None]))
+    chosen = np.asarray(reading.chosen)
+    assert sorted(chosen.tolist()) == steady
+    # Images that lack a candidate count for nothing.
+    lost = choose(jnp.asarray(np.where(there[:, None, None], xy, np.nan)[:, None]), jnp.asarray(there[:, None]))
+    jax.tree.map(np.testing.assert_array_equal, lost, reading)
+
+    score = np.random.default_rng(2).random((len(xy), 8)).astype(np.float32)
+    landmarks, scores = jax.jit(method._read)(reading, jnp.asarray(xy), jnp.asarray(score))
+    np.testing.assert_array_equal(scores, score[:, chosen])
+    order = [steady.index(c) for c in chosen]
+    error = np.sqrt(np.mean((np.asarray(landmarks) - clean[:, order]) ** 2))
+    raw = np.sqrt(np.mean((xy[:, chosen] - clean[:, order]) ** 2))
+    if denoise:
+        assert error < 0.6 * raw  # nearer to where the pose puts them than where they were found
+    else:
+        np.testing.assert_allclose(landmarks, xy[:, chosen], atol=1e-3)
+
+
+def test_bad_values_of_zeroshot_are_refused():
+    with pytest.raises(UserError, match=r"zeroshot\.place is 'nearest'; use mean or exemplar"):
+        clusterer(place="nearest")
+    with pytest.raises(UserError, match=r"zeroshot\.candidates is 5; use 0, or at least k = 12"):
+        clusterer(candidates=5)
+    with pytest.raises(UserError, match=r"zeroshot\.backbone is 'gradient\.Nothing'"):
+        clusterer(backbone="gradient.Nothing").frozen()
+    with pytest.raises(UserError, match=r"set config\.zeroshot\.steps=0"):
+        clusterer().train_step(None, {}, {}, None)
+
+
+# The detector. Landmark k is a dot in colour channel k: a "network" that returns its view as heatmaps finds it, and all
+# else is geometry.
+
+DOTS = 3
+
+
+class DotFinder:
+    """Stands in for FAN: the brightness of channel k is heatmap k, at the heatmap's resolution."""
+
+    def __init__(self, method):
+        self._cell, self._method = method.downsample, method
+
+    def apply(self, variables, views, train, mutable=None):
+        batch, side = views.shape[0], views.shape[1] // self._cell
+        maps = views.reshape(batch, side, self._cell, side, self._cell, 3).mean((2, 4))
+        if self._method.loss == "position":
+            # The softmax over the cells is then the brightness itself.
+            maps = self._method.temperature * jnp.log(jnp.maximum(maps, 1e-7))
+        out = FanOutput(maps + 0 * variables["params"]["w"], maps, {})
+        return (out, {"batch_stats": variables["batch_stats"]}) if mutable else out
+
+
+@pytest.fixture
+def finder(monkeypatch):
+    monkeypatch.setattr(zeroshot.HeatmapDetector, "_net", property(DotFinder))
+
+
+def detector(**changes):
+    options = dict(k=DOTS, frame_size=FRAME, steps=10, image_size=48, downsample=2, width=16, depth=2)
+    return zeroshot.HeatmapDetector(**options | dict(standardise=False, colour=0.0, warmup=0) | changes)
+
+
+def dots(count=6, seed=0, sigma=1.6):
+    """Black images with one dot in each channel, and the dots [count,3,2] in pixels of the frame."""
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(24, FRAME - 25, (count, DOTS, 2))
+    grid = coordinates.pixel_grid(FRAME, FRAME)
+    square = np.sum((grid[None, :, :, None] - xy[:, None, None]) ** 2, -1)
+    return np.round(255 * np.exp(-square / (2 * sigma**2))).astype(np.uint8), xy.astype(np.float32)
+
+
+def started(method, labels):
+    params = {"w": jnp.zeros(())}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        model_state={"batch_stats": {}},
+        opt_state=method._optimizer.init(params),
+        aux=zeroshot.Rounds(jnp.int32(0), labels),
+    )
+
+
+def no_labels(count):
+    return Labels(jnp.zeros((count, DOTS, 2)), jnp.zeros((count, DOTS)))
+
+
+WARPS = dict(rotation=20.0, scale=0.15, shift=0.05)
+
+
+@pytest.mark.parametrize("loss", ["position", "heatmap"])
+@pytest.mark.parametrize("changes", [{}, {"zoom": 0.8}, {"predict_warps": 4, "zoom": 0.9}, {"downsample": 4}])
+def test_predictions_are_in_pixels_of_the_frame(finder, loss, changes):
+    images, xy = dots(sigma=3.0)
+    method = detector(loss=loss, **WARPS | changes)
+    prediction = jax.jit(method.predict)(started(method, no_labels(len(xy))), {}, jnp.asarray(images))
+    # A peak is found between cells up to a tenth of one, an expected place almost exactly.
+    cell = FRAME * method.zoom * method.downsample / method.image_size
+    np.testing.assert_allclose(prediction.xy, xy, atol=0.05 * cell if loss == "position" else 0.15 * cell)
+    assert (prediction.score > 0).all()
+    assert (prediction.score <= 1).all()
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.02])
+def test_new_labels_come_back_from_their_warps(finder, bend):
+    images, xy = dots()
+    method = detector(relabel_warps=3, bend=bend, **WARPS)
+    state = started(method, no_labels(len(xy)))
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(xy), dtype=jnp.int32)[::-1]}
+    rows = jax.jit(method.observe)(state, {}, batch)
+    np.testing.assert_allclose(rows.xy, xy, atol=0.2)
+    bank = Bank(*jax.tree.map(lambda x: x[:, None], (rows, batch["index"])))
+    new = jax.jit(method.refresh)(state, {}, bank, jax.random.key(0))
+    assert int(new.aux.round) == 1
+    np.testing.assert_allclose(new.aux.labels.xy, xy[::-1], atol=0.2)
+    np.testing.assert_array_equal(new.aux.labels.score, rows.descriptors[::-1, :, 0])
+    # Another round looks through other warps.
+    again = jax.jit(method.observe)(new, {}, batch)
+    assert 0 < np.abs(again.xy - rows.xy).max() < 0.4
+
+
+@pytest.mark.parametrize("loss", ["position", "heatmap"])
+def test_a_step_warps_image_and_labels_alike(finder, loss):
+    images, xy = dots(sigma=3.0)
+    method = detector(loss=loss, bend=0.02, zoom=0.9, **WARPS)
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(xy), dtype=jnp.int32)}
+    step = jax.jit(method.train_step)
+
+    def distance(labels):
+        return float(step(started(method, labels), {}, batch, jax.random.key(3))[1]["distance_px"])
+
+    right = Labels(jnp.asarray(xy), jnp.ones((len(xy), DOTS)))
+    assert distance(right) < 0.3
+    # Beside the truth by 3 pixels of the frame: by as much, on average over warps that change the size a little.
+    assert distance(right._replace(xy=right.xy + jnp.array([3.0, 0.0]))) == pytest.approx(3, rel=0.25)
+    # One that is missing, and one that lies outside every view, count for nothing.
+    wrong = right.xy.at[:, 0].add(7.0).at[:, 1].set(-500.0)
+    assert distance(Labels(wrong, right.score.at[:, 0].set(0.0))) < 0.3
+
+
+def test_labels_are_looked_up_by_row(finder):
+    images, xy = dots()
+    method = detector(**WARPS)
+    rows = np.array([9, 2, 4, 0, 7, 5], np.int32)
+    table = np.full((10, DOTS, 2), 5.0, np.float32)
+    table[rows] = xy
+    state = started(method, Labels(jnp.asarray(table), jnp.ones((10, DOTS))))
+    batch = {"image": jnp.asarray(images), "index": jnp.asarray(rows)}
+    assert jax.jit(method.train_step)(state, {}, batch, jax.random.key(0))[1]["distance_px"] < 0.3
+
+
+def test_a_standardised_view_does_not_know_exposure():
+    views = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+    method = detector(standardise=True)
+    shown = method._shown(views)
+    np.testing.assert_allclose(shown.mean((1, 2, 3)), 0, atol=1e-5)
+    darker = method._shown(0.9 * views + 0.05)
+    np.testing.assert_allclose(darker, shown, atol=0.1)
+    np.testing.assert_allclose(method._shown(jnp.full((1, 4, 4, 3), 0.3)), 0, atol=1e-4)  # a flat view stays flat
+    np.testing.assert_array_equal(detector(standardise=False)._shown(views), views)
+
+
+def test_passes_come_between_the_rounds():
+    method = detector(steps=9, round_every=3)
+    assert [s for s in range(11) if method.passes(s)] == [3, 6]
+    assert [s for s in range(11) if dataclasses.replace(method, labels_from="self").passes(s)] == [0, 3, 6]
+    assert not any(detector(steps=9, round_every=0).passes(s) for s in range(11))
+
+
+def test_the_detector_says_what_it_starts_from():
+    method, batch = detector(), {"image": None, "index": None}
+    start = lambda method, previous, rows=8: jax.eval_shape(
+        lambda key: method.init(key, batch, {}, previous, rows), jax.random.key(0)
+    )
+    labels = no_labels(8)
+    stage = TrainState(step=jnp.int32(0), aux=types.SimpleNamespace(labels=labels))
+    made = start(method, stage)
+    assert made.aux.labels.xy.shape == (8, DOTS, 2)
+    with pytest.raises(UserError, match=r"put a stage before it or set config\.init_from"):
+        start(method, None)
+    with pytest.raises(UserError, match="left 3 landmarks of 8 images, not 3 of 9"):
+        start(method, stage, rows=9)
+    with pytest.raises(UserError, match="left 3 landmarks of 8 images, not 4 of 8"):
+        start(dataclasses.replace(method, k=4), stage)
+    own = dataclasses.replace(method, labels_from="self")
+    with pytest.raises(UserError, match=r"labels_from=self needs init_from=RUN"):
+        start(own, stage)
+    # With a network of the same shape it goes on from that, on other images: the labels are its own to make.
+    previous = method.init(jax.random.key(0), batch, {}, stage, 8)
+    state = own.init(jax.random.key(1), batch, {}, previous, 5)
+    jax.tree.map(np.testing.assert_array_equal, state.params, previous.params)
+    assert state.aux.labels.xy.shape == (5, DOTS, 2)
+    assert not state.aux.labels.score.any()
+    with pytest.raises(UserError, match="same k, width and depth"):
+        start(dataclasses.replace(own, width=8), previous)
+    for field, value, known in (("loss", "l1", "position or heatmap"), ("labels_from", "x", "previous or self")):
+        with pytest.raises(UserError, match=rf"detector\.{field} is '{value}'; use {known}"):
+            detector(**{field: value})
