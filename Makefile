@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint format bench clean
 
 demo: $(VENV)/.core
-	$(BIN)/uld train --config=configs/zeroshot.py:dataset=synthetic,k=10,preset=small --workdir=runs/demo
+	$(BIN)/uld train --config=configs/zeroshot.py:dataset=synthetic,k=10,preset=small --workdir=runs/demo \
+	  --config.detector.steps=1500 --config.detector.round_every=500 --config.eval_every=500 --config.save_every=500
 	@echo "Look at runs/demo/contact_sheet.png: one colour is one landmark."
 
 test: $(VENV)/.test
@@ -26,7 +27,6 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.kmeans
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,7 +7,6 @@ The state holds everything that a method learns, clusters and pseudo-labels incl
 the data is the step itself. Frozen weights are never written; their hash is.
 """
 
-import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -103,12 +102,20 @@ def _save_args(state, meta):
 
 
 def _restore(read, template, path) -> Restored:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
-    try:
-        found = read(args)
-    except (ValueError, KeyError, TypeError) as error:
-        logging.debug("restore failed", exc_info=error)
+    saved = ocp.StandardCheckpointHandler().metadata(path / "state")
+    saved, wanted = _shapes(getattr(saved, "tree", saved)), _shapes(template)
+    if differs := sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name)):
+        # Orbax would say so in pages.
+        name = differs[0]
         raise UserError(
-            f"{path} does not hold a state of this configuration; use the config it was trained with"
-        ) from error
+            f"{path} does not hold a state of this configuration ({name} has shape {saved.get(name)} there and "
+            f"{wanted.get(name)} here); use the config it was trained with"
+        )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
+    found = read(args)
     return Restored(found["state"], found["meta"])
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

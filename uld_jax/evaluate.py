@@ -40,6 +40,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
         data_dir=config.data_dir if data_dir is None else data_dir,
         frame_size=config.data.frame_size,
         fit=config.data.fit,
+        normaliser=config.data.normaliser,
         **options,
     )
 
@@ -49,8 +50,6 @@ def open_data(config: Config, mesh) -> Data:
     train = open_split(config, "train")
     # Images alone have no splits: every name would give all of them.
     test = open_split(config, "test") if "test" in train.spec.splits else None
-    if train.landmarks is not None:
-        regression.resolve_normaliser(config.data.normaliser, train.landmarks.shape[1])
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
     return Data(
         train,
@@ -116,7 +115,6 @@ def measure(
     frozen,
     data: Data,
     *,
-    dataset: str | None = None,
     group_by: str | None = None,
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
@@ -128,7 +126,6 @@ def measure(
       predictor: of the stage.
       state, frozen: of the stage.
       data: both splits; without annotation only stability is measured.
-      dataset: name for the protocol id; the run's own by default.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
       thorough: also stability, which predicts some images twice more.
@@ -145,9 +142,8 @@ def measure(
             regression.LandmarkSet(found, value, source.landmarks, source.visible, source.columns)
             for found, value, source in ((train_xy, train_score, data.train), (xy, score, test))
         ]
-        norm = {"normaliser": config.data.normaliser, "image_side": test.frame_size}
-        name = regression.protocol_id(dataset or config.dataset, test.landmarks.shape[1], norm["normaliser"])
-        result = regression.evaluate(*sets, protocol=name, strength=config.eval.ridge, **norm)
+        norm = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
+        result = regression.evaluate(*sets, protocol=test.spec.protocol, strength=config.eval.ridge, **norm)
         if group_by:
             column, _, edges = group_by.partition(":")
             if column not in test.columns:
@@ -246,7 +242,6 @@ def evaluate_run(
         finished.state,
         finished.frozen,
         data,
-        dataset=name,
         group_by=group_by,
         label_counts=label_counts,
     )

@@ -5,7 +5,6 @@ import pytest
 
 from uld_jax.data import specs
 from uld_jax.errors import UserError
-from uld_jax.evaluators import landmark_regression
 
 
 @pytest.mark.parametrize(
@@ -87,11 +86,3 @@ def test_annotated_needs_landmarks():
         specs.annotated(source)
     source.landmarks = np.array([[[0, 1], [np.nan, np.nan]], [[2, 2], [3, 3]]], np.float32)
     np.testing.assert_array_equal(specs.annotated(source), [[True, False], [True, True]])
-
-
-@pytest.mark.parametrize("landmarks", [5, 20, 68])
-@pytest.mark.parametrize("normaliser", ["auto", "box", "image", "1,3", "2-0"])
-def test_protocol_ids_are_those_of_the_evaluation(landmarks, normaliser):
-    spec = specs.spec_of("name", landmarks, normaliser=normaliser)
-    assert spec.protocol == landmark_regression.protocol_id("name", landmarks, normaliser)
-    assert (spec.eyes or spec.normaliser) == landmark_regression.resolve_normaliser(normaliser, landmarks)

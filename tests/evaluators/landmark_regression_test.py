@@ -139,12 +139,6 @@ def test_normalisers():
     np.testing.assert_allclose(lr.normaliser_lengths(truth, (0, 1)), [5, np.nan, np.nan])
     np.testing.assert_allclose(lr.normaliser_lengths(truth, "box"), [np.sqrt(32), np.nan, 6])
     np.testing.assert_allclose(lr.normaliser_lengths(truth, "image", 64), [64, 64, 64])
-    assert lr.resolve_normaliser("auto", 5) == (0, 1)
-    assert lr.resolve_normaliser("36-45", 68) == (36, 45)
-    assert lr.resolve_normaliser("eyes", 68) == (36, 45)
-    for wrong in ("eyes", "1", "2,2", "0,9", (1, 2, 3)):
-        with pytest.raises(UserError, match="normaliser"):
-            lr.resolve_normaliser(wrong, 9)
 
 
 def test_a_frozen_and_a_perfect_detector():

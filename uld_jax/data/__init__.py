@@ -56,7 +56,11 @@ def open_source(
     if name == "synthetic":
         from uld_jax.data.synthetic import Synthetic  # its renderer is compiled only by those who use it
 
-        return Synthetic(split, frame_size=frame_size, **options)
+        source = Synthetic(split, frame_size=frame_size, **options)
+        if normaliser != "auto":
+            asked = spec_of(name, source.spec.landmarks, normaliser=normaliser)
+            source.spec = source.spec._replace(normaliser=asked.normaliser, eyes=asked.eyes)
+        return source
     if options:
         raise UserError(f"the data set {name} has no option {sorted(options)[0]}; remove it from config.data")
     from uld_jax.data.builders import prepared  # TFDS takes a while to import

@@ -43,7 +43,6 @@ from uld_jax.ops.ridge import choose_strength, fit_ridge
 
 STRENGTH = 0.01  # of the largest entry of X'X
 CED_LIMIT = 25.0  # percent of the normaliser
-EYES = {68: (36, 45), 5: (0, 1)}  # outer eye corners of the 68-point scheme, eye centres of the 5-point one
 
 Normaliser = str | tuple[int, int]
 
@@ -95,47 +94,7 @@ class ForwardMap(NamedTuple):
     strength: np.ndarray
 
 
-# Normalisers and protocol ids
-
-
-def resolve_normaliser(normaliser: Normaliser, landmarks: int) -> Normaliser:
-    """'auto', 'eyes' and 'A,B' made definite: 'box', 'image' or a pair of point numbers.
-
-    'eyes' is the distance between the eyes, known for 68 points (36 and 45) and for 5 points (0 and 1); 'auto' is the
-    eyes where they are known, else the box.
-
-    >>> resolve_normaliser("auto", 68), resolve_normaliser("auto", 20), resolve_normaliser("3,4", 9)
-    ((36, 45), 'box', (3, 4))
-
-    Raises:
-      UserError: an unknown word, or points that do not exist.
-    """
-    if normaliser == "auto" or (normaliser == "eyes" and landmarks in EYES):
-        return EYES.get(landmarks, "box")
-    if normaliser in ("box", "image"):
-        return normaliser
-    if isinstance(normaliser, str):
-        parts = re.fullmatch(r"\s*(\d+)\s*[,-]\s*(\d+)\s*", normaliser)
-        normaliser = tuple(int(p) for p in parts.groups()) if parts else ()
-    pair = tuple(int(p) for p in normaliser)
-    if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= p < landmarks for p in pair):
-        raise UserError(
-            f"data.normaliser is none of auto, eyes (68 or 5 points), box, image or two point numbers below {landmarks}"
-        )
-    return pair
-
-
-def protocol_id(dataset: str, landmarks: int, normaliser: Normaliser) -> str:
-    """Name of a protocol: data set, number of annotated points, normaliser.
-
-    >>> protocol_id("folder", 68, "auto"), protocol_id("synthetic", 20, "box"), protocol_id("cats", 9, (0, 1))
-    ('folder_68_eyes', 'synthetic_20_box', 'cats_9_0-1')
-    """
-    normaliser = resolve_normaliser(normaliser, landmarks)
-    if isinstance(normaliser, tuple):
-        eyes = normaliser == EYES.get(landmarks)
-        normaliser = "eyes" if eyes else f"{normaliser[0]}-{normaliser[1]}"
-    return f"{dataset}_{landmarks}_{normaliser}"
+# The normaliser
 
 
 def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None = None) -> np.ndarray:
@@ -148,7 +107,6 @@ def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None =
       image_side: side of the frame in pixels.
     """
     truth = np.asarray(truth, np.float64)
-    normaliser = resolve_normaliser(normaliser, truth.shape[1])
     if normaliser == "image":
         if not image_side:
             raise ValueError("the normaliser 'image' needs image_side")
@@ -288,8 +246,8 @@ def evaluate(
     Args:
       train: landmarks of the annotated training images; all of them are used.
       test: landmarks of the test images.
-      protocol: id of the protocol, see `protocol_id`; `+missing_mean` is added where it applies.
-      normaliser: see `resolve_normaliser`.
+      protocol: id of the protocol, see `data.specs.DatasetSpec`; `+missing_mean` is added where it applies.
+      normaliser: two point numbers, 'box' or 'image', see `normaliser_lengths`.
       image_side: side of the frame in pixels, for the normaliser 'image'.
       strength: ridge penalty of both directions, relative as in `ops/ridge.py`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
@@ -315,7 +273,6 @@ def evaluate(
     """
     _check(train, test)
     lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
-    normaliser = resolve_normaliser(normaliser, np.shape(test.truth)[1])
     truth = np.asarray(test.truth, np.float64)
     _, there_train = _found(train)
     _, there_test = _found(test)
