@@ -71,8 +71,10 @@ def test_a_donated_state_is_saved_as_it_was(mesh, tmp_path):
     keeper = checkpoint.Keeper(tmp_path, "one", keep_last=5)
     for step in range(1, 4):
         keeper.save(step, one, {})
+        saved = one
         for _ in range(3):
             one = advance(one)
+        assert saved.params.is_deleted()
     keeper.close()
     keeper = checkpoint.Keeper(tmp_path, "one", keep_last=5)
     for step in range(1, 4):
@@ -102,6 +104,15 @@ def test_a_state_of_another_shape_is_refused(mesh, tmp_path):
         with pytest.raises(UserError, match=f"one/final does not hold a state of this configuration .{named}"):
             checkpoint.restore_final(tmp_path, "one", template(mesh, other))
     keeper.close()
+
+
+@pytest.mark.parametrize("lost", ["state", "state/_METADATA", "meta/metadata"])
+def test_a_damaged_save_is_one_sentence(mesh, tmp_path, lost):
+    checkpoint.save_final(tmp_path, "one", state(mesh), {})
+    path = checkpoint.final_path(tmp_path, "one") / lost
+    path.rmtree() if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"one/final cannot be read .*; delete that folder"):
+        checkpoint.restore_final(tmp_path, "one", template(mesh, state(mesh)))
 
 
 def test_a_closing_save_goes_and_comes_back(mesh, tmp_path):

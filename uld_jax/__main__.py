@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import sys
 import warnings
 
@@ -209,6 +210,9 @@ def main() -> int:
     except UserError as error:
         print(f"uld {command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"uld {command}: interrupted; `uld train` goes on from its last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _run(command: str, argv: list[str]) -> int:

@@ -102,17 +102,23 @@ def _save_args(state, meta):
 
 
 def _restore(read, template, path) -> Restored:
-    saved = ocp.StandardCheckpointHandler().metadata(path / "state")
-    saved, wanted = _shapes(getattr(saved, "tree", saved)), _shapes(template)
-    if differs := sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name)):
-        # Orbax would say so in pages.
-        name = differs[0]
+    try:
+        saved = ocp.StandardCheckpointHandler().metadata(path / "state")
+        saved, wanted = _shapes(getattr(saved, "tree", saved)), _shapes(template)
+        if differs := sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name)):
+            # Orbax would say so in pages.
+            name = differs[0]
+            raise UserError(
+                f"{path} does not hold a state of this configuration ({name} has shape {saved.get(name)} there and "
+                f"{wanted.get(name)} here); use the config it was trained with"
+            )
+        found = read(ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()))
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} does not hold a state of this configuration ({name} has shape {saved.get(name)} there and "
-            f"{wanted.get(name)} here); use the config it was trained with"
-        )
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore())
-    found = read(args)
+            f"{path} cannot be read ({type(error).__name__}); delete that folder to go on from an older checkpoint"
+        ) from error
     return Restored(found["state"], found["meta"])
 
 

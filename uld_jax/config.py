@@ -42,9 +42,11 @@ def resolve(spec: str) -> str:
     """
     name, _, arg = spec.partition(":")
     stem = pathlib.PurePath(name).stem
-    for path in (pathlib.Path(name), folder() / f"{stem}.py"):
-        if path.is_file():
-            return f"{path}:{arg}"
+    if pathlib.Path(name).is_file():
+        return f"{name}:{arg}"
+    shipped = folder() / f"{stem}.py"
+    if name in (stem, f"{stem}.py", f"configs/{stem}.py") and shipped.is_file():
+        return f"{shipped}:{arg}"
     known = ", ".join(sorted(p.stem for p in folder().glob("*.py") if p.stem not in ("__init__", "common")))
     raise UserError(f"--config={spec}: there is no config {name!r}; use a path or one of {known}")
 
