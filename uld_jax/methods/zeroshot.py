@@ -79,7 +79,8 @@ class ZeroShot(Stage):
         nearest (paper, section 3.1).
       sharpness: see `place`.
       candidates: M, number of clusters; 0 for the paper's k.
-      factors: of the factor model.
+      factors: of the factor model: about as many as the object's poses and shapes have dimensions (8 for faces). With
+        more, factors are spent on single candidates, wandering ones too.
       denoise: whether a landmark is where the factor model expects its candidate, given all candidates of the image, or
         where the candidate was found.
       iterations: of k-means, at most.
@@ -255,6 +256,9 @@ class Rounds(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class HeatmapDetector(Stage):
     """A FAN hourglass with K heatmaps, trained on pseudo-labels that it refines itself.
+
+    The defaults of the optimiser, the schedule and the rounds are ours: the papers train other losses for hundreds of
+    thousands of steps.
 
     Attributes:
       k: K, number of landmarks.
