@@ -162,3 +162,14 @@ def test_abstract_knows_shapes_and_places_alone(mesh):
         assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
         assert leaf.sharding.is_fully_replicated
     assert jnp.issubdtype(made.step.dtype, jnp.integer)
+
+
+def test_a_relative_folder_will_do(mesh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = state(mesh)
+    keeper = checkpoint.Keeper("runs/mine", "zeroshot")
+    keeper.save(3, first, {"step": 3})
+    keeper.close()
+    checkpoint.save_final("runs/mine", "zeroshot", first, {"step": 3})
+    assert (tmp_path / "runs/mine/checkpoints/zeroshot/3").is_dir()
+    check_same(checkpoint.restore_final("runs/mine", "zeroshot", template(mesh, first)).state, first)

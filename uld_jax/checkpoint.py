@@ -34,7 +34,12 @@ def abstract(mesh, shapes) -> TrainState:
 
 def final_path(workdir, stage: str) -> epath.Path:
     """Where the closing save of a stage is."""
-    return epath.Path(workdir) / "checkpoints" / stage / "final"
+    return _folder(workdir, stage) / "final"
+
+
+def _folder(workdir, stage: str) -> epath.Path:
+    path = epath.Path(workdir) / "checkpoints" / stage
+    return path if "://" in str(workdir) else path.absolute()  # Orbax takes nothing else
 
 
 def has_final(workdir, stage: str) -> bool:
@@ -71,7 +76,7 @@ class Keeper:
     """
 
     def __init__(self, workdir, stage: str, *, keep_last: int = 2, keep_every: int = 0):
-        self._folder = epath.Path(workdir) / "checkpoints" / stage
+        self._folder = _folder(workdir, stage)
         self._folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True
