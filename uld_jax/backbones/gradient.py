@@ -71,7 +71,7 @@ class GradientHistograms:
                 f"GradientHistograms got images of {images.shape[1]} x {images.shape[2]} pixels; "
                 f"both sides must be multiples of the stride, {self.stride}"
             )
-        energy = self._directions(images.astype(jnp.float32) / 255)
+        energy = self._directions(images.astype(float) / 255)
         return {f"scale{i}": self._describe(energy, scale) for i, scale in enumerate(self.scales)}
 
     def _directions(self, images):

@@ -333,8 +333,12 @@ class HeatmapDetector(Stage):
         return self.labels_from == "previous"
 
     @property
+    def _wide(self):
+        """Of parameters, geometry and losses."""
+        return jnp.float64 if self.dtype == "float64" else jnp.float32
+
+    @property
     def _net(self):
-        wide = jnp.float64 if self.dtype == "float64" else jnp.float32
         return FAN(
             landmarks=self.k,
             width=self.width,
@@ -342,7 +346,7 @@ class HeatmapDetector(Stage):
             downsample=self.downsample,
             norm=self.norm,
             dtype=jnp.dtype(self.dtype),
-            param_dtype=wide,
+            param_dtype=self._wide,
         )
 
     @property
@@ -428,7 +432,9 @@ class HeatmapDetector(Stage):
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
     def predict(self, state, frozen, images):
-        still = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom))
+        still = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom, self._wide)
+        )
         found = self._detect(state, still, images)
         if self.predict_warps == 1:
             return found
@@ -436,7 +442,9 @@ class HeatmapDetector(Stage):
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
-        still = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom))
+        still = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom, self._wide)
+        )
         views = self._look(still, images)
         logits = self._apply(state, views).logits
         maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
@@ -472,6 +480,7 @@ class HeatmapDetector(Stage):
             shift=spread * self.shift,
             bend=spread * self.bend,
             zoom=self.zoom,
+            dtype=self._wide,
         )
         return jax.vmap(draw)(keys)
 

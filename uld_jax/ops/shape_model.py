@@ -93,7 +93,7 @@ def choose_points(cov, target, k: int, strength: float = 0.01):
         return jnp.sum(weights * (2 * cross - explained))
 
     def add(i, chosen):
-        gains = jax.vmap(lambda point: gain(chosen.at[i].set(point), i + 1))(jnp.arange(points))
+        gains = jax.vmap(lambda point: gain(chosen.at[i].set(point), i + 1))(jnp.arange(points, dtype=jnp.int32))
         taken = jnp.any(jnp.where(jnp.arange(k) < i, chosen, -1)[:, None] == jnp.arange(points), 0)
         gains = jnp.where(taken, -jnp.inf, gains)
         # Once all is explained the rest are nearly equal: rounding, which differs between machines, must not decide.
