@@ -442,7 +442,10 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
                 markersize=3.5,
                 **style,
             )
+        last = max((line["step"] for line in stages), default=0)
         for i, line in enumerate(starts if len(starts) > 1 else []):
+            if i + 1 < len(starts) and starts[i + 1]["step"] - line["step"] < 0.15 * last:
+                continue  # a stage of (nearly) no steps has no room for its name
             if i:
                 ax.axvline(line["step"], color=SOFT, linewidth=0.8, linestyle=":")
             place = {"xy": (line["step"], 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
