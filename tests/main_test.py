@@ -219,7 +219,9 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
     other = ("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}", "--config.seed=5")
     assert "use another --workdir" in refused(*other)
     assert "no stage 'last'" in refused("evaluate", f"--workdir={run}", "--stage=last")
-    assert "--images" in refused("predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}")
+    assert "does not exist" in refused(
+        "predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}"
+    )
     with pytest.raises(UserError, match="does not divide over 3 devices; use a multiple of 3"):
         sharding.local_slice(type("Mesh", (), {"size": 3})(), 8)
 

@@ -210,6 +210,9 @@ def main() -> int:
     except UserError as error:
         print(f"uld {command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        print(f"uld {command}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print(f"uld {command}: interrupted; `uld train` goes on from its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -222,6 +225,8 @@ def _run(command: str, argv: list[str]) -> int:
     for i, arg in enumerate(argv):
         if arg.startswith("--config="):
             argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
+        elif arg == "--config" and i + 1 < len(argv):
+            argv[i + 1] = config_lib.resolve(argv[i + 1])
     if {"--help", "-h"} & set(argv):
         print(f"{USAGE}\nflags of uld {command}:{v.get_help(prefix='  ')}")
         return OK
@@ -233,6 +238,12 @@ def _run(command: str, argv: list[str]) -> int:
         raise UserError(_config_error(error)) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
+    for name in ("workdir", "images", "out", "data_dir", "src"):
+        if name in v and v[name].value is not None:
+            v[name].value = os.path.expanduser(v[name].value)
+    for name in ("workdir", "images", "out"):
+        if name in v and not v[name].value:
+            raise UserError(f"--{name} is empty; give a folder")
     _start_processes(v)
     return COMMANDS[command](v)
 

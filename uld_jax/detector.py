@@ -1,5 +1,6 @@
 """A finished run as a user holds it: photos in, landmarks out."""
 
+import collections
 import csv
 import io
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,8 @@ class Detector:
         self._predictor = Predictor(finished.method, mesh)
         self.workdir, self.config, self.stage = finished.workdir, finished.config, finished.stage
         self.k = finished.config.k
-        self.annotated = _read_map(self._fit_path)
+        self._hash = workdir_lib.tree_hash(finished.state)
+        self.annotated = _read_map(self._fit_path, self._hash)
 
     @classmethod
     def load(cls, where, *, mesh=None) -> "Detector":
@@ -116,7 +118,7 @@ class Detector:
         xy, score = self.predict_frames(frames)
         self.annotated = regression.fit_forward(regression.LandmarkSet(xy, score, points), strength=None)
         if jax.process_index() == 0:
-            _write_map(self._fit_path, self.annotated)
+            _write_map(self._fit_path, self.annotated, self._hash)
         return self.annotated
 
     def _frames(self, images) -> tuple[np.ndarray, np.ndarray]:
@@ -134,14 +136,17 @@ class Detector:
         return np.stack(frames), np.stack(maps)
 
 
-def _write_map(path, forward: regression.ForwardMap) -> None:
-    workdir_lib.write_json(path, {k: np.asarray(v) for k, v in forward._asdict().items()})
+def _write_map(path, forward: regression.ForwardMap, state_hash: str) -> None:
+    workdir_lib.write_json(path, {k: np.asarray(v) for k, v in forward._asdict().items()} | {"state": state_hash})
 
 
-def _read_map(path) -> regression.ForwardMap | None:
+def _read_map(path, state_hash: str) -> regression.ForwardMap | None:
+    """The map that `fit` left; None if there is none, or if the stage was trained further since."""
     if not epath.Path(path).exists():
         return None
     values = workdir_lib.read_json(path)
+    if values.pop("state", None) != state_hash:
+        return None
     if set(values) != set(regression.ForwardMap._fields):
         raise UserError(f"{path} is not a map that `uld fit` wrote; run `uld fit` again")
     return regression.ForwardMap(**{k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()})
@@ -167,7 +172,12 @@ def predict_folder(detector: Detector, folder, out, *, points: str = "discovered
       UserError: no such folder, no images in it, or none that can be read.
     """
     folder, out = epath.Path(folder), epath.Path(out)
+    if str(out.absolute() / "x").startswith(str(folder.absolute()) + "/"):
+        raise UserError(
+            f"--out={out} lies in --images={folder}, so its pictures would be read next time; choose another"
+        )
     names = decode.list_images(folder)
+    overlays = _overlay_names(names)
     if not names:
         raise UserError(f"{folder} holds no JPEG or PNG images; give another folder with --images")
     lines, skipped, sheet = [], [], []
@@ -191,7 +201,7 @@ def predict_folder(detector: Detector, folder, out, *, points: str = "discovered
                 if jax.process_index():
                     continue
                 shown = coordinates.rescale_points(points_xy, scale[0], scale[1])
-                viz.save(viz.draw_overlay(picture, shown, value), _overlay_path(out, name, names))
+                viz.save(viz.draw_overlay(picture, shown, value), out / "overlays" / overlays[name])
                 if place in keep:
                     sheet.append((picture, shown, value))
     if not lines:
@@ -218,11 +228,16 @@ def _read(detector: Detector, path) -> tuple[Any, ...] | str:
         return str(error)
 
 
-def _overlay_path(out, name: str, names: Sequence[str]) -> epath.Path:
-    """`a/b.jpg` -> `overlays/a/b.png`; the whole name is kept where two files differ in their ending alone."""
-    stem = name.rpartition(".")[0]
-    twins = sum(other.rpartition(".")[0] == stem for other in names)
-    return out / "overlays" / f"{stem if twins == 1 else name}.png"
+def _overlay_names(names: Sequence[str]) -> dict[str, str]:
+    """`a/b.jpg` -> `a/b.png`; files that differ in their ending alone keep it, `a/b.jpg.png`.
+
+    >>> _overlay_names(["a.jpg", "b.jpg", "b.png"])
+    {'a.jpg': 'a.png', 'b.jpg': 'b.jpg.png', 'b.png': 'b.png.png'}
+    """
+    stems = collections.Counter(name.rpartition(".")[0] for name in names)
+    whole = set(names)
+    short = {n: n.rpartition(".")[0] for n in names}
+    return {n: f"{short[n] if stems[short[n]] == 1 and short[n] not in whole else n}.png" for n in names}
 
 
 def _csv_row(name: str, xy, score) -> list[str]:

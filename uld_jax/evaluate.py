@@ -16,6 +16,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
 from uld_jax.method import Method, TrainState
+from uld_jax.ops import coordinates
 
 SHEET = 40  # images on a contact sheet
 
@@ -32,6 +33,8 @@ class Data(NamedTuple):
 def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
     """The images of one split as the config says. Raises UserError for data that cannot be used."""
     name, options = dataset or config.dataset, {}
+    if config.data.fit not in coordinates.FITS:
+        raise UserError(f"data.fit is {config.data.fit!r}; use one of {', '.join(coordinates.FITS)}")
     if name == "synthetic":
         options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
     return open_source(
@@ -144,6 +147,8 @@ def measure(
         ]
         norm = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
         result = regression.evaluate(*sets, protocol=test.spec.protocol, strength=config.eval.ridge, **norm)
+        if not group_by and "yaw" in test.columns:
+            group_by = "yaw:0,30,60,90"
         if group_by:
             column, _, edges = group_by.partition(":")
             if column not in test.columns:
@@ -206,7 +211,7 @@ def summary(report: dict[str, Any]) -> str:
     """A result in one line."""
     if report.get("forward_nme") is None:
         stable = report.get("stability_px")
-        return "" if stable is None else f"no annotation to measure with; stability {stable:.2f} px at 128"
+        return "" if stable is None else f"no annotated test split to measure on; stability {stable:.2f} px at 128"
     text = (
         f"forward NME {report['forward_nme']:.2f} %, backward {report['backward_nme']:.2f} % "
         f"(mean shape {report['mean_shape_nme']:.2f} %; {report['protocol']}, {report['n_test']} images)"
@@ -232,9 +237,11 @@ def evaluate_run(
     config = finished.config
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
-    test = open_split(config, split, name, where)
+    # Images alone, or a train split alone: then there is stability to measure and nothing else.
+    alone = split == "test" and train.spec.splits == ("train",)
+    test = None if alone else open_split(config, split, name, where)
     reader = functools.partial(make_reader, mesh=mesh, batch_size=_eval_batch(config, mesh), kind="stream")
-    data = Data(train, test, reader(train), reader(test))
+    data = Data(train, test, reader(train), None if test is None else reader(test))
     predictor = Predictor(finished.method, mesh)
     result = measure(
         config,
@@ -246,10 +253,15 @@ def evaluate_run(
         label_counts=label_counts,
     )
     result |= {"split": split, "stage": finished.stage}
-    folder = finished.workdir / "eval" / (split if not dataset else f"{dataset}_{split}")
+    # Numbers on other data do not replace those of the run's own.
+    other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
+    folder = finished.workdir / "eval" / (f"{other}_{split}" if other else split)
     if finished.stage != config.stages[-1]:
         folder = folder / finished.stage
     if jax.process_index() == 0:
         regression.write_report(result, folder)
-        viz.save(contact_sheet(test, result["found"], result["score"]), folder / "contact_sheet.png")
+        viz.save(
+            contact_sheet(train if test is None else test, result["found"], result["score"]),
+            folder / "contact_sheet.png",
+        )
     return regression.metrics(result), folder

@@ -10,7 +10,6 @@ run restored from a save made after it would refresh twice.
 """
 
 import dataclasses
-import hashlib
 import logging
 import os
 import platform
@@ -34,6 +33,7 @@ from uld_jax.errors import UserError
 from uld_jax.method import Method, TrainState
 from uld_jax.progress import Progress
 from uld_jax.rounds import Rounds
+from uld_jax.workdir import tree_hash
 
 
 class Stopped(Exception):
@@ -64,6 +64,7 @@ def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh
       Stopped: after SIGTERM, when the state is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
+    _check_numbers(config)
     sharding.local_slice(mesh, config.batch_size)
     stages = [config_lib.stage(config, name) for name in config.stages]
     for stage in stages:
@@ -111,6 +112,7 @@ class _Run:
             offset += stage.steps
         if self.metrics is None:  # nothing was left to train; the last line may still be missing
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
+        self.trace.stop()
         self.metrics.write(offset, stages[-1].name, done=True, params_sha256=tree_hash(state.params))
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
@@ -178,7 +180,7 @@ class _Run:
             if step == stage.steps:
                 break
 
-            self.trace.at(offset + step)
+            self.trace.at(offset + step, chunk)
             payload = next(payloads)
             with jax.transfer_guard("disallow"):
                 state, values = advance(state, frozen, self.reader.store, payload, step_key)
@@ -190,7 +192,7 @@ class _Run:
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
 
-        self.trace.at(offset + step)
+        self.trace.at(offset + step, 0)
         progress.close()
         keeper.close()
         self.metrics.flush()
@@ -224,8 +226,14 @@ class _Run:
     def _init_from(self, first: StageSpec) -> TrainState | None:
         if not self.config.init_from:
             return None
+        if not first.method.uses_previous:
+            later = [n for n in self.config.stages if n != first.name]
+            raise UserError(
+                f"init_from has no use for stage {first.name}, which starts from nothing; leave that stage out, "
+                f'--config.stages="{tuple(later)}"'
+            )
         finished = runs.load(self.config.init_from, self.mesh)
-        if getattr(first.method, "needs_previous_rows", False) and finished.fingerprint != self.data.train.fingerprint:
+        if first.method.needs_previous_rows and finished.fingerprint != self.data.train.fingerprint:
             raise UserError(
                 f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its "
                 "labels of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
@@ -322,11 +330,29 @@ def _chunk(config: Config, stage: StageSpec) -> int:
     for step in range(stage.steps + 1):
         if stage.method.passes(step):
             borders[f"the pass before step {step}"] = step
-    for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 8, 4, 2, 1):
+    for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 10, 8, 5, 4, 2, 1):
         odd = [k for k, v in borders.items() if v % size]
         if not odd:
             return size
     raise UserError(f"steps_per_dispatch {asked} does not divide {odd[0]} of stage {stage.name}; use a divisor or 0")
+
+
+def _check_numbers(config: Config) -> None:
+    """Raises UserError for a number that no run can use."""
+    least = {"seed": 0, "batch_size": 1, "accumulate_steps": 1, "log_every": 1, "eval_every": 0, "save_every": 0}
+    least |= {"steps_per_dispatch": 0, "keep_last": 1, "keep_every": 0}
+    values = {name: (config[name], low) for name, low in least.items()}
+    values |= {f"eval.{name}": (config.eval[name], 1) for name in ("batch_size", "stability_images")}
+    for name, (value, low) in values.items():
+        if value < low:
+            raise UserError(f"config.{name} is {value}; use {low} or more")
+    if config.batch_size % config.accumulate_steps:
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide into accumulate_steps={config.accumulate_steps} equal "
+            "pieces; use a divisor"
+        )
+    if config.dtype not in ("float32", "bfloat16", "float64"):
+        raise UserError(f"dtype is {config.dtype!r}; use float32 or bfloat16 (float64 needs JAX_ENABLE_X64=1)")
 
 
 def _due(step: int, every: int) -> bool:
@@ -350,17 +376,8 @@ def _check_finite(stage: str, step: int, values, params=()) -> None:
     if bad:
         raise UserError(
             f"stage {stage}: {bad[0]} is not finite at step {step}; the last good checkpoint is kept, lower the "
-            "learning rate or look at the images"
+            "learning rate in a new --workdir, or look at the images"
         )
-
-
-def tree_hash(tree) -> str:
-    """sha256 of a pytree's names and values."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.to_host(tree)):
-        leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -378,14 +395,19 @@ class _Trace:
     steps: tuple[int, int] | None
     on: bool = False
 
-    def at(self, step: int) -> None:
+    def at(self, step: int, ahead: int) -> None:
+        """Starts or stops before `ahead` more steps."""
         if self.steps is None:
             return
         first, last = self.steps
-        if not self.on and first <= step < last:
+        if not self.on and step < last and first < step + ahead:
             jax.profiler.start_trace(os.fspath(self.folder))
             self.on = True
         elif self.on and step >= last:
+            self.stop()
+
+    def stop(self) -> None:
+        if self.on:
             jax.profiler.stop_trace()
             self.on = False
             logging.info("trace written to %s", self.folder)

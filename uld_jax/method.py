@@ -119,7 +119,15 @@ class Method(Protocol):
 
 
 class Stage:
-    """Defaults of the protocol for methods that need only a part of it."""
+    """Defaults of the protocol for methods that need only a part of it.
+
+    Attributes:
+      uses_previous: whether `init` takes anything from the stage before.
+      needs_previous_rows: whether that stage must have seen the same images.
+    """
+
+    uses_previous = True
+    needs_previous_rows = False
 
     def frozen(self):
         return {}

@@ -35,6 +35,9 @@ class Progress:
 
     def measure(self) -> float:
         """Images a second since it was last asked; the first step, which compiles, does not count."""
+        if self._then is not None:  # the device worked until now on steps that were dispatched before
+            now = time.perf_counter()
+            self._seconds, self._then = self._seconds + now - self._then, now
         self._rate = self._counted * self._batch / self._seconds if self._seconds else 0.0
         self._seconds, self._counted = 0.0, 0
         return self._rate

@@ -6,6 +6,7 @@ metrics.jsonl   one JSON object a line
 tb/             the same numbers as TensorBoard events
 """
 
+import hashlib
 import json
 import math
 import os
@@ -17,10 +18,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from uld_jax import sharding
 from uld_jax.errors import UserError
 
 # A run may be resumed with other values of these; any other difference is another experiment.
-_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every")
+_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every", "workers")
 
 
 def write_json(path, value: Any) -> None:
@@ -73,6 +75,15 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
             )
     if write:
         write_json(path, config.to_dict())
+
+
+def tree_hash(tree) -> str:
+    """sha256 of a pytree's names and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.to_host(tree)):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()
 
 
 def _flat(tree, prefix=""):

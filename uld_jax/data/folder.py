@@ -99,6 +99,8 @@ class Folder(Source):
         with ThreadPoolExecutor(decode_threads()) as pool:
             heads = list(pool.map(_head, map(self._path, range(len(self)))))
         absent = [i for i, h in enumerate(heads) if h is None]
+        if absent and table is None:
+            raise UserError(f"{self._path(absent[0])} is a link to nothing; mend or remove it")
         if absent:
             raise UserError(
                 f"{table} names {_count(absent, 'file')} not in {self._root}, first {self.names[absent[0]]}; "

@@ -571,6 +571,11 @@ def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in [
+        *folder.glob("group_*.png"),
+        *(folder / name for name in ("ced.png", "label_counts.png", "per_landmark.csv")),
+    ]:
+        old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
     written = metrics(result)
     (folder / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
     if "per_landmark" in result:

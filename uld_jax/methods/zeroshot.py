@@ -86,6 +86,8 @@ class ZeroShot(Stage):
       iterations: of k-means, at most.
     """
 
+    uses_previous = False
+
     k: int
     frame_size: int
     backbone: str = "gradient.GradientHistograms"
@@ -103,6 +105,8 @@ class ZeroShot(Stage):
     def __post_init__(self):
         if self.place not in ("mean", "exemplar"):
             raise UserError(f"zeroshot.place is {self.place!r}; use mean or exemplar")
+        if not 0 < self.roi <= 1:
+            raise UserError(f"zeroshot.roi is {self.roi}; use a fraction of the frame, above 0 and up to 1")
         if self.candidates and self.candidates < self.k:
             raise UserError(f"zeroshot.candidates is {self.candidates}; use 0, or at least k = {self.k}")
 
@@ -230,7 +234,10 @@ class ZeroShot(Stage):
             crossed = source
         count = self._clusters
         blocks = (count, 2, count, 2)
-        chosen = shape_model.choose_points(source.reshape(blocks), crossed.reshape(count, 2, -1), self.k)
+        own = jnp.sum(model.variances.reshape(count, 2), 1) / jnp.sum(jnp.diagonal(cov).reshape(count, 2), 1)
+        chosen = shape_model.choose_points(
+            source.reshape(blocks), crossed.reshape(count, 2, -1), self.k, prefer=-own
+        )  # of equally good ones the steadiest
         read = expect if self.denoise else jnp.eye(2 * count, dtype=cov.dtype)
         return Reading(chosen, mean.reshape(count, 2), read.reshape(blocks)[chosen])
 
@@ -326,6 +333,9 @@ class HeatmapDetector(Stage):
         ):
             if value not in known:
                 raise UserError(f"detector.{name} is {value!r}; use {' or '.join(known)}")
+        for name in ("relabel_warps", "predict_warps", "zoom", "delta", "temperature", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"detector.{name} is {getattr(self, name)}; use a number above 0")
 
     @property
     def needs_previous_rows(self) -> bool:

@@ -67,7 +67,7 @@ def posterior(model: FactorModel):
     return jnp.linalg.solve(inner, scaled.T)
 
 
-def choose_points(cov, target, k: int, strength: float = 0.01):
+def choose_points(cov, target, k: int, strength: float = 0.01, prefer=None):
     """The k of M points from which a ridge regression best predicts a target: greedy, one point after the other.
 
     Args:
@@ -75,9 +75,10 @@ def choose_points(cov, target, k: int, strength: float = 0.01):
       target: [M,2,Q] covariance of the points with the target's Q coordinates.
       k: how many to choose, at most M.
       strength: of the ridge, in units of the largest variance of the chosen coordinates.
+      prefer: [M], decides between points that are equally good to five digits; the first of them by default.
 
     Returns:
-      [k] int32, in the order of choice; of points that are equally good to five digits the first.
+      [k] int32, in the order of choice.
     """
     points = cov.shape[0]
 
@@ -98,6 +99,7 @@ def choose_points(cov, target, k: int, strength: float = 0.01):
         gains = jnp.where(taken, -jnp.inf, gains)
         # Once all is explained the rest are nearly equal: rounding, which differs between machines, must not decide.
         best = gains >= jnp.max(gains) - 1e-5 * jnp.abs(jnp.max(gains))
+        best = best if prefer is None else jnp.where(best, prefer, -jnp.inf)
         return chosen.at[i].set(jnp.argmax(best).astype(jnp.int32))
 
     return jax.lax.fori_loop(0, k, add, jnp.zeros(k, jnp.int32))
