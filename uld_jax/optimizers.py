@@ -16,11 +16,11 @@ from uld_jax.errors import UserError
 def schedule(kind: str, rate: float, steps: int, warmup: int = 0, period: int = 0) -> optax.Schedule:
     """Learning rate by step: `constant`, or `cosine` to zero at `steps`; both after a linear warm-up.
 
-    With a `period` the whole course, warm-up included, takes that many steps and then starts again (Loshchilov and
+    With a `period` the cosine course, warm-up included, takes that many steps and then starts again (Loshchilov and
     Hutter 2017); a last course that `steps` cuts short is run through in the steps that are left. Raises UserError for
     any other kind.
     """
-    if period and steps > period:
+    if kind == "cosine" and period and steps > period:
         whole, rest = schedule(kind, rate, period, warmup), steps % period
         last = schedule(kind, rate, rest, min(warmup, rest // 2)) if rest else whole
         return lambda step: jnp.where(step < steps - rest, whole(step % period), last(step - (steps - rest)))
