@@ -475,7 +475,8 @@ class HeatmapDetector(Stage):
 
     def refresh(self, state, frozen, bank, rng):
         rows = state.aux.labels.xy.shape[0]
-        labels = Labels(rounds.table(bank, bank.rows.xy, rows), rounds.table(bank, bank.rows.descriptors[..., 0], rows))
+        score = jnp.where(bank.rows.mask, bank.rows.descriptors[..., 0], 0)
+        labels = Labels(rounds.table(bank, bank.rows.xy, rows), rounds.table(bank, score, rows))
         return state.replace(aux=Rounds(state.aux.round + 1, labels))
 
     @property
