@@ -16,7 +16,7 @@ from uld_jax import workdir as workdir_lib
 from uld_jax.data import decode, open_source
 from uld_jax.data.specs import decode_threads
 from uld_jax.errors import UserError
-from uld_jax.evaluate import Predictor
+from uld_jax.evaluate import Predictor, eval_batch
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.method import Prediction
 from uld_jax.ops import coordinates
@@ -81,7 +81,7 @@ class Detector:
             raise UserError(
                 f"{self.workdir} has no annotated landmarks yet; run `uld fit --workdir={self.workdir}` first"
             )
-        size = -(-self.config.eval.batch_size // self._mesh.size) * self._mesh.size
+        size = eval_batch(self.config, self._mesh)
         parts = []
         for start in range(0, len(frames), size):
             batch = frames[start : start + size]

@@ -58,11 +58,11 @@ def open_data(config: Config, mesh) -> Data:
         train,
         test,
         reader(train, batch_size=config.batch_size, partner=config.data.partner),
-        None if test is None else reader(test, batch_size=_eval_batch(config, mesh)),
+        None if test is None else reader(test, batch_size=eval_batch(config, mesh)),
     )
 
 
-def _eval_batch(config: Config, mesh) -> int:
+def eval_batch(config: Config, mesh) -> int:
     """A multiple of the devices near `eval.batch_size`: evaluation may pad, so nobody needs to choose it."""
     return -(-config.eval.batch_size // mesh.size) * mesh.size
 
@@ -240,7 +240,7 @@ def evaluate_run(
     # Images alone, or a train split alone: then there is stability to measure and nothing else.
     alone = split == "test" and train.spec.splits == ("train",)
     test = None if alone else open_split(config, split, name, where)
-    reader = functools.partial(make_reader, mesh=mesh, batch_size=_eval_batch(config, mesh), kind="stream")
+    reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
     data = Data(train, test, reader(train), None if test is None else reader(test))
     predictor = Predictor(finished.method, mesh)
     result = measure(

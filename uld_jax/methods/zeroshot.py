@@ -442,20 +442,14 @@ class HeatmapDetector(Stage):
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
     def predict(self, state, frozen, images):
-        still = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom, self._wide)
-        )
-        found = self._detect(state, still, images)
+        found = self._detect(state, self._still(len(images)), images)
         if self.predict_warps == 1:
             return found
         keys = jnp.tile(jax.random.split(jax.random.key(0), self.predict_warps), len(images))  # the same of every image
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
-        still = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (len(images), *x.shape)), warp.identity(self.zoom, self._wide)
-        )
-        views = self._look(still, images)
+        views = self._look(self._still(len(images)), images)
         logits = self._apply(state, views).logits
         maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
         return jnp.round(255 * views).astype(jnp.uint8), maps
@@ -482,6 +476,11 @@ class HeatmapDetector(Stage):
     @property
     def _heat(self) -> tuple[int, int]:
         return self.image_size // self.downsample, self.image_size // self.downsample
+
+    def _still(self, count: int) -> warp.Warp:
+        """The view of `count` images as they are."""
+        one = warp.identity(self.zoom, self._wide)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), one)
 
     def _warps(self, keys, spread: float) -> warp.Warp:
         draw = lambda key: warp.random_warp(
