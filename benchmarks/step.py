@@ -1,10 +1,17 @@
 """Training steps: images a second, compile time, FLOPs, utilisation and memory of any stage in `configs/`.
 
-python -m benchmarks.step                                             every stage of every config, preset small
-python -m benchmarks.step --config=zeroshot --stage=detector --preset=paper --batch_size=64 --dtype=bfloat16
+python -m benchmarks.step                                             every stage of every method, preset small
+python -m benchmarks.step --method=zeroshot --stage=detector --preset=paper --batch_size=64 --dtype=bfloat16
+python -m benchmarks.step --method=cgb --stage=cgb --preset=paper --peer="python torch_cgb_step.py --batch 16"
+
+A peer is any program whose last line is JSON with `images_per_s`. It runs between two timings of ours, which shows a
+machine that is busier at one time than at another.
 """
 
 import argparse
+import json
+import shlex
+import subprocess
 
 import jax
 
@@ -13,16 +20,25 @@ from uld_jax import config as config_lib
 from uld_jax import evaluate, loop, sharding
 from uld_jax.rounds import Rounds
 
+# What a detector starts from does not change its step; from scratch it needs no weights and no earlier stages.
+ARGUMENTS = {"cgb": ",init=scratch"}
+
+
+def load(name: str, preset: str):
+    """A config on the synthetic images."""
+    return config_lib.load(f"{name}:dataset=synthetic,preset={preset}{ARGUMENTS.get(name, '')}")
+
 
 def stages(only: str = "") -> list[tuple[str, str]]:
-    """(config, stage) of every stage with steps, or with passes over the data."""
+    """(method, stage) of every stage with steps, or with passes over the data."""
     names = sorted(p.stem for p in config_lib.folder().glob("*.py") if p.stem not in ("__init__", "common"))
-    return [(n, s) for n in names if not only or n == only for s in config_lib.load(f"{n}:preset=tiny").stages]
+    return [(n, s) for n in names if not only or n == only for s in load(n, "tiny").stages]
 
 
 def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int) -> dict:
     """One row. A stage of zero steps is timed by its `observe`, on a batch."""
-    config = config_lib.load(f"{name}:dataset=synthetic,preset={preset}", dtype=dtype)
+    config = load(name, preset)
+    config.dtype = dtype
     config.batch_size = batch_size or config.batch_size
     config.data.rows = (config.batch_size, config.batch_size)  # a step does not care how many images there are
     mesh = sharding.make_mesh()
@@ -49,7 +65,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
 
         timing = harness.measure(observe, state, frozen, reader.store, payload, calls=calls)
     return {
-        "config": name,
+        "method": name,
         "stage": stage,
         "what": what,
         "preset": preset,
@@ -66,21 +82,42 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     }
 
 
+def peer(command: str) -> float:
+    """Images a second of another program; raises RuntimeError when it does not say."""
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True)
+    try:
+        return float(json.loads(done.stdout.strip().splitlines()[-1])["images_per_s"])
+    except (IndexError, KeyError, ValueError) as error:
+        raise RuntimeError(
+            f"{command} did not end in a line of JSON with images_per_s: {done.stderr[-500:]}"
+        ) from error
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="", help="name of one config; all by default")
+    parser.add_argument("--method", default="", help="name of one config; all by default")
     parser.add_argument("--stage", default="", help="name of one stage; all by default")
     parser.add_argument("--preset", default="small", choices=("paper", "small", "tiny"))
     parser.add_argument("--batch_size", type=int, default=0, help="the config's by default")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--peer", default="", help="a command to compare with, see above; needs one method and stage")
     parser.add_argument("--json", default="", help="file to write the rows to")
     args = parser.parse_args()
-    chosen = [(n, s) for n, s in stages(args.config) if not args.stage or s == args.stage]
+    chosen = [(n, s) for n, s in stages(args.method) if not args.stage or s == args.stage]
     if not chosen:
-        parser.error(f"there is no stage {args.stage!r} in config {args.config!r}; there are {stages()}")
-    rows = [benchmark(n, s, args.preset, args.batch_size, args.dtype, args.calls) for n, s in chosen]
+        parser.error(f"there is no stage {args.stage!r} in method {args.method!r}; there are {stages()}")
+    if args.peer and len(chosen) > 1:
+        parser.error(f"--peer needs one method and stage; there are {chosen}")
+    ours = lambda: [benchmark(n, s, args.preset, args.batch_size, args.dtype, args.calls) for n, s in chosen]
+    rows = ours()
+    if args.peer:
+        found = peer(args.peer)
+        again = ours()
+        rows = [*rows, {"method": args.peer.split("/")[-1], "images/s": found}, *again]
+        mean = sum(row["images/s"] for row in (rows[0], again[0])) / 2
+        print(f"{mean / found:.2f} times the peer ({mean:.2f} against {found:.2f} images/s)")
     print(harness.environment())
     harness.show(rows)
     if args.json:

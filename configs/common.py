@@ -17,7 +17,10 @@ def parse(arg: str | None, **defaults) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         key, eq, value = item.partition("=")
         if not eq or key not in out:
-            raise UserError(f"config argument {item!r} is not understood; write KEY=VALUE with KEY in {', '.join(out)}")
+            known = ", ".join(out)
+            raise config_lib.UnknownArgument(
+                f"config argument {item!r} is not understood; write KEY=VALUE with KEY in {known}"
+            )
         try:
             out[key] = type(out[key])(value)
         except ValueError as error:
@@ -69,6 +72,9 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.accumulate_steps = 1  # pieces of a batch that are computed one after the other, to save memory
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 
+    # Folders that `uld convert --kind=KIND` made; what a method does without one is said in its file.
+    config.weights = ConfigDict(dict(fan="", vgg16="", vgg16_colorization=""))
+
     config.stages = ()
     config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from
 
@@ -82,5 +88,6 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.ridge = 0.01  # of the largest entry of X'X (Mallis et al., NeurIPS 2020 code)
     config.eval.batch_size = 64
     config.eval.stability_images = 200
+    config.eval.train_images = 5000  # most images that evaluations before a stage's last one fit on; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     return config

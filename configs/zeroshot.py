@@ -20,7 +20,7 @@ def get_config(arg=None):
     config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
     if arg.preset == "small":
         config.zeroshot.update(candidates=6 * arg.k, pixels=30)
-        config.detector.update(steps=3000, round_every=750, image_size=64, width=64, zoom=0.8, learning_rate=4e-3)
+        config.detector.update(steps=3000, round_every=750, image_size=64, width=64, zoom=0.8)
         config.eval_every = 750
         config.save_every = 750
     if arg.preset == "tiny":
@@ -30,7 +30,7 @@ def get_config(arg=None):
         config.eval_every = config.save_every = 20
         config.log_every = 10
         config.zeroshot.update(candidates=3 * arg.k, factors=4)
-        config.detector.update(steps=40, round_every=20, image_size=32, width=16, depth=2, downsample=2, warmup=5)
+        config.detector.update(steps=40, round_every=20, image_size=32, width=16, depth=1, downsample=2, warmup=5)
         config.detector.relabel_warps = 2
         config.eval.stability_images = 16
     return config.lock()

@@ -46,10 +46,10 @@ def test_utilisation_is_counted_work_over_the_peak(monkeypatch):
 
 
 def test_rows_are_shown_and_written(tmp_path, capsys):
-    rows = [{"config": "zeroshot", "ms": 1.23456, "peak": None}, {"config": "b", "ms": 12, "GFLOP": 2.0}]
+    rows = [{"method": "zeroshot", "ms": 1.23456, "peak": None}, {"method": "b", "ms": 12, "GFLOP": 2.0}]
     harness.show(rows)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["config", "ms", "peak", "GFLOP"]
+    assert lines[0].split() == ["method", "ms", "peak", "GFLOP"]
     assert lines[2].split() == ["zeroshot", "1.235", "-", "-"]
     assert lines[3].split() == ["b", "12", "-", "2"]
     assert lines[0].index("ms") == lines[2].index("1.235") == lines[3].index("12")

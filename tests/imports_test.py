@@ -13,11 +13,11 @@ ALLOWED = {
     "ops": set(),
     "clustering": {"ops"},
     "models": {"ops"},
-    "backbones": {"ops", "models"},
-    "methods": {"ops", "clustering", "models", "backbones", "method", "optimizers", "rounds", "config"},
+    "backbones": {"ops", "models", "weights"},
+    "methods": {"ops", "clustering", "models", "backbones", "method", "optimizers", "rounds", "config", "weights"},
     "data": {"ops", "sharding"},
     "evaluators": {"ops", "clustering", "viz"},
-    "convert": {"ops", "models"},
+    "convert": {"ops", "models", "weights"},
     "configs": {"configs", "config"},
 }
 
@@ -47,9 +47,26 @@ def test_rooms_import_downwards_only(room):
 def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():
     for path in PACKAGE.rglob("*.py"):
         assert "__main__" not in set(imported(path))
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
-            )
-            if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
-                assert not {n.split(".")[0] for n in names} & {"torch", "tensorflow", "scipy"}, path
+        assert not packages(path) & {"tensorflow", "scipy"}, path
+        readers = packages(path, lazy=path.parent != PACKAGE / "convert")
+        assert not readers & {"torch", "safetensors", "h5py"}, f"{path}: in `convert` alone, inside functions"
+
+
+def packages(path, lazy=True):
+    """What a file imports from outside; without `lazy`, only what it needs to be imported itself."""
+    nodes, found = [ast.parse(path.read_text())], set()
+    for node in nodes:
+        if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_lazy_imports_are_told_apart(tmp_path):
+    path = tmp_path / "file.py"
+    path.write_text("import a.b\nif a:\n    from c import d\ndef f():\n    import e\nclass G:\n    from h import i\n")
+    assert packages(path) == {"a", "c", "e", "h"}
+    assert packages(path, lazy=False) == {"a", "c", "h"}

@@ -15,6 +15,7 @@ from uld_jax import rounds as rounds_lib
 from uld_jax.errors import UserError
 
 SHORT = {"detector.steps": 4, "detector.round_every": 2, "eval_every": 3, "save_every": 2, "log_every": 1}
+SHORT |= {"eval.train_images": 20}
 
 
 def lines(workdir):
@@ -90,7 +91,8 @@ def test_a_run_writes_what_scripts_rely_on(reference):
     assert {"n_train", "n_test", "backward_nme", "mean_shape_nme", "stability_px", "ced_auc", "groups"} <= set(metrics)
     written = lines(reference)
     assert [r["step"] for r in written if "loss" in r] == [1, 2, 3, 4]
-    assert all({"step", "stage", "time"} <= set(r) for r in written)
+    assert all({"step", "stage", "time", "seconds"} <= set(r) for r in written)
+    assert [r["n_train"] for r in written if "n_train" in r] == [48, 20, 48]  # all, but for the one on the way
     run = json.loads((reference / "run.json").read_text())
     assert {"versions", "devices", "data_fingerprint", "seed", "frozen_sha256", "config"} <= set(run)
 
@@ -115,17 +117,49 @@ class _StopAt:
         return self.heads == 0
 
 
-# In all: one head in zeroshot, then steps 0 to 4 of the detector, with a round before step 2.
-@pytest.mark.parametrize("heads", [1, 4, *(pytest.param(h, marks=pytest.mark.slow) for h in (2, 3, 5, 6))])
-def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(reference, tmp_path, monkeypatch, heads):
+OTHERS = {
+    "cgb": {"warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2, "cgb.ring_every": 1, "warmup.ring_every": 1},
+    "imm": {"imm.steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def references(reference, tmp_path_factory):
+    """(config, final hash) by the config's name: what an uninterrupted run ends in."""
+    found = {"zeroshot": (SHORT, final_hash(reference))}
+
+    def get(name):
+        if name not in found:
+            settings = OTHERS[name] | {"eval_every": 0, "save_every": 2, "log_every": 1}
+            workdir = tmp_path_factory.mktemp(name) / "run"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(evaluate, "in_training", lambda *a: {})
+                loop.run(tiny.config(name, **settings), workdir)
+            found[name] = settings, final_hash(workdir)
+        return found[name]
+
+    return get
+
+
+# Heads of the loop, in all. zeroshot: one, then steps 0 to 4 of the detector, with a round before step 2. cgb: steps 0
+# to 2 of the warm-up, then 0 to 4 with rounds before 0 and 2. imm: steps 0 to 3.
+QUICK = [("zeroshot", 1), ("zeroshot", 4), ("cgb", 6), ("imm", 2)]
+EVERY = [("zeroshot", 6), ("cgb", 8), ("imm", 4)]
+SLOW = [(name, head) for name, count in EVERY for head in range(1, count + 1) if (name, head) not in QUICK]
+
+
+@pytest.mark.parametrize(("name", "heads"), [*QUICK, *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW)])
+def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(references, tmp_path, monkeypatch, name, heads):
+    settings, want = references(name)
     monkeypatch.setattr(evaluate, "in_training", lambda *a: {})  # measured elsewhere; only the training counts here
-    monkeypatch.setattr(loop, "_Sigterm", lambda: _StopAt(heads))
+    monkeypatch.setattr(loop, "Sigterm", lambda: _StopAt(heads))
     with pytest.raises(loop.Stopped):
-        loop.run(tiny.config(**SHORT), tmp_path)
-    monkeypatch.setattr(loop, "_Sigterm", lambda: _StopAt(-1))
-    loop.run(tiny.config(**SHORT), tmp_path)
-    assert final_hash(tmp_path) == final_hash(reference)
-    assert [r["step"] for r in lines(tmp_path) if "loss" in r] == [1, 2, 3, 4]
+        loop.run(tiny.config(name, **settings), tmp_path)
+    monkeypatch.setattr(loop, "Sigterm", lambda: _StopAt(-1))
+    loop.run(tiny.config(name, **settings), tmp_path)
+    assert final_hash(tmp_path) == want
+    steps = [r["step"] for r in lines(tmp_path) if "loss" in r]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_a_killed_run_ends_bit_equal_when_the_same_command_goes_on(reference, tmp_path):

@@ -12,7 +12,9 @@ from tests import tiny
 from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
 from uld_jax import evaluate, loop, sharding
+from uld_jax.detector import Detector
 from uld_jax.errors import UserError
+from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.ops import coordinates
 
 SPEC = "--config=zeroshot:dataset=folder,k=4,preset=tiny"
@@ -50,7 +52,9 @@ def photos(tmp_path_factory):
 def run(photos, tmp_path_factory):
     """A finished run on these photos."""
     workdir = tmp_path_factory.mktemp("runs") / "photos"
-    loop.run(short(photos), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photos.parent)
+        loop.run(short(photos.name), workdir)  # a path that says nothing in the tests' own folder
     return workdir
 
 
@@ -58,7 +62,7 @@ def short(photos, **more):
     return tiny.config(dataset="folder", data_dir=str(photos), **{"detector.steps": 4, "eval_every": 0} | more)
 
 
-def test_evaluate_writes_its_report(run, capsys, monkeypatch):
+def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     args = ("evaluate", f"--workdir={run}", "--group_by=yaw:-90,0,90", "--label_counts=1,5,all")
     code, out, err = uld(capsys, monkeypatch, *args)
     assert code == 0, err
@@ -73,6 +77,7 @@ def test_evaluate_writes_its_report(run, capsys, monkeypatch):
     assert code == 0, err
     first = json.loads((run / "eval/test/zeroshot/metrics.json").read_text())
     assert first["stage"] == "zeroshot"
+    assert json.loads((run / "config.json").read_text())["data_dir"] == str(photos)
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--group_by=age")
     assert code == 1
     assert "no column 'age'" in err
@@ -143,9 +148,22 @@ def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch)
     code, _, err = uld(capsys, monkeypatch, *args)
     assert code == 1
     assert "run `uld fit" in err
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    with (photos / "train.csv").open() as file, (unlabelled / "train.csv").open("w", newline="") as copy:
+        for row in (reader := csv.reader(file)):
+            where = [""] * 2 if reader.line_num > 1 else row[6:8]
+            csv.writer(copy).writerow([row[0], row[1], *row[2:6], *where, *row[8:]])
+    (unlabelled / "train").symlink_to(photos / "train")
+    code, _, err = uld(capsys, monkeypatch, "fit", f"--workdir={workdir}", f"--data_dir={unlabelled}")
+    assert code == 1
+    assert "landmark 2 is annotated on none of the 24 images" in err
+    assert not list(workdir.glob("annotated_*"))
     code, out, err = uld(capsys, monkeypatch, "fit", f"--workdir={workdir}", f"--data_dir={photos}")
     assert code == 0, err
     assert "20 annotated landmarks from 24" in out
+    saved = json.loads((workdir / "annotated_detector.json").read_text())["leave_one_out"]
+    assert f"leave-one-out error  {saved['error']:.2f} % (normaliser: box)" in out
     assert uld(capsys, monkeypatch, *args)[0] == 0
     with (tmp_path / "landmarks.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -154,6 +172,46 @@ def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch)
     error = np.linalg.norm(found - source.landmarks, axis=-1).mean()
     mean_shape = np.linalg.norm(source.landmarks.mean(0) - source.landmarks, axis=-1).mean()
     assert error < mean_shape
+    # The annotated points of another stage are its own.
+    code, _, err = uld(capsys, monkeypatch, *args, "--stage=zeroshot")
+    assert code == 1
+    assert f"run `uld fit --workdir={workdir} --stage=zeroshot` first" in err
+    code, out, err = uld(capsys, monkeypatch, "fit", f"--workdir={workdir}", "--stage=zeroshot", f"--data_dir={photos}")
+    assert code == 0, err
+    assert "--stage=zeroshot --images" in out
+    assert uld(capsys, monkeypatch, *args, "--stage=zeroshot")[0] == 0
+    with (tmp_path / "landmarks.csv").open() as file:
+        other = list(csv.DictReader(file))
+    assert other != rows
+
+
+def test_fit_reports_what_leaving_an_image_out_costs(run, photos, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    detector = Detector.load(workdir)
+    source = evaluate.open_split(short(photos), "train")
+    large = [np.asarray(Image.fromarray(image).resize((80, 80))) for image in source.images(range(8))]
+    points = coordinates.rescale_points(source.landmarks[:8], (40, 40), (80, 80))
+    with pytest.raises(UserError, match="none of the 8 images has an annotated point"):
+        detector.fit(large, np.full_like(points, np.nan))
+    points[5:, 3] = np.nan
+    fitted = detector.fit(large, points)
+    xy, score = detector.predict_frames(detector._frames(large)[0])
+    strength = fitted.strength[0]
+    errors = []
+    for i in range(8):
+        rest = np.arange(8) != i
+        train = regression.LandmarkSet(xy, score, coordinates.rescale_points(points, (80, 80), (40, 40)))
+        less = regression.fit_forward(train.take(np.flatnonzero(rest)), strength)
+        there = regression.apply_forward(less, xy[i : i + 1], score[i : i + 1])[0]
+        error = 2 * np.linalg.norm(there - train.truth[i], axis=-1)
+        errors.append(np.nanmean(np.delete(error, 3)))
+    assert detector.leave_one_out.unit == "pixels"
+    # A refit takes its penalty from the images that are left, which are fewer.
+    assert detector.leave_one_out.error == pytest.approx(np.mean(errors), rel=0.2)
+    assert Detector.load(workdir).leave_one_out == detector.leave_one_out
+    detector.fit(large[:1], points[:1])
+    assert detector.leave_one_out.error is None
 
 
 def test_training_never_reads_annotation(run, photos, tmp_path):

@@ -122,3 +122,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
         mean = 0.5 * mean + x[i::parts].mean(0)
     np.testing.assert_allclose(model_state["mean"], mean, rtol=1e-4, atol=1e-5)
     assert int(model_state["seen"]) == parts
+
+
+def test_each_variable_is_clipped_by_itself():
+    grads = {"long": jnp.array([3.0, 4.0]), "short": jnp.array([0.3, 0.4])}
+    clipped, _ = optimizers.clip_each(1.0).update(grads, optimizers.clip_each(1.0).init(grads))
+    np.testing.assert_allclose(clipped["long"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(clipped["short"], grads["short"])

@@ -11,9 +11,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
 
 
-def config(name: str = "zeroshot", dataset: str = "synthetic", k: int = 4, **overrides):
-    """The `tiny` preset of a config, smaller still where that costs nothing."""
-    return config_lib.load(f"{ROOT}/configs/{name}.py:dataset={dataset},k={k},preset=tiny", **overrides)
+ARGUMENTS = {"cgb": ",init=scratch"}  # without the stages that configs/zeroshot.py has tested already
+
+
+def config(name: str = "zeroshot", dataset: str = "synthetic", k: int = 4, more: str | None = None, **overrides):
+    """The `tiny` preset of a config, smaller still where that costs nothing; `more` arguments after the colon."""
+    more = ARGUMENTS.get(name, "") if more is None else more
+    return config_lib.load(f"{ROOT}/configs/{name}.py:dataset={dataset},k={k},preset=tiny{more}", **overrides)
 
 
 def stages():
@@ -39,5 +43,6 @@ def run(*args, devices: int = 1, check: bool = True, env=None, **popen) -> subpr
 def environment(devices: int = 1, more=None) -> dict[str, str]:
     """Environment of a process with `devices` virtual CPU devices."""
     # Results are bit-equal for one number of threads only, so the defaults stay unless there are virtual devices.
-    virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "16"} if devices > 1 else {}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    virtual = {"XLA_FLAGS": flags, "NPROC": "16"} if devices > 1 else {}
     return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | virtual | (more or {})

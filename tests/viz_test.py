@@ -123,6 +123,28 @@ def test_plots_hold_the_numbers_they_are_given(tmp_path):
     np.testing.assert_array_equal(metrics.axes[0].lines[0].get_xydata(), [[0, 2], [2, 1]])
     assert [line.get_label() for line in metrics.axes[1].lines][:2] == ["forward", "mean shape"]
     viz.metrics_plot([])
+    runs = [
+        [
+            {"step": 1, "stage": "a", "consistency": 0.5 + seed},
+            {"step": 2, "stage": "a", "loss": 1.0},
+            {"step": 2, "stage": "a", "forward_nme": 9.0 + seed},
+            {"step": 3, "stage": "b", "forward_nme": 1.0},  # of another stage, in which there is no consistency yet
+            *([{"step": 4, "stage": "b", "loss": 5.0}] if seed else []),
+        ]
+        for seed in (0, 1)
+    ]
+    sweep = viz.sweep_plot({"both": runs, "one": runs[1:]})
+    titles = [(ax.get_xlabel(), ax.get_ylabel()) for ax in sweep.axes]
+    assert [x for x, _ in titles] == ["step", "step", "step", "consistency"]
+    means = [[line for line in ax.lines if line.get_linewidth() == 2] for ax in sweep.axes]
+    assert [[line.get_label() for line in panel] for panel in means] == [["both", "one"]] * 4
+    np.testing.assert_array_equal(means[0][0].get_xydata(), [[1, 1.0]])
+    np.testing.assert_array_equal(means[1][0].get_xydata(), [[2, 9.5], [3, 1]])
+    np.testing.assert_array_equal(means[2][0].get_xydata(), [[2, 1]])  # at the steps that both have
+    np.testing.assert_array_equal(means[2][1].get_xydata(), [[2, 1], [4, 5]])
+    np.testing.assert_array_equal(means[3][0].get_xydata(), [[1.0, 9.5]])
+    assert len(sweep.axes[1].lines) == 4  # two thin ones
+    viz.sweep_plot({})
     for i, picture in enumerate([ced, bars, long, Image.new("RGB", (5, 4))]):
         viz.save(picture, tmp_path / "new" / f"{i}.png")
         assert Image.open(tmp_path / "new" / f"{i}.png").size == Image.open(io.BytesIO(viz.png(picture))).size

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import time
 import types
 
 import jax
@@ -23,6 +24,7 @@ def config(**changes):
             "log_every": 10,
             "keep_last": 2,
             "data": {"rows": (4, 2), "frame_size": 8},
+            "eval": {"train_images": 9},
             "stages": ("one", "two"),
             "one": {"steps": 0, "kwargs": {"bins": 8}},
             "two": {"steps": 10, "rate": 0.5},
@@ -52,7 +54,10 @@ def test_a_folder_belongs_to_the_first_configuration(tmp_path):
     workdir.claim(folder, read)
 
 
-@pytest.mark.parametrize(("key", "value"), [("data_dir", "b"), ("log_every", 3), ("keep_last", 9), ("two.steps", 11)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data_dir", "b"), ("log_every", 3), ("keep_last", 9), ("eval.train_images", 0), ("two.steps", 11)],
+)
 def test_some_values_may_change(tmp_path, key, value):
     workdir.claim(tmp_path, config())
     workdir.claim(tmp_path, config(**{key: value}))
@@ -126,6 +131,7 @@ def test_metrics_are_one_object_a_line(tmp_path):
     assert metrics.count == 2
     one, two = lines(tmp_path)  # on disk before any flush
     assert one.pop("time") > 0
+    assert 0 <= one.pop("seconds") <= two.pop("seconds") < 60
     assert one == {"step": 1, "stage": "two", "loss": 0.5, "rate": None, "worst": None, "whole": True, "n": 3}
     assert two["per_landmark"] == [0, 1]
     assert two["note"] == {"a": [1]}
@@ -147,6 +153,19 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path):
     assert metrics.count == 4
     metrics.close()
     assert [line["loss"] for line in lines(tmp_path)] == [1, 2, 3, -4]
+
+
+def test_seconds_leave_out_what_lies_between_a_stop_and_its_resumption(tmp_path, monkeypatch):
+    clock = iter([100.0, 105.0, 110.0, 140.0, 9000.0, 9003.0])
+    monkeypatch.setattr(workdir, "time", types.SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    metrics = workdir.Metrics(tmp_path, 0)
+    for _ in range(3):
+        metrics.write(1, "two", loss=1.0)
+    metrics.close()
+    metrics = workdir.Metrics(tmp_path, 2)  # the third line's work was lost
+    metrics.write(2, "two", loss=1.0)
+    metrics.close()
+    assert [line["seconds"] for line in lines(tmp_path)] == [5, 10, 13]
 
 
 def test_only_the_line_that_was_being_written_is_lost(tmp_path):

@@ -1,6 +1,5 @@
 """The command line: `uld COMMAND --flags`. Each command is one function; flags become its arguments."""
 
-import ast
 import os
 import signal
 import sys
@@ -14,11 +13,13 @@ from uld_jax.errors import UserError
 USAGE = """uld: unsupervised landmark discovery
 
   uld train    --config=configs/zeroshot.py:dataset=folder,k=10,preset=small --config.data_dir=PHOTOS --workdir=RUN
+  uld sweep    --config=CONFIG --grid=KEY=A,B --grid=seed=0,1,2 --workdir=DIR [--columns=NAME,NAME]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
                [--label_counts=1,10,100,all]
-  uld predict  --workdir=RUN --images=PHOTOS --out=OUT [--points=annotated]
-  uld fit      --workdir=RUN --data_dir=LABELLED_PHOTOS
+  uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
+  uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
   uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
+  uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
 
 `uld COMMAND --help` lists the flags of a command. Any key of a config can be set: --config.seed=3.
 """
@@ -49,7 +50,7 @@ def _evaluate(v: flags.FlagValues) -> int:
     from uld_jax import evaluate, runs, sharding
 
     mesh = sharding.make_mesh()
-    finished = runs.load(f"{v.workdir}:{v.stage}" if v.stage else v.workdir, mesh)
+    finished = runs.load(_stage_of(v), mesh)
     counts = [c if c == "all" else _integer(c, "--label_counts") for c in v.label_counts]
     report, folder = evaluate.evaluate_run(
         finished,
@@ -74,7 +75,7 @@ def _evaluate(v: flags.FlagValues) -> int:
 def _predict(v: flags.FlagValues) -> int:
     from uld_jax.detector import Detector, predict_folder
 
-    done, skipped = predict_folder(Detector.load(v.workdir), v.images, v.out, points=v.points)
+    done, skipped = predict_folder(Detector.load(_stage_of(v)), v.images, v.out, points=v.points)
     if _first_process():
         print(f"{done} images: {os.path.join(v.out, 'landmarks.csv')}, {os.path.join(v.out, 'contact_sheet.png')}")
         for file in skipped:
@@ -87,10 +88,13 @@ def _predict(v: flags.FlagValues) -> int:
 def _fit(v: flags.FlagValues) -> int:
     from uld_jax.detector import Detector, fit_folder
 
-    fitted, images = fit_folder(Detector.load(v.workdir), v.data_dir)
+    detector = Detector.load(_stage_of(v))
+    fitted, images = fit_folder(detector, v.data_dir)
     if _first_process():
         print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
-        print(f"  use them  uld predict --workdir={v.workdir} --images=DIR --out=DIR --points=annotated")
+        print(f"  leave-one-out error  {detector.leave_one_out}")
+        stage = f" --stage={v.stage}" if v.stage else ""
+        print(f"  use them  uld predict --workdir={v.workdir}{stage} --images=DIR --out=DIR --points=annotated")
     return OK
 
 
@@ -108,6 +112,33 @@ def _prepare(v: flags.FlagValues) -> int:
     written = prepared.prepare(v.dataset, sources, v.data_dir)
     print(f"written to {written}; use it with --config=...:dataset=folder --config.data_dir={written}")
     return OK
+
+
+def _convert(v: flags.FlagValues) -> int:
+    from uld_jax import convert
+
+    source = convert.convert(v.kind, v.src, v.dst, v.core)
+    print(f"{source['entries']} entries, {source['parameters']} parameters; licence: {source['licence']}")
+    print(f"written to {v.dst}; use it with --config.weights.{v.kind}={v.dst}")
+    return OK
+
+
+def _stage_of(v: flags.FlagValues) -> str:
+    return f"{v.workdir}:{v.stage}" if v.stage else v.workdir
+
+
+def _sweep(v: flags.FlagValues) -> int:
+    from uld_jax import loop, sweep
+
+    try:
+        table = sweep.run(v.config, v.grid, v.workdir, overrides=v.override, columns=v.columns)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return OK
+    if _first_process():
+        print(table.markdown)
+        print(f"written to {os.path.join(v.workdir, 'table.md')}, table.json, curves.png; a folder for each run")
+    return BAD_INPUT if table.failed else OK
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -149,15 +180,22 @@ def _define(command: str) -> flags.FlagValues:
     text("coordinator", "", "HOST:PORT of process 0, for several processes.")
     number("num_processes", None, "How many processes there are.")
     number("process_id", None, "Number of this process.")
-    if command != "prepare":
+    if command not in ("prepare", "convert"):
         text("workdir", None, "Folder of the run, local or gs://.")
     if command == "train":
         meaning = "Config file or name, with :key=value,... after it."
         config_flags.DEFINE_config_file("config", None, meaning, flag_values=v)
         flags.mark_flag_as_required("config", flag_values=v)
         text("profile", "", "START:STOP, the steps of a JAX trace written to WORKDIR/profile.")
+    if command == "sweep":
+        text("config", None, "Config file or name, with :key=value,... after it.")
+        many = "KEY=VALUE,VALUE,... of a config's key or argument; again for another one."
+        flags.DEFINE_multi_string("grid", [], many, flag_values=v)
+        flags.DEFINE_multi_string("override", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=v)
+        flags.DEFINE_list("columns", [], "Metrics of the table, in place of the usual ones.", flag_values=v)
+    if command in ("evaluate", "predict", "fit"):
+        text("stage", "", "Stage of the run; the last one by default.")
     if command == "evaluate":
-        text("stage", "", "Stage to evaluate; the last one by default.")
         text("split", "test", "Split to measure on.")
         text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")
         text("data_dir", "", "Its folder.")
@@ -175,6 +213,11 @@ def _define(command: str) -> flags.FlagValues:
         text("src", "", "Folder of photos, with or without train.csv and test.csv.")
         number("frame_size", 128, "Side of the synthetic images in pixels.")
         text("data_dir", None, "Folder to write ArrayRecord files to.")
+    if command == "convert":
+        text("kind", None, "What the weights are of; it names the key config.weights.KIND.")
+        text("src", None, "The published checkpoint: a PyTorch, safetensors or HDF5 file.")
+        text("dst", None, "Folder to make.")
+        text("core", "", "The core network's file, for SAIC's incremental FAN checkpoints.")
     return v
 
 
@@ -195,7 +238,15 @@ def _start_processes(v: flags.FlagValues) -> None:
         jax.distributed.initialize()
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "predict": _predict, "fit": _fit, "prepare": _prepare}
+COMMANDS = {
+    "train": _train,
+    "sweep": _sweep,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "fit": _fit,
+    "prepare": _prepare,
+    "convert": _convert,
+}
 
 
 def main() -> int:
@@ -222,7 +273,7 @@ def _run(command: str, argv: list[str]) -> int:
     from uld_jax import config as config_lib
 
     v = _define(command)
-    for i, arg in enumerate(argv):
+    for i, arg in enumerate(argv if command != "sweep" else ()):
         if arg.startswith("--config="):
             argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
         elif arg == "--config" and i + 1 < len(argv):
@@ -230,43 +281,22 @@ def _run(command: str, argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{USAGE}\nflags of uld {command}:{v.get_help(prefix='  ')}")
         return OK
+    if command == "sweep":  # each run parses these anew
+        argv = [arg.replace("--config.", "--override=", 1) if arg.startswith("--config.") else arg for arg in argv]
     try:
         rest = v(argv)
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[-1].removeprefix(_OURS)) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_config_error(error)) from error
+    except config_lib.FLAG_ERRORS as error:
+        raise config_lib.flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
-    for name in ("workdir", "images", "out", "data_dir", "src"):
+    for name in ("workdir", "images", "out", "data_dir", "src", "dst", "core"):
         if name in v and v[name].value is not None:
             v[name].value = os.path.expanduser(v[name].value)
-    for name in ("workdir", "images", "out"):
+    for name in ("workdir", "images", "out", "dst"):
         if name in v and not v[name].value:
             raise UserError(f"--{name} is empty; give a folder")
     _start_processes(v)
     return COMMANDS[command](v)
-
-
-_OURS = "uld_jax.errors.UserError: "
-
-
-def _config_error(error: Exception) -> str:
-    """One sentence from what ml_collections raises for a config file or an override."""
-    text = str(error.args[0] if error.args else error)
-    if text[:1] in ("'", '"'):  # a KeyError holds a quoted text
-        text = str(ast.literal_eval(text))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith(
-        "Error whilst parsing config file"
-    ):  # a traceback follows; its last line says what
-        return lines[-1].removeprefix(_OURS)
-    if isinstance(error, (AttributeError, KeyError)):
-        key, *hint = (line.strip("'\"") for line in lines)
-        return f"the config has no key {key!r}; " + (
-            hint[0] if hint else "configs/common.py and the method name all keys"
-        )
-    return f"config: {lines[-1] if lines else error}"
 
 
 if __name__ == "__main__":

@@ -2,22 +2,30 @@
 
 A config is a locked `ml_collections.ConfigDict`. `config.stages` names its stages in order; `config.<stage>` holds
 `method` (module and class below `uld_jax.methods`), `steps`, and that method's hyper-parameters by name. Values that
-all stages share (`k`, `frame_size`, `dtype`, ...) are handed to every method that has a field of that name.
+all stages share (`k`, `frame_size`, `dtype`, `weights`, ...) are handed to every method that has a field of that name.
 """
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
 import pathlib
+import re
 from typing import NamedTuple
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from uld_jax.errors import UserError
 from uld_jax.method import Method
 
 Config = ml_collections.ConfigDict
-SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps")
+SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
+
+
+class UnknownArgument(UserError):
+    """A config file takes no such argument after its colon."""
 
 
 class StageSpec(NamedTuple):
@@ -73,6 +81,42 @@ def load(spec: str, **overrides) -> Config:
     return config
 
 
+def parse_flags(argv: list[str]) -> Config:
+    """The config of `--config=SPEC` and `--config.KEY=VALUE` flags, each value in the type of its key.
+
+    Raises UserError.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except FLAG_ERRORS as error:
+        raise flag_error(error) from error
+    return values.config
+
+
+FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
+_OURS = r"^uld_jax[.\w]*: "  # the class of an error of ours, before its sentence
+
+
+def flag_error(error: Exception) -> UserError:
+    """One sentence from what absl raises for a flag, and ml_collections for a config file or an override."""
+    if isinstance(error, flags.Error):
+        return UserError(re.sub(_OURS, "", str(error).splitlines()[-1]))
+    text = str(error.args[0] if error.args else error)
+    if text[:1] in ("'", '"'):  # a KeyError holds a quoted text
+        text = str(ast.literal_eval(text))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith("Error whilst parsing config file"):
+        # a traceback follows; its last line says what
+        return UserError(re.sub(_OURS, "", lines[-1]))
+    if isinstance(error, (AttributeError, KeyError)):
+        key, *hint = (line.strip("'\"") for line in lines)
+        hint = hint[0] if hint else "configs/common.py and the method name all keys"
+        return UserError(f"the config has no key {key!r}; {hint}")
+    return UserError(f"config: {lines[-1] if lines else error}")
+
+
 def stage(config: Config, name: str) -> StageSpec:
     """Builds the stage `name`.
 
@@ -90,12 +134,15 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(
             f"config.{name}.{unknown[0]} is no hyper-parameter of {path}; it has {', '.join(sorted(fields))}"
         )
+    if steps and config.accumulate_steps > 1 and "accumulate_steps" not in fields:
+        raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
     shared = {
         "k": config.k,
         "frame_size": config.data.frame_size,
         "dtype": config.dtype,
         "accumulate_steps": config.accumulate_steps,
         "steps": steps,
+        "weights": dict(config.get("weights", {})),  # runs from before there were any have no such key
     }
     values = {k: v for k, v in shared.items() if k in fields} | values
     return StageSpec(name, steps, cls(**{k: _hashable(v) for k, v in values.items()}))

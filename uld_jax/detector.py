@@ -25,6 +25,25 @@ _SHEET_CELL = 160  # px, of the pictures kept for the contact sheet
 _SHEET_MOST = 64
 
 
+class LeaveOneOut(NamedTuple):
+    """How well annotated landmarks are placed on images that were not used to learn it.
+
+    Attributes:
+      error: mean distance over images and points; None with a single image.
+      unit: `percent` of the normaliser, or `pixels` of the images given.
+      normaliser: what the errors are divided by, None for pixels.
+    """
+
+    error: float | None
+    unit: str
+    normaliser: str | None
+
+    def __str__(self):
+        if self.error is None:
+            return "not measured, which takes two images"
+        return f"{self.error:.2f} " + (f"% (normaliser: {self.normaliser})" if self.normaliser else "pixels")
+
+
 class Detector:
     """A stage of a finished run; see `load`.
 
@@ -32,6 +51,7 @@ class Detector:
       workdir, config, stage: of the run.
       k: number of landmarks.
       annotated: the map made by `fit`, or None.
+      leave_one_out: its error, a `LeaveOneOut`, or None.
     """
 
     def __init__(self, finished: runs.Finished, mesh):
@@ -40,7 +60,7 @@ class Detector:
         self.workdir, self.config, self.stage = finished.workdir, finished.config, finished.stage
         self.k = finished.config.k
         self._hash = workdir_lib.tree_hash(finished.state)
-        self.annotated = _read_map(self._fit_path, self._hash)
+        self.annotated, self.leave_one_out = _read_map(self._fit_path, self._hash) or (None, None)
 
     @classmethod
     def load(cls, where, *, mesh=None) -> "Detector":
@@ -78,8 +98,9 @@ class Detector:
         if points not in ("discovered", "annotated"):
             raise UserError(f"points is {points!r}; use discovered or annotated")
         if points == "annotated" and self.annotated is None:
+            stage = "" if self.stage == self.config.stages[-1] else f" --stage={self.stage}"
             raise UserError(
-                f"{self.workdir} has no annotated landmarks yet; run `uld fit --workdir={self.workdir}` first"
+                f"{self.workdir} has no annotated landmarks yet; run `uld fit --workdir={self.workdir}{stage}` first"
             )
         size = eval_batch(self.config, self._mesh)
         parts = []
@@ -98,27 +119,39 @@ class Detector:
     def fit(self, images, points) -> regression.ForwardMap:
         """Learns to place annotated landmarks from a few labelled images, and keeps the map in the run's folder.
 
-        The ridge of each point is the one with the least leave-one-out error over the images.
+        The ridge of each point is the one with the least leave-one-out error over the images; `leave_one_out` then
+        holds that error in pixels of the images.
 
         Args:
           images: N images as in `predict`.
           points: [N,L,2] `(x, y)` in their pixels; NaN where a point is not annotated.
 
         Raises:
-          UserError: no images, or points of another shape.
+          UserError: no images, points of another shape, or a point that is annotated on none of the images.
         """
         points = np.asarray(points, np.float64)
         frames, maps = self._frames(images)
         if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(frames):
             raise UserError(f"points have shape {list(points.shape)}; give [N,L,2] for the {len(frames)} images")
-        return self.fit_frames(frames, coordinates.file_to_frame(points, maps))
+        return self.fit_frames(frames, coordinates.file_to_frame(points, maps), maps)
 
-    def fit_frames(self, frames: np.ndarray, points: np.ndarray) -> regression.ForwardMap:
-        """As `fit`, on images and points that are in the frame already."""
-        xy, score = self.predict_frames(frames)
-        self.annotated = regression.fit_forward(regression.LandmarkSet(xy, score, points), strength=None)
+    def fit_frames(
+        self, frames: np.ndarray, points: np.ndarray, maps: np.ndarray, normaliser: regression.Normaliser | None = None
+    ) -> regression.ForwardMap:
+        """As `fit`, on images and points that are in the frame already.
+
+        Args:
+          frames: [N,F,F,3] uint8.
+          points: [N,L,2] in pixels of the frame; NaN where a point is not annotated.
+          maps: [N,4] from the images to the frame.
+          normaliser: what the leave-one-out error is divided by, see `regression.normaliser_lengths`.
+        """
+        _check_annotated(points)
+        train = regression.LandmarkSet(*self.predict_frames(frames), points)
+        self.annotated = regression.fit_forward(train, strength=None)
+        self.leave_one_out = _leave_one_out(train, self.annotated, maps, normaliser, self.frame_size)
         if jax.process_index() == 0:
-            _write_map(self._fit_path, self.annotated, self._hash)
+            _write_map(self._fit_path, self.annotated, self.leave_one_out, self._hash)
         return self.annotated
 
     def _frames(self, images) -> tuple[np.ndarray, np.ndarray]:
@@ -136,20 +169,47 @@ class Detector:
         return np.stack(frames), np.stack(maps)
 
 
-def _write_map(path, forward: regression.ForwardMap, state_hash: str) -> None:
-    workdir_lib.write_json(path, {k: np.asarray(v) for k, v in forward._asdict().items()} | {"state": state_hash})
+def _check_annotated(points) -> None:
+    """Raises UserError for a point [N,L,2] that no image has: nothing could be learned for it."""
+    never = np.flatnonzero(~np.isfinite(points).all(-1).any(0))
+    if len(never) == points.shape[1]:
+        raise UserError(f"none of the {len(points)} images has an annotated point; give their x and y")
+    if len(never):
+        raise UserError(
+            f"landmark {', '.join(map(str, never))} is annotated on none of the {len(points)} images; annotate it, or "
+            "leave its columns out"
+        )
 
 
-def _read_map(path, state_hash: str) -> regression.ForwardMap | None:
-    """The map that `fit` left; None if there is none, or if the stage was trained further since."""
+def _leave_one_out(train: regression.LandmarkSet, forward, maps, normaliser, side) -> LeaveOneOut:
+    """The error of a fit, in percent if the normaliser is known and can be told on some image."""
+    residuals = regression.leave_one_out(train, forward)  # in pixels of the frame
+    lengths = None
+    if normaliser is not None:
+        lengths = regression.normaliser_lengths(train.truth, normaliser, side)
+    if lengths is None or not np.isfinite(lengths).any():
+        return LeaveOneOut(regression.mean_error(residuals / maps[:, None, :2]), "pixels", None)
+    error = regression.mean_error(100 * residuals / lengths[:, None, None])
+    return LeaveOneOut(error, "percent", regression.normaliser_name(normaliser))
+
+
+def _write_map(path, forward: regression.ForwardMap, error: LeaveOneOut, state_hash: str) -> None:
+    values = {k: np.asarray(v) for k, v in forward._asdict().items()}
+    workdir_lib.write_json(path, values | {"leave_one_out": error._asdict(), "state": state_hash})
+
+
+def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut | None] | None:
+    """What `fit` left; None if there is nothing, or if the stage was trained further since."""
     if not epath.Path(path).exists():
         return None
     values = workdir_lib.read_json(path)
     if values.pop("state", None) != state_hash:
         return None
+    error = values.pop("leave_one_out", None)  # maps from before there was one lack it
     if set(values) != set(regression.ForwardMap._fields):
         raise UserError(f"{path} is not a map that `uld fit` wrote; run `uld fit` again")
-    return regression.ForwardMap(**{k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()})
+    arrays = {k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()}
+    return regression.ForwardMap(**arrays), error and LeaveOneOut(**error)
 
 
 class Skipped(NamedTuple):
@@ -259,11 +319,13 @@ def _write_csv(path, header: Iterable[str], rows) -> None:
 def fit_folder(detector: Detector, data_dir, split: str = "train") -> tuple[regression.ForwardMap, int]:
     """`Detector.fit` on a labelled folder (`train.csv`); also how many images it used.
 
-    Raises UserError when the folder has no landmarks.
+    `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
+    folder has no landmarks, or one that is annotated nowhere.
     """
     source = open_source(
         "folder", split, data_dir=data_dir, frame_size=detector.frame_size, fit=detector.config.data.fit
     )
     if source.landmarks is None:
         raise UserError(f"{data_dir} has no {split}.csv with landmarks; add one with the columns file,x0,y0,x1,y1,...")
-    return detector.fit_frames(source.images(), source.landmarks), len(source)
+    normaliser = source.spec.eyes or source.spec.normaliser
+    return detector.fit_frames(source.images(), source.landmarks, source.frame_maps, normaliser), len(source)

@@ -13,12 +13,14 @@ from uld_jax import sharding, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, make_reader, open_source
 from uld_jax.errors import UserError
+from uld_jax.evaluators import curves
 from uld_jax.evaluators import landmark_regression as regression
+from uld_jax.evaluators.report import metrics, write_report
 from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
 from uld_jax.method import Method, TrainState
-from uld_jax.ops import coordinates
 
 SHEET = 40  # images on a contact sheet
+PICTURED = 6  # images in a stage's own pictures
 
 
 class Data(NamedTuple):
@@ -33,8 +35,6 @@ class Data(NamedTuple):
 def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
     """The images of one split as the config says. Raises UserError for data that cannot be used."""
     name, options = dataset or config.dataset, {}
-    if config.data.fit not in coordinates.FITS:
-        raise UserError(f"data.fit is {config.data.fit!r}; use one of {', '.join(coordinates.FITS)}")
     if name == "synthetic":
         options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
     return open_source(
@@ -85,14 +85,16 @@ class Predictor:
         self._rows = jax.jit(rows, static_argnums=4)
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
+        self._pictures = jax.jit(method.pictures)
 
-    def read(self, state, frozen, reader) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks of every row: xy [N,K,2] in pixels of the frame, score [N,K]."""
+    def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of every row, or of increasing `rows`: xy [N,K,2] in pixels of the frame, score [N,K]."""
         parts = [
-            sharding.to_host(self._rows(state, frozen, reader.store, payload, reader)) for payload in reader.ordered()
+            sharding.to_host(self._rows(state, frozen, reader.store, payload, reader))
+            for payload in reader.ordered(rows=rows)
         ]
         xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
-        order = np.argsort(index, kind="stable")[: reader.rows]
+        order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
         return xy[order], score[order]
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
@@ -100,6 +102,11 @@ class Predictor:
         local = images[sharding.local_slice(self._mesh, len(images))]
         found = self._heatmaps(state, frozen, sharding.put_batch(self._mesh, local))
         return None if found is None else sharding.to_host(found)
+
+    def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
+        """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
+        local = images[sharding.local_slice(self._mesh, len(images))]
+        return sharding.to_host(self._pictures(state, frozen, sharding.put_batch(self._mesh, local)))
 
     def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
@@ -122,7 +129,7 @@ def measure(
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
 ) -> dict[str, Any]:
-    """All that can be measured; the arrays `found` and `score` of the test images ride along.
+    """All that can be measured; the arrays `found` and `score` of the test images, and their `rows`, ride along.
 
     Args:
       config: of the run.
@@ -131,20 +138,22 @@ def measure(
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
-      thorough: also stability, which predicts some images twice more.
+      thorough: all training images, and not only `eval.train_images` of them; also stability, which predicts some
+        images twice more.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
     """
-    test, reader = (data.test, data.test_reader) if data.test is not None else (data.train, data.train_reader)
-    xy, score = predictor.read(state, frozen, reader)
+    train_rows = np.arange(len(data.train)) if thorough else spread(len(data.train), config.eval.train_images)
+    if data.test is None:
+        test, reader, rows = data.train, data.train_reader, train_rows
+    else:
+        test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
+    xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {}
     if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
-        train_xy, train_score = predictor.read(state, frozen, data.train_reader)
-        sets = [
-            regression.LandmarkSet(found, value, source.landmarks, source.visible, source.columns)
-            for found, value, source in ((train_xy, train_score, data.train), (xy, score, test))
-        ]
+        found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
+        sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
         norm = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
         result = regression.evaluate(*sets, protocol=test.spec.protocol, strength=config.eval.ridge, **norm)
         if not group_by and "yaw" in test.columns:
@@ -157,7 +166,7 @@ def measure(
                     f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}"
                 )
             edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
-            result["groups"] = {column: regression.group_by(result["per_image"], test.columns[column], edges)}
+            result["groups"] = {column: curves.group_by(result["per_image"], test.columns[column], edges)}
         if label_counts:
             result["label_counts"] = regression.label_counts(
                 *sets, counts=label_counts, seed=config.seed, strength=config.eval.ridge, **norm
@@ -168,7 +177,23 @@ def measure(
         images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
         found = stability(predict, images, seed=config.seed, batch_size=min(config.eval.batch_size, count))
         result |= {"stability_px": found.px, "stability_counted": int(found.counted.sum())}
-    return result | {"found": xy, "score": score}
+    return result | {"found": xy, "score": score, "rows": rows}
+
+
+def spread(rows: int, most: int) -> np.ndarray:
+    """At most `most` row numbers, evenly spread over all; 0 for all of them.
+
+    >>> spread(9, 3).tolist(), spread(3, 0).tolist()
+    ([0, 4, 8], [0, 1, 2])
+    """
+    return np.unique(np.linspace(0, rows - 1, min(most, rows) or rows).astype(int))
+
+
+def _landmark_set(xy, score, source: Source, rows) -> regression.LandmarkSet:
+    """What was found on some rows of a source, and what is annotated there."""
+    visible = None if source.visible is None else source.visible[rows]
+    columns = {name: [values[i] for i in rows] for name, values in source.columns.items()}
+    return regression.LandmarkSet(xy, score, source.landmarks[rows], visible, columns)
 
 
 def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
@@ -185,26 +210,30 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
         warnings.simplefilter("always", LandmarkWarning)
         landmark_health(result["found"], result["score"], source.frame_size)
     shown = predictor.heatmaps(state, frozen, source.images([0] * predictor.devices))
+    count = -(-PICTURED // predictor.devices) * predictor.devices
+    pictures = predictor.pictures(state, frozen, source.images(np.linspace(0, len(source) - 1, count).astype(int)))
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
-        sheet = contact_sheet(source, result["found"], result["score"])
+        for name, sheet in pictures.items():
+            viz.save(viz.picture_grid(sheet[:PICTURED]), workdir / "pictures" / f"{step:08d}_{stage}_{name}.png")
+        sheet = contact_sheet(source, result)
         viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
         if shown is not None:
             panel = viz.heatmap_panel(shown[0][0], shown[1][0])
             viz.save(panel, workdir / "pictures" / f"{step:08d}_{stage}_heatmaps.png")
         if last:
             folder = workdir / "eval" / result["split"]
-            regression.write_report(result, folder / stage)
+            write_report(result, folder / stage)
             if stage == config.stages[-1]:
-                regression.write_report(result, folder)
+                write_report(result, folder)
                 viz.save(sheet, workdir / "contact_sheet.png")
-    return regression.metrics(result)
+    return metrics(result)
 
 
-def contact_sheet(source: Source, found, score, count: int = SHEET):
-    """Images spread evenly over a source, with their landmarks."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
-    return viz.contact_sheet(source.images(rows), found[rows], score[rows])
+def contact_sheet(source: Source, result: dict[str, Any], count: int = SHEET):
+    """Images spread evenly over those of a source that `measure` saw, with their landmarks."""
+    shown = spread(len(result["rows"]), count)
+    return viz.contact_sheet(source.images(result["rows"][shown]), result["found"][shown], result["score"][shown])
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -259,9 +288,6 @@ def evaluate_run(
     if finished.stage != config.stages[-1]:
         folder = folder / finished.stage
     if jax.process_index() == 0:
-        regression.write_report(result, folder)
-        viz.save(
-            contact_sheet(train if test is None else test, result["found"], result["score"]),
-            folder / "contact_sheet.png",
-        )
-    return regression.metrics(result), folder
+        write_report(result, folder)
+        viz.save(contact_sheet(train if test is None else test, result), folder / "contact_sheet.png")
+    return metrics(result), folder

@@ -49,7 +49,9 @@ class Found(NamedTuple):
     report: dict[str, Any]
 
 
-def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh=None) -> Found:
+def run(
+    config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh=None, stop: "Sigterm | None" = None
+) -> Found:
     """Trains every stage of `config`, or what is left of them, in `workdir`.
 
     Args:
@@ -57,6 +59,7 @@ def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh
       workdir: local folder or gs:// path; an interrupted run of the same config in it is taken up again.
       profile: first and last step, counted over all stages, of a JAX trace written to `workdir/profile`.
       mesh: the devices; all of them by default.
+      stop: the caller's own `Sigterm`, if it has more to do than this run.
 
     Raises:
       UserError: for bad config or data, before any compute; for a loss that is not finite, keeping the last good
@@ -64,16 +67,35 @@ def run(config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh
       Stopped: after SIGTERM, when the state is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
+    config = _absolute(config)
+    stages, chunks = check(config, workdir, mesh)
+    data = evaluate.open_data(config, mesh)
+    with stop or Sigterm() as stop:
+        run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
+        return run.stages(stages, run.prepare(stages, chunks))
+
+
+def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
+    """What can be found wrong with a config without its data: its stages, built, and the steps in one program of each.
+
+    Raises UserError, also when `workdir` holds a run of another config.
+    """
     _check_numbers(config)
     sharding.local_slice(mesh, config.batch_size)
     stages = [config_lib.stage(config, name) for name in config.stages]
-    for stage in stages:
-        _chunk(config, stage)
+    chunks = [_chunk(config, stage) for stage in stages]
     workdir_lib.claim(workdir, config, write=False)
-    data = evaluate.open_data(config, mesh)
-    with _Sigterm() as stop:
-        run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
-        return run.stages(stages, run.prepare(stages))
+    return stages, chunks
+
+
+def _absolute(config: Config) -> Config:
+    """With a local `data_dir` that says the same from every folder, as the run's record must."""
+    if not config.data_dir or "://" in config.data_dir:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+    return config
 
 
 class _Run:
@@ -88,15 +110,15 @@ class _Run:
         self.origin = None  # what `init_from` was, in `run.json`: its config and rows
         self.lines = 0  # of metrics.jsonl, when the newest restored state was saved
 
-    def prepare(self, stages: list[StageSpec]) -> list["_Prepared"]:
+    def prepare(self, stages: list[StageSpec], chunks: list[int]) -> list["_Prepared"]:
         """Everything that can be found wrong before the first computation and the first file."""
         shapes = self.previous = self._init_from(stages[0])
         prepared = []
-        for i, stage in enumerate(stages):
+        for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
             frozen = sharding.put_replicated(self.mesh, stage.method.frozen())
             start = Start(stage.method, self.reader, self.mesh, frozen, self._key(i, 0))
             shapes = start.shapes(shapes)
-            prepared.append(_Prepared(frozen, tree_hash(frozen), start, checkpoint.abstract(self.mesh, shapes)))
+            prepared.append(_Prepared(chunk, frozen, tree_hash(frozen), start, checkpoint.abstract(self.mesh, shapes)))
         return prepared
 
     def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
@@ -120,7 +142,7 @@ class _Run:
         return Found(stages[-1].method, state, prepared[-1].frozen, report)
 
     def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
-        config, method, frozen = self.config, stage.method, ready.frozen
+        config, method, frozen, chunk = self.config, stage.method, ready.frozen, ready.chunk
         keeper = checkpoint.Keeper(self.workdir, stage.name, keep_last=config.keep_last, keep_every=config.keep_every)
         saved = keeper.latest()
         if saved is None:
@@ -138,7 +160,6 @@ class _Run:
             "data": self.data.train.fingerprint,
         }
 
-        chunk = _chunk(config, stage)
         rounds = Rounds(method, self.reader, self.mesh, self.stop.check)
         predictor = evaluate.Predictor(method, self.mesh)
         advance = compile_step(method, self.reader, self.mesh, chunk)
@@ -162,7 +183,8 @@ class _Run:
 
             if count := method.passes(step):
                 progress.pause()
-                progress.note(f"{count} pass(es) over {self.reader.rows} images")
+                if method.observes:
+                    progress.note(f"{count} pass(es) over {self.reader.rows} images")
                 try:
                     state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
                 except _Interrupted:
@@ -291,8 +313,9 @@ class Start:
 
 
 class _Prepared(NamedTuple):
-    """What a stage needs besides the state of the one before."""
+    """What a stage needs besides the state of the one before; `chunk` is its steps in one program."""
 
+    chunk: int
     frozen: Any
     frozen_hash: str
     start: Start
@@ -342,7 +365,8 @@ def _check_numbers(config: Config) -> None:
     least = {"seed": 0, "batch_size": 1, "accumulate_steps": 1, "log_every": 1, "eval_every": 0, "save_every": 0}
     least |= {"steps_per_dispatch": 0, "keep_last": 1, "keep_every": 0}
     values = {name: (config[name], low) for name, low in least.items()}
-    values |= {f"eval.{name}": (config.eval[name], 1) for name in ("batch_size", "stability_images")}
+    least = {"batch_size": 1, "stability_images": 1, "train_images": 0}
+    values |= {f"eval.{name}": (config.eval[name], low) for name, low in least.items()}
     for name, (value, low) in values.items():
         if value < low:
             raise UserError(f"config.{name} is {value}; use {low} or more")
@@ -417,21 +441,20 @@ class _Interrupted(Exception):
     """Raised inside a pass to leave it."""
 
 
-class _Sigterm:
-    """Turns SIGTERM into a flag that the loop reads at its head."""
+class Sigterm:
+    """Turns SIGTERM into a flag that the loop reads at its head. It may be entered again within itself."""
 
     def __init__(self):
-        self._flag = threading.Event()
+        self._flag, self._old = threading.Event(), []
 
     def __enter__(self):
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._old = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+        main = threading.current_thread() is threading.main_thread()
+        self._old.append(signal.signal(signal.SIGTERM, lambda *_: self._flag.set()) if main else None)
         return self
 
     def __exit__(self, *_):
-        if self._main:
-            signal.signal(signal.SIGTERM, self._old)
+        if (old := self._old.pop()) is not None:
+            signal.signal(signal.SIGTERM, old)
 
     def check(self) -> None:
         """Leaves a pass early. Several processes must leave together, so they wait for the loop's head."""

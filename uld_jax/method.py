@@ -111,11 +111,14 @@ class Method(Protocol):
     def observe(self, state: TrainState, frozen: Any, batch: Batch) -> Rows:
         """What a pass collects from one batch."""
 
-    def refresh(self, state: TrainState, frozen: Any, bank: Bank, rng: jax.Array) -> TrainState:
+    def refresh(self, state: TrainState, frozen: Any, bank: Bank | None, rng: jax.Array) -> TrainState:
         """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
 
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
+
+    def pictures(self, state: TrainState, frozen: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """Sheets of pictures by name, [rows,columns,h,w,3] uint8, of images [B,H,W,3] uint8; {} without any."""
 
 
 class Stage:
@@ -124,10 +127,12 @@ class Stage:
     Attributes:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
+      observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
     """
 
     uses_previous = True
     needs_previous_rows = False
+    observes = True
 
     def frozen(self):
         return {}
@@ -136,5 +141,22 @@ class Stage:
         del step
         return 0
 
+    def observe(self, state, frozen, batch):
+        raise NotImplementedError(f"{type(self).__name__} makes no passes")
+
+    def refresh(self, state, frozen, bank, rng):
+        raise NotImplementedError(f"{type(self).__name__} makes no passes")
+
     def heatmaps(self, state, frozen, images):
         del state, frozen, images
+
+    def pictures(self, state, frozen, images):
+        del state, frozen, images
+        return {}
+
+
+def same_shapes(a: Any, b: Any) -> bool:
+    """Whether two pytrees have the same structure and leaves of the same shapes."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.shape == y.shape for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

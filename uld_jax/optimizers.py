@@ -53,6 +53,16 @@ def adam(
     return optax.chain(*parts, optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
+def clip_each(norm: float) -> optax.GradientTransformation:
+    """Every variable's gradient by itself is cut to this norm (`tf.clip_by_norm`)."""
+
+    def cut(g):
+        size = jnp.sqrt(jnp.sum(g * g))
+        return g * (norm / jnp.maximum(size, norm))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(cut, updates))
+
+
 def accumulated_gradients(loss: Callable, params, model_state, batch, parts: int):
     """Gradients of a mean loss over the batch, computed in `parts` equal pieces to save memory.
 

@@ -31,9 +31,9 @@ class Rounds:
         self._refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
 
     def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
-        """`passes` times: collect a bank, refresh the state. Keys differ from pass to pass."""
+        """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
         for i in range(passes):
-            bank = self.collect(state, frozen)
+            bank = self.collect(state, frozen) if self._method.observes else None
             state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
         return state
 

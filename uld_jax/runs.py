@@ -50,8 +50,8 @@ def load(where: str, mesh=None) -> Finished:
     if name not in config.stages:
         raise UserError(f"{workdir} has no stage {name!r}; its stages are {', '.join(config.stages)}")
     origin = {"stage": name, "config": config.to_dict(), "rows": run["rows"], "init_from": run["init_from"]}
-    method, frozen, shapes = _shapes(origin)
-    state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, shapes)).state
+    method, frozen, template = shapes(origin)
+    state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, template)).state
     frozen = sharding.put_replicated(mesh, frozen)
     return Finished(workdir, config, name, method, state, frozen, run["data_fingerprint"], origin)
 
@@ -63,7 +63,7 @@ def _split(where: str) -> tuple[epath.Path, str | None]:
     return epath.Path(folder), stage
 
 
-def _shapes(origin) -> tuple[Method, Any, TrainState]:
+def shapes(origin) -> tuple[Method, Any, TrainState]:
     """The stage of an origin, its frozen weights, and the shapes of its state, found by tracing alone."""
     config = Config(origin["config"])
     side = config.data.frame_size
@@ -73,7 +73,7 @@ def _shapes(origin) -> tuple[Method, Any, TrainState]:
     }
     if config.data.partner:
         batch |= {"image2": batch["image"], "index2": batch["index"]}
-    state = _shapes(origin["init_from"])[2] if origin["init_from"] else None
+    state = shapes(origin["init_from"])[2] if origin["init_from"] else None
     for name in config.stages:
         stage = config_lib.stage(config, name)
         frozen = stage.method.frozen()

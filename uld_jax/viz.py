@@ -227,6 +227,18 @@ def contact_sheet(
     return sheet
 
 
+def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
+    """Pictures [rows,columns,h,w,3] uint8 side by side, each scaled to `cell` pixels."""
+    pictures = np.asarray(pictures)
+    rows, columns = pictures.shape[:2]
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
+    for i in range(rows):
+        for j in range(columns):
+            shown = _rgb(pictures[i, j]).resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet.paste(shown, (gap + j * (cell + gap), gap + i * (cell + gap)))
+    return sheet
+
+
 def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Image.Image:
     """All heatmaps in their colours on one image, then each alone on the greyed image with its number and its peak.
 
@@ -317,7 +329,7 @@ def ced_plot(
     """Cumulative error over images, and beside it the mean error of the best 1, 2, ... landmarks.
 
     Args:
-      images: name -> (thresholds in percent, share of images), as `landmark_regression.ced` gives them.
+      images: name -> (thresholds in percent, share of images), as `curves.ced` gives them.
       landmarks: name -> (count, mean error in percent), as `ced_over_landmarks` gives them; or None.
       title: above the first panel.
     """
@@ -343,7 +355,7 @@ def bar_plot(groups: Sequence[Mapping[str, Any]], *, title: str | None = None, m
     """Forward error a group as bars, with the mean shape as a line across and the number of images in the label.
 
     Args:
-      groups: what `landmark_regression.group_by` returns.
+      groups: what `curves.group_by` returns.
       title: above the plot.
       most: with more groups than this only the worst are drawn, and the title says so.
     """
@@ -457,6 +469,71 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
         )
         if len(names) > 1:
             ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _steps(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """step -> value of a metric."""
+    values = {line["step"]: line[name] for line in lines if isinstance(line.get(name), int | float)}
+    return {step: value for step, value in values.items() if np.isfinite(value)}
+
+
+def _against(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[int, tuple[float, float]]:
+    """step -> (the last x up to then in the same stage, y) of the lines that have y."""
+    out, latest = {}, {}
+    for line in lines:
+        if isinstance(line.get(x), int | float):
+            latest[line["stage"]] = line[x]
+        if isinstance(line.get(y), int | float) and line["stage"] in latest:
+            out[line["step"]] = (latest[line["stage"]], line[y])
+    return out
+
+
+def sweep_plot(
+    rows: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    *,
+    names: Sequence[str] = ("consistency", "forward_nme", "loss"),
+    against: tuple[str, str] = ("consistency", "forward_nme"),
+) -> Figure:
+    """Metrics of many runs over steps: a line for each row's mean over its runs, and a thin one for every run.
+
+    Args:
+      rows: label -> runs, each the objects of its `metrics.jsonl`.
+      names: metrics, a panel each if some run has them.
+      against: two metrics of one more panel, the second over the first, a dot for each evaluation: CGB's figure 5, how
+        the landmarks' consistency goes together with the error of the test images.
+    """
+    titles = {"forward_nme": "forward NME, % of the normaliser"}
+    series = {n: {label: [_steps(run, n) for run in runs] for label, runs in rows.items()} for n in names}
+    series = {n: found for n, found in series.items() if any(any(runs) for runs in found.values())}
+    pairs = {label: [_against(run, *against) for run in runs] for label, runs in rows.items()}
+    has_pairs = any(any(runs) for runs in pairs.values())
+    figure, axes = _figure(max(1, len(series) + has_pairs))
+    inks = [BLUE, ORANGE, "#3a9a6a", "#8a5ab5", "#b8434f", INK]
+    styles = [dict(color=inks[i % 6], linestyle=["-", (0, (4, 2)), (0, (1, 1))][i // 6 % 3]) for i in range(len(rows))]
+
+    def draw(ax, runs, style, label, points, **marks):
+        """`points`: (steps, values) -> x, y."""
+        runs = [run for run in runs if run]
+        for run in runs if len(runs) > 1 else ():
+            ax.plot(*points(list(run), np.array(list(run.values()))), linewidth=0.7, alpha=0.4, **style)
+        shared = sorted(set.intersection(*map(set, runs))) if runs else []
+        mean = np.array([np.mean([run[step] for run in runs], 0) for step in shared])
+        ax.plot(*points(shared, mean) if shared else ((), ()), linewidth=2.0, label=label, **style, **marks)
+
+    for ax, (name, found) in zip(axes, series.items()):
+        for (label, runs), style in zip(found.items(), styles):
+            few = max((len(run) for run in runs), default=0) < 25
+            draw(ax, runs, style, label, lambda s, v: (s, v), marker="o" if few else None, markersize=3.5)
+        if name.endswith("nme"):
+            ax.set_ylim(bottom=0)
+        _titles(ax, None, "step", titles.get(name, name))
+    if has_pairs:
+        for (label, runs), style in zip(pairs.items(), styles):
+            draw(axes[-1], runs, style, label, lambda s, v: (v[:, 0], v[:, 1]), marker="o", markersize=3.5)
+        _titles(axes[-1], None, *(titles.get(name, name) for name in against))
+    if len(rows) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -22,7 +22,7 @@ from uld_jax import sharding
 from uld_jax.errors import UserError
 
 # A run may be resumed with other values of these; any other difference is another experiment.
-_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every", "workers")
+_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every", "workers", "train_images")
 
 
 def write_json(path, value: Any) -> None:
@@ -56,8 +56,9 @@ def read_config(workdir) -> ml_collections.ConfigDict:
 def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> None:
     """Makes `workdir` this configuration's, or checks that it already is; without `write` only checks.
 
-    Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, logging,
-    checkpoint keeping and a larger `steps` of the last stage may differ.
+    Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, the
+    folders in `weights`, logging, `eval.train_images`, checkpoint keeping and a larger `steps` of the last stage may
+    differ.
     """
     path = epath.Path(workdir) / "config.json"
     new = _flat(json.loads(json.dumps(config.to_dict(), default=_plain)))
@@ -69,6 +70,8 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
                 continue
             if key == last_steps and new.get(key, -1) > old.get(key, 0):
                 continue
+            if key.startswith("weights.") and bool(old.get(key)) == bool(new.get(key)):
+                continue  # the folder may have moved; what the loop takes from it is compared by its hash
             raise UserError(
                 f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use another --workdir, or the same config to resume"
@@ -109,6 +112,9 @@ class Metrics:
     Args:
       workdir: the run's folder. A remote one cannot be appended to, so there the file is rewritten at `flush`.
       lines: how many lines to keep of an existing file: those that were there when the restored state was saved.
+
+    `seconds` of a line is how long the run had been at work by then, without the time between a stop and its resumption
+    and without work that was done again.
     """
 
     def __init__(self, workdir, lines: int):
@@ -125,11 +131,13 @@ class Metrics:
         self._path.write_text("".join(self._lines))
         from tensorboardX import SummaryWriter  # imported late: only this process needs it
 
-        step = json.loads(self._lines[-1])["step"] if self._lines else 0
+        last = json.loads(self._lines[-1]) if self._lines else {}
+        self._before, self._start = last.get("seconds", 0.0), time.monotonic()
+        step = last.get("step", 0)
         self._board = None if self._remote else SummaryWriter(os.fspath(self._path.parent / "tb"), purge_step=step + 1)
 
     def write(self, step: int, stage: str, **values) -> None:
-        """One line: step (counts on over all stages), stage, time and the values, which are scalars or JSON."""
+        """One line: step (counts on over all stages), stage, time, seconds and the values: scalars or JSON."""
         values = {
             k: v.item() if isinstance(v, (np.ndarray, np.generic)) and v.ndim == 0 else v for k, v in values.items()
         }
@@ -137,7 +145,8 @@ class Metrics:
         self.count += 1
         if not self._writer:
             return
-        line = json.dumps({"step": step, "stage": stage, "time": round(time.time(), 3)} | values, default=_plain) + "\n"
+        clock = {"time": round(time.time(), 3), "seconds": round(self._before + time.monotonic() - self._start, 3)}
+        line = json.dumps({"step": step, "stage": stage} | clock | values, default=_plain) + "\n"
         self._lines.append(line)
         if self._remote:
             return

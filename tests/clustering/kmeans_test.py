@@ -1,6 +1,5 @@
 import doctest
 import json
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from uld_jax.clustering import kmeans as module
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
@@ -220,9 +220,7 @@ def sharded():
 
 
 def test_eight_devices_equal_one_and_move_no_rows():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment |= {"NPROC": "16", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__], env=tiny.environment(devices=8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["labels_differ"] == 0

@@ -32,6 +32,9 @@ def test_open_source_by_name(photos):
         data.open_source("folder", "train", data_dir=photos, frame_size=8, rows=(1, 2))
     with pytest.raises(UserError, match=r"frame_size is 0"):
         data.open_source("folder", "train", data_dir=photos, frame_size=0)
+    for name in ("folder", "synthetic"):
+        with pytest.raises(UserError, match=r"data.fit is 'zoom'; use one of pad, crop, stretch"):
+            data.open_source(name, "train", data_dir=photos, frame_size=8, fit="zoom")
 
 
 def test_make_reader_by_kind(photos, monkeypatch):

@@ -85,6 +85,7 @@ def test_partners_are_other_rows_evenly():
 
 def test_one_pass_ends_in_padding():
     assert OnePass(3).at(np.arange(5)).tolist() == [0, 1, 2, 3, 3]
+    assert OnePass(9, [1, 4]).at(np.arange(4)).tolist() == [1, 4, 9, 9]
 
 
 @pytest.mark.parametrize("partner", [False, True])
@@ -128,6 +129,10 @@ def test_ordered_gives_every_row_once(rows, batch):
     np.testing.assert_array_equal(index, [*range(rows), *[rows] * padding])
     np.testing.assert_array_equal(images[:, 1, 2, 0], [*range(rows), *[0] * padding])
     assert {len(b["index"]) for b in batches} == {batch}
+    some = np.arange(1, rows, 2)
+    index = np.concatenate([b["index"] for b in reader.ordered(batch, some)])
+    assert len(index) == batch * -(-len(some) // batch)
+    np.testing.assert_array_equal(index, [*some, *[rows] * (len(index) - len(some))])
 
 
 def test_worker_processes_give_the_same_batches(tmp_path):

@@ -1,7 +1,6 @@
 """The resident reader: equal to the stream on one device and on eight, and without communication."""
 
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import tiny
 from uld_jax import sharding
 from uld_jax.data import resident
 from uld_jax.data.pipeline import StreamReader
@@ -74,6 +74,8 @@ def test_padding_is_black_and_batches_may_exceed_the_rows():
         np.testing.assert_array_equal(batch["index"], [0, 1, 2, 3, 3, 3, 3, 3])
         np.testing.assert_array_equal(batch["image"][:3], Noise(3).pixels)
         assert (batch["image"][3:] == 0).all()
+        (some,) = fetched(reader, reader.ordered(rows=np.array([0, 2])))
+        np.testing.assert_array_equal(some["index"], [0, 2, 3, 3, 3, 3, 3, 3])
         train = fetched(reader, reader.payloads(), 3)
         np.testing.assert_array_equal(np.bincount(np.concatenate([b["index"] for b in train])), [8, 8, 8])
 
@@ -102,8 +104,9 @@ def test_auto_splits_rows_only_when_they_do_not_fit(monkeypatch):
 
 
 def test_eight_devices():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, __file__], env=tiny.environment(devices=8), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "eight devices agree" in done.stdout
 
@@ -137,6 +140,13 @@ def check_sharded(mesh, rows):
         np.testing.assert_array_equal(b["image"], black[b["index"]])
     index = np.concatenate([b["index"] for b in whole])
     np.testing.assert_array_equal(np.sort(index), [*range(rows), *[rows] * (len(index) - rows)])
+
+    for some in (np.arange(0, rows, 3), np.array([0]), np.arange(rows // 2)):  # the last: from half of the devices
+        found = fetched(reader, reader.ordered(rows=some))
+        for b in found:
+            np.testing.assert_array_equal(b["image"], black[b["index"]])
+        index = np.concatenate([b["index"] for b in found])
+        np.testing.assert_array_equal(np.sort(index), [*some, *[rows] * (len(index) - len(some))])
     return reader
 
 

@@ -1,38 +1,10 @@
-import csv
-import json
-
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from tests.evaluators.shapes import evaluate, flat, landmarks, reference_fit
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as lr
-
-
-def landmarks(n, k=6, points=9, seed=0, noise=2.0, missing=0.0):
-    """Annotated shapes that move and bend, and discovered points that hang on them."""
-    rng = np.random.default_rng(seed)
-    base = np.random.default_rng(99).uniform(20, 100, (points, 2))
-    modes = np.random.default_rng(98).normal(0, 6, (3, points, 2))
-    truth = base + np.tensordot(rng.normal(size=(n, 3)), modes, 1) + rng.normal(0, 8, (n, 1, 2))
-    mix = np.random.default_rng(97).dirichlet(np.ones(points), k)
-    found = np.einsum("kp,npc->nkc", mix, truth) + rng.normal(0, noise, (n, k, 2))
-    score = rng.uniform(0.1, 1, (n, k)) * (rng.random((n, k)) >= missing)
-    yaw = rng.uniform(-90, 90, n)
-    return lr.LandmarkSet(found, score, truth, rng.random((n, points)) < 0.8, {"yaw": [f"{v:.3f}" for v in yaw]})
-
-
-def flat(points):
-    return np.asarray(points).reshape(len(points), -1)
-
-
-def reference_fit(x, y, strength=0.01):
-    centred = x - x.mean(0)
-    return Ridge(alpha=strength * ((centred.T @ centred).max() + 1e-12), solver="cholesky").fit(x, y)
-
-
-def evaluate(train, test, **options):
-    return lr.evaluate(train, test, protocol="p", **{"normaliser": (0, 1), **options})
 
 
 def test_forward_and_backward_equal_a_loop_over_images():
@@ -61,6 +33,27 @@ def test_forward_and_backward_equal_a_loop_over_images():
     seen = [f[i, test.visible[i]].mean() for i in range(30)]
     assert result["forward_nme_visible"] == pytest.approx(np.mean(seen))
     assert result["forward_nme"] < 0.7 * result["mean_shape_nme"]
+
+
+def test_leave_one_out_equals_a_refit_without_each_image():
+    train = landmarks(20, k=4, points=5, missing=0.1)
+    train.truth[3, 1] = train.truth[1:, 4] = np.nan  # the last point is on one image alone
+    forward = lr.fit_forward(train, strength=None)
+    residuals = lr.leave_one_out(train, forward)
+    x = flat(np.where((train.score > 0)[..., None], train.found, forward.fill))
+    for point in range(4):
+        rows = np.flatnonzero(np.isfinite(train.truth[:, point, 0]))
+        centred = x[rows] - x[rows].mean(0)
+        alpha = forward.strength[point] * ((centred.T @ centred).max() + 1e-12)
+        for i in rows:
+            rest = rows[rows != i]
+            fit = Ridge(alpha=alpha, solver="cholesky").fit(x[rest], train.truth[rest, point])
+            np.testing.assert_allclose(residuals[i, point], train.truth[i, point] - fit.predict(x[[i]])[0], atol=1e-7)
+    assert np.isnan(residuals[3, 1]).all()
+    assert np.isnan(residuals[:, 4]).all()
+    assert lr.mean_error(residuals[:, 4:]) is None
+    lengths = [np.mean([np.hypot(*r) for r in row if np.isfinite(r).all()]) for row in residuals]
+    assert lr.mean_error(residuals) == pytest.approx(np.mean(lengths))
 
 
 def test_missing_points_follow_the_policy():
@@ -164,35 +157,6 @@ def test_fit_forward_chooses_its_strength():
     np.testing.assert_allclose(lr.apply_forward(one, test.found, test.score), np.repeat(train.truth[3:4], 200, 0))
 
 
-def test_ced_and_its_area():
-    errors = np.random.default_rng(0).gamma(3, 4, 500)
-    thresholds, share = lr.ced([*errors, np.nan], limit=20, points=20001)
-    np.testing.assert_allclose(share[::500], [(errors <= t).mean() for t in thresholds[::500]])
-    assert lr.ced_auc(errors, 20) == pytest.approx(np.trapezoid(share, thresholds) / 20, abs=1e-4)
-
-
-def test_group_by():
-    errors = {"forward_nme": np.array([1.0, 2, 3, 4, 5, np.nan]), "mean_shape_nme": np.arange(6.0)}
-    groups = lr.group_by(errors, ["-80", "10", "", "30", "90", "200"], [0, 30, 90])
-    assert [(g["group"], g["n"], g["forward_nme"]) for g in groups] == [
-        ("± 0 to 30", 1, 2.0),
-        ("± 30 to 90", 3, pytest.approx(10 / 3)),
-        ("outside", 1, None),
-        ("no value", 1, 3.0),
-    ]
-    signed = lr.group_by(errors, [-80, -20, 0, 20, 80, 90], [-90, -30, 30, 90])
-    assert [(g["group"], g["n"]) for g in signed] == [("-90 to -30", 1), ("-30 to 30", 3), ("30 to 90", 2)]
-    named = lr.group_by(errors, ["b", "a", "b", "", "a", "a"])
-    assert [(g["group"], g["n"], g["forward_nme"]) for g in named][:2] == [("a", 3, 3.5), ("b", 2, 2.0)]
-    numbered = lr.group_by(errors, ["10", "9", "10", "9", "9", "2"])
-    assert [g["group"] for g in numbered] == ["2", "9", "10"]
-    fifths = lr.group_by({"e": np.arange(100.0)}, list(range(100)))
-    assert [g["n"] for g in fifths] == [20] * 5
-    for values, edges in ((["a"] * 6, [0, 1]), ([1] * 6, [2, 1]), ([1] * 6, [3])):
-        with pytest.raises(UserError, match="group_by"):
-            lr.group_by(errors, values, edges)
-
-
 def test_label_counts():
     train, test = landmarks(60, seed=14), landmarks(25, seed=15)
     options = {"normaliser": "box", "repeats": 4}
@@ -215,42 +179,6 @@ def test_label_counts():
     assert rows[1]["forward_nme_std"] == pytest.approx(np.std([d["forward_nme"] for d in draws]))
     with pytest.raises(UserError, match="label_counts"):
         lr.label_counts(train, test, counts=("many",), **options)
-
-
-def test_report(tmp_path):
-    train, test = landmarks(40, missing=0.1, seed=16), landmarks(20, missing=0.1, seed=17)
-    train.score[:, 1] = 0
-    result = evaluate(train, test)
-    result |= {
-        "split": "test",
-        "stage": "detector",
-        "stability_px": float("nan"),
-        "groups": {"yaw/deg": lr.group_by(result["per_image"], test.columns["yaw"], [0, 30, 60, 90])},
-        "label_counts": lr.label_counts(train, test, normaliser=(0, 1), counts=(1, "all"), repeats=2),
-    }
-    written = lr.write_report(result, tmp_path / "eval" / "test")
-    text = (tmp_path / "eval/test/metrics.json").read_text()
-    assert json.loads(text) == written
-    assert "NaN" not in text
-    assert written["forward_nme"] == result["forward_nme"]
-    assert written["stability_px"] is None
-    assert written["left_out"] == [1]
-    assert len(written["groups"]["yaw/deg"]) == 3
-    rows = list(csv.DictReader((tmp_path / "eval/test/per_landmark.csv").open()))
-    assert [r["kind"] for r in rows] == ["annotated"] * 9 + ["discovered"] * 6
-    assert float(rows[4]["nme"]) == pytest.approx(result["per_landmark"]["forward"][4], rel=1e-5)
-    assert rows[10]["nme"] == ""
-    assert float(rows[10]["found_train"]) == 0
-    pictures = {p.name for p in (tmp_path / "eval/test").glob("*.png")}
-    assert pictures == {"ced.png", "group_yaw_deg.png", "label_counts.png"}
-
-
-def test_report_without_annotation(tmp_path):
-    written = lr.write_report({"split": "test", "stage": "zeroshot", "stability_px": np.float32(1.5)}, tmp_path)
-    assert written["stability_px"] == 1.5
-    assert written["forward_nme"] is None
-    assert written["groups"] is None
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_bad_input_is_refused():

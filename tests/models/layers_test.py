@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from uld_jax.models import layers
 
@@ -18,12 +19,12 @@ class OneConv(nn.Module):
         return layers.conv(x, 6, self.kernel, stride=self.stride, bias=True, name="conv")
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (3, 1), (1, 1), (3, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (3, 1), (1, 1), (3, 2), (4, 2)])
 def test_conv_pads_like_torch(kernel, stride):
     x = np.random.default_rng(0).normal(size=(2, 12, 10, 3)).astype(np.float32)
     module = OneConv(kernel, stride)
     params = module.init(jax.random.key(0), x)
-    twin = torch.nn.Conv2d(3, 6, kernel, stride, kernel // 2)
+    twin = torch.nn.Conv2d(3, 6, kernel, stride, (kernel - 1) // 2)
     weights = params["params"]["conv"]
     twin.weight.data = torch.tensor(np.array(weights["kernel"]).transpose(3, 2, 0, 1).copy())
     twin.bias.data = torch.tensor(np.array(weights["bias"]))
@@ -118,6 +119,18 @@ def test_initialize_follows_the_law_of_init():
                 np.testing.assert_array_equal(ours, theirs)
     again = layers.initialize(Small(), jax.random.key(2), x, train=False)
     assert not np.array_equal(again["params"]["a"]["bias"], found["params"]["a"]["bias"])
+
+
+def test_initialize_by_another_law():
+    x = jnp.zeros((1, 8, 8, 16))
+    found = layers.initialize(Small(), jax.random.key(0), x, train=False, law=layers.truncated_normal(0.1))
+    kernel = np.asarray(found["params"]["a"]["kernel"], np.float64)
+    assert 0.19 < np.abs(kernel).max() <= 0.2 + 1e-7
+    expected = 0.1 * scipy.stats.truncnorm(-2, 2).std()
+    np.testing.assert_allclose(kernel.std(), expected, rtol=4 / kernel.size**0.5)
+    np.testing.assert_array_equal(found["params"]["a"]["bias"], np.zeros(64))
+    assert found["params"]["c"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found["params"]["b"]["scale"], np.ones(64))
 
 
 def test_initialize_refuses_what_it_does_not_know():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uld_jax.errors import UserError
 from uld_jax.ops import coordinates as c
 
 
@@ -70,7 +71,7 @@ def test_frame_map_goes_there_and_back_for_a_batch():
 
 
 def test_frame_map_refuses_another_word():
-    with pytest.raises(ValueError, match="use one of pad, crop, stretch"):
+    with pytest.raises(UserError, match="use one of pad, crop, stretch"):
         c.frame_map((2, 2), (4, 4), "zoom")
 
 

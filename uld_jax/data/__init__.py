@@ -9,6 +9,7 @@ from uld_jax.data.pipeline import Order, StreamReader
 from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
 from uld_jax.data.specs import DatasetSpec, Source, annotated, spec_of
 from uld_jax.errors import UserError
+from uld_jax.ops import coordinates
 
 __all__ = [
     "DatasetSpec",
@@ -53,6 +54,7 @@ def open_source(
     """
     if frame_size < 1:
         raise UserError(f"data.frame_size is {frame_size}; use the side of the images in pixels, such as 128")
+    coordinates.frame_map((1, 1), (1, 1), fit)  # refuses an unknown word even where there is nothing to fit
     if name == "synthetic":
         from uld_jax.data.synthetic import Synthetic  # its renderer is compiled only by those who use it
 

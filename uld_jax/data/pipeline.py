@@ -5,7 +5,7 @@ A reader has one interface, whichever way it works:
   rows                                  N
   store                                 pytree of device arrays that the step is given ({} when streaming)
   payloads(first_step, seed, chunk)     endless iterator of what one step is given besides, from any step on
-  ordered(batch_size)                   every row once, in batches; padding has index N and a black image
+  ordered(batch_size, rows)             every row once, in batches; padding has index N and a black image
   fetch(store, payload) -> Batch        traced inside the jitted step
 
 The position in the data is the step and nothing else, so nothing about it is saved, and the worker count may change
@@ -101,15 +101,23 @@ def _offsets(seed, lane, epoch, rows) -> np.ndarray:
     return (_random(seed, lane, _PARTNER, epoch, rows) % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True)
 class OnePass:
-    """Every row once, in order; samples beyond the last are padding, row N."""
+    """Every row once, in order, or only those of `chosen`; samples beyond the last are padding, row N.
 
-    rows: int
+    >>> OnePass(9, np.array([2, 5])).at(np.arange(4)).tolist()
+    [2, 5, 9, 9]
+    """
+
+    def __init__(self, rows: int, chosen: np.ndarray | None = None):
+        chosen = np.arange(rows) if chosen is None else np.asarray(chosen)
+        self._rows = np.append(chosen, rows).astype(np.int32)
+
+    def __len__(self):
+        return len(self._rows) - 1
 
     def at(self, samples: np.ndarray) -> np.ndarray:
         """Rows of the samples given, [...] int64 -> [...] int32."""
-        return np.minimum(samples, self.rows).astype(np.int32)
+        return self._rows[np.minimum(samples, len(self))]
 
 
 class StreamReader:
@@ -138,11 +146,14 @@ class StreamReader:
         examples = _Examples(self._source, order, *self._mine(self.batch_size), first_step, _ENDLESS, self._partner)
         return self._read(examples, chunk)
 
-    def ordered(self, batch_size: int | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Every row once, ceil(N / batch_size) batches; padding at the end has index N and a black image."""
-        batch_size = batch_size or self.batch_size
-        batches = -(-self.rows // batch_size)
-        examples = _Examples(self._source, OnePass(self.rows), *self._mine(batch_size), 0, batches, False)
+    def ordered(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> Iterator[dict[str, jax.Array]]:
+        """Every row once, ceil(N / batch_size) batches; padding at the end has index N and a black image.
+
+        With `rows`, increasing row numbers, only these.
+        """
+        batch_size, once = batch_size or self.batch_size, OnePass(self.rows, rows)
+        batches = -(-len(once) // batch_size)
+        examples = _Examples(self._source, once, *self._mine(batch_size), 0, batches, False)
         return self._read(examples, 1)
 
     def fetch(self, store, payload) -> dict[str, jax.Array]:

@@ -67,18 +67,20 @@ class ResidentReader:
 
         return ahead_of(put(self._mesh, batch, chunk) for batch in _joined(batches(), chunk))
 
-    def ordered(self, batch_size: int | None = None) -> Iterator[dict[str, jax.Array]]:
+    def ordered(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> Iterator[dict[str, jax.Array]]:
         """Every row once, ceil(N / batch_size) batches; padding has index N.
 
-        In order, with the padding at the end; when the rows are split, in the order of each device's own rows.
+        In order, with the padding at the end; when the rows are split, in the order of each device's own rows. With
+        `rows`, increasing row numbers, only these; split over devices they may take more batches.
         """
         batch_size = batch_size or self.batch_size
         sharding.local_slice(self._mesh, batch_size)
         per_block = batch_size // self._blocks.count
-        passes = self._of_blocks(lambda lane, rows: OnePass(rows))
+        chosen = self._blocks.locally(np.arange(self.rows) if rows is None else np.asarray(rows))
+        passes = self._of_blocks(lambda lane, size: OnePass(size, chosen[lane]))
 
         def batches():
-            for t in range(-(-self.rows // batch_size)):
+            for t in range(-(-max(map(len, chosen)) // per_block)):
                 samples = np.arange(t * per_block, (t + 1) * per_block)
                 yield {"index": self._mine({k: one.at(samples) for k, one in passes.items()})}
 
@@ -157,6 +159,11 @@ class _Blocks:
     def globally(self, block: int, rows: np.ndarray) -> np.ndarray:
         """Rows counted within a block -> rows of the data set, int32; a row beyond the block is padding, N."""
         return np.where(rows < self.sizes[block], rows + self.starts[block], self.rows).astype(np.int32)
+
+    def locally(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Increasing rows of the data set -> those of each block, counted within it."""
+        parts = np.split(rows, np.searchsorted(rows, self.starts[1:]))
+        return [part - start for part, start in zip(parts, self.starts, strict=True)]
 
 
 def _joined(batches, chunk):

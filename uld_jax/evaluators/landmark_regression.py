@@ -25,24 +25,18 @@ The protocol id ends in `+missing_mean` when some point was missing. Annotated p
 no part: neither in the fit, nor in the score; as inputs of the backward fit they take their training mean.
 """
 
-import csv
-import io
-import itertools
-import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
-from uld_jax import viz
 from uld_jax.errors import UserError
-from uld_jax.ops.ridge import choose_strength, fit_ridge
+from uld_jax.evaluators.curves import CED_LIMIT, ced_auc
+from uld_jax.evaluators.missing import known_mean, or_none
+from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
 
 STRENGTH = 0.01  # of the largest entry of X'X
-CED_LIMIT = 25.0  # percent of the normaliser
 
 Normaliser = str | tuple[int, int]
 
@@ -121,15 +115,12 @@ def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None =
     return np.where(lengths > 0, lengths, np.nan)
 
 
+def normaliser_name(normaliser: Normaliser) -> str:
+    """As reports call it."""
+    return normaliser if isinstance(normaliser, str) else f"points {normaliser[0]} and {normaliser[1]}"
+
+
 # The two regressions
-
-
-def _mean(values, axis=None):
-    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
-    known = ~np.isnan(values)
-    count = known.sum(axis)
-    total = np.where(known, values, 0.0).sum(axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _found(landmarks: LandmarkSet) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +134,14 @@ def _flat(points) -> np.ndarray:
     return points.reshape(len(points), -1)
 
 
+def _patterns(there):
+    """Points that are `there` [N,J] on the same rows: (rows [N] bool, numbers of the points), if there are rows."""
+    patterns, member = np.unique(there, axis=1, return_inverse=True)
+    for p in range(patterns.shape[1]):
+        if patterns[:, p].any():
+            yield patterns[:, p], np.flatnonzero(member.ravel() == p)
+
+
 def _fit_columns(x, y, there, strength):
     """Ridge from complete x [N,I] to points y [N,J,2], each point on the rows where it is `there` [N,J].
 
@@ -152,15 +151,12 @@ def _fit_columns(x, y, there, strength):
     weights = np.full((y.shape[1], 2, x.shape[1]), np.nan)
     bias = np.full((y.shape[1], 2), np.nan)
     strengths = np.full(y.shape[1], np.nan)
-    patterns, member = np.unique(there, axis=1, return_inverse=True)
-    for p in range(patterns.shape[1]):
-        rows, points = patterns[:, p], np.flatnonzero(member.ravel() == p)
-        if rows.any():
-            target = _flat(y[rows][:, points])
-            strengths[points] = choose_strength(x[rows], target) if strength is None else strength
-            ridge = fit_ridge(x[rows], target, strengths[points[0]])
-            weights[points] = ridge.weights.reshape(len(points), 2, -1)
-            bias[points] = (ridge.y_mean - ridge.weights @ ridge.x_mean).reshape(len(points), 2)
+    for rows, points in _patterns(there):
+        target = _flat(y[rows][:, points])
+        strengths[points] = choose_strength(x[rows], target) if strength is None else strength
+        ridge = fit_ridge(x[rows], target, strengths[points[0]])
+        weights[points] = ridge.weights.reshape(len(points), 2, -1)
+        bias[points] = (ridge.y_mean - ridge.weights @ ridge.x_mean).reshape(len(points), 2)
     return weights.reshape(-1, x.shape[1]), bias.ravel(), strengths
 
 
@@ -176,12 +172,29 @@ def fit_forward(train: LandmarkSet, strength: float | None = STRENGTH) -> Forwar
     """
     xy, there = _found(train)
     truth = np.asarray(train.truth, np.float64)
-    fill, used = _mean(xy, 0), there.any(0)
+    fill, used = known_mean(xy, 0), there.any(0)
     fill = np.where(used[:, None], fill, 0.0)
     x = np.where(there[..., None], xy, fill)
     annotated = np.isfinite(truth).all(-1)
     weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength)
     return ForwardMap(weights, bias, fill, used, strengths)
+
+
+def leave_one_out(train: LandmarkSet, forward: ForwardMap) -> np.ndarray:
+    """How far each annotated point of `train` is from where a map fitted without its image puts it, [N,L,2].
+
+    The ridge strengths are those of `forward`, a fit to all of `train`. NaN where a point is not annotated, or on one
+    image alone.
+    """
+    xy, there = _found(train)
+    x, truth = _flat(np.where(there[..., None], xy, forward.fill)), np.asarray(train.truth, np.float64)
+    residuals = np.full(truth.shape, np.nan)
+    for rows, points in _patterns(np.isfinite(truth).all(-1)):
+        if rows.sum() > 1:
+            target = _flat(truth[rows][:, points])
+            left = leave_one_out_residuals(x[rows], target, [forward.strength[points[0]]])[0]
+            residuals[np.ix_(rows, points)] = left.reshape(-1, len(points), 2)
+    return residuals
 
 
 def apply_forward(forward: ForwardMap, found, score) -> np.ndarray:
@@ -197,7 +210,7 @@ def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float) -> 
     y, there = _found(train)
     target, _ = _found(test)
     x, z = np.asarray(train.truth, np.float64), np.asarray(test.truth, np.float64)
-    mean = _mean(x, 0)
+    mean = known_mean(x, 0)
     mean = np.where(np.isfinite(mean), mean, 0.0)
     x, z = np.where(np.isfinite(x), x, mean), np.where(np.isfinite(z), z, mean)
     weights, bias, _ = _fit_columns(_flat(x), y, there, strength)
@@ -281,35 +294,35 @@ def evaluate(
 
     predicted = apply_forward(forward_map, test.found, test.score)
     forward = 100 * np.linalg.norm(predicted - truth, axis=-1) / lengths  # [N,L], NaN where not annotated
-    mean_shape = _mean(np.asarray(train.truth, np.float64), 0)
+    mean_shape = known_mean(np.asarray(train.truth, np.float64), 0)
     baseline = 100 * np.linalg.norm(mean_shape - truth, axis=-1) / lengths
     backward = 100 * _backward_errors(train, test, strength) / lengths  # [N,K], NaN where not found
     backward[:, ~used] = np.nan
-    backward_landmark = np.where(used & ~there_test.any(0), 100.0, _mean(backward, 0))
+    backward_landmark = np.where(used & ~there_test.any(0), 100.0, known_mean(backward, 0))
 
     per_image = {
-        "forward_nme": _mean(forward, 1),
-        "backward_nme": _mean(backward, 1),
-        "mean_shape_nme": _mean(baseline, 1),
+        "forward_nme": known_mean(forward, 1),
+        "backward_nme": known_mean(backward, 1),
+        "mean_shape_nme": known_mean(baseline, 1),
     }
     seen = None if test.visible is None else np.asarray(test.visible, bool)
 
     def visible_nme(errors):
-        return None if seen is None else float(_mean(_mean(np.where(seen, errors, np.nan), 1)))
+        return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
 
     complete = there_train.all() and there_test.all()
     scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
     return {
         "protocol": protocol if complete else f"{protocol}+missing_mean",
-        "normaliser": normaliser if isinstance(normaliser, str) else f"points {normaliser[0]} and {normaliser[1]}",
+        "normaliser": normaliser_name(normaliser),
         "strength": float(strength),
         "n_train": len(train.found),
         "n_test": len(test.found),
         "landmarks": len(used),
         "annotated": truth.shape[1],
-        "forward_nme": float(_mean(per_image["forward_nme"])),
-        "backward_nme": float(_mean(backward_landmark)),
-        "mean_shape_nme": float(_mean(per_image["mean_shape_nme"])),
+        "forward_nme": float(known_mean(per_image["forward_nme"])),
+        "backward_nme": float(known_mean(backward_landmark)),
+        "mean_shape_nme": float(known_mean(per_image["mean_shape_nme"])),
         "forward_nme_visible": visible_nme(forward),
         "mean_shape_nme_visible": visible_nme(baseline),
         "ced_auc": ced_auc(scored, ced_limit),
@@ -320,8 +333,8 @@ def evaluate(
         "found_test": float(there_test.mean()),
         "not_scored": int((~np.isfinite(lengths)).sum()),
         "per_landmark": {
-            "forward": _mean(forward, 0),
-            "mean_shape": _mean(baseline, 0),
+            "forward": known_mean(forward, 0),
+            "mean_shape": known_mean(baseline, 0),
             "backward": backward_landmark,
             "found_train": there_train.mean(0),
             "found_test": there_test.mean(0),
@@ -329,106 +342,6 @@ def evaluate(
         "per_image": per_image,
         "predicted": predicted,
     }
-
-
-# Curves and tables
-
-
-def ced(errors, limit: float = CED_LIMIT, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative error distribution over images: thresholds [points] in percent and the share of images at or below.
-
-    >>> ced([1.0, 3.0], limit=4, points=5)[1].tolist()
-    [0.0, 0.5, 0.5, 1.0, 1.0]
-    """
-    errors = np.sort(np.asarray(errors, np.float64))
-    errors = errors[np.isfinite(errors)]
-    thresholds = np.linspace(0, limit, points)
-    return thresholds, np.searchsorted(errors, thresholds, side="right") / max(len(errors), 1)
-
-
-def ced_auc(errors, limit: float = CED_LIMIT) -> float:
-    """Area under the CED up to `limit`, as a fraction of the whole: exactly the mean of max(0, 1 - error / limit)."""
-    errors = np.asarray(errors, np.float64)
-    return float(_mean(np.where(np.isnan(errors), np.nan, np.clip(1 - errors / limit, 0, 1))))
-
-
-def ced_over_landmarks(per_landmark) -> tuple[np.ndarray, np.ndarray]:
-    """The curve of Mallis et al.: landmarks sorted by error, and the mean error of the best 1, 2, ... of them.
-
-    >>> [v.tolist() for v in ced_over_landmarks([6.0, 2.0, 4.0])]
-    [[1, 2, 3], [2.0, 3.0, 4.0]]
-    """
-    errors = np.sort(np.asarray(per_landmark, np.float64))
-    errors = errors[np.isfinite(errors)]
-    count = np.arange(1, len(errors) + 1)
-    return count, np.cumsum(errors) / count
-
-
-def _numbers(values) -> np.ndarray | None:
-    """Values as float64, NaN for empty cells; None if some value is no number."""
-    try:
-        return np.array([float(v) if str(v).strip() else np.nan for v in values], np.float64)
-    except ValueError:
-        return None
-
-
-def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[float] | None = None) -> list[dict]:
-    """Mean errors per group of images.
-
-    With edges e0 < e1 < ... an image belongs to the bin e0 <= v < e1 and so on; the last bin holds its upper edge too.
-    When all edges are >= 0 and some value is negative, v is the *absolute* value and the label begins with ±:
-    `yaw:0,30,60,90` speaks of the distance from frontal. Without edges every distinct value is a group, but a column
-    of more than 12 different numbers is cut into fifths of equal count. Images without a value, or outside the edges,
-    are groups at the end: nothing is left out in silence.
-
-    Args:
-      errors: name -> [N] per-image errors (`evaluate(...)["per_image"]`); NaN means not scored.
-      values: N values of a column, strings or numbers.
-      edges: increasing bin edges, at least two.
-
-    Returns:
-      One dict a group that has images: `group` (a label), `n`, and the mean of each kind of error, None if no image of
-      the group has it.
-
-    Raises:
-      UserError: edges that do not increase, or edges on a column that holds text.
-
-    >>> group_by({"forward_nme": [1, 3, 8]}, ["-10", "20", "70"], edges=[0, 30, 90])[0]
-    {'group': '± 0 to 30', 'n': 2, 'forward_nme': 2.0}
-    """
-    values = list(values)
-    errors = {name: np.asarray(e, np.float64) for name, e in errors.items()}
-    if any(len(e) != len(values) for e in errors.values()):
-        raise ValueError("group_by takes one value an image")
-    numbers = _numbers(values)
-    groups = []
-    if edges is None and numbers is not None and len(np.unique(numbers[np.isfinite(numbers)])) > 12:
-        edges = np.unique(np.quantile(numbers[np.isfinite(numbers)], np.linspace(0, 1, 6)))
-        v, sign = numbers, ""
-    elif edges is not None:
-        edges = np.asarray(edges, np.float64)
-        if len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise UserError("the edges of group_by are at least two increasing numbers, such as yaw:0,30,60,90")
-        if numbers is None:
-            raise UserError("group_by has edges, but the column holds text; leave the edges out")
-        absolute = (edges >= 0).all() and (numbers < 0).any()
-        v, sign = (np.abs(numbers), "± ") if absolute else (numbers, "")
-    if edges is not None:
-        for low, high in itertools.pairwise(edges):
-            inside = (v >= low) & ((v <= high) if high == edges[-1] else (v < high))
-            groups.append((f"{sign}{_short(low)} to {_short(high)}", inside))
-        groups.append(("outside", (v < edges[0]) | (v > edges[-1])))
-        groups.append(("no value", np.isnan(v)))
-    else:
-        text = np.array([str(v).strip() for v in values])
-        key = (lambda t: float(t)) if numbers is not None else str
-        groups = [(t, text == t) for t in sorted({t for t in text.tolist() if t}, key=key)]
-        groups.append(("no value", text == ""))
-    return [
-        {"group": label, "n": int(member.sum()), **{k: _none(_mean(e[member])) for k, e in errors.items()}}
-        for label, member in groups
-        if member.any()
-    ]
 
 
 def label_counts(
@@ -474,146 +387,25 @@ def label_counts(
             draw = np.random.default_rng((seed, n, repeat)).permutation(total)[:n] if n < total else np.arange(total)
             few = train.take(draw)
             predicted = apply_forward(fit_forward(few, strength), test.found, test.score)
-            mean_shape = _mean(np.asarray(few.truth, np.float64), 0)
+            mean_shape = known_mean(np.asarray(few.truth, np.float64), 0)
             errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
         forward, baseline = np.array(errors).T
         rows.append(
             {
                 "n": n,
                 "repeats": len(errors),
-                "forward_nme": _none(_mean(forward)),
-                "forward_nme_std": _none(np.std(forward)),
-                "mean_shape_nme": _none(_mean(baseline)),
+                "forward_nme": or_none(known_mean(forward)),
+                "forward_nme_std": or_none(np.std(forward)),
+                "mean_shape_nme": or_none(known_mean(baseline)),
             }
         )
     return rows
 
 
 def _nme(predicted, truth, lengths) -> float:
-    return float(_mean(_mean(100 * np.linalg.norm(predicted - truth, axis=-1) / lengths, 1)))
+    return float(known_mean(known_mean(100 * np.linalg.norm(predicted - truth, axis=-1) / lengths, 1)))
 
 
-def _none(value):
-    """NaN and infinity become None: JSON has neither."""
-    return float(value) if np.isfinite(value) else None
-
-
-def _short(number: float) -> str:
-    return f"{number:.3g}"
-
-
-# Report
-
-_METRICS = [
-    "protocol",
-    "split",
-    "stage",
-    "n_train",
-    "n_test",
-    "normaliser",
-    "forward_nme",
-    "backward_nme",
-    "mean_shape_nme",
-    "stability_px",
-    "ced_auc",
-    "groups",
-    "label_counts",
-]
-_MORE = [
-    "forward_nme_visible",
-    "mean_shape_nme_visible",
-    "ced_limit",
-    "strength",
-    "landmarks",
-    "annotated",
-    "left_out",
-    "not_annotated",
-    "found_train",
-    "found_test",
-    "not_scored",
-    "stability_counted",
-]
-
-
-def metrics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a result that goes to `metrics.json`: plain JSON values, None for what was not measured."""
-
-    def plain(value):
-        if isinstance(value, Mapping):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, np.ndarray | list | tuple):
-            return [plain(v) for v in value]
-        if isinstance(value, bool | np.bool_):
-            return bool(value)
-        if isinstance(value, int | np.integer):
-            return int(value)
-        if isinstance(value, float | np.floating):
-            return _none(value)
-        return value
-
-    keys = [*_METRICS, *(k for k in _MORE if k in result)]
-    return {key: plain(result.get(key)) for key in keys}
-
-
-def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
-    """Writes a result to a folder: `metrics.json`, `per_landmark.csv` and the plots that it has data for.
-
-    Args:
-      result: what `evaluate` returned, with any of these beside: `split`, `stage`, `stability_px`, `groups` (column ->
-        what `group_by` returned), `label_counts` (what `label_counts` returned). Without annotation it may hold those
-        alone; then there is no csv and no CED.
-      folder: path, local or gs://; made if it does not exist.
-
-    Returns:
-      What was written to metrics.json.
-
-    Files: `ced.png` (over images, and over landmarks), `group_<column>.png`, `label_counts.png`.
-    """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [
-        *folder.glob("group_*.png"),
-        *(folder / name for name in ("ced.png", "label_counts.png", "per_landmark.csv")),
-    ]:
-        old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
-    written = metrics(result)
-    (folder / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
-    if "per_landmark" in result:
-        (folder / "per_landmark.csv").write_text(_per_landmark_csv(result["per_landmark"]))
-        per_image, limit = result["per_image"], result["ced_limit"]
-        viz.save(
-            viz.ced_plot(
-                {
-                    "forward": ced(per_image["forward_nme"], limit),
-                    "mean shape": ced(per_image["mean_shape_nme"], limit),
-                },
-                {
-                    "forward": ced_over_landmarks(result["per_landmark"]["forward"]),
-                    "backward": ced_over_landmarks(result["per_landmark"]["backward"]),
-                },
-                title=result["protocol"],
-            ),
-            folder / "ced.png",
-        )
-    for column, groups in (result.get("groups") or {}).items():
-        name = re.sub(r"[^\w.-]+", "_", column)
-        viz.save(viz.bar_plot(groups, title=f"error by {column}"), folder / f"group_{name}.png")
-    if result.get("label_counts"):
-        viz.save(viz.label_count_plot(result["label_counts"]), folder / "label_counts.png")
-    return written
-
-
-def _per_landmark_csv(table: Mapping[str, Any]) -> str:
-    """One row a landmark: annotated ones with their forward error, discovered ones with their backward error."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test"])
-
-    def cell(value):
-        return f"{value:.6g}" if np.isfinite(value) else ""
-
-    for i, (error, baseline) in enumerate(zip(table["forward"], table["mean_shape"])):
-        writer.writerow(["annotated", i, cell(error), cell(baseline), "", ""])
-    for j, values in enumerate(zip(table["backward"], table["found_train"], table["found_test"])):
-        writer.writerow(["discovered", j, cell(values[0]), "", cell(values[1]), cell(values[2])])
-    return text.getvalue()
+def mean_error(residuals) -> float | None:
+    """Mean over images of the mean length over their points of [N,L,2], without NaN; None if there is nothing else."""
+    return or_none(known_mean(known_mean(np.linalg.norm(residuals, axis=-1), 1)))

@@ -22,10 +22,10 @@ import optax
 from uld_jax import config, optimizers, rounds
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState
+from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
-from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, warp
+from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, views, warp
 
 
 class Reading(NamedTuple):
@@ -375,10 +375,10 @@ class HeatmapDetector(Stage):
     def init(self, rng, batch, frozen, previous, rows):
         if previous is None:
             raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        views = jax.ShapeDtypeStruct((1, *self._view, 3), jnp.float32)
-        variables = layers.initialize(self._net, rng, views, train=False)
+        shape = jax.ShapeDtypeStruct((1, *self._view, 3), jnp.float32)
+        variables = layers.initialize(self._net, rng, shape, train=False)
         params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-        if _same_shapes(previous.params, params):
+        if same_shapes(previous.params, params):
             params, model_state = previous.params, previous.model_state
         elif self.labels_from == "self":
             raise UserError(
@@ -423,8 +423,8 @@ class HeatmapDetector(Stage):
         return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics
 
     def _loss(self, params, model_state, examples):
-        variables, views = {"params": params, **model_state}, self._shown(examples["image"])
-        out, model_state = self._net.apply(variables, views, train=True, mutable=["batch_stats"])
+        variables, seen = {"params": params, **model_state}, self._shown(examples["image"])
+        out, model_state = self._net.apply(variables, seen, train=True, mutable=["batch_stats"])
         target, weight = examples["target"], examples["weight"]
         if self.loss == "position":
             # Steps 2), 3) Smooth L1 between soft-argmax and label, in units of `delta`, summed over x and y.
@@ -449,10 +449,10 @@ class HeatmapDetector(Stage):
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
-        views = self._look(self._still(len(images)), images)
-        logits = self._apply(state, views).logits
+        seen = self._look(self._still(len(images)), images)
+        logits = self._apply(state, seen).logits
         maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
-        return jnp.round(255 * views).astype(jnp.uint8), maps
+        return jnp.round(255 * seen).astype(jnp.uint8), maps
 
     def passes(self, step):
         first = step == 0 and self.labels_from == "self"
@@ -478,9 +478,7 @@ class HeatmapDetector(Stage):
         return self.image_size // self.downsample, self.image_size // self.downsample
 
     def _still(self, count: int) -> warp.Warp:
-        """The view of `count` images as they are."""
-        one = warp.identity(self.zoom, self._wide)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), one)
+        return views.still(count, self.zoom, self._wide)
 
     def _warps(self, keys, spread: float) -> warp.Warp:
         draw = lambda key: warp.random_warp(
@@ -495,8 +493,7 @@ class HeatmapDetector(Stage):
         return jax.vmap(draw)(keys)
 
     def _look(self, warps: warp.Warp, images):
-        """What the network sees of the frames [B,F,F,3] uint8: [B,S,S,3] in 0..1."""
-        return jax.vmap(lambda w, image: warp.warp_image(w, image, self._view))(warps, images) / 255
+        return views.look(warps, images, self._view)
 
     def _recolour(self, key, image):
         s = self.colour
@@ -511,21 +508,18 @@ class HeatmapDetector(Stage):
             noise=0.03 * s,
         )
 
-    def _shown(self, views):
+    def _shown(self, seen):
         """What the network is given of views [B,S,S,3] in 0..1."""
-        if not self.standardise:
-            return views
-        mean, spread = jnp.mean(views, (1, 2, 3), keepdims=True), jnp.std(views, (1, 2, 3), keepdims=True)
-        return (views - mean) / (spread + 0.05)  # a flat view stays flat
+        return views.standardise(seen) if self.standardise else seen
 
-    def _apply(self, state, views):
-        return self._net.apply({"params": state.params, **state.model_state}, self._shown(views), train=False)
+    def _apply(self, state, seen):
+        return self._net.apply({"params": state.params, **state.model_state}, self._shown(seen), train=False)
 
-    def _several(self, state, images, keys, views: int) -> Prediction:
-        """Mean landmarks over `views` warped views of each image; keys [B*views]."""
-        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, views, axis=0))
-        xy = jnp.mean(found.xy.reshape(-1, views, self.k, 2), 1)
-        return Prediction(xy, jnp.mean(found.score.reshape(-1, views, self.k), 1))
+    def _several(self, state, images, keys, count: int) -> Prediction:
+        """Mean landmarks over `count` warped views of each image; keys [B*count]."""
+        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, count, axis=0))
+        xy = jnp.mean(found.xy.reshape(-1, count, self.k, 2), 1)
+        return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
 
     def _detect(self, state, warps, images) -> Prediction:
         """Landmarks of warped views, in pixels of the frame."""
@@ -542,9 +536,3 @@ class HeatmapDetector(Stage):
             score = jnp.clip(score, 0, 1)
         xy = coordinates.rescale_points(cells, self._heat, self._view)
         return Prediction(warp.points_to_source(warps, xy, self._frame, self._view), score, out.features)
-
-
-def _same_shapes(a, b) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x.shape == y.shape for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )

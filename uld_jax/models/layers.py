@@ -1,6 +1,8 @@
 """Layers that the convolutional networks share, with PyTorch's default initialisation."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,21 +26,18 @@ def torch_bias(fan_in: int):
 
 
 def conv(x, features: int, kernel: int, *, stride: int = 1, bias: bool = False, **options):
-    """Square convolution of [B,h,w,C], padded by kernel // 2 on every side; to be called inside a compact module.
+    """Square convolution of [B,h,w,C], padded by (kernel - 1) // 2 on every side; called inside a compact module.
 
-    Linen's "SAME" differs at stride 2: it pads an even image on the right and below alone. `options` are `nn.Conv`'s.
+    `options` are `nn.Conv`'s and come first: padding="SAME" pads as TensorFlow does, which differs for an odd kernel
+    at stride 2 (an even image gets one row less above than below).
     """
-    margin = kernel // 2
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
+    margin = (kernel - 1) // 2
+    defaults = dict(
         padding=((margin, margin), (margin, margin)),
-        use_bias=bias,
         kernel_init=torch_kernel,
         bias_init=torch_bias(kernel * kernel * x.shape[-1]),
-        **options,
-    )(x)
+    )
+    return nn.Conv(features, (kernel, kernel), strides=(stride, stride), use_bias=bias, **defaults | options)(x)
 
 
 def normalize(x, kind: str, train: bool, **options):
@@ -46,12 +45,13 @@ def normalize(x, kind: str, train: bool, **options):
 
     `batch`: running statistics keep 0.9 of the old value (PyTorch's momentum 0.1); the running variance is the
     biased one, where PyTorch stores n / (n - 1) of it. Under jit the batch is the whole batch of all devices.
-    `group`: 32 groups, or as many as divide both 32 and C. `options` are Linen's: name, dtype, param_dtype.
+    `group`: 32 groups, or as many as divide both 32 and C. `options` are Linen's: name, dtype, param_dtype; momentum
+    and epsilon given there replace PyTorch's.
     """
     if kind == "batch":
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, **options)(x)
+        return nn.BatchNorm(use_running_average=not train, **dict(momentum=0.9, epsilon=1e-5) | options)(x)
     groups = math.gcd(32, x.shape[-1])
-    return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, **options)(x)
+    return nn.GroupNorm(groups, use_fast_variance=False, **dict(epsilon=1e-5) | options)(x)
 
 
 def average_pool(x):
@@ -67,30 +67,62 @@ def upsample(x):
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def initialize(module: nn.Module, key, *args, **kwargs):
+class Law(NamedTuple):
+    """How `initialize` fills kernels and their biases: scale(name, fan_in) * draw(key, shape, dtype).
+
+    Attributes:
+      draw: independent numbers of one distribution for all layers.
+      scale: their factor, for `name` "kernel" or "bias" of a layer whose kernel has this fan-in; 0 leaves zeros.
+    """
+
+    draw: Callable
+    scale: Callable[[str, int], float]
+
+
+def _symmetric(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -1, 1)
+
+
+TORCH = Law(_symmetric, lambda name, fan_in: 1 / math.sqrt(fan_in))
+
+
+def truncated_normal(std: float) -> Law:
+    """Kernels normal with standard deviation `std`, drawn again beyond 2 std (so they spread 0.88 std); biases 0.
+
+    TensorFlow's `truncated_normal_initializer`.
+    """
+
+    def draw(key, shape, dtype):
+        return jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+    return Law(draw, lambda name, fan_in: std if name == "kernel" else 0)
+
+
+def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
     """Variables of a network made of the layers above: the law of `module.init`, but from ONE random draw.
 
     Linen draws every parameter with a key of its own, and each such draw is a program: a jitted `init` of FAN compiles
     for a minute on CPU, this one for a second. `args` and `kwargs` are the network's, as arrays or shapes.
 
     Returns:
-      {collection: nested dict}. Kernels and their biases are U(+-1 / sqrt(fan_in)); normalisation starts with
-      scale 1, bias 0, mean 0, variance 1. Raises ValueError for a variable of any other name.
+      {collection: nested dict}. Kernels and their biases follow `law`, by default U(+-1 / sqrt(fan_in)); normalisation
+      starts with scale 1, bias 0, mean 0, variance 1. Raises ValueError for a variable of any other name.
     """
     shapes = jax.eval_shape(lambda k, *a: module.init(k, *a, **kwargs), key, *args)
     flat = traverse_util.flatten_dict(shapes)
     kernels = {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
-    drawn = {path: leaf for path, leaf in flat.items() if path[:-1] in kernels}
+    # The last axis of a kernel is no part of its fan-in, also where a transposed convolution's is that of its input.
+    factors = {path: law.scale(path[-1], math.prod(kernels[path[:-1]][:-1])) for path in flat if path[:-1] in kernels}
+    drawn = {path: flat[path] for path, factor in factors.items() if factor}
     total = sum(math.prod(leaf.shape) for leaf in drawn.values())
     widest = jnp.result_type(*(leaf.dtype for leaf in drawn.values()))
-    pool = jax.random.uniform(key, (total,), widest, -1, 1)
+    pool = law.draw(key, (total,), widest)
     constants = dict(scale=1, bias=0, mean=0, var=1)
     variables, start = {}, 0
     for path, leaf in flat.items():
         if path in drawn:
-            bound = 1 / math.sqrt(math.prod(kernels[path[:-1]][:-1]))
             size = math.prod(leaf.shape)
-            values = bound * pool[start : start + size].reshape(leaf.shape)
+            values = factors[path] * pool[start : start + size].reshape(leaf.shape)
             start += size
         elif path[-1] in constants:
             values = jnp.full(leaf.shape, constants[path[-1]])

@@ -11,6 +11,8 @@ Every function works on NumPy and on JAX arrays, and keeps the kind it is given.
 
 import numpy as np
 
+from uld_jax.errors import UserError
+
 FITS = ("pad", "crop", "stretch")
 
 
@@ -57,13 +59,13 @@ def frame_map(file_size, frame_size, fit: str = "pad") -> np.ndarray:
     """Map from an image file of `file_size` (height, width) to the canonical frame, [4] float64.
 
     `fit`: `pad` shows the whole image, centred, and fills the rest with its border; `crop` fills the frame with
-    the image's centre; `stretch` scales both sides apart. Raises ValueError for any other word.
+    the image's centre; `stretch` scales both sides apart. Raises UserError for any other word.
 
     >>> frame_map((100, 200), (50, 50), "pad").tolist()
     [0.25, 0.25, -0.375, 12.125]
     """
     if fit not in FITS:
-        raise ValueError(f"data.fit is {fit!r}; use one of {', '.join(FITS)}")
+        raise UserError(f"data.fit is {fit!r}; use one of {', '.join(FITS)}")
     file_wh = np.asarray([file_size[1], file_size[0]], np.float64)
     frame_wh = np.asarray([frame_size[1], frame_size[0]], np.float64)
     scale = frame_wh / file_wh

@@ -27,15 +27,44 @@ def soft_argmax(logits, temperature: float = 1.0):
     return jnp.stack([x, y], -1)
 
 
-def gaussian(xy, size, sigma: float):
+def separable_soft_argmax(logits):
+    """Expected x under a softmax over columns, expected y under one over rows (Jakab et al. 2018).
+
+      x = sum_i i * softmax(mean over rows of logits)_i, and likewise y
+
+    The mean is that of the logits, so this is not `soft_argmax`, whose one softmax runs over all cells.
+
+    Args:
+      logits: [...,h,w,K].
+
+    Returns:
+      [...,K,2] `(x, y)`, float32 or wider. The original reads the same point off linspace(-1, 1, w), as (y, x).
+
+    >>> separable_soft_argmax(jnp.zeros((3, 5, 1))).tolist()
+    [[2.0, 1.0]]
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def expected(rows):  # [...,n,K]
+        weights = jax.nn.softmax(rows, axis=-2)
+        return jnp.sum(weights * jnp.arange(rows.shape[-2], dtype=rows.dtype)[:, None], -2)
+
+    return jnp.stack([expected(logits.mean(-3)), expected(logits.mean(-2))], -1)
+
+
+def gaussian(xy, size, sigma):
     """Isotropic bumps exp(-r^2 / (2 sigma^2)), peak 1: points [...,K,2] to maps [...,h,w,K].
 
-    `size` = (h, w). A map of Jakab et al. or Sanchez et al., written exp(-r^2 / s^2) there, has sigma = s / sqrt(2).
+    `size` = (h, w); `sigma` is one number or one for every point, [...,K], and may be differentiated through. A map
+    written exp(-r^2 / s^2), as by Jakab et al., has sigma = s / sqrt(2); one written exp(-r^2 / s), as by Sanchez et
+    al. and Awan et al., has sigma = sqrt(s / 2).
     """
     height, width = size
     along_x = jnp.arange(width, dtype=xy.dtype)[:, None] - xy[..., None, :, 0]  # [...,w,K]
     along_y = jnp.arange(height, dtype=xy.dtype)[:, None] - xy[..., None, :, 1]  # [...,h,K]
     factor = -0.5 / sigma**2
+    if jnp.ndim(factor):
+        factor = factor[..., None, :]  # [...,1,K]
     # The bump is a product of one in x and one in y: h + w exponentials instead of h * w.
     return jnp.exp(factor * along_y**2)[..., :, None, :] * jnp.exp(factor * along_x**2)[..., None, :, :]
 

@@ -90,6 +90,13 @@ def random_warp(
     return Warp(linear, offset, weights.astype(dtype))
 
 
+def turned(warp: Warp, degrees) -> Warp:
+    """ONE warp whose view is turned by `degrees` on top, about the view's centre."""
+    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]).astype(warp.linear.dtype)
+    return warp._replace(linear=jnp.sum(warp.linear[:, :, None] * turn[None], 1))
+
+
 def view_to_source(warp: Warp, unit_xy):
     """Where the points [...,P,2] of the view lie in the source; both in unit coordinates."""
     source = _matvec(warp.linear[..., None, :, :], unit_xy) + warp.shift[..., None, :]

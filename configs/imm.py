@@ -1,0 +1,35 @@
+"""IMM (Jakab et al., NeurIPS 2018), the method that the others' "conditional generation" goes back to.
+
+    uld train --config=configs/imm.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/imm
+
+Presets: `paper` is the published code's network at 128 px, batch 50; the code trains until it is stopped, here for
+300,000 steps. `small` is what two laptop cores train in minutes; `tiny` takes seconds.
+The measured numbers are in the README's results table.
+"""
+
+from uld_jax.configs import common
+
+
+def get_config(arg=None):
+    """`arg`: see `common.parse`."""
+    arg = common.parse(arg)
+    config = common.base(arg)
+    config.batch_size = 50
+    config.eval_every = 10_000
+    config.save_every = 2000
+    changes = dict(steps=300_000)
+    if arg.preset == "small":
+        config.batch_size = 16
+        config.eval_every = config.save_every = 500
+        changes = dict(steps=2000, image_size=64, width=16, vgg_width=16)
+    if arg.preset == "tiny":
+        config.data.frame_size = 40
+        config.data.rows = (48, 16)
+        config.batch_size = 8
+        config.eval_every = config.save_every = 20
+        config.log_every = 10
+        config.eval.stability_images = 16
+        changes = dict(steps=40, image_size=32, width=4, vgg_width=4, control=4, learning_rate=0.03)
+    config.stages = ("imm",)
+    config.imm = common.stage("imm.IMM", **changes)
+    return config.lock()

@@ -1,0 +1,158 @@
+import hashlib
+import json
+import pathlib
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+from uld_jax.convert import files
+from uld_jax.errors import UserError
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+h5py = pytest.importorskip("h5py")
+
+RNG = np.random.default_rng(0)
+ARRAYS = {"a.weight": RNG.normal(size=(2, 3)), "a.bias": RNG.normal(size=2).astype(np.float32), "n": np.array(7)}
+
+
+def tensors():
+    return {key: torch.tensor(value) for key, value in ARRAYS.items()}
+
+
+def same(found, expected=ARRAYS):
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert isinstance(found[key], np.ndarray)
+        assert found[key].dtype == value.dtype
+        np.testing.assert_array_equal(found[key], value)
+
+
+def refusal(path, **options):
+    with pytest.raises(UserError) as error:
+        files.read(str(path), **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.bin", "no_suffix"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch(tmp_path, name, zipped):
+    torch.save(tensors(), tmp_path / name, _use_new_zipfile_serialization=zipped)
+    same(files.read(str(tmp_path / name)))
+
+
+def test_a_state_dict_is_taken_out_of_its_checkpoint(tmp_path):
+    torch.save({"epoch": 3, "state_dict": tensors(), "optimizer": {"lr": 0.1}}, tmp_path / "a.pth")
+    same(files.read(str(tmp_path / "a.pth")))
+
+
+def test_parameters_that_require_gradients_and_nested_names(tmp_path):
+    module = torch.nn.Linear(3, 2)
+    torch.save({"data": {"layer": {"0": module.weight, 1: module.bias}}}, tmp_path / "a.pth")
+    expected = {"data.layer.0": module.weight.detach().numpy(), "data.layer.1": module.bias.detach().numpy()}
+    same(files.read(str(tmp_path / "a.pth")), expected)
+
+
+def test_short_floats_become_float32(tmp_path):
+    values = torch.tensor([1.5, -0.25, 3.0])
+    half = {"a": values.half(), "b": values.bfloat16()}
+    torch.save(half, tmp_path / "a.pth")
+    safetensors_torch.save_file(half, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        same(files.read(str(tmp_path / name)), {"a": values.numpy(), "b": values.numpy()})
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_safetensors_under_any_name(tmp_path, name):
+    safetensors_torch.save_file(tensors(), tmp_path / name, metadata={"format": "pt"})
+    same(files.read(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["a.caffemodel.h5", "a"])
+def test_hdf5_groups_are_joined_by_dots(tmp_path, name):
+    with h5py.File(tmp_path / name, "w") as file:
+        file["data/conv1/0"], file["data/conv1/1"], file["n"] = (ARRAYS[key] for key in ARRAYS)
+        file.create_group("data/relu1")
+    keys = ("data.conv1.0", "data.conv1.1", "n")
+    same(files.read(str(tmp_path / name)), dict(zip(keys, ARRAYS.values(), strict=True)))
+
+
+def test_hash(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert files.sha256(str(tmp_path / "a")) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_what_is_no_file(tmp_path):
+    assert refusal(tmp_path / "a.pth").startswith(f"--src={tmp_path / 'a.pth'} does not exist")
+    assert refusal(tmp_path / "a.pth", flag="--core").startswith("--core=")
+    assert "is a folder" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"not a checkpoint at all"])
+def test_what_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    assert "is no PyTorch, safetensors or HDF5 file" in refusal(tmp_path / "a.pth")
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "a"
+    torch.save(tensors(), path)
+    path.write_bytes(path.read_bytes()[:300])
+    assert "cannot be read as a PyTorch file" in refusal(path)
+    torch.save(tensors(), path, _use_new_zipfile_serialization=False)
+    for length in (200, 20):
+        path.write_bytes(path.read_bytes()[:length])
+        assert "damaged" in refusal(path) or "cannot be read as a PyTorch file" in refusal(path)
+    safetensors_torch.save_file(tensors(), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "cannot be read as a safetensors file" in refusal(path)
+    with h5py.File(path, "w") as file:
+        file["a"] = np.ones(1000)
+    path.write_bytes(path.read_bytes()[:1500])
+    assert "cannot be read as an HDF5 file" in refusal(path)
+
+
+def test_files_without_tensors(tmp_path):
+    path = tmp_path / "a"
+    torch.save({}, path)
+    assert "holds no tensors" in refusal(path)
+    torch.save(torch.ones(3), path)
+    assert "holds a Tensor, not named tensors" in refusal(path)
+    torch.save({"a": torch.ones(3), "epoch": 4}, path)
+    assert "the entry 'epoch' is no tensor but a Python int" in refusal(path)
+    header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "holds no tensors" in refusal(path)
+
+
+class Trap:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_unpickled(tmp_path, zipped):
+    trap = tmp_path / "sprung"
+    torch.save({"a": torch.ones(1), "b": Trap(trap)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert "holds Python objects, which are not unpickled" in refusal(tmp_path / "a.pth")
+    assert not trap.exists()
+    torch.load(tmp_path / "a.pth", weights_only=False)
+    assert trap.exists(), "the trap must work"
+
+
+@pytest.mark.parametrize("package", ["torch", "safetensors", "h5py"])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
+    torch.save(tensors(), tmp_path / "torch")
+    safetensors_torch.save_file(tensors(), tmp_path / "safetensors")
+    with h5py.File(tmp_path / "h5py", "w") as file:
+        file["a"] = np.ones(3)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"without {package}; run: pip install 'uld_jax[convert]'" in refusal(tmp_path / package)

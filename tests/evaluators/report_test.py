@@ -1,0 +1,47 @@
+"""The files of a report."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.evaluators.shapes import evaluate, landmarks
+from uld_jax.evaluators import curves, report
+from uld_jax.evaluators import landmark_regression as lr
+
+
+def test_report(tmp_path):
+    train, test = landmarks(40, missing=0.1, seed=16), landmarks(20, missing=0.1, seed=17)
+    train.score[:, 1] = 0
+    result = evaluate(train, test)
+    result |= {
+        "split": "test",
+        "stage": "detector",
+        "stability_px": float("nan"),
+        "groups": {"yaw/deg": curves.group_by(result["per_image"], test.columns["yaw"], [0, 30, 60, 90])},
+        "label_counts": lr.label_counts(train, test, normaliser=(0, 1), counts=(1, "all"), repeats=2),
+    }
+    written = report.write_report(result, tmp_path / "eval" / "test")
+    text = (tmp_path / "eval/test/metrics.json").read_text()
+    assert json.loads(text) == written
+    assert "NaN" not in text
+    assert written["forward_nme"] == result["forward_nme"]
+    assert written["stability_px"] is None
+    assert written["left_out"] == [1]
+    assert len(written["groups"]["yaw/deg"]) == 3
+    rows = list(csv.DictReader((tmp_path / "eval/test/per_landmark.csv").open()))
+    assert [r["kind"] for r in rows] == ["annotated"] * 9 + ["discovered"] * 6
+    assert float(rows[4]["nme"]) == pytest.approx(result["per_landmark"]["forward"][4], rel=1e-5)
+    assert rows[10]["nme"] == ""
+    assert float(rows[10]["found_train"]) == 0
+    pictures = {p.name for p in (tmp_path / "eval/test").glob("*.png")}
+    assert pictures == {"ced.png", "group_yaw_deg.png", "label_counts.png"}
+
+
+def test_report_without_annotation(tmp_path):
+    written = report.write_report({"split": "test", "stage": "zeroshot", "stability_px": np.float32(1.5)}, tmp_path)
+    assert written["stability_px"] == 1.5
+    assert written["forward_nme"] is None
+    assert written["groups"] is None
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

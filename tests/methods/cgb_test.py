@@ -1,0 +1,224 @@
+"""The bottleneck, the rounds and the optimisers of CGB; what every method must hold is in every_method_test.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.metrics import silhouette_score
+
+from tests import tiny
+from uld_jax import config as config_lib
+from uld_jax.errors import UserError
+from uld_jax.method import Bank, Rows, TrainState
+from uld_jax.methods import cgb
+
+D = 16
+
+
+@pytest.fixture(scope="module")
+def method():
+    return config_lib.stage(tiny.config("cgb"), "cgb").method
+
+
+def consensus(method, centroids, used=None, clusterings=1):
+    used = np.ones(len(centroids), bool) if used is None else used
+    zero = jnp.float32(0)
+    ring = cgb.Ring(jnp.zeros((method.ring_size, 8, D)), jnp.int32(0))
+    return cgb.Consensus(jnp.int32(clusterings), jnp.asarray(centroids), jnp.asarray(used), zero, zero, ring)
+
+
+def test_consistency_is_the_best_cosine_to_a_used_centroid(method):
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(0, 1, (6, D)).astype(np.float32)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    used = np.array([True, False, True, True, False, True])
+    z = rng.normal(0, 3, (5, 4, D)).astype(np.float32)
+    cosines = (z / np.linalg.norm(z, axis=-1, keepdims=True)) @ centroids[used].T
+    found = method._consistency(consensus(method, centroids, used), jnp.asarray(z))
+    np.testing.assert_allclose(found, cosines.max(-1), rtol=1e-5, atol=1e-6)
+
+
+# Denominators of the published code (exp(-r^2 / s)): d = 0.898 gives the fixed 0.5.
+@pytest.mark.parametrize(
+    ("d", "s"),
+    [(1, 0.2), (0.99, 0.228), (0.95, 0.343), (0.9, 0.494), (0.8, 0.818), (0.5, 2.012), (0, 5.0), (-1, 18.05)],
+)
+def test_the_adaptive_gaussian_of_the_published_code(method, d, s):
+    method = dataclasses.replace(method, sigma="code_rescaled")
+    sigma = method._sigma(consensus(method, np.eye(6, D, dtype=np.float32)), jnp.float32(d))
+    assert 2 * float(sigma) ** 2 == pytest.approx(s, abs=6e-3)
+
+
+def test_the_adaptive_gaussian_of_the_paper_and_before_the_first_round(method):
+    aux = consensus(method, np.eye(6, D, dtype=np.float32))
+    d = jnp.array([1.0, 0.0])
+    np.testing.assert_allclose(2 * method._sigma(aux, d) ** 2, [0.271, 2.0], atol=1e-3)
+    np.testing.assert_allclose(method._sigma(aux._replace(round=jnp.int32(0)), d), method.fixed_sigma)
+    fixed = dataclasses.replace(method, bottleneck="fixed")
+    np.testing.assert_allclose(fixed._sigma(aux, d), method.fixed_sigma)
+    np.testing.assert_allclose(2 * fixed.fixed_sigma**2, 0.5)
+
+
+def test_a_round_clusters_what_the_ring_holds(method):
+    rng = np.random.default_rng(2)
+    directions = np.eye(3, D) * 5
+    z = directions[rng.integers(0, 3, (method.ring_size, 8))] + rng.normal(0, 0.1, (method.ring_size, 8, D))
+    z *= rng.uniform(0.5, 2, z.shape[:2])[..., None]  # lengths must not matter to who belongs where
+    full = 7
+    z[full:] = rng.normal(0, 50, z[full:].shape)  # not written since the last clustering
+    method = dataclasses.replace(method, clusters=3)
+    aux = consensus(method, np.zeros((3, D), np.float32), clusterings=0)
+    aux = aux._replace(ring=cgb.Ring(jnp.asarray(z, jnp.float32), jnp.int32(full)))
+    state = jax.jit(method.refresh)(TrainState(jnp.int32(0), aux=aux), {}, None, jax.random.key(0))
+    rows = z[:full].reshape(-1, D)
+    member = np.argmax(rows @ directions.T, -1)
+    mean = np.stack([rows[member == t].mean(0) for t in range(3)])
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    found = np.asarray(state.aux.centroids)
+    order = np.argmax(found @ mean.T, 0)
+    assert sorted(order) == [0, 1, 2]
+    np.testing.assert_allclose(found[order], mean, atol=1e-5)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(state.aux.silhouette, silhouette_score(unit, member), atol=1e-3)
+    assert int(state.aux.round) == 1
+    assert int(state.aux.ring.count) == 0
+
+
+def test_the_ring_keeps_one_step_in_some_and_forgets_the_oldest(method):
+    method = dataclasses.replace(method, ring_every=3, ring_size=4)
+    ring = cgb.Ring(jnp.zeros((4, 8, D)), jnp.int32(0))
+    for step in range(16):  # steps 0, 3, ..., 15 are kept: six, for four places
+        ring = method._keep(ring, jnp.full((2, 4, D), step + 1.0), jnp.int32(step))
+    assert int(ring.count) == 6
+    assert np.asarray(ring.descriptors[:, 0, 0]).tolist() == [13, 16, 7, 10]
+
+
+def test_a_pass_gives_the_same_clusters_as_a_ring_of_the_same_descriptors(method):
+    rng = np.random.default_rng(3)
+    z = rng.normal(0, 1, (4, method.ring_size, 2, D)).astype(np.float32)
+    aux = consensus(method, np.zeros((6, D), np.float32), clusterings=0)
+    ring = cgb.Ring(jnp.asarray(z.transpose(1, 0, 2, 3).reshape(method.ring_size, 8, D)), jnp.int32(method.ring_size))
+    ringed = method.refresh(TrainState(jnp.int32(0), aux=aux._replace(ring=ring)), {}, None, jax.random.key(0))
+    rows = Rows(
+        jnp.asarray(ring.descriptors[:, None]), jnp.zeros((method.ring_size, 1, 8, 2)), jnp.ones((10, 1, 8), bool)
+    )
+    passed = method.refresh(
+        TrainState(jnp.int32(0), aux=aux), {}, Bank(rows, jnp.zeros((10, 1), jnp.int32)), jax.random.key(0)
+    )
+    np.testing.assert_array_equal(ringed.aux.centroids, passed.aux.centroids)
+
+
+def test_optimisers_are_those_of_pytorch(method):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = {n: rng.normal(0, 1, (6, 4)).astype(np.float32) for n in ("detector", "generator")}
+    x, y = rng.normal(0, 2, (16, 6)).astype(np.float32), rng.normal(0, 9, (16, 4)).astype(np.float32)
+    method = dataclasses.replace(method, detector_rate=0.02, generator_rate=0.05, decay_every=8, decay=0.5, l2=0.1)
+    method = dataclasses.replace(method, generator_first=0)
+
+    def loss(lib, p):
+        return ((lib.tanh(x_ @ p["detector"]) * 3 + x_ @ p["generator"] - y_) ** 2).mean()
+
+    x_, y_ = torch.tensor(x), torch.tensor(y)
+    theirs = {n: torch.tensor(v, requires_grad=True) for n, v in start.items()}
+    rates = {"detector": 0.02, "generator": 0.05}
+    adams = {n: torch.optim.Adam([v], lr=rates[n], betas=(0.0, 0.9), weight_decay=0.1) for n, v in theirs.items()}
+    steps = {n: torch.optim.lr_scheduler.StepLR(a, 8, 0.5) for n, a in adams.items()}
+    for _ in range(20):
+        for a in adams.values():
+            a.zero_grad()
+        loss(torch, theirs).backward()
+        for n, a in adams.items():  # each network's gradient is clipped by itself
+            torch.nn.utils.clip_grad_norm_([theirs[n]], 1.0)
+            a.step()
+            steps[n].step()
+
+    x_, y_ = jnp.asarray(x), jnp.asarray(y)
+    ours, states = dict(start), {n: method._optimizers[n].init(v) for n, v in start.items()}
+    for _ in range(20):
+        grads = jax.grad(lambda p: loss(jnp, p))(ours)
+        for n, optimizer in method._optimizers.items():
+            if n in ours:
+                updates, states[n] = optimizer.update(grads[n], states[n], ours[n])
+                ours[n] = optax.apply_updates(ours[n], updates)
+    for n, value in theirs.items():
+        np.testing.assert_allclose(ours[n], value.detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert np.abs(ours[n] - start[n]).max() > 0.1
+
+
+def built(method, **changes):
+    method = dataclasses.replace(method, **changes)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (4, method.frame_size, method.frame_size, 3), np.uint8)),
+        "index": jnp.arange(4, dtype=jnp.int32),
+    }
+    return method, batch
+
+
+def test_gradients_reach_what_they_should(method):
+    """Positions always teach the detector; a descriptor does only where d is not detached."""
+    for detach in (True, False):
+        made, batch = built(method, start="scratch", detach_d=detach, perceptual=0.0, width=8)
+        frozen = made.frozen()
+        state = made.init(jax.random.key(0), batch, frozen, None, 4)
+        aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
+        images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
+
+        def loss(params, made=made, state=state, aux=aux, frozen=frozen, images=images):
+            return made._loss(params, state.model_state, aux, frozen, images, images[:, ::-1])[0]
+
+        grads = jax.jit(jax.grad(loss))(state.params)
+        size = {name: float(optax.global_norm(tree)) for name, tree in grads.items()}
+        assert size["detector"] > 0
+        assert size["generator"] > 0
+        assert (size["projection"] > 0) is not detach
+        assert ("projection" in made._optimizers) is not detach
+
+
+def test_starts(method):
+    made, batch = built(method, start="scratch")
+    frozen = made.frozen()
+    scratch = made.init(jax.random.key(0), batch, frozen, None, 4)
+    detector = TrainState(
+        jnp.int32(5), jax.tree.map(lambda x: x + 1, scratch.params["detector"]), scratch.model_state["detector"]
+    )
+    warm = dataclasses.replace(made, start="zeroshot").init(jax.random.key(0), batch, frozen, detector, 4)
+    jax.tree.map(np.testing.assert_array_equal, warm.params["detector"], detector.params)
+    jax.tree.map(np.testing.assert_array_equal, warm.params["generator"], scratch.params["generator"])
+    given = {
+        "params": jax.tree.map(lambda x: np.full(x.shape, 3.0), scratch.params["detector"]),
+        "batch_stats": scratch.model_state["detector"]["batch_stats"],
+    }
+    given["params"]["l_0"]["kernel"] = np.zeros((1, 1, 16, 16))  # of other joints
+    given["params"]["l_0"]["bias"] = np.zeros(16)
+    loaded = dataclasses.replace(made, start="checkpoint").init(
+        jax.random.key(0), batch, frozen | {"fan": given}, None, 4
+    )
+    assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3
+    np.testing.assert_array_equal(loaded.params["detector"]["l_0"]["bias"], scratch.params["detector"]["l_0"]["bias"])
+    on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, warm, 4)
+    jax.tree.map(np.testing.assert_array_equal, on.params, warm.params)
+    jax.tree.map(np.testing.assert_array_equal, on.opt_state, warm.opt_state)
+    for start in ("previous", "zeroshot"):
+        with pytest.raises(UserError, match="init_from"):
+            dataclasses.replace(made, start=start).init(jax.random.key(0), batch, frozen, None, 4)
+    with pytest.raises(UserError, match=r"weights\.fan"):
+        dataclasses.replace(made, start="checkpoint").frozen()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"bottleneck": "narrow"}, "narrow"),
+        ({"clustering": "none"}, "kmeans"),
+        ({"image_size": 44}, "44"),
+        ({"ring_size": 0}, "ring_size"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(method, changes, word):
+    with pytest.raises(UserError, match=word):
+        dataclasses.replace(method, **changes)

@@ -1,0 +1,83 @@
+"""IMM's warps, mask and loss; what every method must hold is in every_method_test.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from uld_jax import config as config_lib
+from uld_jax.errors import UserError
+from uld_jax.methods import imm
+
+
+@pytest.fixture(scope="module")
+def method():
+    return config_lib.stage(tiny.config("imm"), "imm").method
+
+
+def test_the_mask_is_the_published_one():
+    mask = imm._edge_mask(128)
+    assert mask.shape == (128, 128)
+    line = mask[64]
+    assert (line[:10] == 0).all()
+    assert (line[30:98] == 1).all()
+    np.testing.assert_allclose(line[10:30], 0.5 + 0.5 * np.tanh(np.linspace(-1, 1, 20) / 0.4))
+    np.testing.assert_allclose(line, line[::-1])
+    np.testing.assert_allclose(mask, np.outer(line, line))
+
+
+def test_the_gaussians_are_the_published_ones(method):
+    method = dataclasses.replace(method, image_size=128)
+    cells = jnp.array([[[3.0, 7.5], [0.0, 15.0], [8.2, 1.1], [15.0, 15.0]]])
+    u = np.linspace(-1, 1, 16)
+    mu = -1 + 2 * np.asarray(cells)[0] / 15
+    square = (u[None, :, None] - mu[:, 0]) ** 2 + (u[:, None, None] - mu[:, 1]) ** 2
+    np.testing.assert_allclose(method._maps(cells)[0], np.exp(-square / 0.1**2), rtol=1e-4, atol=1e-6)
+
+
+def test_warps_have_the_published_spread(method):
+    """A plain ramp image tells where each view looks: the mean linear part and the shift of many warps."""
+    side = method.image_size
+    ramp = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1) + 0.5) * 2 / side - 1
+    images = jnp.asarray(np.broadcast_to(ramp, (400, side, side, 2)).astype(np.float32))
+    keys = jax.random.split(jax.random.key(0), 400)
+    looked = np.asarray(method._warped(keys, (0.0, 0.0, 0.1, 0.0, 0.0), images))
+    centre = looked[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean((1, 2))
+    np.testing.assert_allclose(centre.std(0), 0.1, rtol=0.15)
+    looked = np.asarray(method._warped(keys, (0.0, 0.1, 0.0, 0.0, 0.0), 0.5 * images))
+    slope = (looked[:, 8, 20, 0] - looked[:, 8, 10, 0]) / (0.5 * 10 * 2 / side)
+    np.testing.assert_allclose([slope.mean(), slope.std()], [1, 0.1], atol=0.015)
+
+
+def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method):
+    rng = np.random.default_rng(0)
+    frozen = method.frozen()
+    batch = {"image": jnp.zeros((2, method.frame_size, method.frame_size, 3), jnp.uint8), "index": jnp.arange(2)}
+    state = method.init(jax.random.key(0), batch, frozen, None, 2)
+    side = method.image_size
+    source, target = (jnp.asarray(rng.uniform(0, 255, (2, side, side, 3)), jnp.float32) for _ in range(2))
+    inside = jnp.asarray(np.broadcast_to(imm._edge_mask(side)[None, ..., None], (2, side, side, 1)), jnp.float32)
+    mean = jnp.asarray(imm.FIRST_BALANCE)
+
+    def loss(inside, mean):
+        return method._loss(state.params, state.model_state, mean, frozen, source, target, inside)
+
+    value, (_, metrics, new) = jax.jit(loss)(inside, mean)
+    terms = (np.asarray(new) - 0.99 * np.asarray(mean)) / 0.01  # a <- 0.99 a + 0.01 l
+    kernels = [x for p, x in jax.tree_util.tree_leaves_with_path(state.params) if p[-1].key == "kernel"]
+    decay = 0.5e-5 * sum(float(jnp.sum(x**2)) for x in kernels)
+    assert float(value) == pytest.approx(1000 * (terms / np.asarray(new)).sum() + decay, rel=1e-3)
+    assert float(metrics["pixels"]) == pytest.approx(terms[0] / 255**2, rel=1e-2)
+    # What the mask hides costs nothing.
+    _, (_, hidden, _) = jax.jit(loss)(0 * inside, mean)
+    assert float(hidden["pixels"]) == 0
+
+
+def test_settings_that_cannot_work_are_named(method):
+    with pytest.raises(UserError, match="30"):
+        dataclasses.replace(method, image_size=30)
+    with pytest.raises(UserError, match="target_warp"):
+        dataclasses.replace(method, target_warp=(1.0,))

@@ -1,0 +1,73 @@
+"""`uld convert`: published checkpoints to folders of weights. One small file a network; the rules are strict."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from uld_jax import weights
+from uld_jax.convert import fan, files, vgg16
+from uld_jax.errors import UserError
+
+
+class Kind(NamedTuple):
+    """What may be converted.
+
+    Attributes:
+      convert: takes the entries of the file and `where`, its name in messages; returns a pytree of arrays.
+      licence: what is known of the published weights' licence.
+      has_core: whether `convert` also takes `core`, the entries of a second file.
+    """
+
+    convert: Callable[..., Any]
+    licence: str
+    has_core: bool = False
+
+
+KINDS = {
+    "fan": Kind(
+        fan.convert,
+        "the weights' publisher decides: SAIC's code and checkpoint are CC BY-NC 4.0 (non-commercial); CGB's "
+        "repository, which has the same core network, states no licence",
+        has_core=True,
+    ),
+    "vgg16": Kind(
+        vgg16.convert_imagenet,
+        "torchvision is BSD-3-Clause; its weights were trained on ImageNet, whose terms are for non-commercial "
+        "research and education",
+    ),
+    "vgg16_colorization": Kind(
+        vgg16.convert_colorization,
+        "the code of Larsson et al. is BSD-3-Clause; for the weights no licence is stated",
+    ),
+}
+
+
+def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str, Any]:
+    """Converts the checkpoint file `src` into the folder `dst`, which `config.weights.<kind>` then names.
+
+    Args:
+      kind: one of `KINDS`.
+      src: a PyTorch, safetensors or HDF5 file; the module of the kind says which entries it must have.
+      dst: the folder to make; see `uld_jax.weights` for its files. It appears when it is whole, not before.
+      core: the core network's file, for SAIC's incremental FAN checkpoints.
+
+    Returns:
+      What `dst/source.json` says.
+
+    Raises:
+      UserError: for an unknown kind, a file that cannot be read or does not fit, a missing package, or a `dst` that
+        holds something else than this very conversion.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--kind={kind} is unknown; use one of {', '.join(KINDS)}")
+    src, core = os.path.expanduser(src), os.path.expanduser(core or "")
+    if core and not KINDS[kind].has_core:
+        raise UserError(f"--core is of no use for --kind={kind}; leave it out")
+    entries = files.read(src)
+    source = {"file": os.path.basename(src), "sha256": files.sha256(src), "entries": len(entries)}
+    more = {}
+    if core:
+        more = {"core": files.read(core, "--core")}
+        source |= {"core_file": os.path.basename(core), "core_sha256": files.sha256(core)}
+    params = KINDS[kind].convert(entries, where=src, **more)
+    return weights.save(dst, kind, params, source | {"licence": KINDS[kind].licence})

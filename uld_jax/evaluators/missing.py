@@ -1,0 +1,16 @@
+"""Numbers that may be missing."""
+
+import numpy as np
+
+
+def known_mean(values, axis=None):
+    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0.0).sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def or_none(value):
+    """NaN and infinity become None: JSON has neither."""
+    return float(value) if np.isfinite(value) else None

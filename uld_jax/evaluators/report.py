@@ -1,0 +1,129 @@
+"""What an evaluation leaves in a folder: numbers, a table of landmarks, and plots."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from uld_jax import viz
+from uld_jax.evaluators.curves import ced, ced_over_landmarks
+from uld_jax.evaluators.missing import or_none
+
+_FIRST = [
+    "protocol",
+    "split",
+    "stage",
+    "n_train",
+    "n_test",
+    "normaliser",
+    "forward_nme",
+    "backward_nme",
+    "mean_shape_nme",
+    "stability_px",
+    "ced_auc",
+    "groups",
+    "label_counts",
+]
+_MORE = [
+    "forward_nme_visible",
+    "mean_shape_nme_visible",
+    "ced_limit",
+    "strength",
+    "landmarks",
+    "annotated",
+    "left_out",
+    "not_annotated",
+    "found_train",
+    "found_test",
+    "not_scored",
+    "stability_counted",
+]
+
+
+def metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result that goes to `metrics.json`: plain JSON values, None for what was not measured."""
+
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, np.ndarray | list | tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        if isinstance(value, int | np.integer):
+            return int(value)
+        if isinstance(value, float | np.floating):
+            return or_none(value)
+        return value
+
+    keys = [*_FIRST, *(k for k in _MORE if k in result)]
+    return {key: plain(result.get(key)) for key in keys}
+
+
+def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
+    """Writes a result to a folder: `metrics.json`, `per_landmark.csv` and the plots that it has data for.
+
+    Args:
+      result: what `evaluate` returned, with any of these beside: `split`, `stage`, `stability_px`, `groups` (column ->
+        what `group_by` returned), `label_counts` (what `label_counts` returned). Without annotation it may hold those
+        alone; then there is no csv and no CED.
+      folder: path, local or gs://; made if it does not exist.
+
+    Returns:
+      What was written to metrics.json.
+
+    Files: `ced.png` (over images, and over landmarks), `group_<column>.png`, `label_counts.png`.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [
+        *folder.glob("group_*.png"),
+        *(folder / name for name in ("ced.png", "label_counts.png", "per_landmark.csv")),
+    ]:
+        old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
+    written = metrics(result)
+    (folder / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+    if "per_landmark" in result:
+        (folder / "per_landmark.csv").write_text(_per_landmark_csv(result["per_landmark"]))
+        per_image, limit = result["per_image"], result["ced_limit"]
+        viz.save(
+            viz.ced_plot(
+                {
+                    "forward": ced(per_image["forward_nme"], limit),
+                    "mean shape": ced(per_image["mean_shape_nme"], limit),
+                },
+                {
+                    "forward": ced_over_landmarks(result["per_landmark"]["forward"]),
+                    "backward": ced_over_landmarks(result["per_landmark"]["backward"]),
+                },
+                title=result["protocol"],
+            ),
+            folder / "ced.png",
+        )
+    for column, groups in (result.get("groups") or {}).items():
+        name = re.sub(r"[^\w.-]+", "_", column)
+        viz.save(viz.bar_plot(groups, title=f"error by {column}"), folder / f"group_{name}.png")
+    if result.get("label_counts"):
+        viz.save(viz.label_count_plot(result["label_counts"]), folder / "label_counts.png")
+    return written
+
+
+def _per_landmark_csv(table: Mapping[str, Any]) -> str:
+    """One row a landmark: annotated ones with their forward error, discovered ones with their backward error."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test"])
+
+    def cell(value):
+        return f"{value:.6g}" if np.isfinite(value) else ""
+
+    for i, (error, baseline) in enumerate(zip(table["forward"], table["mean_shape"])):
+        writer.writerow(["annotated", i, cell(error), cell(baseline), "", ""])
+    for j, values in enumerate(zip(table["backward"], table["found_train"], table["found_test"])):
+        writer.writerow(["discovered", j, cell(values[0]), "", cell(values[1]), cell(values[2])])
+    return text.getvalue()

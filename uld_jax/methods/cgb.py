@@ -1,0 +1,532 @@
+"""CGB: conditional generation of an image from landmarks, through a bottleneck guided by their consistency.
+
+Awan et al., "Unsupervised Landmark Discovery Using Consistency Guided Bottleneck", section 3. With
+`bottleneck=fixed` the same class is the paper's in-house baseline, and its warm-up.
+
+    step    1) two views of a photo            2) landmarks and descriptors of the target view   (section 3.1, 3.2)
+            3) d: the best cosine of a descriptor to a cluster's centroid                          (eq. 2)
+            4) a Gaussian a landmark, the wider the less consistent                                (eq. 3, 4)
+            5) the target, generated from the source view and the Gaussians; its distance from the target in pixels and
+               in VGG16's features
+    round   6) the descriptors of the last steps, or of a pass over the photos, are clustered
+
+The detector sees the target alone, the generator the source alone: what it knows of the target's geometry is where the
+landmarks are.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uld_jax import optimizers, rounds, weights
+from uld_jax.backbones import perceptual
+from uld_jax.clustering import quality
+from uld_jax.clustering.kmeans import kmeans
+from uld_jax.errors import UserError
+from uld_jax.method import Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.models import layers, vgg
+from uld_jax.models.fan import FAN
+from uld_jax.models.heads import LandmarkDescriptors
+from uld_jax.models.stargan_generator import StarGanGenerator
+from uld_jax.ops import coordinates, heatmaps, keypoints, views, warp
+
+
+class Ring(NamedTuple):
+    """Descriptors of some training steps since the last clustering; the oldest are overwritten.
+
+    Attributes:
+      descriptors: [S,P,D] float32, S steps of P landmarks.
+      count: int32, steps written since the last clustering.
+    """
+
+    descriptors: jax.Array
+    count: jax.Array
+
+
+class Consensus(NamedTuple):
+    """Where descriptors gather.
+
+    Attributes:
+      round: int32, clusterings done.
+      centroids: [M,D] float32 of length 1.
+      used: [M] bool, False for an empty cluster.
+      silhouette, calinski_harabasz: float32, how well the clusters stand apart (Table 5).
+      ring: what the next clustering may see.
+    """
+
+    round: jax.Array
+    centroids: jax.Array
+    used: jax.Array
+    silhouette: jax.Array
+    calinski_harabasz: jax.Array
+    ring: Ring
+
+
+@dataclasses.dataclass(frozen=True)
+class CGB(Stage):
+    """Detector and generator, trained together.
+
+    Attributes:
+      k: K, number of landmarks.
+      frame_size: side of the frame in pixels.
+      start: `previous` takes over all of the stage before, generator and optimisers included; `zeroshot` the detector
+        that the stage before, or `init_from`, has trained; `checkpoint` the converted MPII weights of
+        `config.weights.fan`, but for layers of other shapes; `scratch` nothing.
+      bottleneck: `adaptive` Gaussians (eq. 4), or `fixed` ones (the baseline).
+      clustering: `kmeans` every `round_every` steps, first before step 0; `none` only gathers descriptors.
+      labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos.
+      steps: of the stage.
+      image_size: side of a view in pixels.
+      zoom: a view shows this central fraction of the frame. The published code crops to the annotated landmarks' box
+        and a margin, which is annotation; here nothing but the frame is known.
+      rotation: standard deviation in degrees of the source view's rotation; the target's is twice as much (published
+        code; the paper says "random similarity").
+      max_rotation: angles are cut off there.
+      jitter: standard deviation of the logarithm of a view's size (4 % of the landmarks' box a side in the code).
+      shift, bend: of the views, as in `ops/warp.py`; none in the paper.
+      width, depth, downsample, norm: of the FAN.
+      generator_width, generator_blocks: of the generator.
+      vgg_width: of the VGG16 with random weights that is used when `config.weights.vgg16` is empty.
+      dtype: of the networks' arithmetic.
+      standardise: whether the detector sees a view less its mean and contrast: the foundation's detector does.
+      temperature: of the soft-argmax (0.1 in the code).
+      fixed_sigma: in heatmap pixels; 0.5 is the code's exp(-r^2 / 0.5).
+      sigma: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1) + 0.2.
+      detach_d: whether d is a constant to the gradient. The code lets it through, so that the detector can widen or
+        narrow a Gaussian by moving its descriptor.
+      descriptor: how features are pooled (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
+      projection: the 1x1 convolution below the descriptors is `trained`, which needs detach_d=False to have a gradient
+        and is left as it was drawn without one, or `frozen_random`, as in the code.
+      descriptor_size: D.
+      clusters: M of k-means (T = 80 in section 4.3).
+      ring_every, ring_size: every so many steps a batch's descriptors are kept, and how many times.
+      round_every: steps between clusterings.
+      loss_window: the loss looks at this central fraction of the view; 1 in the paper.
+      perceptual: weight of each of the VGG16 terms; 1 in the code, 0 leaves VGG16 out.
+      detector_rate, generator_rate: of Adam.
+      generator_first: steps during which the generator alone learns; 0 in the paper.
+      decay_every, decay: of both rates.
+      beta1, beta2, l2, clip: of both; the gradient's norm is clipped a network.
+      bn_eval: predictions by `running` statistics, or those of the `batch`, as published (batches of 30 there).
+      weights: folders of converted weights by kind.
+    """
+
+    k: int
+    frame_size: int
+    start: str = "previous"
+    bottleneck: str = "adaptive"
+    clustering: str = "kmeans"
+    labels_from: str = "ring"
+    steps: int = 0
+    image_size: int = 128
+    zoom: float = 1.0
+    rotation: float = 15.0
+    max_rotation: float = 40.0
+    jitter: float = 0.033
+    shift: float = 0.0
+    bend: float = 0.0
+    width: int = 256
+    depth: int = 4
+    downsample: int = 4
+    norm: str = "batch"
+    generator_width: int = 32
+    generator_blocks: int = 6
+    vgg_width: int = 64
+    dtype: str = "float32"
+    standardise: bool = False
+    temperature: float = 0.1
+    fixed_sigma: float = 0.5
+    sigma: str = "paper"
+    detach_d: bool = True
+    descriptor: str = "softmax_pool"
+    projection: str = "trained"
+    descriptor_size: int = 256
+    clusters: int = 80
+    ring_every: int = 250
+    ring_size: int = 100
+    round_every: int = 12_500
+    loss_window: float = 1.0
+    perceptual: float = 1.0
+    detector_rate: float = 1e-4
+    generator_rate: float = 1e-4
+    generator_first: int = 0
+    decay_every: int = 0
+    decay: float = 0.1
+    beta1: float = 0.0
+    beta2: float = 0.9
+    l2: float = 5e-4
+    clip: float = 1.0
+    bn_eval: str = "running"
+    weights: Any = ()
+
+    def __post_init__(self):
+        for name, known in (
+            ("start", ("previous", "zeroshot", "checkpoint", "scratch")),
+            ("bottleneck", ("adaptive", "fixed")),
+            ("clustering", ("none", "kmeans")),
+            ("labels_from", ("ring", "pass")),
+            ("sigma", ("paper", "code_rescaled")),
+            ("projection", ("trained", "frozen_random")),
+            ("bn_eval", ("running", "batch")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"cgb.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
+        for name in ("zoom", "loss_window", "round_every", "ring_every", "ring_size", "clusters", "temperature"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"cgb.{name} is {getattr(self, name)}; use a number above 0")
+        if self.bottleneck == "adaptive" and self.clustering == "none":
+            raise UserError("cgb.bottleneck=adaptive needs clusters; set cgb.clustering=kmeans")
+        if self.image_size % (self.downsample * 2**self.depth) or self.downsample != 4:
+            raise UserError(
+                f"cgb: views of {self.image_size} pixels do not fit; use downsample=4, the generator's, and a multiple "
+                f"of {4 * 2**self.depth} for depth={self.depth}"
+            )
+
+    # -- networks -----------------------------------------------------------------------------------------------------
+
+    @property
+    def uses_previous(self) -> bool:
+        """Whether `init` takes anything from the stage before."""
+        return self.start in ("previous", "zeroshot")
+
+    @property
+    def observes(self) -> bool:
+        """Whether a round needs a pass over the photos."""
+        return self.labels_from == "pass"
+
+    @property
+    def _wide(self):
+        """Of parameters, geometry and losses."""
+        return jnp.float64 if self.dtype == "float64" else jnp.float32
+
+    @property
+    def _options(self):
+        return dict(dtype=jnp.dtype(self.dtype), param_dtype=self._wide)
+
+    @property
+    def _fan(self):
+        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **self._options)
+
+    @property
+    def _describe(self):
+        return LandmarkDescriptors(self.descriptor_size, self.descriptor, self.temperature, **self._options)
+
+    @property
+    def _generator(self):
+        return StarGanGenerator(self.generator_width, self.generator_blocks, **self._options)
+
+    @property
+    def _view(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
+
+    @property
+    def _heat(self) -> tuple[int, int]:
+        return self.image_size // self.downsample, self.image_size // self.downsample
+
+    @property
+    def _frame(self) -> tuple[int, int]:
+        return self.frame_size, self.frame_size
+
+    def frozen(self):
+        folders, loaded = dict(self.weights), {}
+        if self.start == "checkpoint":
+            if not folders.get("fan"):
+                raise UserError(
+                    "the start from a checkpoint needs converted weights, --config.weights.fan=FOLDER (uld convert "
+                    "--kind=fan); or give the config init=zeroshot or init=scratch"
+                )
+            loaded["fan"] = weights.load(folders["fan"], "fan")
+        if self.perceptual:
+            loaded["vgg"] = perceptual.load("vgg16", folders.get("vgg16"), self.vgg_width)
+        return loaded
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def init(self, rng, batch, frozen, previous, rows):
+        params, model_state = self._draw(rng)
+        opt_state = None
+        if self.start == "previous":
+            if previous is None or not same_shapes(previous.params, params):
+                raise UserError(
+                    "cgb.start=previous goes on with a warm-up of the same k, widths and depth; put the stage warmup "
+                    "before it, or set config.init_from=RUN:warmup"
+                )
+            params, model_state, opt_state = previous.params, previous.model_state, previous.opt_state
+        elif self.start == "zeroshot":
+            if previous is None or not same_shapes(previous.params, params["detector"]):
+                raise UserError(
+                    "cgb.start=zeroshot needs a detector of the same k, width and depth; put the stages zeroshot and "
+                    "detector before it, or set config.init_from=RUN:detector"
+                )
+            params["detector"], model_state["detector"] = previous.params, previous.model_state
+        elif self.start == "checkpoint":
+            fan = {
+                name: _fitting(frozen["fan"][name], own)
+                for name, own in (
+                    ("params", params["detector"]),
+                    ("batch_stats", model_state["detector"]["batch_stats"]),
+                )
+            }
+            params["detector"], model_state["detector"] = fan["params"], {"batch_stats": fan["batch_stats"]}
+        ring = Ring(
+            jnp.zeros((self.ring_size, len(batch["index"]) * self.k, self.descriptor_size), self._wide), jnp.int32(0)
+        )
+        if isinstance(getattr(previous, "aux", None), Consensus) and same_shapes(previous.aux.ring, ring):
+            ring = previous.aux.ring
+        zero = jnp.zeros((), self._wide)
+        aux = Consensus(
+            round=jnp.int32(0),
+            centroids=jnp.zeros((self.clusters, self.descriptor_size), self._wide),
+            used=jnp.zeros(self.clusters, bool),
+            silhouette=zero,
+            calinski_harabasz=zero,
+            ring=ring,
+        )
+        if opt_state is None:
+            opt_state = {name: each.init(params[name]) for name, each in self._optimizers.items()}
+        return TrainState(jnp.int32(0), params, model_state, opt_state, aux)
+
+    def train_step(self, state, frozen, batch, rng):
+        # Step 1) Two views of each photo, the target turned twice as far.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        keys = jax.vmap(jax.random.split)(keys)
+        source = views.look(self._warps(keys[:, 0], self.rotation), batch["image"], self._view)
+        target = views.look(self._warps(keys[:, 1], 2 * self.rotation), batch["image"], self._view)
+        (loss, (model_state, metrics, z)), grads = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.model_state, state.aux, frozen, source, target
+        )
+        params, opt_state = dict(state.params), {}
+        for name, optimizer in self._optimizers.items():
+            updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name], params[name])
+            params[name] = optax.apply_updates(params[name], updates)
+        aux = state.aux._replace(ring=self._keep(state.aux.ring, z, state.step))
+        if self.clustering != "none":
+            metrics |= {"silhouette": aux.silhouette, "calinski_harabasz": aux.calinski_harabasz}
+        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
+        return new, {"loss": loss} | metrics
+
+    def _loss(self, params, model_state, aux, frozen, source, target):
+        # Step 2) Landmarks and descriptors of the target.
+        seen, new_state = views.standardise(target) if self.standardise else target, dict(model_state)
+        out, new_state["detector"] = self._fan.apply(
+            {"params": params["detector"], **model_state["detector"]}, seen, train=True, mutable=["batch_stats"]
+        )
+        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        z = self._descriptors(params, out)
+        # Steps 3), 4) Consistency, and Gaussians as wide as it is low.
+        d = self._consistency(aux, z)
+        maps = heatmaps.gaussian(xy, self._heat, self._sigma(aux, d))
+        # Step 5) The target again.
+        made, new_state["generator"] = self._generator.apply(
+            {"params": params["generator"], **model_state["generator"]},
+            source,
+            maps,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        middle = lambda x: _middle(x, self.loss_window)
+        pixels = jnp.mean(middle(made - target) ** 2)
+        metrics = {"pixels": pixels}
+        loss = pixels
+        if self.perceptual:
+            features = lambda x: vgg.vgg16(frozen["vgg"], x, vgg.CGB_TAPS, jnp.dtype(self.dtype))
+            want = jax.lax.stop_gradient(features(target))
+            terms = {
+                name: jnp.mean(middle(found.astype(made.dtype) - want[name].astype(made.dtype)) ** 2)
+                for name, found in features(made).items()
+            }
+            loss += self.perceptual * sum(terms.values())
+            metrics["features"] = sum(terms.values())
+        if self.clustering != "none":
+            metrics["consistency"] = jnp.mean(d)
+        return loss, (new_state, metrics, z)
+
+    def passes(self, step):
+        return int(self.clustering != "none" and step < self.steps and step % self.round_every == 0)
+
+    def observe(self, state, frozen, batch):
+        seen = self._seen(batch["image"])
+        out = self._apply(state, seen)
+        z = self._descriptors(state.params, out)
+        xy = self._to_frame(out)
+        return Rows(z, xy, jnp.ones(z.shape[:2], bool))
+
+    def refresh(self, state, frozen, bank, rng):
+        aux = state.aux
+        # Step 6) Clusters of descriptors of length 1. A centroid is the mean of its members at their own lengths.
+        if bank is None:
+            z = aux.ring.descriptors.reshape(-1, self.descriptor_size)
+            mask = jnp.repeat(jnp.arange(self.ring_size) < aux.ring.count, len(z) // self.ring_size)
+        else:
+            z, mask = rounds.flatten(bank)
+        unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
+        found = kmeans(unit, self.clusters, rng=rng, mask=mask)
+        member = jnp.where(mask, found.labels, self.clusters)
+        total = jax.ops.segment_sum(jnp.where(mask[:, None], z, 0), member, self.clusters + 1)[:-1]
+        some = jnp.any(mask)
+        aux = aux._replace(
+            round=aux.round + some,
+            centroids=jnp.where(some, keypoints.l2_normalize(total), aux.centroids),
+            used=jnp.where(some, found.counts > 0, aux.used),
+            silhouette=quality.silhouette(unit, found.labels, mask, clusters=self.clusters),
+            calinski_harabasz=quality.calinski_harabasz(unit, found.labels, mask, clusters=self.clusters),
+            ring=aux.ring._replace(count=jnp.int32(0)),
+        )
+        return state.replace(aux=aux)
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def predict(self, state, frozen, images):
+        out = self._apply(state, self._seen(images))
+        d = self._consistency(state.aux, self._descriptors(state.params, out))
+        # Before there are clusters nothing is known of a landmark's consistency. A score of 0 would say "missing".
+        score = jnp.where(state.aux.round > 0, jnp.clip(d, 1e-3, 1), 1)
+        return Prediction(self._to_frame(out), score.astype(jnp.float32), out.features)
+
+    def heatmaps(self, state, frozen, images):
+        seen = self._seen(images)
+        out = self._apply(state, seen)
+        d = self._consistency(state.aux, self._descriptors(state.params, out))
+        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        return _uint8(seen), heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+
+    def pictures(self, state, frozen, images):
+        """Columns: source, target, the bottleneck over it, the target generated, and with the next photo's appearance.
+
+        In the bottleneck a landmark's Gaussian is as wide as the generator gets it, and the redder the higher d (figure
+        6): blue is 0.5 and below, red 1.
+        """
+        count = len(images)
+        turned = lambda degrees: jax.vmap(warp.turned)(views.still(count, self.zoom, self._wide), degrees)
+        source = views.look(turned(jnp.full(count, -20.0)), images, self._view)
+        target = views.look(turned(jnp.full(count, 10.0)), images, self._view)
+        out = self._apply(state, target)
+        d = self._consistency(state.aux, self._descriptors(state.params, out))
+        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        maps = heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+        made, swapped = (self._generate(state, look, maps) for look in (source, jnp.roll(source, -1, 0)))
+        red = jnp.clip(2 * d - 1, 0, 1)
+        colour = jnp.stack([red, 0.1 * jnp.ones_like(red), 1 - red], -1)
+        big = jax.image.resize(maps, (count, *self._view, self.k), "nearest")
+        cover = jnp.max(big, -1, keepdims=True)
+        tint = jnp.einsum("bhwk,bkc->bhwc", big, colour) / jnp.maximum(jnp.sum(big, -1, keepdims=True), 1e-6)
+        shown = [source, target, (1 - cover) * target * 0.6 + cover * tint, made, swapped]
+        return {"generated": _uint8(jnp.stack(shown, 1))}
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _draw(self, rng):
+        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), self._wide)
+        heat, taps = self._heat, shape(self._heat[0] // 2, self._heat[1] // 2, self.width)
+        image, maps = shape(*self._view, 3), shape(*heat, self.k)
+        a, b, c = jax.random.split(rng, 3)
+        detector = layers.initialize(self._fan, a, image, train=False)
+        projection = layers.initialize(self._describe, b, [taps] * 3, maps)
+        generator = layers.initialize(self._generator, c, image, maps, train=False)
+        params, model_state = {"projection": projection["params"]}, {}
+        for name, drawn in (("detector", detector), ("generator", generator)):
+            params[name] = drawn["params"]
+            model_state[name] = {key: value for key, value in drawn.items() if key != "params"}
+        return params, model_state
+
+    @property
+    def _optimizers(self):
+        def adam(rate, first=0):
+            decayed = optax.exponential_decay(rate, max(self.decay_every, 1), self.decay, staircase=True)
+            after = lambda step: jnp.where(step < first, 0, decayed(step) if self.decay_every else rate)
+            return optimizers.adam(after, b1=self.beta1, b2=self.beta2, l2=self.l2, clip=self.clip)
+
+        found = {
+            "detector": adam(self.detector_rate, self.generator_first),
+            "generator": adam(self.generator_rate),
+        }
+        if self.projection == "trained" and not self.detach_d:
+            found["projection"] = adam(self.detector_rate, self.generator_first)
+        return found
+
+    def _warps(self, keys, rotation):
+        def draw(key):
+            turn, rest = jax.random.split(key)
+            degrees = rotation * jax.random.normal(turn, (), self._wide)
+            degrees = jnp.clip(degrees, -self.max_rotation, self.max_rotation)
+            straight = warp.random_warp(
+                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.zoom, dtype=self._wide
+            )
+            return warp.turned(straight, degrees)
+
+        return jax.vmap(draw)(keys)
+
+    def _keep(self, ring: Ring, z, step) -> Ring:
+        """The ring with this step's descriptors, if it is one of those that are kept."""
+        kept, slot = step % self.ring_every == 0, ring.count % self.ring_size
+        z = jax.lax.stop_gradient(z).reshape(ring.descriptors.shape[1:])
+        return Ring(
+            ring.descriptors.at[slot].set(jnp.where(kept, z, ring.descriptors[slot])),
+            ring.count + kept.astype(jnp.int32),
+        )
+
+    def _descriptors(self, params, out):
+        low = [out.taps[name] for name in ("low1", "low2", "low3")]
+        return self._describe.apply({"params": params["projection"]}, low, out.logits)
+
+    def _consistency(self, aux: Consensus, z):
+        """d [B,K] = max_t cos(z, centroid_t)  (eq. 2)."""
+        cosines = jnp.einsum(
+            "bkd,md->bkm", keypoints.l2_normalize(z), aux.centroids.astype(z.dtype), precision="highest"
+        )
+        d = jnp.max(jnp.where(aux.used, cosines, -1), -1)
+        return jax.lax.stop_gradient(d) if self.detach_d else d
+
+    def _sigma(self, aux: Consensus, d):
+        """Of the Gaussians [B,K], in heatmap pixels (eq. 3)."""
+        fixed = jnp.full_like(d, self.fixed_sigma)
+        if self.bottleneck == "fixed":
+            return fixed
+        if self.sigma == "paper":
+            adaptive = jnp.exp(-d)
+        else:
+            low = math.exp(-1)
+            adaptive = jnp.sqrt(((jnp.exp(-d) - low) * 4.8 / (1 - low) + 0.2) / 2)
+        return jnp.where(aux.round > 0, adaptive, fixed)
+
+    def _generate(self, state, source, maps):
+        variables = {"params": state.params["generator"], **state.model_state["generator"]}
+        return self._generator.apply(variables, source, maps, train=False)
+
+    def _seen(self, images):
+        return views.look(views.still(len(images), self.zoom, self._wide), images, self._view)
+
+    def _apply(self, state, seen):
+        seen = views.standardise(seen) if self.standardise else seen
+        variables = {"params": state.params["detector"], **state.model_state["detector"]}
+        if self.bn_eval == "running":
+            return self._fan.apply(variables, seen, train=False)
+        return self._fan.apply(variables, seen, train=True, mutable=["batch_stats"])[0]
+
+    def _to_frame(self, out):
+        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        still = views.still(len(xy), self.zoom, self._wide)
+        xy = coordinates.rescale_points(xy, self._heat, self._view)
+        return warp.points_to_source(still, xy, self._frame, self._view).astype(jnp.float32)
+
+
+def _middle(x, fraction: float):
+    """The central part of [B,h,w,C]."""
+    if fraction >= 1:
+        return x
+    height, width = x.shape[1:3]
+    top, left = round(height * (1 - fraction) / 2), round(width * (1 - fraction) / 2)
+    return x[:, top : height - top, left : width - left]
+
+
+def _uint8(x):
+    return jnp.round(255 * jnp.clip(x, 0, 1)).astype(jnp.uint8)
+
+
+def _fitting(given, own):
+    """`own` with the entries of `given` that have the same shape."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype) if a.shape == b.shape else b, given, own)

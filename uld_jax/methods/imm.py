@@ -1,0 +1,265 @@
+"""IMM: landmarks from conditional image generation.
+
+Jakab, Gupta, Bilen and Vedaldi, "Unsupervised Learning of Object Landmarks through Conditional Image Generation",
+NeurIPS 2018, and its published TensorFlow code.
+
+    1) x' is a random thin-plate warp of the photo, x one of x'     2) pose of x': K points, through a separable
+    softmax, drawn as Gaussians     3) x' again, from the features of x and the Gaussians of x'     4) perceptual loss,
+    each layer divided by the running mean of its own value, where the warp kept inside the photo
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from uld_jax import optimizers
+from uld_jax.backbones import perceptual
+from uld_jax.errors import UserError
+from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.models import imm_net, layers, vgg
+from uld_jax.ops import coordinates, heatmaps, views, warp
+
+FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # of the image itself and of the layers, in the code
+
+
+class Balance(NamedTuple):
+    """What the terms of the loss are divided by.
+
+    Attributes:
+      mean: [6] running means of the terms: the image itself, then `vgg.IMM_TAPS`.
+    """
+
+    mean: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class IMM(Stage):
+    """Encoders of pose and appearance, and the renderer.
+
+    Attributes:
+      k: K, number of landmarks.
+      frame_size: side of the frame in pixels.
+      image_size: side of a view in pixels, a multiple of 8.
+      zoom: a view shows this central fraction of the frame (160 px cropped to 128 in the code).
+      width: channels of the encoders' first stage.
+      vgg_width: of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
+      dtype: of the networks' arithmetic.
+      gauss_std: exp(-|u - mu|^2 / gauss_std^2) in units in which the view is 2 wide.
+      control: n of the n x n control points of the thin-plate warps.
+      target_warp: standard deviations of the warp from photo to target: rotation in degrees, scale, shift (the view is
+        2 wide), and the thin-plate weights' two (every weight moves by the first, every second one by the second too).
+      source_warp: from target to source.
+      balance_rate: of the running means of the loss's terms.
+      detach_balance: whether the divisor is a constant to the gradient. In the code it is not.
+      learning_rate, decay, decay_every: of Adam.
+      clip: of each variable's gradient norm by itself.
+      l2: on convolution kernels.
+      weights: folders of converted weights by kind.
+    """
+
+    k: int
+    frame_size: int
+    image_size: int = 128
+    zoom: float = 0.8
+    width: int = 32
+    vgg_width: int = 64
+    dtype: str = "float32"
+    gauss_std: float = 0.10
+    control: int = 10
+    target_warp: tuple[float, ...] = (0.0, 0.0, 0.1, 0.001, 0.005)
+    source_warp: tuple[float, ...] = (5.0, 0.1, 0.1, 0.001, 0.01)
+    balance_rate: float = 0.01
+    detach_balance: bool = False
+    learning_rate: float = 1e-3
+    decay: float = 0.95
+    decay_every: int = 100_000
+    clip: float = 1.0
+    l2: float = 1e-5
+    weights: Any = ()
+
+    uses_previous = False
+
+    def __post_init__(self):
+        if self.image_size % 8:
+            raise UserError(f"imm.image_size is {self.image_size}; use a multiple of 8")
+        for name in ("target_warp", "source_warp"):
+            if len(getattr(self, name)) != 5:
+                raise UserError(
+                    f"imm.{name} has {len(getattr(self, name))} numbers; give rotation, scale, shift, 2 bends"
+                )
+
+    @property
+    def _wide(self):
+        """Of parameters, geometry and losses."""
+        return jnp.float64 if self.dtype == "float64" else jnp.float32
+
+    @property
+    def _options(self):
+        return dict(dtype=jnp.dtype(self.dtype), param_dtype=self._wide)
+
+    @property
+    def _nets(self):
+        return {
+            "appearance": imm_net.ImmEncoder(self.width, **self._options),
+            "pose": imm_net.ImmPose(self.k, self.width, **self._options),
+            "renderer": imm_net.ImmRenderer(self.width, **self._options),
+        }
+
+    @property
+    def _optimizer(self):
+        rate = optax.exponential_decay(self.learning_rate, self.decay_every, self.decay, staircase=True)
+        return optax.chain(optimizers.clip_each(self.clip), optimizers.adam(rate))
+
+    @property
+    def _view(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
+
+    @property
+    def _heat(self) -> tuple[int, int]:
+        return self.image_size // 8, self.image_size // 8
+
+    def frozen(self):
+        folder = dict(self.weights).get("vgg16_colorization")
+        return {"vgg": perceptual.load("vgg16_colorization", folder, self.vgg_width, channels=1)}
+
+    def init(self, rng, batch, frozen, previous, rows):
+        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), self._wide)
+        image, features = shape(*self._view, 3), shape(*self._heat, 8 * self.width)
+        inputs = {"appearance": [image], "pose": [image], "renderer": [features, shape(*self._heat, self.k)]}
+        params, model_state = {}, {}
+        for i, (name, net) in enumerate(self._nets.items()):
+            key = jax.random.fold_in(rng, i)
+            drawn = layers.initialize(net, key, *inputs[name], law=imm_net.INITIAL, train=False)
+            params[name] = drawn["params"]
+            model_state[name] = {key: value for key, value in drawn.items() if key != "params"}
+        aux = Balance(jnp.asarray(FIRST_BALANCE, self._wide))
+        return TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), aux)
+
+    def train_step(self, state, frozen, batch, rng):
+        # Step 1) Two warps, one upon the other; images are 0..255 here, as in the code.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        keys = jax.vmap(jax.random.split)(keys)
+        photo = 255 * views.look(views.still(len(keys), self.zoom, self._wide), batch["image"], self._view)
+        edge = jnp.broadcast_to(jnp.asarray(_edge_mask(self.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1))
+        target = self._warped(keys[:, 0], self.target_warp, jnp.concatenate([photo, edge], -1))
+        target, inside = target[..., :3], target[..., 3:]
+        source = self._warped(keys[:, 1], self.source_warp, target)
+
+        (loss, (model_state, metrics, mean)), grads = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.model_state, state.aux.mean, frozen, source, target, inside
+        )
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        new = state.replace(
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+            aux=Balance(mean),
+        )
+        return new, {"loss": loss} | metrics
+
+    def _loss(self, params, model_state, mean, frozen, source, target, inside):
+        new_state = {}
+
+        def run(name, *inputs):
+            variables = {"params": params[name], **model_state[name]}
+            out, new_state[name] = self._nets[name].apply(variables, *inputs, train=True, mutable=["batch_stats"])
+            return out
+
+        # Step 2) Where the points of the target are.
+        cells = heatmaps.separable_soft_argmax(run("pose", target))
+        # Step 3) The target again.
+        made = run("renderer", run("appearance", source), self._maps(cells))
+        # Step 4) Terms of the loss, each over the running mean of itself.
+        found, want = self._features(frozen, made), jax.lax.stop_gradient(self._features(frozen, target))
+        terms = jnp.stack(
+            [
+                jnp.mean(_resized(inside, a.shape[1:3]) * (a.astype(made.dtype) - b.astype(made.dtype)) ** 2)
+                for a, b in zip(found, want, strict=True)
+            ]
+        )
+        mean = (1 - self.balance_rate) * mean + self.balance_rate * terms
+        loss = 1000 * jnp.sum(terms / (jax.lax.stop_gradient(mean) if self.detach_balance else mean))
+        kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
+        decay = 0.5 * self.l2 * sum(jnp.sum(x**2) for x in kernels)
+        # By construction `loss` stays near 6000; what falls is `pixels`.
+        metrics = {"pixels": terms[0] / 255**2, "features": jnp.mean(terms[1:] / jnp.asarray(FIRST_BALANCE[1:]))}
+        return loss + decay, (new_state, metrics, jax.lax.stop_gradient(mean))
+
+    def predict(self, state, frozen, images):
+        _, cells, features = self._look(state, images)
+        xy = coordinates.rescale_points(cells, self._heat, self._view)
+        still = views.still(len(images), self.zoom, self._wide)
+        xy = warp.points_to_source(still, xy, (self.frame_size, self.frame_size), self._view)
+        return Prediction(xy.astype(jnp.float32), jnp.ones(xy.shape[:2], jnp.float32), features)
+
+    def heatmaps(self, state, frozen, images):
+        seen, cells, _ = self._look(state, images)
+        return jnp.round(255 * seen).astype(jnp.uint8), self._maps(cells)
+
+    def pictures(self, state, frozen, images):
+        """Columns: source, target, its Gaussians, the target generated, and with the next photo's appearance."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(images)))
+        target, cells, _ = self._look(state, images)
+        source = self._warped(keys, self.source_warp, target)
+        maps = self._maps(cells)
+
+        def run(name, *inputs):
+            variables = {"params": state.params[name], **state.model_state[name]}
+            return self._nets[name].apply(variables, *inputs, train=False)
+
+        features = run("appearance", 255 * source)
+        made, swapped = (run("renderer", f, maps) / 255 for f in (features, jnp.roll(features, -1, 0)))
+        big = jax.image.resize(jnp.max(maps, -1, keepdims=True), (len(images), *self._view, 1), "nearest")
+        shown = jnp.stack([source, target, target * (1 - big) * 0.6 + big, made, swapped], 1)
+        return {"generated": jnp.round(255 * jnp.clip(shown, 0, 1)).astype(jnp.uint8)}
+
+    def _look(self, state, images):
+        """The views of photos as they are, their points [B,K,2] in heatmap cells, and the pose head's logits."""
+        seen = views.look(views.still(len(images), self.zoom, self._wide), images, self._view)
+        variables = {"params": state.params["pose"], **state.model_state["pose"]}
+        logits = self._nets["pose"].apply(variables, 255 * seen, train=False)
+        return seen, heatmaps.separable_soft_argmax(logits), logits
+
+    def _maps(self, cells):
+        cell = 2 / (self._heat[0] - 1)  # in units in which the view is 2 wide, its outer cells' centres at -1 and 1
+        return heatmaps.gaussian(cells, self._heat, self.gauss_std / 2**0.5 / cell)
+
+    def _features(self, frozen, images):
+        """What is compared: the image in 0..255, and its features in VGG16."""
+        found = vgg.vgg16(frozen["vgg"], vgg.gray_input(images), vgg.IMM_TAPS, jnp.dtype(self.dtype))
+        return [images, *(found[name] for name in vgg.IMM_TAPS)]
+
+    def _warped(self, keys, deviations, images):
+        """Each image [B,S,S,C] under a random thin-plate warp of its own, the weights drawn directly as in the code."""
+        rotation, scale, shift, bend, more = deviations
+
+        def draw(key):
+            draws = jax.random.split(key, 6)
+            normal = lambda i, *shape: jax.random.normal(draws[i], shape, self._wide)
+            points = (self.control**2, 2)
+            some = jax.random.bernoulli(draws[5], 0.5, points)
+            one = warp.Warp(
+                linear=(1 + scale * normal(0)) * jnp.eye(2, dtype=self._wide),
+                shift=shift * normal(1, 2),
+                bend=bend * normal(2, *points) + more * some * normal(3, *points),
+            )
+            return warp.turned(one, rotation * normal(4))
+
+        warps = jax.vmap(draw)(keys)
+        return jax.vmap(lambda w, image: warp.warp_image(w, image, self._view))(warps, images)
+
+
+def _edge_mask(side: int) -> np.ndarray:
+    """[S,S]: 0 at the border, 1 in the middle, a tanh ramp between; the code's 10 and 20 of 128 pixels to scale."""
+    margin, ramp = round(side * 10 / 128), round(side * 20 / 128)
+    rise = 0.5 + 0.5 * np.tanh(np.linspace(-1, 1, ramp) / 0.4)
+    line = np.concatenate([np.zeros(margin), rise, np.ones(side - 2 * (margin + ramp)), rise[::-1], np.zeros(margin)])
+    return line[:, None] * line[None]
+
+
+def _resized(mask, size):
+    return jax.image.resize(mask, (len(mask), *size, 1), "bilinear", antialias=False)

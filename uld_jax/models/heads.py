@@ -1,0 +1,66 @@
+"""Small modules that sit on a detector's feature maps."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uld_jax.errors import UserError
+from uld_jax.models import layers
+
+POOLINGS = ("softmax_pool", "elementwise_max", "matmul_max")
+
+
+class LandmarkDescriptors(nn.Module):
+    """One descriptor a landmark from the hourglass's outermost stages (Awan et al., section 3.2; `cgb.py`).
+
+    The three stages side by side are reduced by a 1x1 convolution, at half the heatmaps' resolution, and pooled:
+
+      softmax_pool      z_k = sum_p softmax(logits_k / temperature)_p f_p            (ours)
+      elementwise_max   z_k = max_p logits_kp f_p                                    (the paper's words)
+      matmul_max        z_kd = max_ij sum_u f_d[i,u] logits_k[u,j]                   (the published code)
+
+    where p runs over the heatmap's cells and f is brought up to them by repetition. Instead of repeating features the
+    heatmaps are folded: exact, and a fortieth of the published code's arithmetic.
+
+    Attributes:
+      width: D.
+      pooling: one of the three.
+      temperature: of softmax_pool.
+      dtype: of the convolution; pooling is never below float32.
+      param_dtype: of the parameters.
+    """
+
+    width: int = 256
+    pooling: str = "softmax_pool"
+    temperature: float = 0.1
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, taps, logits):
+        """`taps` three maps [B,h/2,w/2,C], `logits` [B,h,w,K]; returns [B,K,D], not normalised."""
+        if self.pooling not in POOLINGS:
+            raise UserError(f"descriptor is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
+        options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        f = layers.conv(jnp.concatenate(taps, -1), self.width, 1, bias=True, name="reduce", **options)
+        f = f.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = logits.astype(f.dtype)
+        if self.pooling == "softmax_pool":
+            weight = jax.nn.softmax(logits / self.temperature, (1, 2))
+            return jnp.einsum("bhwk,bhwd->bkd", jnp.sum(_cells(weight), (2, 4)), f)
+        if self.pooling == "elementwise_max":
+            cells = _cells(logits)
+            high, low = jnp.max(cells, (2, 4))[..., None], jnp.min(cells, (2, 4))[..., None]
+            f = f[:, :, :, None]
+            return jnp.max(jnp.where(f > 0, f * high, f * low), (1, 2))
+        batch, height, width, count = logits.shape
+        rows = jnp.sum(logits.reshape(batch, height // 2, 2, width, count), 2)
+        return jnp.max(jnp.einsum("biud,bujk->bkdij", f, rows), (-2, -1))
+
+
+def _cells(x):
+    """[B,h,w,K] as cells of 2 x 2: [B,h/2,2,w/2,2,K]."""
+    batch, height, width, count = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, count)

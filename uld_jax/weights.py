@@ -1,0 +1,116 @@
+"""Folders of converted weights: written by `uld convert`, read by the methods that start from or look through them.
+
+DIR/params/      the arrays (Orbax)
+DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence
+"""
+
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from uld_jax.errors import UserError
+
+_IDENTITY = ("kind", "sha256", "core_sha256")
+
+
+def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
+    """Writes a folder of weights. It is written beside `dst` and renamed, so that half a folder is never seen.
+
+    Args:
+      dst: the folder, local or gs://. It must not exist, be empty, or hold the same weights from the same source;
+        in the last case nothing is written.
+      kind: what the weights are of: the name that `load` asks for.
+      params: nested dict of arrays; they are stored as float32.
+      source: where they come from: `file`, `sha256`, `entries`, `licence`, ...
+
+    Returns:
+      What `source.json` then says: `source`, the kind and the number of trained parameters.
+
+    Raises:
+      UserError: when `dst` holds something else.
+    """
+    dst = _path(dst)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    trained = {path: x for path, x in traverse_util.flatten_dict(params).items() if path[0] != "batch_stats"}
+    source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        return _same(dst, kind, params, source)
+    # A bucket cannot rename folders: there `source.json`, without which `load` takes nothing, comes last.
+    part = dst if "://" in str(dst) else dst.parent / f"{dst.name}.part"
+    try:
+        if part != dst and part.exists():
+            part.rmtree()
+        part.mkdir(parents=True, exist_ok=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(part / "params", args=ocp.args.PyTreeSave(params), force=True)
+        (part / "source.json").write_text(json.dumps(source, indent=2, sort_keys=True) + "\n")
+        if part != dst:
+            os.rename(part, dst)  # which also takes the place of an empty folder
+    finally:
+        if part != dst and part.exists():
+            part.rmtree()
+    return source
+
+
+def load(path, kind: str) -> Any:
+    """The weights in a folder that `uld convert --kind=<kind>` made: a nested dict of float32 NumPy arrays.
+
+    Args:
+      path: the folder, local or gs://, as `config.weights.<kind>` has it.
+      kind: what they must be of.
+
+    Raises:
+      UserError: when there is no folder, or it holds no converted weights, or those of another kind.
+    """
+    make = f"make it by `uld convert --kind={kind} --src=FILE --dst=DIR`"
+    if not str(path):
+        raise UserError(f"config.weights.{kind} is empty, but weights are needed: {make}, then set the key to DIR")
+    path = _path(path)
+    if not path.exists():
+        raise UserError(f"config.weights.{kind}={path} does not exist; {make}")
+    source = _source(path)
+    if source is None:
+        raise UserError(f"config.weights.{kind}={path} is not a folder of converted weights; {make}")
+    if source["kind"] != kind:
+        raise UserError(f"config.weights.{kind}={path} holds weights of kind {source['kind']!r}; {make}")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            saved = checkpointer.metadata(path / "params")
+            saved = getattr(saved, "item_metadata", saved)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
+            return checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"config.weights.{kind}={path} is damaged ({type(error).__name__}); delete that folder and {make}"
+        ) from error
+
+
+def _same(dst, kind, params, source):
+    found = _source(dst) or {}
+    if all(found.get(key) == source.get(key) for key in _IDENTITY):
+        there = load(dst, kind)
+        if jax.tree.structure(there) == jax.tree.structure(params) and all(
+            jax.tree.leaves(jax.tree.map(np.array_equal, there, params))
+        ):
+            return found
+    what = f"weights of kind {found['kind']!r} from {found.get('file')}" if found else "something else"
+    raise UserError(f"--dst={dst} exists and holds {what}; give another folder, or delete it")
+
+
+def _source(path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((path / "source.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("kind"), str) else None
+
+
+def _path(path) -> epath.Path:
+    path = epath.Path(os.path.expanduser(path))
+    return path if "://" in str(path) else path.absolute()  # Orbax takes nothing else
