@@ -12,7 +12,7 @@ demo: $(VENV)/.core
 	@echo "Look at runs/demo/contact_sheet.png: one colour is one landmark."
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

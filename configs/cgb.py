@@ -33,10 +33,17 @@ def get_config(arg=None):
     cgb = dict(steps=337_500)
     both = {}
     if arg.preset == "small":
-        warmup, cgb = dict(steps=400), dict(steps=1600)
-        both = dict(image_size=64, zoom=0.8, width=64, generator_width=8, vgg_width=8, descriptor_size=64)
-        both |= dict(round_every=200, ring_every=8, ring_size=50, generator_rate=1e-3)
-        config.eval_every, config.save_every = 400, 400
+        warmup, cgb = dict(steps=300), dict(steps=600)
+        both = dict(image_size=64, zoom=0.8, width=64, generator_width=8, generator_blocks=2, vgg_width=8)
+        both |= dict(descriptor_size=64, round_every=200, ring_every=8, ring_size=50, generator_rate=1e-3)
+        if init == "scratch":
+            both |= dict(detector_rate=1e-3)
+        else:
+            # What keeps good landmarks: a slow detector, after a generator that has learnt to use them; a loss on the
+            # middle; and views that bend, so that no few points tell where everything is.
+            both |= dict(detector_rate=1e-5, loss_window=0.75, bend=0.03)
+            warmup |= dict(generator_first=300)
+        config.eval_every, config.save_every = 300, 300
     if arg.preset == "tiny":
         warmup, cgb = dict(steps=20), dict(steps=20)
         both = dict(image_size=32, width=16, depth=1, generator_width=8, generator_blocks=1, vgg_width=4)

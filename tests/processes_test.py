@@ -29,18 +29,19 @@ def test_two_processes_with_a_device_each_equal_one_process_with_two(tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "uld_jax", "train", SPEC, f"--workdir={tmp_path / 'two'}", *FLAGS]
     several = [f"--coordinator={address}", "--num_processes=2"]
-    processes = [
-        subprocess.Popen(
-            [*command, *several, f"--process_id={i}"],
-            env=tiny.environment(),
-            cwd=tiny.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [p.communicate(timeout=300)[0] for p in processes]
+    with tiny.alone():
+        processes = [
+            subprocess.Popen(
+                [*command, *several, f"--process_id={i}"],
+                env=tiny.environment(),
+                cwd=tiny.ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i in range(2)
+        ]
+        outputs = [p.communicate(timeout=300)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
     assert "landmarks found" in outputs[0]
     assert "landmarks found" not in outputs[1]

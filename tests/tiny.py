@@ -1,9 +1,12 @@
 """Configs that train in seconds, and programs in processes of their own."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 from uld_jax import config as config_lib
 
@@ -27,17 +30,26 @@ def stages():
 
 def run(*args, devices: int = 1, check: bool = True, env=None, **popen) -> subprocess.CompletedProcess:
     """`python *args` in a process with its own virtual devices; what it printed is in the failure's message."""
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=environment(devices, env),
-        cwd=ROOT,
-        **popen,
-    )
+    with alone() if devices > 1 else contextlib.nullcontext():
+        done = subprocess.run(
+            [sys.executable, *map(str, args)],
+            capture_output=True,
+            text=True,
+            env=environment(devices, env),
+            cwd=ROOT,
+            **popen,
+        )
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     return done
+
+
+@contextlib.contextmanager
+def alone():
+    """Waits until no other test has programs of several devices, which can starve each other on few cores."""
+    with (pathlib.Path(tempfile.gettempdir()) / "uld_jax_devices.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def environment(devices: int = 1, more=None) -> dict[str, str]:

@@ -89,12 +89,15 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
 
 
 def _absolute(config: Config) -> Config:
-    """With a local `data_dir` that says the same from every folder, as the run's record must."""
-    if not config.data_dir or "://" in config.data_dir:
-        return config
+    """With a local `data_dir` and `weights` that say the same from every folder, as the run's record must."""
+
+    def absolute(path):
+        return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+    config.data_dir = absolute(config.data_dir)
+    for kind, folder in config.weights.items():
+        config.weights[kind] = absolute(folder)
     return config
 
 

@@ -2,8 +2,6 @@
 
 import itertools
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -104,11 +102,7 @@ def test_auto_splits_rows_only_when_they_do_not_fit(monkeypatch):
 
 
 def test_eight_devices():
-    done = subprocess.run(
-        [sys.executable, __file__], env=tiny.environment(devices=8), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "eight devices agree" in done.stdout
+    assert "eight devices agree" in tiny.run(__file__, devices=8, timeout=300).stdout
 
 
 def check_sharded(mesh, rows):
