@@ -2,7 +2,7 @@
 
 python -m benchmarks.step                                             every stage of every method, preset small
 python -m benchmarks.step --method=zeroshot --stage=detector --preset=paper --batch_size=64 --dtype=bfloat16
-python -m benchmarks.step --method=cgb --stage=cgb --preset=paper --peer="python torch_cgb_step.py --batch 16"
+python -m benchmarks.step --method=cgb --preset=paper --peer="python torch_cgb_step.py" --config.cgb.detach_d=False
 
 A peer is any program whose last line is JSON with `images_per_s`. It runs between two timings of ours, which shows a
 machine that is busier at one time than at another.
@@ -24,9 +24,10 @@ from uld_jax.rounds import Rounds
 ARGUMENTS = {"cgb": ",init=scratch"}
 
 
-def load(name: str, preset: str):
-    """A config on the synthetic images."""
-    return config_lib.load(f"{name}:dataset=synthetic,preset={preset}{ARGUMENTS.get(name, '')}")
+def load(name: str, preset: str, changes=()):
+    """A config on the synthetic images; `changes` as on the command line, --config.KEY=VALUE."""
+    spec = config_lib.resolve(f"{name}:dataset=synthetic,preset={preset}{ARGUMENTS.get(name, '')}")
+    return config_lib.parse_flags(["step", f"--config={spec}", *changes])
 
 
 def stages(only: str = "") -> list[tuple[str, str]]:
@@ -35,9 +36,9 @@ def stages(only: str = "") -> list[tuple[str, str]]:
     return [(n, s) for n in names if not only or n == only for s in load(n, "tiny").stages]
 
 
-def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int) -> dict:
+def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int, changes=()) -> dict:
     """One row. A stage of zero steps is timed by its `observe`, on a batch."""
-    config = load(name, preset)
+    config = load(name, preset, changes)
     config.dtype = dtype
     config.batch_size = batch_size or config.batch_size
     config.data.rows = (config.batch_size, config.batch_size)  # a step does not care how many images there are
@@ -102,15 +103,18 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=0, help="the config's by default")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--peer", default="", help="a command to compare with, see above; needs one method and stage")
+    parser.add_argument("--peer", default="", help="a command to compare with, see above; needs --method")
     parser.add_argument("--json", default="", help="file to write the rows to")
-    args = parser.parse_args()
+    args, changes = parser.parse_known_args()
+    if odd := [c for c in changes if not c.startswith("--config.")]:
+        parser.error(f"unrecognized argument {odd[0]}")
     chosen = [(n, s) for n, s in stages(args.method) if not args.stage or s == args.stage]
     if not chosen:
         parser.error(f"there is no stage {args.stage!r} in method {args.method!r}; there are {stages()}")
-    if args.peer and len(chosen) > 1:
-        parser.error(f"--peer needs one method and stage; there are {chosen}")
-    ours = lambda: [benchmark(n, s, args.preset, args.batch_size, args.dtype, args.calls) for n, s in chosen]
+    if args.peer and not args.method:
+        parser.error("--peer needs --method; its last stage is timed unless --stage names another")
+    chosen = chosen[-1:] if args.peer else chosen
+    ours = lambda: [benchmark(n, s, args.preset, args.batch_size, args.dtype, args.calls, changes) for n, s in chosen]
     rows = ours()
     if args.peer:
         found = peer(args.peer)

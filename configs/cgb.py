@@ -3,9 +3,9 @@
     uld train --config=configs/cgb.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/cgb
     ... --config.cgb.bottleneck=fixed        the baseline: the rounds go on, for measurement only
 
-`init` after the colon says where the detector starts: `checkpoint`, the MPII weights (paper); `zeroshot`, the detector
-of configs/zeroshot.py, whose stages then come first (small and tiny; leave them out with
---config.init_from=RUN:detector --config.stages="('warmup','cgb')"); or `scratch`.
+`init` after the colon says where the detector starts: `checkpoint`, the MPII weights (paper); `zeroshot`, what
+configs/zeroshot.py finds, whose stages then come first, with this batch size (small and tiny); or `scratch`. To go
+on with a detector that is there already: --config.init_from=RUN:detector --config.stages="('warmup','cgb')".
 
 Presets: `paper` is 145 epochs of 2,500 steps, the first ten with fixed Gaussians, at learning rate 1e-4; the published
 scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0.1 (CelebA), 75_000, 0.1 (AFLW),
@@ -60,10 +60,13 @@ def get_config(arg=None):
         # The detector must be the one that the bottleneck goes on with.
         first = zeroshot.get_config(f"dataset={arg.dataset},k={arg.k},preset={arg.preset}")
         config.zeroshot, config.detector = first.zeroshot, first.detector
-        config.detector.downsample = 4
+        config.detector.update(downsample=4, image_size=both.get("image_size", 128), zoom=both.get("zoom", 1.0))
         config.stages = ("zeroshot", "detector", *config.stages)
         both["standardise"] = config.detector.standardise
     fixed = dict(start=init, bottleneck="fixed", clustering="none")
     config.warmup = common.stage("cgb.CGB", **(fixed | warmup | both))
     config.cgb = common.stage("cgb.CGB", **(cgb | both))
+    # The bottleneck goes on with the warm-up's networks: a key set in one of the two stages is set in both.
+    for name in set(config.cgb) - {"method", "steps", "start", "bottleneck", "clustering", "generator_first"}:
+        config.cgb[name] = config.warmup.get_ref(name)
     return config.lock()

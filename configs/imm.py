@@ -21,7 +21,7 @@ def get_config(arg=None):
     if arg.preset == "small":
         config.batch_size = 16
         config.eval_every = config.save_every = 500
-        changes = dict(steps=2000, image_size=64, width=16, vgg_width=16)
+        changes = dict(steps=2000, image_size=64, width=16, vgg_width=16, gauss_std=0.1 * 15 / 7)  # as wide in cells
     if arg.preset == "tiny":
         config.data.frame_size = 40
         config.data.rows = (48, 16)
@@ -30,6 +30,7 @@ def get_config(arg=None):
         config.log_every = 10
         config.eval.stability_images = 16
         changes = dict(steps=40, image_size=32, width=4, vgg_width=4, control=4, learning_rate=0.03)
+        changes |= dict(gauss_std=0.1 * 15 / 3)
     config.stages = ("imm",)
     config.imm = common.stage("imm.IMM", **changes)
     return config.lock()

@@ -216,6 +216,8 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
         workdir = epath.Path(workdir)
         for name, sheet in pictures.items():
             viz.save(viz.picture_grid(sheet[:PICTURED]), workdir / "pictures" / f"{step:08d}_{stage}_{name}.png")
+            if last:
+                _film(workdir / "pictures", f"_{stage}_{name}.png")
         sheet = contact_sheet(source, result)
         viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
         if shown is not None:
@@ -228,6 +230,12 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
                 write_report(result, folder)
                 viz.save(sheet, workdir / "contact_sheet.png")
     return metrics(result)
+
+
+def _film(folder: epath.Path, ending: str) -> None:
+    """How a stage's pictures of one photo change with the steps: the first row of each, under one another."""
+    shots = sorted(p for p in folder.iterdir() if p.name.endswith(ending) and p.name[:8].isdigit())
+    viz.save(viz.film({str(int(p.name[:8])): viz.load(p) for p in shots}), folder / f"over_steps{ending}")
 
 
 def contact_sheet(source: Source, result: dict[str, Any], count: int = SHEET):

@@ -105,7 +105,7 @@ def run(
             _say(f"{cell.name}: {i + 1} of {len(todo)} runs")
             try:
                 loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop)
-            except UserError as error:
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, say
                 errors[cell.name] = str(error)
                 _say(f"{cell.name} failed: {error}")
             finally:

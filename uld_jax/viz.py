@@ -109,16 +109,26 @@ def _present(xy, score) -> np.ndarray:
     return there if score is None else there & (np.asarray(score) > 0)
 
 
+def _ranked(score, there) -> np.ndarray:
+    """Sizes of dots: from 0.8 for the least sure landmark that is there to 1.2 for the surest; 1 if all are alike."""
+    sizes = np.ones(len(there))
+    if score is None or not there.any():
+        return sizes
+    known = np.asarray(score, np.float64)
+    low, high = known[there].min(), known[there].max()
+    return sizes if high - low < 1e-6 else np.where(there, 0.8 + 0.4 * (known - low) / (high - low), 1)
+
+
 def draw_overlay(
     image, xy, score=None, *, radius: float | None = None, numbers: bool = False, colours=None
 ) -> Image.Image:
-    """The image with its landmarks as coloured dots with a white rim.
+    """The image with its landmarks as coloured, rimmed dots; the surer a landmark, the larger and higher its dot.
 
     Args:
       image: uint8 [H,W,3] or a Pillow image; the result has its size.
       xy: [K,2] in pixels of the image.
       score: [K], 0 = missing; or None.
-      radius: of a dot in pixels; None: 1.6 % of the image's mean side, somewhat less for more than 20 landmarks.
+      radius: of a middling dot in pixels; None: 1.6 % of the image's mean side, less for more than 20 landmarks.
       numbers: whether the landmark's number stands beside its dot.
       colours: [K,3] uint8; None: `palette`.
     """
@@ -131,7 +141,9 @@ def draw_overlay(
     s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have pixels enough
     rim = max(0.6, 0.35 * radius)
     there = _present(xy, score)
-    for k in np.flatnonzero(there):
+    middle, sizes = radius, _ranked(score, there)
+    for k in sorted(np.flatnonzero(there), key=lambda k: sizes[k]):
+        radius = middle * sizes[k]
         # Each dot is drawn large on a patch of its own and scaled down: smooth edges without a second large image.
         low = np.floor(xy[k] - radius - rim - 1).astype(int)
         patch = int(np.ceil(2 * (radius + rim) + 4))
@@ -144,6 +156,7 @@ def draw_overlay(
             pen.ellipse([*(centre - r * s), *(centre + r * s)], fill=colour)
         dot = big.resize((patch, patch), Image.Resampling.BOX)
         image.paste(dot.convert("RGB"), tuple(low.tolist()), dot.getchannel("A"))
+    radius = middle
     if numbers:
         pen, font = ImageDraw.Draw(image), _font(max(2.6 * radius, 0.035 * side))
         for k in np.flatnonzero(there):
@@ -236,6 +249,17 @@ def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
         for j in range(columns):
             shown = _rgb(pictures[i, j]).resize((cell, cell), Image.Resampling.BICUBIC)
             sheet.paste(shown, (gap + j * (cell + gap), gap + i * (cell + gap)))
+    return sheet
+
+
+def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> Image.Image:
+    """The first row of each of several `picture_grid`s of one width, by label, under one another."""
+    row, margin = cell + gap, 7 * gap + cell // 4
+    sheet = Image.new("RGB", (next(iter(shots.values())).width + margin, len(shots) * row + gap), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, (label, picture) in enumerate(shots.items()):
+        sheet.paste(picture.crop((0, gap, picture.width, gap + cell)), (margin, gap + i * row))
+        pen.text((margin - gap, gap + i * row + cell / 2), label, fill=INK, font=_font(cell / 9), anchor="rm")
     return sheet
 
 
@@ -433,7 +457,7 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
       panels: names of metrics a panel; None: the loss, and the errors that an evaluation wrote, where there are any.
     """
     if panels is None:
-        panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"]]
+        panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"], ["consistency"]]
     known = {key for line in lines for key, value in line.items() if isinstance(value, int | float)}
     panels = [[name for name in names if name in known] for names in panels]
     panels = [names for names in panels if names] or [[]]
@@ -552,3 +576,9 @@ def save(picture: Image.Image | Figure, path) -> None:
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(picture))
+
+
+def load(path) -> Image.Image:
+    """A picture that `save` wrote, to a local or gs:// path."""
+    with epath.Path(path).open("rb") as file:
+        return Image.open(file).convert("RGB")

@@ -1,4 +1,4 @@
-"""What every stage of every method must hold, found by listing `configs/`: see also `tests/train_test.py`."""
+"""What every stage of every method must hold, found by listing `configs/`: see also `tests/loop_test.py`."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ import pytest
 import uld_jax.methods
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import detector
+from uld_jax import detector, loop
 from uld_jax.method import Bank, Labels, Rows
 
 STAGES = tiny.stages()
@@ -156,6 +156,34 @@ def test_a_whole_run_measures_predicts_and_loads(finished):
     assert np.isfinite(prediction.xy).all()
 
 
+def test_cgb_goes_on_from_zeroshot(tmp_path):
+    """All four stages, clusters formed of a pass, and everything that an evaluation shows."""
+    short = {"detector.steps": 2, "detector.round_every": 0, "warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2}
+    config = tiny.config("cgb", more="", eval_every=2, save_every=0, log_every=2, **short)
+    config.cgb.update(labels_from="pass", bn_eval="batch", loss_window=0.5, projection="frozen_random")
+    assert config.warmup.loss_window == 0.5  # one setting for both
+    found = loop.run(config, tmp_path)
+    assert int(found.state.aux.round) == 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["stage"] == "cgb" and "loss" in line]
+    assert all(0 < line["consistency"] <= 1 for line in trained)
+    assert all("consistency" not in line for line in lines if line["stage"] == "warmup")
+    pictures = {p.name for p in (tmp_path / "pictures").iterdir()}
+    assert {"00000008_cgb_generated.png", "00000008_cgb_heatmaps.png", "over_steps_cgb_generated.png"} <= pictures
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    score = detector.Detector.load(tmp_path).predict(images).score
+    assert ((score > 0) & (score <= 1)).all()
+    assert score.std() > 0  # the consistency of each landmark, and not a constant
+
+
+def test_imm_shows_what_it_generates(tmp_path):
+    config = tiny.config("imm", eval_every=0, save_every=0, log_every=2, **{"imm.steps": 2})
+    loop.run(config, tmp_path)
+    pictures = {p.name for p in (tmp_path / "pictures").iterdir()}
+    assert {"00000002_imm_generated.png", "00000002_imm_heatmaps.png"} <= pictures
+    assert np.isfinite(json.loads((tmp_path / "eval/test/metrics.json").read_text())["forward_nme"])
+
+
 DEVICES = """
 import sys
 import jax, numpy as np
@@ -187,6 +215,7 @@ for name in tiny.CONFIGS:
                     losses.append(float(values["loss"]))
             results.append((losses, jax.device_get(state)))
         (one, a), (eight, b) = results
+        steps = sum(min(steps, config[s].steps) for s in config.stages)
         print(name, dtype, np.abs(np.subtract(one, eight)).max(), len(one))
         assert len(one) == steps and np.allclose(one, eight, rtol=bound, atol=bound)
         for x, y in zip(jax.tree.leaves(a.aux), jax.tree.leaves(b.aux), strict=True):

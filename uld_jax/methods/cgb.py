@@ -34,6 +34,8 @@ from uld_jax.models.heads import LandmarkDescriptors
 from uld_jax.models.stargan_generator import StarGanGenerator
 from uld_jax.ops import coordinates, heatmaps, keypoints, views, warp
 
+MEASURED = 8192  # rows that the quality of a clustering is measured on
+
 
 class Ring(NamedTuple):
     """Descriptors of some training steps since the last clustering; the oldest are overwritten.
@@ -78,7 +80,8 @@ class CGB(Stage):
         `config.weights.fan`, but for layers of other shapes; `scratch` nothing.
       bottleneck: `adaptive` Gaussians (eq. 4), or `fixed` ones (the baseline).
       clustering: `kmeans` every `round_every` steps, first before step 0; `none` only gathers descriptors.
-      labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos.
+      labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos, whose
+        views are still and use running statistics.
       steps: of the stage.
       image_size: side of a view in pixels.
       zoom: a view shows this central fraction of the frame. The published code crops to the annotated landmarks' box
@@ -99,8 +102,8 @@ class CGB(Stage):
       detach_d: whether d is a constant to the gradient. The code lets it through, so that the detector can widen or
         narrow a Gaussian by moving its descriptor.
       descriptor: how features are pooled (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
-      projection: the 1x1 convolution below the descriptors is `trained`, which needs detach_d=False to have a gradient
-        and is left as it was drawn without one, or `frozen_random`, as in the code.
+      projection: the 1x1 convolution below the descriptors is `trained`, or `frozen_random` as in the code. The two
+        are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
       descriptor_size: D.
       clusters: M of k-means (T = 80 in section 4.3).
       ring_every, ring_size: every so many steps a batch's descriptors are kept, and how many times.
@@ -108,10 +111,12 @@ class CGB(Stage):
       loss_window: the loss looks at this central fraction of the view; 1 in the paper.
       perceptual: weight of each of the VGG16 terms; 1 in the code, 0 leaves VGG16 out.
       detector_rate, generator_rate: of Adam.
-      generator_first: steps during which the generator alone learns; 0 in the paper.
+      generator_first: steps during which the generator alone learns, though the detector's batch statistics follow
+        its views; 0 in the paper. This and the decay count from the start of the warm-up.
       decay_every, decay: of both rates.
       beta1, beta2, l2, clip: of both; the gradient's norm is clipped a network.
-      bn_eval: predictions by `running` statistics, or those of the `batch`, as published (batches of 30 there).
+      bn_eval: predictions by `running` statistics, or those of the `batch`, as published (batches of 30 there); a
+        photo's landmarks then depend on the others, and on what fills the last batch.
       weights: folders of converted weights by kind.
     """
 
@@ -248,14 +253,23 @@ class CGB(Stage):
 
     def init(self, rng, batch, frozen, previous, rows):
         params, model_state = self._draw(rng)
-        opt_state = None
+        opt_state = {name: each.init(params[name]) for name, each in self._optimizers.items()}
+        ring = Ring(
+            jnp.zeros((self.ring_size, len(batch["index"]) * self.k, self.descriptor_size), self._wide), jnp.int32(0)
+        )
         if self.start == "previous":
-            if previous is None or not same_shapes(previous.params, params):
+            going_on = (params, opt_state, ring)
+            if (
+                previous is None
+                or not isinstance(previous.aux, Consensus)
+                or not same_shapes((previous.params, previous.opt_state, previous.aux.ring), going_on)
+            ):
                 raise UserError(
-                    "cgb.start=previous goes on with a warm-up of the same k, widths and depth; put the stage warmup "
-                    "before it, or set config.init_from=RUN:warmup"
+                    "cgb.start=previous goes on with a warm-up of the same k, batch, networks, ring and kind of "
+                    "optimiser; put such a stage warmup before it, or set config.init_from=RUN:warmup"
                 )
             params, model_state, opt_state = previous.params, previous.model_state, previous.opt_state
+            ring = previous.aux.ring
         elif self.start == "zeroshot":
             if previous is None or not same_shapes(previous.params, params["detector"]):
                 raise UserError(
@@ -264,19 +278,8 @@ class CGB(Stage):
                 )
             params["detector"], model_state["detector"] = previous.params, previous.model_state
         elif self.start == "checkpoint":
-            fan = {
-                name: _fitting(frozen["fan"][name], own)
-                for name, own in (
-                    ("params", params["detector"]),
-                    ("batch_stats", model_state["detector"]["batch_stats"]),
-                )
-            }
-            params["detector"], model_state["detector"] = fan["params"], {"batch_stats": fan["batch_stats"]}
-        ring = Ring(
-            jnp.zeros((self.ring_size, len(batch["index"]) * self.k, self.descriptor_size), self._wide), jnp.int32(0)
-        )
-        if isinstance(getattr(previous, "aux", None), Consensus) and same_shapes(previous.aux.ring, ring):
-            ring = previous.aux.ring
+            drawn = params["detector"], model_state["detector"]
+            params["detector"], model_state["detector"] = _loaded(frozen["fan"], *drawn)
         zero = jnp.zeros((), self._wide)
         aux = Consensus(
             round=jnp.int32(0),
@@ -286,8 +289,6 @@ class CGB(Stage):
             calinski_harabasz=zero,
             ring=ring,
         )
-        if opt_state is None:
-            opt_state = {name: each.init(params[name]) for name, each in self._optimizers.items()}
         return TrainState(jnp.int32(0), params, model_state, opt_state, aux)
 
     def train_step(self, state, frozen, batch, rng):
@@ -299,10 +300,17 @@ class CGB(Stage):
         (loss, (model_state, metrics, z)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux, frozen, source, target
         )
-        params, opt_state = dict(state.params), {}
+        params, opt_state = dict(state.params), dict(state.opt_state)
         for name, optimizer in self._optimizers.items():
+            if name == "projection" and not self._projection_learns:
+                continue
             updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name], params[name])
             params[name] = optax.apply_updates(params[name], updates)
+        # Before the first round no Gaussian depends on a descriptor: L2 alone would wear the projection away.
+        for new, old in ((params, state.params), (opt_state, state.opt_state)):
+            new["projection"] = jax.tree.map(
+                lambda a, b: jnp.where(state.aux.round > 0, a, b), new["projection"], old["projection"]
+            )
         aux = state.aux._replace(ring=self._keep(state.aux.ring, z, state.step))
         if self.clustering != "none":
             metrics |= {"silhouette": aux.silhouette, "calinski_harabasz": aux.calinski_harabasz}
@@ -342,7 +350,7 @@ class CGB(Stage):
             loss += self.perceptual * sum(terms.values())
             metrics["features"] = sum(terms.values())
         if self.clustering != "none":
-            metrics["consistency"] = jnp.mean(d)
+            metrics["consistency"] = jnp.where(aux.round > 0, jnp.mean(d), 0)
         return loss, (new_state, metrics, z)
 
     def passes(self, step):
@@ -368,12 +376,15 @@ class CGB(Stage):
         member = jnp.where(mask, found.labels, self.clusters)
         total = jax.ops.segment_sum(jnp.where(mask[:, None], z, 0), member, self.clusters + 1)[:-1]
         some = jnp.any(mask)
+        # How good the clusters are is told from some rows: the measure's cost grows with their square.
+        pick = jax.random.permutation(rng, len(unit))[:MEASURED]
+        some_rows = unit[pick], found.labels[pick], mask[pick]
         aux = aux._replace(
             round=aux.round + some,
             centroids=jnp.where(some, keypoints.l2_normalize(total), aux.centroids),
             used=jnp.where(some, found.counts > 0, aux.used),
-            silhouette=quality.silhouette(unit, found.labels, mask, clusters=self.clusters),
-            calinski_harabasz=quality.calinski_harabasz(unit, found.labels, mask, clusters=self.clusters),
+            silhouette=quality.silhouette(*some_rows, clusters=self.clusters),
+            calinski_harabasz=quality.calinski_harabasz(*some_rows, clusters=self.clusters),
             ring=aux.ring._replace(count=jnp.int32(0)),
         )
         return state.replace(aux=aux)
@@ -381,18 +392,14 @@ class CGB(Stage):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, state, frozen, images):
-        out = self._apply(state, self._seen(images))
-        d = self._consistency(state.aux, self._descriptors(state.params, out))
+        out, d, _ = self._read(state, self._seen(images))
         # Before there are clusters nothing is known of a landmark's consistency. A score of 0 would say "missing".
         score = jnp.where(state.aux.round > 0, jnp.clip(d, 1e-3, 1), 1)
         return Prediction(self._to_frame(out), score.astype(jnp.float32), out.features)
 
     def heatmaps(self, state, frozen, images):
         seen = self._seen(images)
-        out = self._apply(state, seen)
-        d = self._consistency(state.aux, self._descriptors(state.params, out))
-        xy = heatmaps.soft_argmax(out.logits, self.temperature)
-        return _uint8(seen), heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+        return _uint8(seen), self._read(state, seen)[2]
 
     def pictures(self, state, frozen, images):
         """Columns: source, target, the bottleneck over it, the target generated, and with the next photo's appearance.
@@ -404,10 +411,7 @@ class CGB(Stage):
         turned = lambda degrees: jax.vmap(warp.turned)(views.still(count, self.zoom, self._wide), degrees)
         source = views.look(turned(jnp.full(count, -20.0)), images, self._view)
         target = views.look(turned(jnp.full(count, 10.0)), images, self._view)
-        out = self._apply(state, target)
-        d = self._consistency(state.aux, self._descriptors(state.params, out))
-        xy = heatmaps.soft_argmax(out.logits, self.temperature)
-        maps = heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+        _, d, maps = self._read(state, target)
         made, swapped = (self._generate(state, look, maps) for look in (source, jnp.roll(source, -1, 0)))
         red = jnp.clip(2 * d - 1, 0, 1)
         colour = jnp.stack([red, 0.1 * jnp.ones_like(red), 1 - red], -1)
@@ -440,13 +444,13 @@ class CGB(Stage):
             after = lambda step: jnp.where(step < first, 0, decayed(step) if self.decay_every else rate)
             return optimizers.adam(after, b1=self.beta1, b2=self.beta2, l2=self.l2, clip=self.clip)
 
-        found = {
-            "detector": adam(self.detector_rate, self.generator_first),
-            "generator": adam(self.generator_rate),
-        }
-        if self.projection == "trained" and not self.detach_d:
-            found["projection"] = adam(self.detector_rate, self.generator_first)
-        return found
+        detector = adam(self.detector_rate, self.generator_first)
+        return {"detector": detector, "generator": adam(self.generator_rate), "projection": detector}
+
+    @property
+    def _projection_learns(self) -> bool:
+        """Whether the loss has a gradient by it: only through d, and only where a Gaussian depends on d."""
+        return self.projection == "trained" and not self.detach_d and self.bottleneck == "adaptive"
 
     def _warps(self, keys, rotation):
         def draw(key):
@@ -507,6 +511,13 @@ class CGB(Stage):
             return self._fan.apply(variables, seen, train=False)
         return self._fan.apply(variables, seen, train=True, mutable=["batch_stats"])[0]
 
+    def _read(self, state, seen):
+        """FAN's output for views, d [B,K] of its landmarks, and their Gaussians [B,h,w,K]."""
+        out = self._apply(state, seen)
+        d = self._consistency(state.aux, self._descriptors(state.params, out))
+        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        return out, d, heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+
     def _to_frame(self, out):
         xy = heatmaps.soft_argmax(out.logits, self.temperature)
         still = views.still(len(xy), self.zoom, self._wide)
@@ -519,7 +530,7 @@ def _middle(x, fraction: float):
     if fraction >= 1:
         return x
     height, width = x.shape[1:3]
-    top, left = round(height * (1 - fraction) / 2), round(width * (1 - fraction) / 2)
+    top, left = (min(round(n * (1 - fraction) / 2), (n - 1) // 2) for n in (height, width))
     return x[:, top : height - top, left : width - left]
 
 
@@ -527,6 +538,16 @@ def _uint8(x):
     return jnp.round(255 * jnp.clip(x, 0, 1)).astype(jnp.uint8)
 
 
-def _fitting(given, own):
-    """`own` with the entries of `given` that have the same shape."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype) if a.shape == b.shape else b, given, own)
+def _loaded(fan, params, model_state):
+    """Parameters and statistics of a converted FAN. The last layer stays as drawn if its K is another."""
+    given, own = {"params": fan["params"]}, {"params": params}
+    given["batch_stats"], own["batch_stats"] = fan["batch_stats"], model_state.get("batch_stats")
+    if not same_shapes(given["params"]["l_0"], params["l_0"]):
+        given["params"] = given["params"] | {"l_0": params["l_0"]}
+    if not same_shapes(given, own):
+        raise UserError(
+            "the weights of config.weights.fan are of a FAN of another size; set the stage's width, depth and norm to "
+            "theirs (the published ones: 256, 4, batch)"
+        )
+    given = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, own)
+    return given["params"], {"batch_stats": given["batch_stats"]}

@@ -44,12 +44,14 @@ class LandmarkDescriptors(nn.Module):
         if self.pooling not in POOLINGS:
             raise UserError(f"descriptor is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        f = layers.conv(jnp.concatenate(taps, -1), self.width, 1, bias=True, name="reduce", **options)
+        f = layers.conv(
+            jnp.concatenate(taps, -1), self.width, 1, bias=True, name="reduce", precision="highest", **options
+        )
         f = f.astype(jnp.promote_types(logits.dtype, jnp.float32))
         logits = logits.astype(f.dtype)
         if self.pooling == "softmax_pool":
             weight = jax.nn.softmax(logits / self.temperature, (1, 2))
-            return jnp.einsum("bhwk,bhwd->bkd", jnp.sum(_cells(weight), (2, 4)), f)
+            return jnp.einsum("bhwk,bhwd->bkd", jnp.sum(_cells(weight), (2, 4)), f, precision="highest")
         if self.pooling == "elementwise_max":
             cells = _cells(logits)
             high, low = jnp.max(cells, (2, 4))[..., None], jnp.min(cells, (2, 4))[..., None]
@@ -57,7 +59,7 @@ class LandmarkDescriptors(nn.Module):
             return jnp.max(jnp.where(f > 0, f * high, f * low), (1, 2))
         batch, height, width, count = logits.shape
         rows = jnp.sum(logits.reshape(batch, height // 2, 2, width, count), 2)
-        return jnp.max(jnp.einsum("biud,bujk->bkdij", f, rows), (-2, -1))
+        return jnp.max(jnp.einsum("biud,bujk->bkdij", f, rows, precision="highest"), (-2, -1))
 
 
 def _cells(x):
