@@ -96,6 +96,9 @@ class Method(Protocol):
     def frozen(self) -> Any:
         """Weights that are never trained, saved or donated (VGG, Stable Diffusion, ...); {} if none."""
 
+    def frozen_to_predict(self) -> Any:
+        """The part of `frozen` that `predict`, `heatmaps` and the shapes of `init` need."""
+
     def init(self, rng: jax.Array, batch: Batch, frozen: Any, previous: TrainState | None, rows: int) -> TrainState:
         """First state of the stage. `previous` is the final state of the stage before; `rows` is N."""
 
@@ -136,6 +139,9 @@ class Stage:
 
     def frozen(self):
         return {}
+
+    def frozen_to_predict(self):
+        return self.frozen()
 
     def passes(self, step):
         del step

@@ -76,7 +76,7 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
     state = shapes(origin["init_from"])[2] if origin["init_from"] else None
     for name in config.stages:
         stage = config_lib.stage(config, name)
-        frozen = stage.method.frozen()
+        frozen = stage.method.frozen_to_predict()
 
         def init(batch, frozen, previous, method=stage.method):
             return method.init(jax.random.key(0), batch, frozen, previous, origin["rows"])

@@ -214,6 +214,10 @@ def test_starts(method):
         jax.random.key(0), batch, frozen | {"fan": given}, None, 4
     )
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3
+    # A finished run is read, by the shapes of its state, without the weights that only training needs.
+    bare = dataclasses.replace(made, start="checkpoint")
+    shapes = jax.eval_shape(lambda b: bare.init(jax.random.key(0), b, bare.frozen_to_predict(), None, 4), batch)
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loaded)
     np.testing.assert_array_equal(loaded.params["detector"]["l_0"]["bias"], scratch.params["detector"]["l_0"]["bias"])
     on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, warm, 4)
     jax.tree.map(np.testing.assert_array_equal, on.params, warm.params)

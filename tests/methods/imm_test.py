@@ -30,7 +30,7 @@ def test_the_mask_is_the_published_one():
 
 
 def test_the_gaussians_are_the_published_ones(method):
-    method = dataclasses.replace(method, image_size=128)
+    method = dataclasses.replace(method, image_size=128, gauss_std=0.1)
     cells = jnp.array([[[3.0, 7.5], [0.0, 15.0], [8.2, 1.1], [15.0, 15.0]]])
     u = np.linspace(-1, 1, 16)
     mu = -1 + 2 * np.asarray(cells)[0] / 15

@@ -249,6 +249,9 @@ class CGB(Stage):
             loaded["vgg"] = perceptual.load("vgg16", folders.get("vgg16"), self.vgg_width)
         return loaded
 
+    def frozen_to_predict(self):
+        return {}  # VGG16 judges what training generates, and the MPII weights are where it starts
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def init(self, rng, batch, frozen, previous, rows):
@@ -277,7 +280,7 @@ class CGB(Stage):
                     "detector before it, or set config.init_from=RUN:detector"
                 )
             params["detector"], model_state["detector"] = previous.params, previous.model_state
-        elif self.start == "checkpoint":
+        elif self.start == "checkpoint" and frozen:  # without weights it is shapes that are asked for
             drawn = params["detector"], model_state["detector"]
             params["detector"], model_state["detector"] = _loaded(frozen["fan"], *drawn)
         zero = jnp.zeros((), self._wide)

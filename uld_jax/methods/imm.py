@@ -126,6 +126,9 @@ class IMM(Stage):
         folder = dict(self.weights).get("vgg16_colorization")
         return {"vgg": perceptual.load("vgg16_colorization", folder, self.vgg_width, channels=1)}
 
+    def frozen_to_predict(self):
+        return {}  # VGG16 judges what training generates
+
     def init(self, rng, batch, frozen, previous, rows):
         shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), self._wide)
         image, features = shape(*self._view, 3), shape(*self._heat, 8 * self.width)
