@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from tests import tiny
 
 FLAGS = (
@@ -23,6 +25,7 @@ def losses(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_device_each_equal_one_process_with_two(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

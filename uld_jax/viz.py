@@ -549,8 +549,6 @@ def sweep_plot(
         for (label, runs), style in zip(found.items(), styles):
             few = max((len(run) for run in runs), default=0) < 25
             draw(ax, runs, style, label, lambda s, v: (s, v), marker="o" if few else None, markersize=3.5)
-        if name.endswith("nme"):
-            ax.set_ylim(bottom=0)
         _titles(ax, None, "step", titles.get(name, name))
     if has_pairs:
         for (label, runs), style in zip(pairs.items(), styles):
