@@ -219,6 +219,7 @@ def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(tmp_pa
         loop.run(tiny.config(**longer | {"detector.learning_rate": 0.5}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_init_from_starts_from_a_finished_stage(reference, tmp_path):
     only = tiny.config(**SHORT, stages=("detector",), init_from=f"{reference}:zeroshot")
     found = loop.run(only, tmp_path / "again")
@@ -242,6 +243,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert not kept  # the first step was the bad one, and what it left was not saved
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_program_give_the_same_parameters(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
     config = tiny.config(**SHORT | {"log_every": 2, "eval_every": 2}, steps_per_dispatch=2)
