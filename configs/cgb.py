@@ -39,8 +39,8 @@ def get_config(arg=None):
         if init == "scratch":
             both |= dict(detector_rate=1e-3)
         else:
-            # What keeps good landmarks: a slow detector, after a generator that has learnt to use them; a loss on the
-            # middle; and views that bend, so that no few points tell where everything is.
+            # What moves good landmarks least (README): a slow detector, after a generator that has learnt to use them;
+            # a loss on the middle; and views that bend, so that no few points tell where everything is.
             both |= dict(detector_rate=1e-5, loss_window=0.75, bend=0.03)
             warmup |= dict(generator_first=300)
         config.eval_every, config.save_every = 300, 300
@@ -49,12 +49,7 @@ def get_config(arg=None):
         both = dict(image_size=32, width=16, depth=1, generator_width=8, generator_blocks=1, vgg_width=4)
         both |= dict(descriptor_size=16, clusters=6, round_every=10, ring_every=2, ring_size=10)
         both |= dict(detector_rate=3e-3, generator_rate=3e-3)
-        config.data.frame_size = 40
-        config.data.rows = (48, 16)
-        config.batch_size = 8
-        config.eval_every = config.save_every = 20
-        config.log_every = 10
-        config.eval.stability_images = 16
+        common.tiny(config)
     config.stages = ("warmup", "cgb")
     if init == "zeroshot":
         # The detector must be the one that the bottleneck goes on with.

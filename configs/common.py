@@ -91,3 +91,13 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.train_images = 5000  # most images that evaluations before a stage's last one fit on; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     return config
+
+
+def tiny(config: ConfigDict) -> None:
+    """What the `tiny` presets share: few small images, seconds of training."""
+    config.data.frame_size = 40
+    config.data.rows = (48, 16)
+    config.batch_size = 8
+    config.eval_every = config.save_every = 20
+    config.log_every = 10
+    config.eval.stability_images = 16

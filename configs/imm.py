@@ -23,12 +23,7 @@ def get_config(arg=None):
         config.eval_every = config.save_every = 500
         changes = dict(steps=2000, image_size=64, width=16, vgg_width=16, gauss_std=0.1 * 15 / 7)  # as wide in cells
     if arg.preset == "tiny":
-        config.data.frame_size = 40
-        config.data.rows = (48, 16)
-        config.batch_size = 8
-        config.eval_every = config.save_every = 20
-        config.log_every = 10
-        config.eval.stability_images = 16
+        common.tiny(config)
         changes = dict(steps=40, image_size=32, width=4, vgg_width=4, control=4, learning_rate=0.03)
         changes |= dict(gauss_std=0.1 * 15 / 3)
     config.stages = ("imm",)

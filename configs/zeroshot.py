@@ -24,13 +24,8 @@ def get_config(arg=None):
         config.eval_every = 750
         config.save_every = 750
     if arg.preset == "tiny":
-        config.data.frame_size = 40
-        config.data.rows = (48, 16)
-        config.batch_size = 8
-        config.eval_every = config.save_every = 20
-        config.log_every = 10
+        common.tiny(config)
         config.zeroshot.update(candidates=3 * arg.k, factors=4)
         config.detector.update(steps=40, round_every=20, image_size=32, width=16, depth=1, downsample=2, warmup=5)
         config.detector.relabel_warps = 2
-        config.eval.stability_images = 16
     return config.lock()
