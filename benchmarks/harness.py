@@ -24,6 +24,14 @@ _PEAKS = {
 }
 
 
+# Of one device, by the start of its `device_kind`: (float32 FLOP/s without tensor cores, bytes/s), from data sheets.
+_WHOLE_FLOAT32 = {
+    "NVIDIA H200": (67e12, 4.8e12),
+    "NVIDIA H100": (67e12, 3.35e12),
+    "NVIDIA A100": (19.5e12, 2.0e12),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
     """Seconds of one call.
@@ -147,3 +155,42 @@ def _cell(value) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def distance_share(n: int, k: int, dim: int, seconds: float) -> float | None:
+    """Share of the roofline that n * k distances of `dim` numbers in so many seconds reach; None where it is not known.
+
+    The roofline is the larger of two times: reading the n rows once, and the float32 work, 2 n k dim, at the peak of
+    the units that keep float32 whole.
+    """
+    peak = next((v for kind, v in _WHOLE_FLOAT32.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    return peak and max(2 * n * k * dim / peak[0], 4 * n * dim / peak[1]) / seconds
+
+
+class PeakMemory:
+    """`grown`: bytes by which the process was larger at its largest inside `with` than before; None off Linux."""
+
+    def __enter__(self):
+        self.grown = None
+        try:
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            self._before = _status("VmRSS")
+        except OSError:
+            self._before = None
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            self.grown = max(_status("VmHWM") - self._before, 0)
+
+
+def _status(key: str) -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a Markdown table."""
+    cell = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(v) for v in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

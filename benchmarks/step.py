@@ -6,6 +6,10 @@ python -m benchmarks.step --method=cgb --preset=paper --peer="python torch_cgb_s
 
 A peer is any program whose last line is JSON with `images_per_s`. It runs between two timings of ours, which shows a
 machine that is busier at one time than at another.
+
+The peak memory of a device that counts its own (`peak_bytes_in_use`) is the highest since the process began: of
+several stages in one process, a later one's is never below an earlier one's. On CPU it is what the step's program
+asks for.
 """
 
 import argparse

@@ -35,19 +35,21 @@ def get_config(arg=None):
     if arg.preset == "small":
         warmup, cgb = dict(steps=300), dict(steps=600)
         both = dict(image_size=64, zoom=0.8, width=64, generator_width=8, generator_blocks=2, vgg_width=8)
-        both |= dict(descriptor_size=64, round_every=200, ring_every=8, ring_size=50, generator_rate=1e-3)
+        both |= dict(round_every=200, ring_every=8, ring_size=50, generator_rate=1e-3)
         if init == "scratch":
+            warmup, cgb = dict(steps=1000), dict(steps=2000)
             both |= dict(detector_rate=1e-3)
         else:
-            # What moves good landmarks least (README): a slow detector, after a generator that has learnt to use them;
-            # a loss on the middle; and views that bend, so that no few points tell where everything is.
-            both |= dict(detector_rate=1e-5, loss_window=0.75, bend=0.03)
+            # What keeps good landmarks (README): a slow detector, after a generator that has learnt to use them; a loss
+            # on the middle, of pixels, as a VGG16 with random weights pulls the landmarks away (set perceptual=1 with
+            # config.weights.vgg16); and views that bend, so that no few points tell where everything is.
+            both |= dict(detector_rate=3e-6, perceptual=0.0, loss_window=0.75, bend=0.03)
             warmup |= dict(generator_first=300)
         config.eval_every, config.save_every = 300, 300
     if arg.preset == "tiny":
         warmup, cgb = dict(steps=20), dict(steps=20)
         both = dict(image_size=32, width=16, depth=1, generator_width=8, generator_blocks=1, vgg_width=4)
-        both |= dict(descriptor_size=16, clusters=6, round_every=10, ring_every=2, ring_size=10)
+        both |= dict(clusters=6, neighbours=8, slots=32, round_every=10, ring_every=2, ring_size=10)
         both |= dict(detector_rate=3e-3, generator_rate=3e-3)
         common.tiny(config)
     config.stages = ("warmup", "cgb")

@@ -72,8 +72,8 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.accumulate_steps = 1  # pieces of a batch that are computed one after the other, to save memory
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 
-    # Folders that `uld convert --kind=KIND` made; what a method does without one is said in its file.
-    config.weights = ConfigDict(dict(fan="", vgg16="", vgg16_colorization=""))
+    # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
+    config.weights = ConfigDict(dict(fan="", gcn_v="", vgg16="", vgg16_colorization=""))
 
     config.stages = ()
     config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from

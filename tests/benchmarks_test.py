@@ -4,9 +4,10 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import harness, step
+from benchmarks import harness, kmeans, knn, step
 from tests import tiny
 
 
@@ -63,3 +64,48 @@ def test_every_stage_of_every_config_can_be_timed():
     assert step.stages() == tiny.stages()
     assert step.stages("zeroshot") == [("zeroshot", "zeroshot"), ("zeroshot", "detector")]
     assert step.stages("nothing") == []
+
+
+def test_knn_is_compared_with_the_peers_there_are(tmp_path, capsys):
+    knn.main(["--n=300", "--k=4", "--dim=8", "--repeats=1", "--memory=False", f"--json={tmp_path / 'rows.json'}"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["N"] for row in rows} == {300}
+    assert {"uld_jax", "scikit-learn"} <= {row["program"] for row in rows}
+    assert all(row["recall"] == 1 and row["seconds"] > 0 for row in rows)
+    assert all((row["ours / fastest peer"] is not None) == (row["program"] == "uld_jax") for row in rows)
+    assert "| 300 | uld_jax |" in capsys.readouterr().out
+    assert knn.peak_memory("uld_jax", 200, 4, 8) >= 4 * 200 * 8
+    with pytest.raises(SystemExit):
+        knn.main(["--peers=nobody"])
+
+
+def test_a_row_is_taken_from_its_own_neighbours():
+    found = np.array([[0, 2, 1], [2, 0, 1], [1, 0, 3]])
+    assert knn._others(found).tolist() == [[2, 1], [2, 0], [1, 0]]
+
+
+def test_kmeans_is_timed_next_to_its_peers(tmp_path, capsys):
+    kmeans.main(["--n=300", "--k=4", "--dim=8", "--iterations=3", "--repeats=1", f"--json={tmp_path}/rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert rows[0]["program"] == "uld_jax"
+    assert len(rows) > 1
+    assert {row["iterations"] for row in rows} == {3}
+    for row in rows:
+        assert row["s/iteration"] > 0
+        # The same start and the same updates; faiss tells it of one update before.
+        assert row["inertia"] == pytest.approx(rows[0]["inertia"], rel=0.1 if row["program"] == "faiss" else 1e-4)
+    assert rows[0]["ours / fastest peer"] == pytest.approx(
+        rows[0]["s/iteration"] / min(row["s/iteration"] for row in rows[1:])
+    )
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(rows)
+    assert {line.count("|") for line in table} == {1 + len(rows[0])}
+
+
+def test_roofline_is_the_larger_of_reading_and_arithmetic(monkeypatch):
+    device = jax.devices()[0].device_kind
+    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device: (1e9, 1e9)})
+    assert harness.distance_share(1000, 80, 256, 0.1) == pytest.approx(2 * 1000 * 80 * 256 / 1e9 / 0.1)
+    assert harness.distance_share(1000, 1, 256, 0.1) == pytest.approx(4 * 1000 * 256 / 1e9 / 0.1)
+    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {})
+    assert harness.distance_share(1000, 1, 256, 0.1) is None

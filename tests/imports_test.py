@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 # but the command line.
 ALLOWED = {
     "ops": set(),
-    "clustering": {"ops"},
+    "clustering": {"ops", "models", "sharding"},
     "models": {"ops"},
     "backbones": {"ops", "models", "weights"},
     "methods": {"ops", "clustering", "models", "backbones", "method", "optimizers", "rounds", "config", "weights"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import checkpoint, evaluate, loop, runs
+from uld_jax import checkpoint, evaluate, loop, runs, sharding, workdir
 from uld_jax import rounds as rounds_lib
 from uld_jax.errors import UserError
 
@@ -232,6 +232,32 @@ def test_init_from_starts_from_a_finished_stage(reference, tmp_path):
     assert int(found.state.aux.round) == 2
     loaded = runs.load(str(tmp_path / "own"))
     assert loop.tree_hash(loaded.state) == loop.tree_hash(found.state)
+
+
+def test_local_paths_of_a_config_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for given, recorded in (
+        ("", ""),
+        ("runs/a", f"{tmp_path}/runs/a"),
+        ("runs/a:detector", f"{tmp_path}/runs/a:detector"),
+        ("../a:detector", f"{tmp_path.parent}/a:detector"),
+        ("~/a:detector", "/home/somebody/a:detector"),
+        ("/runs/a:detector", "/runs/a:detector"),
+        ("gs://bucket/a:detector", "gs://bucket/a:detector"),
+    ):
+        config = tiny.config(init_from=given, data_dir=given)
+        found = loop._absolute(config)
+        assert (found.init_from, found.data_dir) == (recorded, recorded)
+        assert config.init_from == given
+
+
+def test_a_folder_is_the_same_run_from_wherever_its_start_is_named(tmp_path, monkeypatch):
+    workdir.claim(tmp_path / "run", tiny.config(init_from=f"{tmp_path}/start:zeroshot"))
+    monkeypatch.chdir(tmp_path)
+    loop.check(tiny.config(init_from="start:zeroshot"), tmp_path / "run", sharding.make_mesh())
+    with pytest.raises(UserError, match="holds a run with init_from="):
+        loop.check(tiny.config(init_from="other:zeroshot"), tmp_path / "run", sharding.make_mesh())
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -18,8 +18,10 @@ USAGE = """uld: unsupervised landmark discovery
                [--label_counts=1,10,100,all]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
+  uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density]
   uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
+  uld gcn      --descriptors=FILE.npz|--synthetic --dst=DIR
 
 `uld COMMAND --help` lists the flags of a command. Any key of a config can be set: --config.seed=3.
 """
@@ -123,6 +125,22 @@ def _convert(v: flags.FlagValues) -> int:
     return OK
 
 
+def _gcn(v: flags.FlagValues) -> int:
+    from uld_jax import gcn
+
+    if bool(v.descriptors) == v.synthetic:
+        raise UserError("uld gcn learns from labelled descriptors; give either --descriptors=FILE.npz or --synthetic")
+    say = lambda step, loss: print(f"gcn {step}/{v.steps}  loss {loss:.4g}", file=sys.stderr)
+    source, measured = gcn.main(
+        v.dst, descriptors=v.descriptors, npz=v.npz, steps=v.steps, k=v.neighbours, seed=v.seed, report=say
+    )
+    for one in measured:
+        print(f"held out: correlation with the target {one.gcn:.3f}, of the density {one.density:.3f}")
+    print(f"{source['entries']} descriptors, {source['parameters']} parameters")
+    print(f"written to {v.dst}; use it with --config.weights.gcn_v={v.dst}")
+    return OK
+
+
 def _stage_of(v: flags.FlagValues) -> str:
     return f"{v.workdir}:{v.stage}" if v.stage else v.workdir
 
@@ -139,6 +157,28 @@ def _sweep(v: flags.FlagValues) -> int:
         print(table.markdown)
         print(f"written to {os.path.join(v.workdir, 'table.md')}, table.json, curves.png; a folder for each run")
     return BAD_INPUT if table.failed else OK
+
+
+def _clusters(v: flags.FlagValues) -> int:
+    from uld_jax import cluster_report, runs, sharding, weights
+
+    mesh = sharding.make_mesh()
+    params = weights.load(v.gcn_v, "gcn_v") if v.gcn_v else None
+    records, folder = cluster_report.report(
+        runs.load(_stage_of(v), mesh),
+        mesh,
+        split=v.split,
+        ways=v.clustering,
+        most=v.most,
+        clusters=v.clusters,
+        neighbours=v.neighbours,
+        tau=v.tau,
+        params=params,
+    )
+    if _first_process():
+        print(cluster_report.table(records))
+        print(f"written to {folder}: table.md, clusters.json, tsne.png, rounds.png")
+    return OK
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -180,7 +220,7 @@ def _define(command: str) -> flags.FlagValues:
     text("coordinator", "", "HOST:PORT of process 0, for several processes.")
     number("num_processes", None, "How many processes there are.")
     number("process_id", None, "Number of this process.")
-    if command not in ("prepare", "convert"):
+    if command not in ("prepare", "convert", "gcn"):
         text("workdir", None, "Folder of the run, local or gs://.")
     if command == "train":
         meaning = "Config file or name, with :key=value,... after it."
@@ -193,7 +233,7 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_multi_string("grid", [], many, flag_values=v)
         flags.DEFINE_multi_string("override", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=v)
         flags.DEFINE_list("columns", [], "Metrics of the table, in place of the usual ones.", flag_values=v)
-    if command in ("evaluate", "predict", "fit"):
+    if command in ("evaluate", "predict", "fit", "clusters"):
         text("stage", "", "Stage of the run; the last one by default.")
     if command == "evaluate":
         text("split", "test", "Split to measure on.")
@@ -201,6 +241,15 @@ def _define(command: str) -> flags.FlagValues:
         text("data_dir", "", "Its folder.")
         text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
         flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
+    if command == "clusters":
+        text("split", "train", "Split whose images' descriptors are clustered.")
+        meaning = "Ways to cluster: kmeans, gcn, density; by default all that fit the descriptors."
+        flags.DEFINE_list("clustering", [], meaning, flag_values=v)
+        number("most", 8000, "Descriptors at most.")
+        number("clusters", 80, "Clusters of k-means.")
+        number("neighbours", 80, "Neighbours of a row in the graph.")
+        flags.DEFINE_float("tau", 0.8, "Rows link above this cosine.", flag_values=v)
+        text("gcn_v", "", "Folder of a converted or trained GCN-V; by default the one that ships.")
     if command == "predict":
         text("images", None, "Folder of JPEG and PNG images, nested or not.")
         text("out", None, "Folder for landmarks.csv, overlays and the contact sheet.")
@@ -218,6 +267,14 @@ def _define(command: str) -> flags.FlagValues:
         text("src", None, "The published checkpoint: a PyTorch, safetensors or HDF5 file.")
         text("dst", None, "Folder to make.")
         text("core", "", "The core network's file, for SAIC's incremental FAN checkpoints.")
+    if command == "gcn":
+        text("descriptors", "", "File of NumPy arrays: descriptors [N,D], labels [N].")
+        flags.DEFINE_bool("synthetic", False, "Descriptors of the built-in heads' landmarks instead.", flag_values=v)
+        text("dst", None, "Folder to make.")
+        text("npz", "", "Also writes the weights to this file, in half precision.")
+        number("steps", 400, "Updates.")
+        number("neighbours", 80, "Neighbours of a row in the graph.")
+        number("seed", 0, "Of everything that is drawn.")
     return v
 
 
@@ -244,8 +301,10 @@ COMMANDS = {
     "evaluate": _evaluate,
     "predict": _predict,
     "fit": _fit,
+    "clusters": _clusters,
     "prepare": _prepare,
     "convert": _convert,
+    "gcn": _gcn,
 }
 
 
@@ -289,7 +348,7 @@ def _run(command: str, argv: list[str]) -> int:
         raise config_lib.flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
-    for name in ("workdir", "images", "out", "data_dir", "src", "dst", "core"):
+    for name in ("workdir", "images", "out", "data_dir", "src", "dst", "core", "descriptors", "npz"):
         if name in v and v[name].value is not None:
             v[name].value = os.path.expanduser(v[name].value)
     for name in ("workdir", "images", "out", "dst"):

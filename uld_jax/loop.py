@@ -84,18 +84,19 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     sharding.local_slice(mesh, config.batch_size)
     stages = [config_lib.stage(config, name) for name in config.stages]
     chunks = [_chunk(config, stage) for stage in stages]
-    workdir_lib.claim(workdir, config, write=False)
+    workdir_lib.claim(workdir, _absolute(config), write=False)
     return stages, chunks
 
 
 def _absolute(config: Config) -> Config:
-    """With a local `data_dir` and `weights` that say the same from every folder, as the run's record must."""
+    """With local `data_dir`, `init_from` and `weights` that say the same from every folder, as its record must."""
 
     def absolute(path):
         return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
     config = config.copy_and_resolve_references()
     config.data_dir = absolute(config.data_dir)
+    config.init_from = absolute(config.init_from)  # a stage's name after the folder stays as it is
     for kind, folder in config.weights.items():
         config.weights[kind] = absolute(folder)
     return config

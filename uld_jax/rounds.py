@@ -34,7 +34,8 @@ class Rounds:
         """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
         for i in range(passes):
             bank = self.collect(state, frozen) if self._method.observes else None
-            state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
+            with jax.set_mesh(self._mesh):  # what refresh spreads over the devices by hand finds them there
+                state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
         return state
 
     def collect(self, state: TrainState, frozen) -> Bank:

@@ -74,3 +74,12 @@ def to_host(tree):
 def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
     """A typed PRNG key, replicated."""
     return jax.random.wrap_key_data(put_replicated(mesh, jax.random.key_data(key)))
+
+
+def mesh_of(x):
+    """The mesh that an array is split over, or while tracing that of `jax.set_mesh`; None for a single device."""
+    if isinstance(x, jax.core.Tracer):
+        mesh = jax.sharding.get_abstract_mesh()
+    else:
+        mesh = x.sharding.mesh if isinstance(getattr(x, "sharding", None), NamedSharding) else None
+    return None if mesh is None or mesh.empty or mesh.size == 1 else mesh

@@ -30,7 +30,7 @@ from uld_jax.errors import UserError
 
 SEED = "seed"
 COLUMNS = ("forward_nme", "backward_nme", "mean_shape_nme", "stability_px")
-IF_MEASURED = ("silhouette", "calinski_harabasz", "consistency")
+IF_MEASURED = ("clusters", "silhouette", "calinski_harabasz", "consistency")
 LAST = ("steps", "minutes")
 
 

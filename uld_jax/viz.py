@@ -457,7 +457,7 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
       panels: names of metrics a panel; None: the loss, and the errors that an evaluation wrote, where there are any.
     """
     if panels is None:
-        panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"], ["consistency"]]
+        panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"], ["consistency"], ["clusters"]]
     known = {key for line in lines for key, value in line.items() if isinstance(value, int | float)}
     panels = [[name for name in names if name in known] for names in panels]
     panels = [names for names in panels if names] or [[]]
@@ -516,7 +516,7 @@ def _against(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[int, tu
 def sweep_plot(
     rows: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     *,
-    names: Sequence[str] = ("consistency", "forward_nme", "loss"),
+    names: Sequence[str] = ("consistency", "clusters", "forward_nme", "loss"),
     against: tuple[str, str] = ("consistency", "forward_nme"),
 ) -> Figure:
     """Metrics of many runs over steps: a line for each row's mean over its runs, and a thin one for every run.
@@ -556,6 +556,27 @@ def sweep_plot(
         _titles(axes[-1], None, *(titles.get(name, name) for name in against))
     if len(rows) > 1:
         axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
+    """The same points in several panels, each coloured by one grouping: CGB's figure 6 (left).
+
+    Args:
+      places: [R,2], such as t-SNE gives.
+      groups: title of a panel -> [R] int, the group of every point; -1 is drawn grey. Colours are those of `palette`.
+    """
+    places = np.asarray(places)
+    figure, axes = _figure(len(groups), width=4.0, height=4.2)
+    for ax, (title, group) in zip(axes, groups.items()):
+        group = np.asarray(group)
+        colours = palette(512)[np.maximum(group, 0) % 512] / 255
+        colours = np.where((group < 0)[:, None], np.full(3, 0.75), colours)
+        ax.scatter(places[:, 0], places[:, 1], s=5, c=colours, linewidths=0)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.grid(False)
+        _titles(ax, title, "", "")
     return figure
 
 

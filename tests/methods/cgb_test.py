@@ -11,6 +11,7 @@ from sklearn.metrics import silhouette_score
 
 from tests import tiny
 from uld_jax import config as config_lib
+from uld_jax.clustering.gcn_clusters import gcn_clusters
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Rows, TrainState
 from uld_jax.methods import cgb
@@ -20,6 +21,11 @@ D = 16
 
 @pytest.fixture(scope="module")
 def method():
+    """With small descriptors and k-means, of which most tests need no more."""
+    return dataclasses.replace(published(), descriptor_size=D, clustering="kmeans")
+
+
+def published():
     return config_lib.stage(tiny.config("cgb"), "cgb").method
 
 
@@ -27,7 +33,8 @@ def consensus(method, centroids, used=None, clusterings=1):
     used = np.ones(len(centroids), bool) if used is None else used
     zero = jnp.float32(0)
     ring = cgb.Ring(jnp.zeros((method.ring_size, 8, D)), jnp.int32(0))
-    return cgb.Consensus(jnp.int32(clusterings), jnp.asarray(centroids), jnp.asarray(used), zero, zero, ring)
+    found = jnp.sum(jnp.asarray(used))
+    return cgb.Consensus(jnp.int32(clusterings), jnp.asarray(centroids), jnp.asarray(used), found, zero, zero, ring)
 
 
 def test_consistency_is_the_best_cosine_to_a_used_centroid(method):
@@ -120,6 +127,55 @@ def test_a_pass_gives_the_same_clusters_as_a_ring_of_the_same_descriptors(method
     assert int(found[0].round) == 1
 
 
+def ring_of(method, z, count=None):
+    """A first state whose ring holds z [S,P,D], or the first `count` of these."""
+    aux = consensus(method, np.zeros((method._slots, z.shape[-1]), np.float32), clusterings=0)
+    return TrainState(
+        jnp.int32(0), aux=aux._replace(ring=cgb.Ring(jnp.asarray(z), jnp.int32(len(z) if count is None else count)))
+    )
+
+
+def around(seed, size, centres=3, steps=10, rows=8):
+    """Descriptors [steps,rows,size] about a few directions, and which one."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, centres, (steps, rows))
+    z = rng.normal(0, 1, (centres, size))[kind] + 0.4 * rng.normal(0, 1, (steps, rows, size))
+    return (3 * z).astype(np.float32), kind
+
+
+def test_a_round_by_the_graph_is_that_of_the_clustering_library():
+    method = dataclasses.replace(published(), neighbours=12)
+    frozen = {"gcn_v": method.frozen()["gcn_v"]}
+    z, kind = around(0, 256)
+    aux = method.refresh(ring_of(method, z), frozen, None, jax.random.key(0)).aux
+    expected = gcn_clusters(jnp.asarray(z.reshape(-1, 256)), k=12, slots=method.slots)
+    np.testing.assert_allclose(aux.centroids, expected.centroids, atol=1e-5)
+    assert int(aux.found) == int(expected.count) >= 3
+    np.testing.assert_array_equal(aux.used, np.arange(method.slots) < int(aux.found))
+    assert int(aux.round) == 1
+    # Every cluster is of one kind, so that all descriptors are near a centroid of theirs.
+    labels = np.asarray(expected.labels)
+    assert all(len(np.unique(kind.reshape(-1)[labels == label])) == 1 for label in np.unique(labels))
+    d = method._consistency(aux, jnp.asarray(z))
+    assert float(d.min()) > 0.7
+    # Without rows nothing changes.
+    empty = method.refresh(ring_of(method, z, 0), frozen, None, jax.random.key(0)).aux
+    assert int(empty.round) == 0
+    np.testing.assert_array_equal(empty.centroids, 0)
+
+
+def test_the_graph_does_without_a_network_that_does_not_fit(method, caplog):
+    thin = dataclasses.replace(method, clustering="gcn", neighbours=12, slots=32, perceptual=0.0)
+    frozen = thin.frozen()
+    assert "these have 16, so confidence is density" in caplog.text
+    assert "gcn_v" not in frozen
+    z, _ = around(1, D)
+    aux = thin.refresh(ring_of(thin, z), frozen, None, jax.random.key(0)).aux
+    expected = gcn_clusters(jnp.asarray(z.reshape(-1, D)), k=12, slots=32, confidence="density")
+    np.testing.assert_allclose(aux.centroids, expected.centroids, atol=1e-5)
+    assert int(aux.found) == int(expected.count)
+
+
 def test_optimisers_are_those_of_pytorch(method):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
@@ -186,6 +242,7 @@ def test_gradients_reach_what_they_should(method):
         assert size["generator"] > 0
         assert (size["projection"] > 0) is not detach
         assert made._projection_learns is not detach
+        assert ("projection" in state.opt_state) is not detach
 
 
 def test_starts(method):
@@ -222,6 +279,20 @@ def test_starts(method):
     on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, warm, 4)
     jax.tree.map(np.testing.assert_array_equal, on.params, warm.params)
     jax.tree.map(np.testing.assert_array_equal, on.opt_state, warm.opt_state)
+    # The projection learns in the stage after alone, or before alone: its moments begin, or end, in between.
+    previous = dataclasses.replace(made, start="previous")
+    learning = dataclasses.replace(previous, detach_d=False)
+    assert set(warm.opt_state) == {"detector", "generator"}
+    spent = warm.replace(opt_state=jax.tree.map(lambda x: x + 1, warm.opt_state))
+    begun = learning.init(jax.random.key(1), batch, frozen, spent, 4)
+    fresh = learning._optimizers["projection"].init(warm.params["projection"])
+    jax.tree.map(np.testing.assert_array_equal, begun.opt_state, spent.opt_state | {"projection": fresh})
+    begun = begun.replace(opt_state=jax.tree.map(lambda x: x + 1, begun.opt_state))
+    on = learning.init(jax.random.key(1), batch, frozen, begun, 4)
+    jax.tree.map(np.testing.assert_array_equal, on.opt_state, begun.opt_state)
+    ended = previous.init(jax.random.key(1), batch, frozen, begun, 4)
+    assert set(ended.opt_state) == {"detector", "generator"}
+    jax.tree.map(np.testing.assert_array_equal, ended.params, begun.params)
     for start in ("previous", "zeroshot"):
         with pytest.raises(UserError, match="init_from"):
             dataclasses.replace(made, start=start).init(jax.random.key(0), batch, frozen, None, 4)
@@ -234,6 +305,8 @@ def test_starts(method):
     [
         ({"bottleneck": "narrow"}, "narrow"),
         ({"clustering": "none"}, "kmeans"),
+        ({"clustering": "graph"}, "gcn or density"),
+        ({"link_space": "x"}, "gcn_hidden"),
         ({"image_size": 44}, "44"),
         ({"ring_size": 0}, "ring_size"),
     ],

@@ -1,3 +1,5 @@
+import doctest
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -136,3 +138,26 @@ def test_initialize_by_another_law():
 def test_initialize_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="params/gain"):
         layers.initialize(Small(extra=True), jax.random.key(0), jnp.zeros((1, 8, 8, 16)), train=False)
+
+
+def test_examples():
+    result = doctest.testmod(layers)
+    assert result.attempted >= 3
+    assert result.failed == 0
+
+
+def test_split_parts_what_is_learned_from_all_else():
+    variables = layers.initialize(Small(), jax.random.key(0), jnp.zeros((1, 8, 8, 16)), train=False)
+    params, state = layers.split(variables)
+    assert {"params": params} | state == variables
+    assert set(state) == {"batch_stats"}
+    assert layers.split({"params": params}) == (params, {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parameters"), [("float32", "float32"), ("bfloat16", "float32"), ("float64", "float64")]
+)
+def test_parameters_are_never_below_float32(dtype, parameters):
+    found = layers.precision(dtype)
+    assert jnp.dtype(found["dtype"]) == dtype
+    assert jnp.dtype(found["param_dtype"]) == jnp.dtype(layers.wide(dtype)) == parameters

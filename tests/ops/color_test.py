@@ -1,4 +1,5 @@
 import colorsys
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -91,3 +92,14 @@ def test_everything_at_once_stays_in_range_and_follows_the_key():
     assert first.max() <= 1
     assert first.dtype == np.float32
     assert np.unique(first.mean((1, 2, 3))).size == 8
+
+
+def test_uint8_is_the_nearest_and_cut_off():
+    assert doctest.testmod(color).attempted >= 1
+    assert doctest.testmod(color).failed == 0
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(color.to_uint8(jnp.asarray(every / np.float32(255))), every)
+    given = np.random.default_rng(0).uniform(-0.2, 1.2, (3, 4, 4, 3)).astype(np.float32)
+    found = color.to_uint8(jnp.asarray(given))
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, np.clip(np.round(given * np.float32(255)), 0, 255))

@@ -1,8 +1,16 @@
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uld_jax.ops import views, warp
+
+
+def test_examples():
+    result = doctest.testmod(views)
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 def test_a_still_view_shows_the_middle_of_each_frame():
@@ -27,3 +35,32 @@ def test_standardised_views_have_mean_zero_and_one_contrast():
     np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-5)
     spread = seen.std((1, 2, 3))
     np.testing.assert_allclose(found.std((1, 2, 3)), spread / (spread + 0.05), rtol=1e-5)
+
+
+def test_the_geometry_of_a_square_is_the_published_rescaling():
+    """A still view of 32 pixels shows the middle 20 of 40 frame pixels; a heatmap cell covers 4 of its pixels."""
+    geometry = views.Geometry(frame_side=40, view_side=32, stride=4, zoom=0.5)
+    assert (geometry.frame, geometry.view, geometry.heat) == ((40, 40), (32, 32), (8, 8))
+    cells = np.random.default_rng(0).uniform(0, 7, (2, 5, 2)).astype(np.float32)
+    # Counted from the left border: cells of 4 view pixels of 20 / 32 frame pixels, the view beginning 10 pixels in.
+    np.testing.assert_allclose(geometry.to_frame(jnp.asarray(cells)), (cells + 0.5) * 2.5 + 10 - 0.5, atol=1e-5)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 40, 40, 3), np.uint8))
+    np.testing.assert_array_equal(geometry.look(images), views.look(views.still(2, 0.5), images, (32, 32)))
+    assert geometry.still(2).linear.dtype == jnp.float32
+
+
+def test_the_geometry_takes_points_where_it_takes_pixels():
+    """A bright dot of the frame is seen in the cell that `to_cells` names, and `to_frame` leads back."""
+    geometry = views.Geometry(frame_side=48, view_side=32, stride=4)
+    draw = lambda key: warp.random_warp(key, rotation=20.0, scale=0.1, shift=0.03, bend=0.02)
+    warps = jax.vmap(draw)(jax.random.split(jax.random.key(0), 3))
+    xy = np.random.default_rng(2).uniform(16, 31, (3, 1, 2)).astype(np.float32)
+    y, x = np.mgrid[:48, :48]
+    square = (x - xy[:, :, 0, None]) ** 2 + (y - xy[:, :, 1, None]) ** 2
+    frames = np.repeat(np.exp(-square / (2 * 2.0**2))[..., None] * 255, 3, -1).round().astype(np.uint8)
+    seen = np.asarray(geometry.look(jnp.asarray(frames), warps))[..., 0]
+    y, x = np.mgrid[:32, :32]
+    centre = np.stack([(seen * x).sum((1, 2)), (seen * y).sum((1, 2))], -1) / seen.sum((1, 2))[:, None]
+    cells = np.asarray(geometry.to_cells(jnp.asarray(xy), warps))
+    np.testing.assert_allclose(cells[:, 0], (centre + 0.5) / 4 - 0.5, atol=0.05)
+    np.testing.assert_allclose(geometry.to_frame(jnp.asarray(cells), warps), xy, atol=1e-3)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uld_jax import weights
-from uld_jax.convert import fan, files, vgg16
+from uld_jax.convert import fan, files, gcn_v, vgg16
 from uld_jax.errors import UserError
 
 
@@ -29,6 +29,11 @@ KINDS = {
         "the weights' publisher decides: SAIC's code and checkpoint are CC BY-NC 4.0 (non-commercial); CGB's "
         "repository, which has the same core network, states no licence",
         has_core=True,
+    ),
+    "gcn_v": Kind(
+        gcn_v.convert,
+        "learn-to-cluster is MIT; MS-Celeb-1M, on whose faces its weights were trained, was withdrawn by its publisher "
+        "and terms for what was learned from it are not stated",
     ),
     "vgg16": Kind(
         vgg16.convert_imagenet,

@@ -8,13 +8,14 @@ Awan et al., "Unsupervised Landmark Discovery Using Consistency Guided Bottlenec
             4) a Gaussian a landmark, the wider the less consistent                                (eq. 3, 4)
             5) the target, generated from the source view and the Gaussians; its distance from the target in pixels and
                in VGG16's features
-    round   6) the descriptors of the last steps, or of a pass over the photos, are clustered
+    round   6) the descriptors of the last steps, or of a pass over the photos, are clustered     (section 3.2)
 
 The detector sees the target alone, the generator the source alone: what it knows of the target's geometry is where the
 landmarks are.
 """
 
 import dataclasses
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ import optax
 
 from uld_jax import optimizers, rounds, weights
 from uld_jax.backbones import perceptual
-from uld_jax.clustering import quality
+from uld_jax.clustering import gcn_v, quality
+from uld_jax.clustering.gcn_clusters import LINK_SPACES, gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.method import Prediction, Rows, Stage, TrainState, same_shapes
@@ -32,7 +34,7 @@ from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
 from uld_jax.models.heads import LandmarkDescriptors
 from uld_jax.models.stargan_generator import StarGanGenerator
-from uld_jax.ops import coordinates, heatmaps, keypoints, views, warp
+from uld_jax.ops import color, heatmaps, keypoints, views, warp
 
 MEASURED = 8192  # rows that the quality of a clustering is measured on
 
@@ -56,6 +58,7 @@ class Consensus(NamedTuple):
       round: int32, clusterings done.
       centroids: [M,D] float32 of length 1.
       used: [M] bool, False for an empty cluster.
+      found: int32, T, how many clusters there are; a graph may find more than the M that have a centroid.
       silhouette, calinski_harabasz: float32, how well the clusters stand apart (Table 5).
       ring: what the next clustering may see.
     """
@@ -63,6 +66,7 @@ class Consensus(NamedTuple):
     round: jax.Array
     centroids: jax.Array
     used: jax.Array
+    found: jax.Array
     silhouette: jax.Array
     calinski_harabasz: jax.Array
     ring: Ring
@@ -79,7 +83,10 @@ class CGB(Stage):
         that the stage before, or `init_from`, has trained; `checkpoint` the converted MPII weights of
         `config.weights.fan`, but for layers of other shapes; `scratch` nothing.
       bottleneck: `adaptive` Gaussians (eq. 4), or `fixed` ones (the baseline).
-      clustering: `kmeans` every `round_every` steps, first before step 0; `none` only gathers descriptors.
+      clustering: every `round_every` steps, first before step 0, by `gcn`, the graph of nearest neighbours with the
+        confidences of a GCN-V (paper); `density`, the same with the mean similarity to the neighbours as confidence,
+        also used for `gcn` where the network is for another descriptor_size; or `kmeans` (Table 7). `none` only
+        gathers descriptors.
       labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos, whose
         views are still and use running statistics.
       steps: of the stage.
@@ -106,6 +113,8 @@ class CGB(Stage):
         are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
       descriptor_size: D.
       clusters: M of k-means (T = 80 in section 4.3).
+      neighbours, tau, link_space, slots: of the graph, see `gcn_clusters`; 80, 0.8, `gcn_hidden` in the code (which
+        counts a row among its own 80 neighbours). Slots is M, to be larger than any T.
       ring_every, ring_size: every so many steps a batch's descriptors are kept, and how many times.
       round_every: steps between clusterings.
       loss_window: the loss looks at this central fraction of the view; 1 in the paper.
@@ -117,14 +126,14 @@ class CGB(Stage):
       beta1, beta2, l2, clip: of both; the gradient's norm is clipped a network.
       bn_eval: predictions by `running` statistics, or those of the `batch`, as published (batches of 30 there); a
         photo's landmarks then depend on the others, and on what fills the last batch.
-      weights: folders of converted weights by kind.
+      weights: folders of converted weights by kind; without `gcn_v` the network that ships with the library is used.
     """
 
     k: int
     frame_size: int
     start: str = "previous"
     bottleneck: str = "adaptive"
-    clustering: str = "kmeans"
+    clustering: str = "gcn"
     labels_from: str = "ring"
     steps: int = 0
     image_size: int = 128
@@ -151,6 +160,10 @@ class CGB(Stage):
     projection: str = "trained"
     descriptor_size: int = 256
     clusters: int = 80
+    neighbours: int = 80
+    tau: float = 0.8
+    link_space: str = "gcn_hidden"
+    slots: int = 512
     ring_every: int = 250
     ring_size: int = 100
     round_every: int = 12_500
@@ -172,7 +185,8 @@ class CGB(Stage):
         for name, known in (
             ("start", ("previous", "zeroshot", "checkpoint", "scratch")),
             ("bottleneck", ("adaptive", "fixed")),
-            ("clustering", ("none", "kmeans")),
+            ("clustering", ("none", "gcn", "density", "kmeans")),
+            ("link_space", LINK_SPACES),
             ("labels_from", ("ring", "pass")),
             ("sigma", ("paper", "code_rescaled")),
             ("projection", ("trained", "frozen_random")),
@@ -180,11 +194,12 @@ class CGB(Stage):
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"cgb.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
-        for name in ("zoom", "loss_window", "round_every", "ring_every", "ring_size", "clusters", "temperature"):
+        positive = ("zoom", "loss_window", "temperature", "round_every", "ring_every", "ring_size")
+        for name in (*positive, "clusters", "neighbours", "slots"):
             if getattr(self, name) <= 0:
                 raise UserError(f"cgb.{name} is {getattr(self, name)}; use a number above 0")
         if self.bottleneck == "adaptive" and self.clustering == "none":
-            raise UserError("cgb.bottleneck=adaptive needs clusters; set cgb.clustering=kmeans")
+            raise UserError("cgb.bottleneck=adaptive needs clusters; set cgb.clustering to gcn, density or kmeans")
         if self.image_size % (self.downsample * 2**self.depth) or self.downsample != 4:
             raise UserError(
                 f"cgb: views of {self.image_size} pixels do not fit; use downsample=4, the generator's, and a multiple "
@@ -204,37 +219,27 @@ class CGB(Stage):
         return self.labels_from == "pass"
 
     @property
-    def _wide(self):
-        """Of parameters, geometry and losses."""
-        return jnp.float64 if self.dtype == "float64" else jnp.float32
-
-    @property
-    def _options(self):
-        return dict(dtype=jnp.dtype(self.dtype), param_dtype=self._wide)
+    def _slots(self) -> int:
+        """M."""
+        return self.slots if self.clustering in ("gcn", "density") else self.clusters
 
     @property
     def _fan(self):
-        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **self._options)
+        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **layers.precision(self.dtype))
 
     @property
     def _describe(self):
-        return LandmarkDescriptors(self.descriptor_size, self.descriptor, self.temperature, **self._options)
+        return LandmarkDescriptors(
+            self.descriptor_size, self.descriptor, self.temperature, **layers.precision(self.dtype)
+        )
 
     @property
     def _generator(self):
-        return StarGanGenerator(self.generator_width, self.generator_blocks, **self._options)
+        return StarGanGenerator(self.generator_width, self.generator_blocks, **layers.precision(self.dtype))
 
     @property
-    def _view(self) -> tuple[int, int]:
-        return self.image_size, self.image_size
-
-    @property
-    def _heat(self) -> tuple[int, int]:
-        return self.image_size // self.downsample, self.image_size // self.downsample
-
-    @property
-    def _frame(self) -> tuple[int, int]:
-        return self.frame_size, self.frame_size
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
 
     def frozen(self):
         folders, loaded = dict(self.weights), {}
@@ -247,6 +252,17 @@ class CGB(Stage):
             loaded["fan"] = weights.load(folders["fan"], "fan")
         if self.perceptual:
             loaded["vgg"] = perceptual.load("vgg16", folders.get("vgg16"), self.vgg_width)
+        if self.clustering == "gcn":
+            folder = folders.get("gcn_v")
+            network = weights.load(folder, "gcn_v") if folder else gcn_v.load_default()
+            if gcn_v.size(network) == self.descriptor_size:
+                loaded["gcn_v"] = network
+            else:
+                logging.warning(
+                    "cgb.clustering=gcn: the network is for descriptors of %d and these have %d, so confidence is "
+                    "density; set cgb.descriptor_size=%d to use it",
+                    *(gcn_v.size(network), self.descriptor_size, gcn_v.size(network)),
+                )
         return loaded
 
     def frozen_to_predict(self):
@@ -257,21 +273,18 @@ class CGB(Stage):
     def init(self, rng, batch, frozen, previous, rows):
         params, model_state = self._draw(rng)
         opt_state = {name: each.init(params[name]) for name, each in self._optimizers.items()}
-        ring = Ring(
-            jnp.zeros((self.ring_size, len(batch["index"]) * self.k, self.descriptor_size), self._wide), jnp.int32(0)
-        )
+        wide, rows_a_step = layers.wide(self.dtype), len(batch["index"]) * self.k
+        ring = Ring(jnp.zeros((self.ring_size, rows_a_step, self.descriptor_size), wide), jnp.int32(0))
         if self.start == "previous":
-            going_on = (params, opt_state, ring)
-            if (
-                previous is None
-                or not isinstance(previous.aux, Consensus)
-                or not same_shapes((previous.params, previous.opt_state, previous.aux.ring), going_on)
-            ):
+            going_on = previous is not None and isinstance(previous.aux, Consensus)
+            # The projection may learn in one of the stages alone: its moments start, or end, between them.
+            kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()} if going_on else {}
+            if not going_on or not same_shapes((previous.params, kept, previous.aux.ring), (params, opt_state, ring)):
                 raise UserError(
                     "cgb.start=previous goes on with a warm-up of the same k, batch, networks, ring and kind of "
                     "optimiser; put such a stage warmup before it, or set config.init_from=RUN:warmup"
                 )
-            params, model_state, opt_state = previous.params, previous.model_state, previous.opt_state
+            params, model_state, opt_state = previous.params, previous.model_state, kept
             ring = previous.aux.ring
         elif self.start == "zeroshot":
             if previous is None or not same_shapes(previous.params, params["detector"]):
@@ -283,11 +296,12 @@ class CGB(Stage):
         elif self.start == "checkpoint" and frozen:  # without weights it is shapes that are asked for
             drawn = params["detector"], model_state["detector"]
             params["detector"], model_state["detector"] = _loaded(frozen["fan"], *drawn)
-        zero = jnp.zeros((), self._wide)
+        zero = jnp.zeros((), wide)
         aux = Consensus(
             round=jnp.int32(0),
-            centroids=jnp.zeros((self.clusters, self.descriptor_size), self._wide),
-            used=jnp.zeros(self.clusters, bool),
+            centroids=jnp.zeros((self._slots, self.descriptor_size), wide),
+            used=jnp.zeros(self._slots, bool),
+            found=jnp.int32(0),
             silhouette=zero,
             calinski_harabasz=zero,
             ring=ring,
@@ -298,25 +312,25 @@ class CGB(Stage):
         # Step 1) Two views of each photo, the target turned twice as far.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(jax.random.split)(keys)
-        source = views.look(self._warps(keys[:, 0], self.rotation), batch["image"], self._view)
-        target = views.look(self._warps(keys[:, 1], 2 * self.rotation), batch["image"], self._view)
+        source = self._geometry.look(batch["image"], self._warps(keys[:, 0], self.rotation))
+        target = self._geometry.look(batch["image"], self._warps(keys[:, 1], 2 * self.rotation))
         (loss, (model_state, metrics, z)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux, frozen, source, target
         )
         params, opt_state = dict(state.params), dict(state.opt_state)
         for name, optimizer in self._optimizers.items():
-            if name == "projection" and not self._projection_learns:
-                continue
             updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name], params[name])
             params[name] = optax.apply_updates(params[name], updates)
-        # Before the first round no Gaussian depends on a descriptor: L2 alone would wear the projection away.
-        for new, old in ((params, state.params), (opt_state, state.opt_state)):
-            new["projection"] = jax.tree.map(
-                lambda a, b: jnp.where(state.aux.round > 0, a, b), new["projection"], old["projection"]
-            )
+        if self._projection_learns:
+            # Before the first round no Gaussian depends on a descriptor: L2 alone would wear the projection away.
+            for new, old in ((params, state.params), (opt_state, state.opt_state)):
+                new["projection"] = jax.tree.map(
+                    lambda a, b: jnp.where(state.aux.round > 0, a, b), new["projection"], old["projection"]
+                )
         aux = state.aux._replace(ring=self._keep(state.aux.ring, z, state.step))
         if self.clustering != "none":
-            metrics |= {"silhouette": aux.silhouette, "calinski_harabasz": aux.calinski_harabasz}
+            quantities = {"silhouette": aux.silhouette, "calinski_harabasz": aux.calinski_harabasz}
+            metrics |= quantities | {"clusters": aux.found}
         new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
         return new, {"loss": loss} | metrics
 
@@ -330,7 +344,7 @@ class CGB(Stage):
         z = self._descriptors(params, out)
         # Steps 3), 4) Consistency, and Gaussians as wide as it is low.
         d = self._consistency(aux, z)
-        maps = heatmaps.gaussian(xy, self._heat, self._sigma(aux, d))
+        maps = heatmaps.gaussian(xy, self._geometry.heat, self._sigma(aux, d))
         # Step 5) The target again.
         made, new_state["generator"] = self._generator.apply(
             {"params": params["generator"], **model_state["generator"]},
@@ -360,11 +374,9 @@ class CGB(Stage):
         return int(self.clustering != "none" and step < self.steps and step % self.round_every == 0)
 
     def observe(self, state, frozen, batch):
-        seen = self._seen(batch["image"])
-        out = self._apply(state, seen)
+        out = self._apply(state, self._geometry.look(batch["image"]))
         z = self._descriptors(state.params, out)
-        xy = self._to_frame(out)
-        return Rows(z, xy, jnp.ones(z.shape[:2], bool))
+        return Rows(z, self._landmarks(out), jnp.ones(z.shape[:2], bool))
 
     def refresh(self, state, frozen, bank, rng):
         aux = state.aux
@@ -374,35 +386,55 @@ class CGB(Stage):
             mask = jnp.repeat(jnp.arange(self.ring_size) < aux.ring.count, len(z) // self.ring_size)
         else:
             z, mask = rounds.flatten(bank)
-        unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
-        found = kmeans(unit, self.clusters, rng=rng, mask=mask)
-        member = jnp.where(mask, found.labels, self.clusters)
-        total = jax.ops.segment_sum(jnp.where(mask[:, None], z, 0), member, self.clusters + 1)[:-1]
+        labels, centroids, found = self._cluster(z, mask, frozen, rng)
         some = jnp.any(mask)
-        # How good the clusters are is told from some rows: the measure's cost grows with their square.
-        pick = jax.random.permutation(rng, len(unit))[:MEASURED]
-        some_rows = unit[pick], found.labels[pick], mask[pick]
+        quantities = dict(labels=labels, mask=mask, clusters=self._slots)
+        unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
         aux = aux._replace(
             round=aux.round + some,
-            centroids=jnp.where(some, keypoints.l2_normalize(total), aux.centroids),
-            used=jnp.where(some, found.counts > 0, aux.used),
-            silhouette=quality.silhouette(*some_rows, clusters=self.clusters),
-            calinski_harabasz=quality.calinski_harabasz(*some_rows, clusters=self.clusters),
+            centroids=jnp.where(some, centroids, aux.centroids),
+            used=jnp.where(some, jnp.arange(self._slots) < found, aux.used),
+            found=jnp.where(some, found, aux.found),
+            # Told from some rows: its cost grows with their square.
+            silhouette=quality.silhouette(unit, **quantities, sample=MEASURED, rng=rng),
+            calinski_harabasz=quality.calinski_harabasz(unit, **quantities),
             ring=aux.ring._replace(count=jnp.int32(0)),
         )
         return state.replace(aux=aux)
 
+    def _cluster(self, z, mask, frozen, rng):
+        """Labels [N] and centroids [M,D] of rows z [N,D], and how many clusters there are, which come first."""
+        if self.clustering == "kmeans":
+            found = kmeans(keypoints.l2_normalize(jnp.where(mask[:, None], z, 0)), self.clusters, rng=rng, mask=mask)
+            # Empty clusters, of which there are some where rows are few, go last.
+            rank = jnp.argsort(jnp.argsort(found.counts == 0, stable=True))
+            labels = jnp.where(found.labels >= 0, rank[found.labels], -1)
+            centroids = mean_directions(z, labels, self.clusters)
+            return labels, centroids, jnp.sum(found.counts > 0, dtype=jnp.int32)
+        network = frozen.get("gcn_v")
+        found = gcn_clusters(
+            z,
+            network,
+            k=self.neighbours,
+            tau=self.tau,
+            mask=mask,
+            confidence="density" if network is None else "gcn",
+            link_space=self.link_space,
+            slots=self.slots,
+        )
+        return found.labels, found.centroids, found.count
+
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, state, frozen, images):
-        out, d, _ = self._read(state, self._seen(images))
+        out, d, _ = self._read(state, self._geometry.look(images))
         # Before there are clusters nothing is known of a landmark's consistency. A score of 0 would say "missing".
         score = jnp.where(state.aux.round > 0, jnp.clip(d, 1e-3, 1), 1)
-        return Prediction(self._to_frame(out), score.astype(jnp.float32), out.features)
+        return Prediction(self._landmarks(out), score.astype(jnp.float32), out.features)
 
     def heatmaps(self, state, frozen, images):
-        seen = self._seen(images)
-        return _uint8(seen), self._read(state, seen)[2]
+        seen = self._geometry.look(images)
+        return color.to_uint8(seen), self._read(state, seen)[2]
 
     def pictures(self, state, frozen, images):
         """Columns: source, target, the bottleneck over it, the target generated, and with the next photo's appearance.
@@ -410,45 +442,47 @@ class CGB(Stage):
         In the bottleneck a landmark's Gaussian is as wide as the generator gets it, and the redder the higher d (figure
         6): blue is 0.5 and below, red 1.
         """
-        count = len(images)
-        turned = lambda degrees: jax.vmap(warp.turned)(views.still(count, self.zoom, self._wide), degrees)
-        source = views.look(turned(jnp.full(count, -20.0)), images, self._view)
-        target = views.look(turned(jnp.full(count, 10.0)), images, self._view)
+        geometry, count = self._geometry, len(images)
+        turned = lambda degrees: jax.vmap(warp.turned)(geometry.still(count), jnp.full(count, degrees))
+        source, target = geometry.look(images, turned(-20.0)), geometry.look(images, turned(10.0))
         _, d, maps = self._read(state, target)
         made, swapped = (self._generate(state, look, maps) for look in (source, jnp.roll(source, -1, 0)))
         red = jnp.clip(2 * d - 1, 0, 1)
         colour = jnp.stack([red, 0.1 * jnp.ones_like(red), 1 - red], -1)
-        big = jax.image.resize(maps, (count, *self._view, self.k), "nearest")
+        big = jax.image.resize(maps, (count, *geometry.view, self.k), "nearest")
         cover = jnp.max(big, -1, keepdims=True)
         tint = jnp.einsum("bhwk,bkc->bhwc", big, colour) / jnp.maximum(jnp.sum(big, -1, keepdims=True), 1e-6)
         shown = [source, target, (1 - cover) * target * 0.6 + cover * tint, made, swapped]
-        return {"generated": _uint8(jnp.stack(shown, 1))}
+        return {"generated": color.to_uint8(jnp.stack(shown, 1))}
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _draw(self, rng):
-        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), self._wide)
-        heat, taps = self._heat, shape(self._heat[0] // 2, self._heat[1] // 2, self.width)
-        image, maps = shape(*self._view, 3), shape(*heat, self.k)
+        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), layers.wide(self.dtype))
+        heat = self._geometry.heat
+        taps = shape(heat[0] // 2, heat[1] // 2, self.width)
+        image, maps = shape(*self._geometry.view, 3), shape(*heat, self.k)
         a, b, c = jax.random.split(rng, 3)
         detector = layers.initialize(self._fan, a, image, train=False)
         projection = layers.initialize(self._describe, b, [taps] * 3, maps)
         generator = layers.initialize(self._generator, c, image, maps, train=False)
         params, model_state = {"projection": projection["params"]}, {}
         for name, drawn in (("detector", detector), ("generator", generator)):
-            params[name] = drawn["params"]
-            model_state[name] = {key: value for key, value in drawn.items() if key != "params"}
+            params[name], model_state[name] = layers.split(drawn)
         return params, model_state
 
     @property
     def _optimizers(self):
+        """Of what learns, by name."""
+
         def adam(rate, first=0):
             decayed = optax.exponential_decay(rate, max(self.decay_every, 1), self.decay, staircase=True)
             after = lambda step: jnp.where(step < first, 0, decayed(step) if self.decay_every else rate)
             return optimizers.adam(after, b1=self.beta1, b2=self.beta2, l2=self.l2, clip=self.clip)
 
         detector = adam(self.detector_rate, self.generator_first)
-        return {"detector": detector, "generator": adam(self.generator_rate), "projection": detector}
+        both = {"detector": detector, "generator": adam(self.generator_rate)}
+        return both | {"projection": detector} if self._projection_learns else both
 
     @property
     def _projection_learns(self) -> bool:
@@ -456,12 +490,14 @@ class CGB(Stage):
         return self.projection == "trained" and not self.detach_d and self.bottleneck == "adaptive"
 
     def _warps(self, keys, rotation):
+        dtype = layers.wide(self.dtype)
+
         def draw(key):
             turn, rest = jax.random.split(key)
-            degrees = rotation * jax.random.normal(turn, (), self._wide)
+            degrees = rotation * jax.random.normal(turn, (), dtype)
             degrees = jnp.clip(degrees, -self.max_rotation, self.max_rotation)
             straight = warp.random_warp(
-                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.zoom, dtype=self._wide
+                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.zoom, dtype=dtype
             )
             return warp.turned(straight, degrees)
 
@@ -504,9 +540,6 @@ class CGB(Stage):
         variables = {"params": state.params["generator"], **state.model_state["generator"]}
         return self._generator.apply(variables, source, maps, train=False)
 
-    def _seen(self, images):
-        return views.look(views.still(len(images), self.zoom, self._wide), images, self._view)
-
     def _apply(self, state, seen):
         seen = views.standardise(seen) if self.standardise else seen
         variables = {"params": state.params["detector"], **state.model_state["detector"]}
@@ -519,13 +552,11 @@ class CGB(Stage):
         out = self._apply(state, seen)
         d = self._consistency(state.aux, self._descriptors(state.params, out))
         xy = heatmaps.soft_argmax(out.logits, self.temperature)
-        return out, d, heatmaps.gaussian(xy, self._heat, self._sigma(state.aux, d))
+        return out, d, heatmaps.gaussian(xy, self._geometry.heat, self._sigma(state.aux, d))
 
-    def _to_frame(self, out):
-        xy = heatmaps.soft_argmax(out.logits, self.temperature)
-        still = views.still(len(xy), self.zoom, self._wide)
-        xy = coordinates.rescale_points(xy, self._heat, self._view)
-        return warp.points_to_source(still, xy, self._frame, self._view).astype(jnp.float32)
+    def _landmarks(self, out):
+        """Of still views, [B,K,2] float32 in pixels of the frame."""
+        return self._geometry.to_frame(heatmaps.soft_argmax(out.logits, self.temperature)).astype(jnp.float32)
 
 
 def _middle(x, fraction: float):
@@ -535,10 +566,6 @@ def _middle(x, fraction: float):
     height, width = x.shape[1:3]
     top, left = (min(round(n * (1 - fraction) / 2), (n - 1) // 2) for n in (height, width))
     return x[:, top : height - top, left : width - left]
-
-
-def _uint8(x):
-    return jnp.round(255 * jnp.clip(x, 0, 1)).astype(jnp.uint8)
 
 
 def _loaded(fan, params, model_state):

@@ -6,6 +6,17 @@ NeurIPS 2018, and its published TensorFlow code.
     1) x' is a random thin-plate warp of the photo, x one of x'     2) pose of x': K points, through a separable
     softmax, drawn as Gaussians     3) x' again, from the features of x and the Gaussians of x'     4) perceptual loss,
     each layer divided by the running mean of its own value, where the warp kept inside the photo
+
+Where this departs from the code:
+
+    outside     where a warp leaves the photo, its border goes on; in the code there is black
+    units       a view 2 wide has its borders at -1 and 1, in the code its outer pixels' centres: warps move 128 / 127
+                as far here. The Gaussians are the code's
+    mask        resized to the features' size with pixel centres in the middle; TensorFlow 1 has them in the corner
+    balance     `FIRST_BALANCE` fits the trained VGG16; with random weights the terms are uneven until the running means
+                have followed, a few times 1 / balance_rate steps
+    prediction  a point in cell i of n lies at (i + 1/2) / n of the view, in the code at i / (n - 1); a linear
+                regression to annotation makes up for the difference
 """
 
 import dataclasses
@@ -21,7 +32,7 @@ from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
 from uld_jax.method import Prediction, Stage, TrainState
 from uld_jax.models import imm_net, layers, vgg
-from uld_jax.ops import coordinates, heatmaps, views, warp
+from uld_jax.ops import color, heatmaps, views, warp
 
 FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # of the image itself and of the layers, in the code
 
@@ -93,20 +104,12 @@ class IMM(Stage):
                 )
 
     @property
-    def _wide(self):
-        """Of parameters, geometry and losses."""
-        return jnp.float64 if self.dtype == "float64" else jnp.float32
-
-    @property
-    def _options(self):
-        return dict(dtype=jnp.dtype(self.dtype), param_dtype=self._wide)
-
-    @property
     def _nets(self):
+        options = layers.precision(self.dtype)
         return {
-            "appearance": imm_net.ImmEncoder(self.width, **self._options),
-            "pose": imm_net.ImmPose(self.k, self.width, **self._options),
-            "renderer": imm_net.ImmRenderer(self.width, **self._options),
+            "appearance": imm_net.ImmEncoder(self.width, **options),
+            "pose": imm_net.ImmPose(self.k, self.width, **options),
+            "renderer": imm_net.ImmRenderer(self.width, **options),
         }
 
     @property
@@ -115,12 +118,8 @@ class IMM(Stage):
         return optax.chain(optimizers.clip_each(self.clip), optimizers.adam(rate))
 
     @property
-    def _view(self) -> tuple[int, int]:
-        return self.image_size, self.image_size
-
-    @property
-    def _heat(self) -> tuple[int, int]:
-        return self.image_size // 8, self.image_size // 8
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(self.frame_size, self.image_size, 8, self.zoom, layers.wide(self.dtype))
 
     def frozen(self):
         folder = dict(self.weights).get("vgg16_colorization")
@@ -130,23 +129,23 @@ class IMM(Stage):
         return {}  # VGG16 judges what training generates
 
     def init(self, rng, batch, frozen, previous, rows):
-        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), self._wide)
-        image, features = shape(*self._view, 3), shape(*self._heat, 8 * self.width)
-        inputs = {"appearance": [image], "pose": [image], "renderer": [features, shape(*self._heat, self.k)]}
+        wide, view, heat = layers.wide(self.dtype), self._geometry.view, self._geometry.heat
+        shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), wide)
+        image, features = shape(*view, 3), shape(*heat, 8 * self.width)
+        inputs = {"appearance": [image], "pose": [image], "renderer": [features, shape(*heat, self.k)]}
         params, model_state = {}, {}
         for i, (name, net) in enumerate(self._nets.items()):
             key = jax.random.fold_in(rng, i)
             drawn = layers.initialize(net, key, *inputs[name], law=imm_net.INITIAL, train=False)
-            params[name] = drawn["params"]
-            model_state[name] = {key: value for key, value in drawn.items() if key != "params"}
-        aux = Balance(jnp.asarray(FIRST_BALANCE, self._wide))
+            params[name], model_state[name] = layers.split(drawn)
+        aux = Balance(jnp.asarray(FIRST_BALANCE, wide))
         return TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), aux)
 
     def train_step(self, state, frozen, batch, rng):
         # Step 1) Two warps, one upon the other; images are 0..255 here, as in the code.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(jax.random.split)(keys)
-        photo = 255 * views.look(views.still(len(keys), self.zoom, self._wide), batch["image"], self._view)
+        photo = 255 * self._geometry.look(batch["image"])
         edge = jnp.broadcast_to(jnp.asarray(_edge_mask(self.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1))
         target = self._warped(keys[:, 0], self.target_warp, jnp.concatenate([photo, edge], -1))
         target, inside = target[..., :3], target[..., 3:]
@@ -194,14 +193,12 @@ class IMM(Stage):
 
     def predict(self, state, frozen, images):
         _, cells, features = self._look(state, images)
-        xy = coordinates.rescale_points(cells, self._heat, self._view)
-        still = views.still(len(images), self.zoom, self._wide)
-        xy = warp.points_to_source(still, xy, (self.frame_size, self.frame_size), self._view)
+        xy = self._geometry.to_frame(cells)
         return Prediction(xy.astype(jnp.float32), jnp.ones(xy.shape[:2], jnp.float32), features)
 
     def heatmaps(self, state, frozen, images):
         seen, cells, _ = self._look(state, images)
-        return jnp.round(255 * seen).astype(jnp.uint8), self._maps(cells)
+        return color.to_uint8(seen), self._maps(cells)
 
     def pictures(self, state, frozen, images):
         """Columns: source, target, its Gaussians, the target generated, and with the next photo's appearance."""
@@ -216,20 +213,21 @@ class IMM(Stage):
 
         features = run("appearance", 255 * source)
         made, swapped = (run("renderer", f, maps) / 255 for f in (features, jnp.roll(features, -1, 0)))
-        big = jax.image.resize(jnp.max(maps, -1, keepdims=True), (len(images), *self._view, 1), "nearest")
+        big = jax.image.resize(jnp.max(maps, -1, keepdims=True), (len(images), *self._geometry.view, 1), "nearest")
         shown = jnp.stack([source, target, target * (1 - big) * 0.6 + big, made, swapped], 1)
-        return {"generated": jnp.round(255 * jnp.clip(shown, 0, 1)).astype(jnp.uint8)}
+        return {"generated": color.to_uint8(shown)}
 
     def _look(self, state, images):
         """The views of photos as they are, their points [B,K,2] in heatmap cells, and the pose head's logits."""
-        seen = views.look(views.still(len(images), self.zoom, self._wide), images, self._view)
+        seen = self._geometry.look(images)
         variables = {"params": state.params["pose"], **state.model_state["pose"]}
         logits = self._nets["pose"].apply(variables, 255 * seen, train=False)
         return seen, heatmaps.separable_soft_argmax(logits), logits
 
     def _maps(self, cells):
-        cell = 2 / (self._heat[0] - 1)  # in units in which the view is 2 wide, its outer cells' centres at -1 and 1
-        return heatmaps.gaussian(cells, self._heat, self.gauss_std / 2**0.5 / cell)
+        heat = self._geometry.heat
+        cell = 2 / (heat[0] - 1)  # in units in which the view is 2 wide, its outer cells' centres at -1 and 1
+        return heatmaps.gaussian(cells, heat, self.gauss_std / 2**0.5 / cell)
 
     def _features(self, frozen, images):
         """What is compared: the image in 0..255, and its features in VGG16."""
@@ -239,21 +237,22 @@ class IMM(Stage):
     def _warped(self, keys, deviations, images):
         """Each image [B,S,S,C] under a random thin-plate warp of its own, the weights drawn directly as in the code."""
         rotation, scale, shift, bend, more = deviations
+        dtype = layers.wide(self.dtype)
 
         def draw(key):
             draws = jax.random.split(key, 6)
-            normal = lambda i, *shape: jax.random.normal(draws[i], shape, self._wide)
+            normal = lambda i, *shape: jax.random.normal(draws[i], shape, dtype)
             points = (self.control**2, 2)
             some = jax.random.bernoulli(draws[5], 0.5, points)
             one = warp.Warp(
-                linear=(1 + scale * normal(0)) * jnp.eye(2, dtype=self._wide),
+                linear=(1 + scale * normal(0)) * jnp.eye(2, dtype=dtype),
                 shift=shift * normal(1, 2),
                 bend=bend * normal(2, *points) + more * some * normal(3, *points),
             )
             return warp.turned(one, rotation * normal(4))
 
         warps = jax.vmap(draw)(keys)
-        return jax.vmap(lambda w, image: warp.warp_image(w, image, self._view))(warps, images)
+        return jax.vmap(lambda w, image: warp.warp_image(w, image, self._geometry.view))(warps, images)
 
 
 def _edge_mask(side: int) -> np.ndarray:

@@ -343,21 +343,8 @@ class HeatmapDetector(Stage):
         return self.labels_from == "previous"
 
     @property
-    def _wide(self):
-        """Of parameters, geometry and losses."""
-        return jnp.float64 if self.dtype == "float64" else jnp.float32
-
-    @property
     def _net(self):
-        return FAN(
-            landmarks=self.k,
-            width=self.width,
-            depth=self.depth,
-            downsample=self.downsample,
-            norm=self.norm,
-            dtype=jnp.dtype(self.dtype),
-            param_dtype=self._wide,
-        )
+        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **layers.precision(self.dtype))
 
     @property
     def _optimizer(self):
@@ -365,19 +352,14 @@ class HeatmapDetector(Stage):
         return optimizers.adam(rate, l2=self.l2, clip=self.clip)
 
     @property
-    def _view(self) -> tuple[int, int]:
-        return self.image_size, self.image_size
-
-    @property
-    def _frame(self) -> tuple[int, int]:
-        return self.frame_size, self.frame_size
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
 
     def init(self, rng, batch, frozen, previous, rows):
         if previous is None:
             raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        shape = jax.ShapeDtypeStruct((1, *self._view, 3), jnp.float32)
-        variables = layers.initialize(self._net, rng, shape, train=False)
-        params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
         if same_shapes(previous.params, params):
             params, model_state = previous.params, previous.model_state
         elif self.labels_from == "self":
@@ -406,13 +388,11 @@ class HeatmapDetector(Stage):
         # Step 1) One random warp an image moves its pixels and its landmarks.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         warps = self._warps(keys, 1.0)
-        images = self._look(warps, batch["image"])
+        images = self._geometry.look(batch["image"], warps)
         images = jax.vmap(self._recolour)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
-        target = coordinates.rescale_points(
-            warp.points_to_view(warps, labels.xy, self._frame, self._view), self._view, self._heat
-        )
+        target = self._geometry.to_cells(labels.xy, warps)
         # A landmark that the warp moves out of the view cannot be learned from it.
-        inside = jnp.all((target >= -0.5) & (target <= self._heat[0] - 0.5), -1)
+        inside = jnp.all((target >= -0.5) & (target <= self._geometry.heat[0] - 0.5), -1)
         examples = {"image": images, "target": target, "weight": (labels.score > 0) & inside}
 
         grads, model_state, metrics = optimizers.accumulated_gradients(
@@ -429,30 +409,30 @@ class HeatmapDetector(Stage):
         if self.loss == "position":
             # Steps 2), 3) Smooth L1 between soft-argmax and label, in units of `delta`, summed over x and y.
             found = heatmaps.soft_argmax(out.logits, self.temperature)
-            unit = self.delta * self._heat[0]
+            unit = self.delta * self._geometry.heat[0]
             loss = jnp.sum(optax.losses.huber_loss(found / unit, target.astype(found.dtype) / unit), -1)
         else:
             # Eq. 4 of Mallis et al.: squared difference, for the landmarks that have a label.
-            maps = heatmaps.gaussian(target, self._heat, self.sigma)
+            maps = heatmaps.gaussian(target, self._geometry.heat, self.sigma)
             loss = jnp.mean((out.logits.astype(maps.dtype) - maps) ** 2, (1, 2))
             found, _ = heatmaps.peak(out.logits)
         distance = jnp.linalg.norm(jax.lax.stop_gradient(found) - target, axis=-1)
-        scale = self.zoom * self.frame_size / self._heat[0]  # frame pixels in a heatmap pixel
+        scale = self.zoom * self.frame_size / self._geometry.heat[0]  # frame pixels in a heatmap pixel
         metrics = {"distance_px": scale * keypoints.masked_mean(distance, weight)}
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
     def predict(self, state, frozen, images):
-        found = self._detect(state, self._still(len(images)), images)
+        found = self._detect(state, self._geometry.still(len(images)), images)
         if self.predict_warps == 1:
             return found
         keys = jnp.tile(jax.random.split(jax.random.key(0), self.predict_warps), len(images))  # the same of every image
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
-        seen = self._look(self._still(len(images)), images)
+        seen = self._geometry.look(images)
         logits = self._apply(state, seen).logits
         maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
-        return jnp.round(255 * seen).astype(jnp.uint8), maps
+        return color.to_uint8(seen), maps
 
     def passes(self, step):
         first = step == 0 and self.labels_from == "self"
@@ -473,13 +453,6 @@ class HeatmapDetector(Stage):
         labels = Labels(rounds.table(bank, bank.rows.xy, rows), rounds.table(bank, score, rows))
         return state.replace(aux=Rounds(state.aux.round + 1, labels))
 
-    @property
-    def _heat(self) -> tuple[int, int]:
-        return self.image_size // self.downsample, self.image_size // self.downsample
-
-    def _still(self, count: int) -> warp.Warp:
-        return views.still(count, self.zoom, self._wide)
-
     def _warps(self, keys, spread: float) -> warp.Warp:
         draw = lambda key: warp.random_warp(
             key,
@@ -488,12 +461,9 @@ class HeatmapDetector(Stage):
             shift=spread * self.shift,
             bend=spread * self.bend,
             zoom=self.zoom,
-            dtype=self._wide,
+            dtype=layers.wide(self.dtype),
         )
         return jax.vmap(draw)(keys)
-
-    def _look(self, warps: warp.Warp, images):
-        return views.look(warps, images, self._view)
 
     def _recolour(self, key, image):
         s = self.colour
@@ -523,16 +493,15 @@ class HeatmapDetector(Stage):
 
     def _detect(self, state, warps, images) -> Prediction:
         """Landmarks of warped views, in pixels of the frame."""
-        out = self._apply(state, self._look(warps, images))
+        out = self._apply(state, self._geometry.look(images, warps))
         if self.loss == "position":
             cells = heatmaps.soft_argmax(out.logits, self.temperature)
             # How much of the heatmap lies within two cells of the landmark.
             logits = out.logits.astype(cells.dtype) / self.temperature
             weight = jax.nn.softmax(logits, (1, 2))
-            near = heatmaps.gaussian(cells, self._heat, 2.0)
+            near = heatmaps.gaussian(cells, self._geometry.heat, 2.0)
             score = jnp.sum(weight * near, (1, 2))
         else:
             cells, score = heatmaps.peak(out.logits)
             score = jnp.clip(score, 0, 1)
-        xy = coordinates.rescale_points(cells, self._heat, self._view)
-        return Prediction(warp.points_to_source(warps, xy, self._frame, self._view), score, out.features)
+        return Prediction(self._geometry.to_frame(cells, warps), score, out.features)

@@ -11,6 +11,25 @@ from flax import traverse_util
 
 NORMS = ("batch", "group")
 
+
+def wide(dtype: str):
+    """Of parameters, statistics, geometry and losses, where networks compute in `dtype`: float32, or float64 with it.
+
+    >>> wide("bfloat16").__name__, wide("float64").__name__
+    ('float32', 'float64')
+    """
+    return jnp.float64 if dtype == "float64" else jnp.float32
+
+
+def precision(dtype: str) -> dict:
+    """A network's options that let it compute in `dtype` (float32, bfloat16 or float64), its parameters being `wide`.
+
+    >>> precision("bfloat16")["dtype"].name
+    'bfloat16'
+    """
+    return dict(dtype=jnp.dtype(dtype), param_dtype=wide(dtype))
+
+
 # Kernels U(+-1 / sqrt(fan_in)): PyTorch's default for convolutions and linear layers.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -130,3 +149,12 @@ def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
             raise ValueError(f"no rule for the variable {'/'.join(path)}; use module.init")
         variables[path] = values.astype(leaf.dtype)
     return traverse_util.unflatten_dict(variables)
+
+
+def split(variables):
+    """A network's variables {collection: ...} as (params, model_state): what is learned, and all other collections.
+
+    >>> split({"params": {"a": 1}, "batch_stats": {"b": 2}})
+    ({'a': 1}, {'batch_stats': {'b': 2}})
+    """
+    return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}

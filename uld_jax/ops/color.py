@@ -80,6 +80,15 @@ def to_grey(image):
     return jnp.sum(image * jnp.asarray(_GREY, image.dtype), -1, keepdims=True)
 
 
+def to_uint8(image):
+    """Values in 0..1 of any shape to the nearest of 0..255; what lies outside is cut off.
+
+    >>> to_uint8(jnp.array([-0.1, 0.5, 1.0, 1.2])).tolist()
+    [0, 128, 255, 255]
+    """
+    return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
+
+
 def gaussian_blur(image, sigma, radius: int):
     """Blurs [H,W,C] by a Gaussian of `sigma` pixels (may be traced), cut off at `radius` and normalised; borders go on.
 

@@ -1,9 +1,69 @@
 """What a network is shown of a frame: a warped cut-out, in 0..1, perhaps with its own contrast taken out."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from uld_jax.ops import warp
+from uld_jax.ops import coordinates, warp
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """A square frame, the square view of it that a network sees, and the network's heatmaps over that view.
+
+    Attributes:
+      frame_side, view_side: in pixels.
+      stride: pixels of the view in a cell of the heatmaps.
+      zoom: a still view shows this central fraction of the frame.
+      dtype: of still views' warps, and so of all that is computed through them.
+
+    >>> geometry = Geometry(frame_side=160, view_side=128, stride=4, zoom=0.5)
+    >>> geometry.view, geometry.heat
+    ((128, 128), (32, 32))
+    >>> geometry.to_frame(jnp.array([[[-0.5, 15.5]]])).tolist()  # cells' left border and middle
+    [[[39.5, 79.5]]]
+    """
+
+    frame_side: int
+    view_side: int
+    stride: int = 1
+    zoom: float = 1.0
+    dtype: Any = jnp.float32
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.frame_side, self.frame_side
+
+    @property
+    def view(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.view_side, self.view_side
+
+    @property
+    def heat(self) -> tuple[int, int]:
+        """(height, width) in cells."""
+        return self.view_side // self.stride, self.view_side // self.stride
+
+    def still(self, count: int) -> warp.Warp:
+        """The warps [B,...] that show `count` frames as they are."""
+        return still(count, self.zoom, self.dtype)
+
+    def look(self, images, warps: warp.Warp | None = None):
+        """Views [B,h,w,3] in 0..1 of frames [B,H,W,3] uint8 under one warp each; still ones by default."""
+        return look(self.still(len(images)) if warps is None else warps, images, self.view)
+
+    def to_frame(self, cells, warps: warp.Warp | None = None):
+        """Points [B,P,2] in cells of the views' heatmaps to pixels of the frames; still views by default."""
+        warps = self.still(len(cells)) if warps is None else warps
+        xy = coordinates.rescale_points(cells, self.heat, self.view)
+        return warp.points_to_source(warps, xy, self.frame, self.view)
+
+    def to_cells(self, xy, warps: warp.Warp):
+        """Points [B,P,2] in pixels of the frames to cells of the heatmaps of views under one warp each."""
+        return coordinates.rescale_points(warp.points_to_view(warps, xy, self.frame, self.view), self.view, self.heat)
 
 
 def still(count: int, zoom: float, dtype=jnp.float32) -> warp.Warp:

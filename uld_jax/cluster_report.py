@@ -1,0 +1,187 @@
+"""How well the descriptors of a finished run fall into clusters: `uld clusters`.
+
+    uld clusters --workdir=runs/cgb
+
+CGB's table 5 and figure 6 (left) for any stage that has descriptors: the same rows clustered in several ways, each
+measured by Silhouette and Calinski-Harabasz, by how consistent the rows are with their centroids, and by how well the
+clusters agree with the landmarks that the rows belong to; and drawn by t-SNE. Figure 7's curves, how the number of
+clusters and their quality changed over the run's rounds, come from its metrics.jsonl.
+"""
+
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from uld_jax import evaluate, sharding, viz
+from uld_jax import workdir as workdir_lib
+from uld_jax.clustering import gcn_v, quality
+from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
+from uld_jax.clustering.kmeans import kmeans
+from uld_jax.data import make_reader
+from uld_jax.errors import UserError
+from uld_jax.ops import keypoints
+
+WAYS = ("kmeans", "gcn", "density")
+SLOTS = 1024
+DRAWN = 2000  # rows of the t-SNE picture, whose time grows with their square
+ROUNDS = [["clusters"], ["consistency"], ["silhouette"], ["calinski_harabasz"]]
+
+
+class Descriptors(NamedTuple):
+    """What a stage observes on some images, on the host.
+
+    Attributes:
+      z: [R,D] float32.
+      landmark: [R] int32, which slot of its image a row is: of a detector with K channels, the landmark.
+    """
+
+    z: np.ndarray
+    landmark: np.ndarray
+
+
+def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
+    """The descriptors of images spread evenly over a split, at most `most` rows.
+
+    Raises UserError for a stage that has no descriptors.
+    """
+    source = evaluate.open_split(finished.config, split)
+    size = evaluate.eval_batch(finished.config, mesh)
+    reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
+
+    @jax.jit
+    def found(state, frozen, payload):
+        batch = reader.fetch({}, payload)
+        rows = finished.method.observe(state, frozen, batch)
+        return rows.descriptors, rows.mask & (batch["index"] < reader.rows)[:, None]
+
+    first = next(iter(reader.ordered()))
+    try:
+        slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]
+    except NotImplementedError as error:
+        raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; give another one, --stage") from error
+    rows = evaluate.spread(len(source), max(1, most // slots))
+    parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
+    z, mask = (np.concatenate(p) for p in zip(*parts, strict=True))
+    landmark = np.broadcast_to(np.arange(slots, dtype=np.int32), mask.shape)
+    return Descriptors(z[mask], landmark[mask])
+
+
+def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0):
+    """Rows [R,D] by one of `WAYS`: labels [R], unit centroids [M,D], and how many of them are used."""
+    if way == "kmeans":
+        found = kmeans(keypoints.l2_normalize(z), clusters, rng=jax.random.key(seed))
+        return found.labels, mean_directions(z, found.labels, clusters), int((found.counts > 0).sum())
+    found = gcn_clusters(z, params, k=neighbours, tau=tau, confidence=way, slots=SLOTS)
+    return found.labels, found.centroids, int(found.count)
+
+
+def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """A record for each way of clustering, and its labels by name."""
+    z, landmark = jnp.asarray(rows.z), jnp.asarray(rows.landmark)
+    unit, classes = keypoints.l2_normalize(z), int(rows.landmark.max(initial=0)) + 1
+    records, labels = [], {}
+    for way in ways:
+        found, centroids, count = cluster(z, way, **settings)
+        slots = len(centroids)
+        cosines = jnp.einsum("nd,md->nm", unit, centroids, precision="highest")
+        used = jnp.sum(centroids**2, 1) > 0
+        best = jnp.max(jnp.where(used, cosines, -1), 1)
+        agree = functools.partial(quality.nmi, clusters=slots, classes=classes)
+        records.append(
+            {
+                "clustering": way,
+                "clusters": count,
+                "silhouette": float(quality.silhouette(unit, found, clusters=slots)),
+                "calinski_harabasz": float(quality.calinski_harabasz(unit, found, clusters=slots)),
+                "consistency": float(jnp.mean(best)),
+                "nmi_landmark": float(agree(found, landmark)),
+                "purity_landmark": float(quality.purity(found, landmark, clusters=slots, classes=classes)),
+            }
+        )
+        labels[way] = np.asarray(found)
+    return records, labels
+
+
+def embed(rows: Descriptors, seed: int = 0, most: int = DRAWN) -> tuple[np.ndarray, np.ndarray]:
+    """t-SNE of at most `most` rows by cosine distance: which rows [R'], and their places [R',2]."""
+    from sklearn.manifold import TSNE
+
+    pick = evaluate.spread(len(rows.z), most)
+    unit = rows.z[pick] / np.maximum(np.linalg.norm(rows.z[pick], axis=1, keepdims=True), 1e-12)
+    perplexity = min(30.0, max(1.0, (len(pick) - 1) / 3))
+    return pick, TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit)
+
+
+def table(records) -> str:
+    """The records as a Markdown table."""
+    names = list(records[0])
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [[r[n] if isinstance(r[n], str | int) else f"{r[n]:.4g}" for n in names] for r in records]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def report(
+    finished,
+    mesh,
+    *,
+    split: str = "train",
+    ways=(),
+    most: int = 8000,
+    clusters: int = 80,
+    neighbours: int = 80,
+    tau: float = 0.8,
+    params=None,
+) -> tuple[list[dict[str, Any]], epath.Path]:
+    """Clusters a finished stage's descriptors in several ways and writes what came of it.
+
+    Writes `WORKDIR/clusters/<split>/<stage>/`: clusters.json, table.md, tsne.png, and rounds.png if the run had rounds.
+
+    Args:
+      finished: of `runs.load`.
+      mesh: the devices.
+      split: whose images.
+      ways: of `WAYS`; all that can be had for descriptors of this size by default.
+      most: rows at most; 8000 are those of one round of the published code.
+      clusters: of k-means.
+      neighbours, tau: of the graph, see `gcn_clusters`.
+      params: of a GCN-V; the one that ships with the library if None.
+
+    Returns:
+      The records, and the folder.
+
+    Raises:
+      UserError: an unknown way, a stage without descriptors, or a network made for another D.
+    """
+    for way in ways:
+        if way not in WAYS:
+            raise UserError(f"--clustering={way} is unknown; use some of {', '.join(WAYS)}")
+    rows = observe(finished, mesh, split=split, most=most)
+    if not ways:
+        fits = rows.z.shape[1] == gcn_v.size(gcn_v.load_default() if params is None else params)
+        ways = [way for way in WAYS if way != "gcn" or fits]
+    settings = dict(clusters=clusters, neighbours=neighbours, tau=tau, params=params, seed=finished.config.seed)
+    records, labels = measure(rows, ways, **settings)
+    folder = finished.workdir / "clusters" / split / finished.stage
+    if jax.process_index() == 0:
+        record = {"stage": finished.stage, "split": split, "rows": len(rows.z), "size": rows.z.shape[1]}
+        workdir_lib.write_json(folder / "clusters.json", record | {"clusterings": records})
+        (folder / "table.md").write_text(table(records))
+        pick, places = embed(rows, finished.config.seed)
+        titles = {f"{r['clustering']}: {r['clusters']} clusters": labels[r["clustering"]][pick] for r in records}
+        viz.save(viz.scatter_plot(places, {"landmark": rows.landmark[pick]} | titles), folder / "tsne.png")
+        lines = _rounds(finished.workdir)
+        if lines:
+            viz.save(viz.metrics_plot(lines, panels=ROUNDS), folder / "rounds.png")
+    return records, folder
+
+
+def _rounds(workdir) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl that tell of clusters."""
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if "silhouette" in line]

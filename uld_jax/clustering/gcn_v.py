@@ -1,0 +1,95 @@
+"""Confidence of the rows of a kNN graph by GCN-V, and its weights that ship with the library.
+
+The published weights were trained on 256-D descriptors of faces (MS-Celeb-1M); `uld convert --kind=gcn_v` reads them.
+The ones here, `gcn_v.npz`, were trained by this library on descriptors of landmarks of its built-in heads; they are
+made again by
+
+  uld gcn --synthetic --dst=weights/gcn_v --npz=uld_jax/clustering/gcn_v.npz
+
+in half precision, which moves a confidence by less than 1e-3. How, and how well they do, is said in `uld_jax/gcn.py`.
+"""
+
+import functools
+import importlib.resources
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uld_jax.clustering import affinity
+from uld_jax.errors import UserError
+from uld_jax.models.gcn_v import DESCRIPTOR_SIZE, HIDDEN, GcnV
+from uld_jax.ops import keypoints
+
+
+def confidence(params, x, graph, mask=None, *, mesh=None):
+    """Confidence and hidden features of every row of a graph.
+
+    Args:
+      params: of `GcnV`, as `load_default()`, `uld convert --kind=gcn_v` or `uld gcn` give them.
+      x: [N,D] float descriptors; they need not be normalised, here they are. Rows of zeros stay zeros.
+      graph: their neighbours: `indices` and `similarities` [N,k]; see `affinity.aggregate`.
+      mask: [N] bool, False for rows that count nowhere; they may hold anything.
+      mesh: when the rows are split over its axis `data`; what is then sent is said in `affinity.aggregate`. The
+        network itself works row by row.
+
+    Returns:
+      confidence [N] float32 and hidden [N,hidden] float32; both 0 in masked rows.
+
+    Raises:
+      UserError: the network is for descriptors of another size.
+    """
+    if x.shape[-1] != size(params):
+        raise UserError(
+            f"GCN-V got descriptors of size {x.shape[-1]}, its weights are for {size(params)}; use descriptors of that "
+            "size, or clustering=density"
+        )
+    mask = jnp.ones(x.shape[0], bool) if mask is None else mask
+    x = keypoints.l2_normalize(jnp.where(mask[:, None], x, 0).astype(jnp.float32))
+    found, hidden = apply(params, x, affinity.aggregate(graph, x, mask, mesh=mesh))
+    return jnp.where(mask, found, 0), jnp.where(mask[:, None], hidden, 0)
+
+
+def apply(params, x, mean):
+    """`GcnV` of the size of `params`."""
+    return GcnV(params["conv1"]["kernel"].shape[1]).apply({"params": params}, x, mean)
+
+
+def size(params) -> int:
+    """D: the size of the descriptors that the network was made for."""
+    return params["conv1"]["kernel"].shape[0] // 2
+
+
+def initialize(key, descriptor_size: int = DESCRIPTOR_SIZE, hidden: int = HIDDEN) -> Any:
+    """Fresh parameters."""
+    rows = jnp.zeros((1, descriptor_size))
+    return jax.jit(GcnV(hidden).init)(key, rows, rows)["params"]
+
+
+def load_default() -> Any:
+    """The parameters that ship with the library: a nested dict of float32 arrays, for descriptors of 256.
+
+    >>> sum(leaf.size for leaf in jax.tree.leaves(load_default()))
+    526337
+    """
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), _shipped())
+
+
+@functools.cache
+def _shipped():
+    with (
+        importlib.resources.files("uld_jax.clustering").joinpath("gcn_v.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as found,
+    ):
+        params: dict[str, Any] = {}
+        for path in found.files:
+            module, leaf = path.split("/")
+            params.setdefault(module, {})[leaf] = found[path]
+        return params
+
+
+def write_half(path: str, params: Any) -> None:
+    """Writes parameters as the shipped file has them: in half precision, but for the last bias, a single number."""
+    flat = {f"{module}/{leaf}": x for module, part in params.items() for leaf, x in part.items()}
+    np.savez(path, **{name: np.asarray(x, np.float16 if np.size(x) > 1 else np.float32) for name, x in flat.items()})

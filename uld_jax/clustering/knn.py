@@ -1,0 +1,230 @@
+"""The exact k nearest neighbours of every row by cosine: jitted, masked, and a ring of devices on a mesh.
+
+CGB (Awan et al., section 3.2) clusters descriptors by the graph of their 80 nearest neighbours. Descriptors can be
+nearly collinear (cosines that differ by 1e-4), so the products are float32 at the highest precision.
+
+No N x N matrix ever exists. A block of rows meets a block of keys, and the best k so far are merged with the best k of
+this tile. On a mesh each device keeps its own rows, and the keys travel once around the ring of devices: no device ever
+holds more than its own rows and those of one other.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from uld_jax import sharding
+from uld_jax.errors import UserError
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_GROUP = 16  # columns of a tile of which only the largest is compared at first
+
+
+class KnnGraph(NamedTuple):
+    """The neighbours of every row, the most similar first.
+
+    Attributes:
+      indices: [N,k] int32, row numbers of the neighbours. -1 in slots that could not be filled: those of masked rows,
+        and the last ones where fewer than k other rows are unmasked. Such a slot gathers the last row, which may be
+        masked and hold NaN; ask for `indices >= 0` before the gathered numbers are used.
+      similarities: [N,k] float32 (or wider, as x), their cosines. 0 in unfilled slots: no edge where edges have
+        similarities above 0, and nothing in a sum.
+    """
+
+    indices: jax.Array
+    similarities: jax.Array
+
+
+def knn_graph(
+    x,
+    k: int,
+    *,
+    mask=None,
+    mesh=None,
+    block: int | None = None,
+    width: int = 32768,
+    approximate: bool = False,
+    recall_target: float = 0.95,
+) -> KnnGraph:
+    """The k most similar other rows of every row.
+
+    A row is kept from its own list by its number, so an equal row is a proper neighbour. Of equally similar rows the
+    one of the lower number comes first (equal as computed: cosines of equal rows may differ by 1e-7). A row of zeros
+    has cosine 0 to all. A row that is not finite is treated as masked.
+
+    The work is 2 N^2 D operations. Memory beside x and the result is a copy of x and `block * width` similarities, and
+    on a mesh one more block of keys [N / devices, D] (two while one is on its way), on each device.
+
+    Args:
+      x: [N,D] float rows of any length, on one device or split over a mesh on axis 0.
+      k: neighbours of a row, without itself. May be more than there are.
+      mask: [N] bool, False for rows that have no neighbours and are nobody's; they may hold anything, NaN too.
+      mesh: the devices of the ring, all axes of the mesh as one. By default those over which x is split, or
+        inside `jax.jit`, where that cannot be seen, those of `jax.set_mesh`. N need not divide by their number, but
+        costs a copy of x between devices if it does not.
+      block: rows at a time; by default 512 on a CPU, else 4096. Changes time and memory alone.
+      width: keys at a time. Changes time and memory alone.
+      approximate: `jax.lax.approx_max_k` instead of exact choice (Chern et al. 2022): faster on a TPU, and there some
+        neighbours may be missing and ties be in any order. On other devices the result is exact and slower.
+      recall_target: with `approximate`, the expected share of neighbours that are found in each tile.
+
+    Raises:
+      UserError: k below 1, or shapes that do not fit.
+
+    >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    >>> graph = knn_graph(x, 2)
+    >>> graph.indices.tolist()
+    [[1, 3], [0, 3], [3, 0], [0, 1]]
+    >>> [f"{cosine:.4f}" for cosine in graph.similarities[0]]
+    ['1.0000', '0.7071']
+    >>> knn_graph(x, 2, mask=jnp.array([True, True, True, False])).indices.tolist()
+    [[1, 2], [0, 2], [0, 1], [-1, -1]]
+    """
+    if x.ndim != 2:
+        raise UserError(f"knn_graph got x of shape {x.shape}; it needs rows [N,D]")
+    if mask is not None and mask.shape != x.shape[:1]:
+        raise UserError(f"knn_graph got mask of shape {mask.shape}; these rows need {x.shape[:1]}")
+    if k < 1 or width < 1 or (block is not None and block < 1):
+        raise UserError(f"knn_graph got k={k}, block={block}, width={width}; use numbers above 0")
+    mesh = sharding.mesh_of(x) if mesh is None else mesh
+    if mesh is not None and mesh.size == 1:
+        mesh = None
+    if block is None:
+        block = 512 if jax.default_backend() == "cpu" else 4096
+    target = recall_target if approximate else None
+    return _knn_graph(x, mask, k=k, mesh=mesh, block=block, width=width, target=target)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "mesh", "block", "width", "target"))
+def _knn_graph(x, mask, *, k, mesh, block, width, target):
+    count, dtype = x.shape[0], jnp.promote_types(x.dtype, jnp.float32)
+    if count == 0:
+        return KnnGraph(jnp.zeros((0, k), jnp.int32), jnp.zeros((0, k), dtype))
+    mask = jnp.ones(count, bool) if mask is None else mask
+    if mesh is None:
+        return _search(x, mask, k=k, axes=None, devices=1, block=block, width=width, target=target)
+    axes, missing = mesh.axis_names, -count % mesh.size
+    local = functools.partial(_search, k=k, axes=axes, devices=mesh.size, block=block, width=width, target=target)
+    ring = jax.shard_map(local, mesh=mesh, in_specs=P(axes), out_specs=P(axes))
+    if not missing:
+        return ring(x, mask)
+    graph = ring(jnp.pad(x, ((0, missing), (0, 0))), jnp.pad(mask, (0, missing)))
+    return jax.tree.map(lambda field: field[:count], graph)
+
+
+def recall(found, true):
+    """Share of the true neighbours that were found: two `indices`, [N,j] and [N,k], to a float32 scalar.
+
+    Unfilled slots (-1) count on neither side; without any true neighbour it is 1.
+
+    >>> float(recall(jnp.array([[1, 2], [0, -1]]), jnp.array([[2, 1], [2, 3]])))
+    0.5
+    """
+    there = true >= 0
+    # One column at a time: [N,j,k] comparisons would be 6 GB at a million rows and k = 80.
+    columns = jnp.where(there, true, -2).T
+    hits = jax.lax.map(lambda column: jnp.sum(jnp.any(found == column[:, None], 1), dtype=jnp.float32), columns)
+    total = jnp.sum(there, dtype=jnp.float32)
+    return jnp.where(total > 0, jnp.sum(hits) / jnp.maximum(total, 1), 1)
+
+
+def _search(x, mask, *, k, axes, devices, block, width, target):
+    """What one device does: x [n,D] and mask [n] are its rows."""
+    size, here = x.shape[0], 0 if axes is None else jax.lax.axis_index(axes)
+    x, mask = _unit(x, mask)
+
+    # Blocks of equal size that cover the rows with little padding: `wide` of keys, of `tall` blocks of rows each.
+    wide = -(-size // width)
+    tall = -(-size // (wide * block))
+    block = -(-size // (wide * tall))
+    block += -block % _GROUP if size > _GROUP else 0
+    rows = wide * tall * block
+    x, mask = jnp.pad(x, ((0, rows - size), (0, 0))), jnp.pad(mask, (0, rows - size))
+    position = jnp.arange(rows, dtype=jnp.int32)
+    queries, owners = x.reshape(wide * tall, block, -1), (here * size + position).reshape(wide * tall, block)
+
+    def meet(best, keys, valid, there):
+        """Merges the keys of device `there` into the best [blocks,block,k] of all rows."""
+        keys = keys.reshape(wide, tall * block, -1)
+        valid, names = valid.reshape(wide, -1), (there * size + position).reshape(wide, -1)
+
+        def rows_of(inputs):
+            query, owner, best = inputs
+
+            def tile(best, inputs):
+                key, valid, name = inputs
+                similarity = jnp.einsum("nd,md->nm", query, key, precision=_HIGHEST)
+                similarity = jnp.where(valid & (name != owner[:, None]), similarity, -jnp.inf)
+                found, place = _top(similarity, min(k, len(name)), target)
+                return _merge(best, (found, name[place])), None
+
+            return jax.lax.scan(tile, best, (keys, valid, names))[0]
+
+        return jax.lax.map(rows_of, (queries, owners, best))
+
+    shape = (min(devices, 2), wide * tall, block, k)
+    best = jnp.full(shape, -jnp.inf, x.dtype), jnp.full(shape, -1, jnp.int32)
+    if axes is None:
+        values, indices = meet(jax.tree.map(lambda a: a[0], best), x, mask, 0)
+    else:
+        best = jax.lax.pcast(best, axes, to="varying")
+        around = [(i, (i - 1) % devices) for i in range(devices)]  # the keys of the next device come
+
+        def visit(step, carry):
+            best, keys, valid = carry
+            coming = jax.lax.ppermute((keys, valid), axes, around)  # nothing waits for it until the tiles are done
+            # The keys come in order of their numbers, but for one jump from the last device to the first. Two lists,
+            # of what came before and after it, keep ties in order.
+            there = (here + step) % devices
+            jumped = (there < here).astype(jnp.int32)
+            new = meet(jax.tree.map(lambda a: a[jumped], best), keys, valid, there)
+            return jax.tree.map(lambda a, b: a.at[jumped].set(b), best, new), *coming
+
+        (values, indices), *_ = jax.lax.fori_loop(0, devices, visit, (best, x, mask))
+        flat = lambda late: (values[late].reshape(-1, k), indices[late].reshape(-1, k))
+        values, indices = _merge(flat(1), flat(0))
+    values, indices = values.reshape(-1, k)[:size], indices.reshape(-1, k)[:size]
+    filled = mask[:size, None] & (values > -jnp.inf)
+    return KnnGraph(jnp.where(filled, indices, -1), jnp.where(filled, values, 0))
+
+
+def _unit(x, mask):
+    """Rows of length 1, zeros where masked; and the mask without rows that are not finite."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mask = mask & jnp.all(jnp.isfinite(x), 1)
+    x = jnp.where(mask[:, None], x, 0)
+    # First to a largest number of 1, so that no square is infinite or vanishes.
+    largest = jnp.max(jnp.abs(x), 1, keepdims=True)
+    x = x / jnp.where(largest > 0, largest, 1)
+    length = jnp.linalg.norm(x, axis=1, keepdims=True)
+    x = x / jnp.where(length > 0, length, 1)
+    return x, mask
+
+
+def _merge(first, second):
+    """The best k of two lists of (values, indices) [n,k] and [n,j]; of equals those of the first list come first."""
+    k = first[0].shape[1]
+    values, indices = (jnp.concatenate(pair, 1) for pair in zip(first, second, strict=True))
+    values, place = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(indices, place, 1)
+
+
+def _top(values, k, target):
+    """Values and places of the k largest of each row of [n,m]; of equals the lower place comes first.
+
+    Exact in two steps where rows are long, which saves most of the sorting: the k largest lie in the k groups of the
+    largest maxima. For if an element is in none of these, each of them holds one that is larger, or equal and before.
+    """
+    if target is not None:
+        return jax.lax.approx_max_k(values, k, recall_target=target)
+    rows, columns = values.shape
+    if columns % _GROUP or columns < 2 * _GROUP * k:
+        return jax.lax.top_k(values, k)
+    groups = values.reshape(rows, -1, _GROUP)
+    _, chosen = _top(jnp.max(groups, 2), k, None)
+    chosen = jnp.sort(chosen, 1)  # so that places rise again
+    members = jnp.take_along_axis(groups, chosen[:, :, None], 1).reshape(rows, -1)
+    found, place = _top(members, k, None)
+    return found, jnp.take_along_axis(chosen, place // _GROUP, 1) * _GROUP + place % _GROUP

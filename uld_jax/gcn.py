@@ -1,0 +1,507 @@
+"""Training of GCN-V from labelled descriptors, so that nobody needs weights from a withdrawn data set.
+
+CGB (Awan et al., section 3.2) takes its confidence network from learn-to-cluster (Yang et al., CVPR 2020), trained on
+descriptors of faces (MS-Celeb-1M). Here it learns from any descriptors whose labels are known:
+
+    1) rows of a set, all of them or a random part: the graph of their nearest neighbours, and a mean over each
+       neighbourhood (x and Âx)
+    2) the target of each row: how far its neighbours carry its own label (Eq. 1)
+    3) x and Âx, turned by a random rotation
+    4) the squared error of the network's confidence
+
+Three things are not in the original. They are needed because W acts on single coordinates, and a network that learned
+them in one basis says nothing in another: the features of another detector are in another basis.
+
+    - The rotation. So the network can only learn what holds in any basis: lengths and angles of x and Âx.
+    - The first weights. From random ones no such quantity was found in 800 updates. What tells most is |Âx|: a mean of
+      vectors of length 1 is long where they agree. `start` makes the network that computes it, nearly, and training
+      goes on from there at a small rate: a larger one learns the clusters of the training sets, and does worse on
+      others. It is the first weights that do the work: on eight graphs of other heads the correlation with the target
+      was 0.37 before and after training (the density's: 0.29). The hidden layer of such a network keeps x and Âx
+      together, and neighbours there are more often of one kind than those of x alone.
+    - The error is of differences within a graph (and a tenth of the squared difference of means). Only these decide
+      who links to whom; the level of the target depends on the graph, which the network cannot see.
+
+The descriptors that the library makes itself (`synthetic`) are of the landmarks of its built-in heads, which are known
+exactly: gradient histograms in random projections. A landmark's place is noisy, by another amount for each, so that
+some descriptors are less certain than others. Taps of FANs with random weights were tried too, but hardly tell
+landmarks apart: with ten landmarks 25 % of a row's neighbours were of its own, of gradient histograms 75 %.
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from uld_jax import weights
+from uld_jax.backbones.gradient import GradientHistograms
+from uld_jax.clustering import affinity, gcn_v
+from uld_jax.clustering.knn import knn_graph
+from uld_jax.data.synthetic import LANDMARKS, Synthetic
+from uld_jax.errors import UserError
+from uld_jax.ops import keypoints
+
+D = gcn_v.DESCRIPTOR_SIZE
+# Layouts of gradient histograms, each of 2 x 16 cells of 8 directions.
+LAYOUTS = tuple(
+    (("cell", cell), ("offsets", offsets))
+    for cell, offsets in itertools.product((4.0, 6.0), ((-8.0, -3.0, 3.0, 8.0), (-6.0, -2.0, 2.0, 6.0)))
+)
+FRAME = 64  # px, side of the heads that descriptors are made of
+NOISE = 0.03  # of the frame: the most that a landmark's place is off, as a standard deviation
+STRETCH = 16  # the largest factor by which directions that tell landmarks apart are stretched
+LEVEL = 0.1  # weight of a graph's mean error beside the errors around it
+KEPT = 16  # graphs that updates choose from
+OPTIMIZERS = ("adam", "sgd")
+TARGETS = ("paper", "max")
+
+
+class Labelled(NamedTuple):
+    """Descriptors whose kinds are known.
+
+    Attributes:
+      descriptors: [N,D] float, of any length.
+      labels: [N] int, what each is of.
+    """
+
+    descriptors: np.ndarray
+    labels: np.ndarray
+
+
+class Trained(NamedTuple):
+    """What training gives.
+
+    Attributes:
+      params: of `models.gcn_v.GcnV`.
+      losses: [steps] float32, the error at each step.
+    """
+
+    params: Any
+    losses: np.ndarray
+
+
+class Measured(NamedTuple):
+    """How well confidences agree with their targets on one set; the correlations are Pearson's.
+
+    Attributes:
+      gcn: correlation of the network's confidence with the target.
+      density: the same of the mean similarity to the neighbours, which needs no network.
+      error: mean squared error of the network.
+      spread: variance of the target, which is the error of the best constant.
+    """
+
+    gcn: float
+    density: float
+    error: float
+    spread: float
+
+
+def targets(graph, labels, mask=None, *, scale: str = "paper"):
+    """What the network learns (Eq. 1): a mean over the neighbours N_i of vertex i,
+
+      c_i = 1 / |N_i| sum_j (1[y_j = y_i] - 1[y_j != y_i]) s_ij.
+
+    Args:
+      graph: `indices` and `similarities` [N,k]; slots of index -1 are not filled.
+      labels: [N] int.
+      mask: [N] bool, False for rows that count nowhere.
+      scale: `paper`, as above. `max`: the sum over the largest absolute sum of all rows, which the original code has
+        (and there the vertex is one of its own neighbours).
+
+    Returns:
+      [N] float32, in -1..1; 0 where there are no neighbours and where masked.
+
+    Raises:
+      UserError: for an unknown scale.
+
+    >>> from uld_jax.clustering.knn import KnnGraph
+    >>> graph = KnnGraph(jnp.array([[1, 2], [0, 2], [1, -1]]), jnp.array([[0.9, 0.5], [0.9, 0.4], [0.4, 0.0]]))
+    >>> [f"{target:.2f}" for target in targets(graph, jnp.array([7, 7, 8]))]
+    ['0.20', '0.25', '-0.40']
+    """
+    if scale not in TARGETS:
+        raise UserError(f"targets got scale={scale!r}; use {' or '.join(TARGETS)}")
+    mask = jnp.ones(labels.shape[0], bool) if mask is None else mask
+    there = (graph.indices >= 0) & mask[:, None] & mask[graph.indices]
+    sign = jnp.where(labels[graph.indices] == labels[:, None], 1, -1)
+    total = jnp.sum(jnp.where(there, sign * graph.similarities, 0), 1)
+    if scale == "max":
+        return total / jnp.maximum(jnp.max(jnp.abs(total)), jnp.finfo(total.dtype).tiny)
+    return total / jnp.maximum(jnp.sum(there, 1), 1)
+
+
+def start(key, size: int = D, hidden: int = gcn_v.HIDDEN) -> Any:
+    """Parameters of a GCN-V whose confidence is a rising function of |x / 2 + Âx| in any basis, nearly.
+
+      v = (x / 2 + Âx) / 1.5,   h = ReLU([Q'v | -Q'v]),   confidence ~ sum_j f(r_j . Q'v),   f(t) = max(|t| - delta, 0)
+
+    Q [size,hidden/2] and the r_j are columns of random rotations, one after the other. Of all such f the sum
+    depends least on the direction of v if delta is 0.8 of the spread of t (by Gauss's law): its error is 0.8 % of |v|
+    with 256 directions. Âx alone tells more where kinds overlap, but where they do not its length falls towards the
+    middle of a kind, whose vertices have the most neighbours; x counters that. The last layer is scaled as targets are,
+    for vertices with |v| around 0.8.
+    """
+    pairs = hidden // 2
+    first, second = (_frame(k, a, pairs) for k, a in zip(jax.random.split(key), (size, pairs)))
+    first, second = (jnp.concatenate([frame, -frame], 1) for frame in (first / 1.5, second))
+    spread = 0.8 / np.sqrt(size)
+    delta = float(np.float16(0.8 * spread))  # what many units share is exact in half precision
+    t = spread * np.linspace(-6, 6, 10_001)
+    chance = np.exp(-0.5 * (t / spread) ** 2)
+    chance /= chance.sum()
+    value = hidden * np.sum(chance * np.maximum(t - delta, 0))  # of the sum, for |v| = 0.8
+    gain = float(np.float16(5 / (hidden * np.sum(chance * t * (t > delta)) / 0.8)))  # 5 over its slope there
+    return {
+        "conv1": {"kernel": jnp.concatenate([0.5 * first, first]), "bias": jnp.zeros(hidden)},
+        "classifier_0": {"kernel": jnp.concatenate([second, -second]), "bias": jnp.full(hidden, -delta)},
+        "classifier_1": {"slope": jnp.zeros(hidden)},
+        "classifier_2": {"kernel": jnp.full((hidden, 1), gain), "bias": jnp.full(1, -gain * value)},
+    }
+
+
+def _frame(key, size, count):
+    """[size,count]: `count` columns of random rotations."""
+    parts = jax.random.normal(key, (-(-count // size), size, size))
+    return jnp.concatenate(list(jnp.linalg.qr(parts)[0]), 1)[:, :count]
+
+
+def train(
+    sets: Sequence[Labelled],
+    *,
+    params: Any = None,
+    steps: int = 400,
+    k: int = 80,
+    batch: int = 2048,
+    graphs: int = 40,
+    rows: int = 512,
+    rotate: bool = True,
+    vary: bool = True,
+    scale: str = "paper",
+    optimizer: str = "adam",
+    rate: float = 2e-5,
+    decay: float = 1e-5,
+    seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Trains GCN-V on graphs of the sets, one after the other.
+
+    Args:
+      sets: at least one. Sizes may differ; all descriptors have the same D.
+      params: to start from; those of `start` if None. `gcn_v.initialize(key)` gives random ones.
+      steps: updates of the weights.
+      k: neighbours in the graph, without the vertex itself.
+      batch: rows of a graph, drawn from a set at random (sub-graph batches); 0: all rows of it (full graph).
+      graphs: how many graphs are drawn, one after the other; at most one for each step.
+      rows: rows of an update, drawn at random from one of the last 16 graphs; 0: a graph as a whole. Once Âx is known
+        the network works row by row.
+      rotate: whether descriptors are turned by a random rotation at each update; see above.
+      vary: whether graphs differ in more than their rows: some labels left out, k / 4 to k neighbours, noise and a
+        common offset added to the descriptors. So the network meets sparse and dense graphs.
+      scale: of the target; see `targets`.
+      optimizer: `adam`, its rate falling to 0 as a half cosine; or `sgd`, with momentum 0.9 and the rate divided by 10
+        after 50, 80 and 90 % of the steps, as the original (which has rate 0.1).
+      rate: the first learning rate.
+      decay: L2 of the weights, coupled as in PyTorch.
+      seed: of everything that is drawn.
+      report: called with step and loss now and then.
+
+    Raises:
+      UserError: for sets or options that cannot be used.
+    """
+    size = _check(sets)
+    if optimizer not in OPTIMIZERS:
+        raise UserError(f"train got optimizer={optimizer!r}; use {' or '.join(OPTIMIZERS)}")
+    if min(steps, k, graphs) < 1 or min(batch, rows) < 0:
+        raise UserError(f"train got {steps=}, {k=}, {graphs=}, {batch=}, {rows=}; use numbers above 0")
+    if scale not in TARGETS:
+        raise UserError(f"train got scale={scale!r}; use {' or '.join(TARGETS)}")
+    largest = max(len(one.labels) for one in sets)
+    most = min(batch, largest) if batch else largest
+    k = min(k, most - 1)
+    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    params = start(key, size) if params is None else jax.tree.map(jnp.asarray, params)
+    if gcn_v.size(params) != size:
+        raise UserError(f"params are for descriptors of {gcn_v.size(params)} numbers, and these have {size}")
+    update = _optimizer(optimizer, rate, decay, steps)
+
+    @jax.jit
+    def draw(x, labels, mask, neighbours):
+        graph = _thinned(knn_graph(x, k, mask=mask), neighbours)
+        unit = keypoints.l2_normalize(jnp.where(mask[:, None], x, 0))
+        return unit, affinity.aggregate(graph, unit, mask), targets(graph, labels, mask, scale=scale), mask
+
+    @jax.jit
+    def step(params, state, drawn, key):
+        x, mean, target, mask = drawn
+        if rotate:
+            turn, _ = jnp.linalg.qr(jax.random.normal(key, (size, size)))
+            x, mean = jnp.split(jnp.concatenate([x, mean]) @ turn, 2)
+
+        def loss(params):
+            off = gcn_v.apply(params, x, mean)[0] - target
+            level = keypoints.masked_mean(off, mask)
+            return keypoints.masked_mean((off - level) ** 2, mask) + LEVEL * level**2
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = update.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses, kept, redraw = jax.jit(update.init)(params), [], [], max(steps // graphs, 1)
+    for number in range(steps):
+        now = jax.random.fold_in(key, number)
+        if number % redraw == 0:
+            x, labels = _rows(sets[rng.integers(len(sets))], most, bool(batch), vary, rng)
+            neighbours = round(k * 4 ** -rng.random()) if vary else k
+            fill = most - len(labels)
+            x, labels = np.pad(x, ((0, fill), (0, 0))), np.pad(labels, (0, fill))
+            drawn = draw(x, labels, np.arange(most) < most - fill, neighbours)
+            kept = [*kept, jax.device_get(drawn)][-KEPT:]
+        params, state, value = step(params, state, _pick(kept, rows, rng), now)
+        losses.append(value)
+        if report is not None and (number + 1) % 100 == 0:
+            report(number + 1, float(jnp.mean(jnp.stack(losses[-100:]))))
+    return Trained(jax.device_get(params), np.asarray(jax.device_get(losses), np.float32))
+
+
+def measure(params, one: Labelled, *, k: int = 80) -> Measured:
+    """Confidences of a whole set against its targets (Eq. 1)."""
+    _check([one])
+    x, labels = jnp.asarray(one.descriptors, jnp.float32), jnp.asarray(one.labels, jnp.int32)
+    graph = knn_graph(x, min(k, len(labels) - 1))
+    want = np.asarray(targets(graph, labels), np.float64)
+    found = np.asarray(gcn_v.confidence(params, x, graph)[0], np.float64)
+    dense = np.asarray(jnp.mean(graph.similarities, 1), np.float64)
+    return Measured(_correlation(found, want), _correlation(dense, want), np.mean((found - want) ** 2), np.var(want))
+
+
+def _correlation(a, b) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _check(sets) -> int:
+    """D of the sets."""
+    if not sets:
+        raise UserError("training needs at least one set of labelled descriptors")
+    for x, labels in sets:
+        if np.ndim(x) != 2 or np.shape(labels) != np.shape(x)[:1] or len(x) < 3:
+            raise UserError(
+                f"descriptors have shape {np.shape(x)} and labels {np.shape(labels)}; they must be [N,D] and [N], N > 2"
+            )
+        if not np.isfinite(x).all():
+            raise UserError("some descriptors are not finite; leave these rows out")
+    sizes = {np.shape(x)[1] for x, _ in sets}
+    if len(sizes) > 1:
+        raise UserError(f"the sets have descriptors of different sizes, {sorted(sizes)}; use sets of one size")
+    return sizes.pop()
+
+
+def _pick(graphs, rows, rng):
+    """What one update sees: a graph, or some rows of it."""
+    graph = graphs[rng.integers(len(graphs))]
+    if not rows:
+        return graph
+    some = rng.integers(graph[3].sum(), size=rows)  # masked rows come last
+    return tuple(part[some] for part in graph)
+
+
+def _optimizer(name, rate, decay, steps):
+    if name == "adam":
+        return optax.chain(optax.add_decayed_weights(decay), optax.adam(optax.cosine_decay_schedule(rate, steps)))
+    falls = {round(steps * part): 0.1 for part in (0.5, 0.8, 0.9)}
+    return optax.chain(
+        optax.add_decayed_weights(decay), optax.sgd(optax.piecewise_constant_schedule(rate, falls), momentum=0.9)
+    )
+
+
+def _thinned(graph, neighbours):
+    """The graph of the nearest few neighbours of those it has."""
+    return graph._replace(indices=jnp.where(jnp.arange(graph.indices.shape[1]) < neighbours, graph.indices, -1))
+
+
+def _rows(one: Labelled, count: int, some: bool, vary: bool, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a set: all of them or at most `count`; if they vary, of some labels, and not quite as they are."""
+    labels = np.asarray(one.labels)
+    rows = np.arange(len(labels))
+    if vary:
+        kinds = np.unique(labels)
+        kept = rng.permutation(kinds)[: rng.integers(min(4, len(kinds)), len(kinds) + 1)]
+        rows = rows[np.isin(labels, kept)]
+    if some and len(rows) > count:
+        rows = rng.choice(rows, count, replace=False)
+    x = np.asarray(one.descriptors, np.float32)[rows]
+    if vary:
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        around = np.std(x, 0).mean()  # what tells rows apart; the noise of a row is up to half of it
+        noise = rng.normal(size=x.shape) * rng.random((len(x), 1)) ** 2
+        offset = rng.normal(size=x.shape[1]) / np.sqrt(x.shape[1])
+        x = x + 0.5 * rng.random() * around * noise + rng.exponential(0.5) * offset
+    return x.astype(np.float32), labels[rows].astype(np.int32)
+
+
+# -- descriptors of landmarks that are known ---------------------------------------------------------------------------
+
+
+def synthetic(seeds: Sequence[int], images: int = 400, *, heads: int = 0) -> list[Labelled]:
+    """Descriptors of the visible landmarks of built-in heads, a set for each seed.
+
+    Features that nobody trained tell landmarks apart less than those of a detector do. So the directions in which
+    landmarks differ most, by linear discriminants, are stretched, by another factor for each set.
+
+    Args:
+      seeds: of the projections, places and factors; also of the histograms' layout, of which there are four.
+      images: heads; about 15 rows come from each.
+      heads: seed of the heads.
+
+    Returns:
+      Sets of descriptors of size 256; labels are numbers of `data.synthetic.LANDMARKS`.
+    """
+    source = Synthetic("train", images, heads, FRAME)
+    pictures, xy, visible = source.images(), source.landmarks, source.visible
+    labels = np.broadcast_to(np.arange(len(LANDMARKS), dtype=np.int32), visible.shape)[visible]
+    sets = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        off = NOISE * FRAME * rng.random(visible.shape) ** 2
+        places = xy + off[..., None] * rng.normal(size=xy.shape)
+        z = _gradients(LAYOUTS[seed % len(LAYOUTS)], pictures, places.astype(np.float32))[visible]
+        z = _stretched(z, labels, 2 * (STRETCH / 2) ** rng.random())
+        projection = rng.normal(size=(z.shape[1], D)) / np.sqrt(D)
+        sets.append(Labelled((z @ projection).astype(np.float32), labels))
+    return sets
+
+
+def _stretched(x, labels, factor):
+    """[N,D] with the variances within labels evened out, and the directions between labels times `factor`."""
+    x = x.astype(np.float64)
+    kinds, number = np.unique(labels, return_inverse=True)
+    means = np.stack([x[number == i].mean(0) for i in range(len(kinds))])
+    inner = x - means[number]
+    values, vectors = np.linalg.eigh(inner.T @ inner / len(x))
+    even = vectors / np.sqrt(np.maximum(values, 0) + 0.1 * values.mean())
+    between = np.linalg.svd((means - means.mean(0)) @ even, full_matrices=False)[2][: len(kinds) - 1]
+    x, middle = x @ even, x.mean(0) @ even
+    return (x + (factor - 1) * ((x - middle) @ between.T) @ between).astype(np.float32)
+
+
+def _in_chunks(function, *arrays, chunk: int = 50):
+    """The function of rows a chunk at a time, the last one padded with its own last row."""
+    out = []
+    for start in range(0, len(arrays[0]), chunk):
+        part = [a[start : start + chunk] for a in arrays]
+        short = chunk - len(part[0])
+        padded = [np.concatenate([a, np.repeat(a[-1:], short, 0)]) for a in part]
+        out.append(np.asarray(function(*padded))[: chunk - short])
+    return np.concatenate(out)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _describe(layout, pictures, xy):
+    backbone = GradientHistograms(**dict(layout))
+    maps = jnp.concatenate(list(backbone.features({}, pictures).values()), -1)
+    return keypoints.sample(maps, (xy + 0.5) / backbone.stride - 0.5)
+
+
+def _gradients(layout, pictures, xy):
+    """Gradient histograms at the landmarks, [B,K,C]."""
+    return _in_chunks(functools.partial(_describe, layout), pictures, xy)
+
+
+# -- uld gcn -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: str) -> Labelled:
+    """A set from a file of NumPy arrays: `descriptors` [N,D] float and `labels` [N] int.
+
+    Raises:
+      UserError: no such file, or other things in it.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"--descriptors={path} does not exist; give an npz file with descriptors [N,D] and labels [N]")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in Labelled._fields if name in found}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"--descriptors={path} cannot be read ({type(error).__name__}); give an npz file of plain arrays"
+        ) from error
+    missing = [name for name in Labelled._fields if name not in arrays]
+    if missing:
+        raise UserError(f"--descriptors={path} has no array {missing[0]!r}; it needs descriptors [N,D] and labels [N]")
+    x, labels = (arrays[name] for name in Labelled._fields)
+    if x.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"--descriptors={path} has descriptors of {x.dtype} and labels of {labels.dtype}; give floats and integers"
+        )
+    one = Labelled(x.astype(np.float32), labels.astype(np.int32))
+    _check([one])
+    return one
+
+
+def main(
+    dst: str,
+    *,
+    descriptors: str = "",
+    npz: str = "",
+    seeds: int = 12,
+    images: int = 400,
+    report: Callable[[int, float], None] | None = None,
+    **options,
+) -> tuple[dict[str, Any], list[Measured]]:
+    """Trains GCN-V and writes a folder of weights, which `config.weights.gcn_v` then names.
+
+    Args:
+      dst: the folder; see `uld_jax.weights`.
+      descriptors: an npz file for `read`; a fifth of its rows is held out. Empty: descriptors of the built-in heads;
+        other heads, projections and factors are held out, and graphs of ten landmarks measured.
+      npz: a file to write too: the weights in half precision, as they ship.
+      seeds, images: of the built-in descriptors: sets, and heads.
+      report: called with step and loss now and then.
+      **options: of `train`.
+
+    Returns:
+      What `dst/source.json` says, and measures of the held-out sets.
+
+    Raises:
+      UserError: see `read`, `train` and `weights.save`.
+    """
+    folder = epath.Path(dst)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--dst={dst} exists; give another folder, or delete it")  # now, and not after training
+    if descriptors:
+        one, name = read(descriptors), os.path.basename(descriptors)
+        order = np.random.default_rng(0).permutation(len(one.labels))
+        held = len(order) // 5
+        sets, others = ([Labelled(*(a[rows] for a in one))] for rows in (order[held:], order[:held]))
+        with open(descriptors, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    else:
+        name, sets = "synthetic", synthetic(range(seeds), images)
+        others = [_ten(one, i) for i, one in enumerate(synthetic(range(1000, 1008), images, heads=1))]
+        digest = hashlib.sha256(repr((seeds, images)).encode()).hexdigest()
+    trained = train(sets, report=report, **options)
+    source = {
+        "file": name,
+        "sha256": digest,
+        "entries": sum(len(one.labels) for one in sets),
+        "options": {key: options[key] for key in sorted(options)},
+        "licence": "that of the descriptors" if descriptors else "Apache-2.0, as the library",
+    }
+    source = weights.save(dst, "gcn_v", trained.params, source)
+    if npz:
+        gcn_v.write_half(npz, trained.params)
+    return source, [measure(trained.params, one, k=options.get("k", 80)) for one in others]
+
+
+def _ten(one: Labelled, seed: int) -> Labelled:
+    """The rows of ten labels drawn at random."""
+    rows = np.isin(one.labels, np.random.default_rng(seed).permutation(len(LANDMARKS))[:10])
+    return Labelled(one.descriptors[rows], one.labels[rows])
