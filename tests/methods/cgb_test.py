@@ -1,6 +1,7 @@
 """The bottleneck, the rounds and the optimisers of CGB; what every method must hold is in every_method_test.py."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -314,3 +315,47 @@ def test_starts(method):
 def test_settings_that_cannot_work_are_named(method, changes, word):
     with pytest.raises(UserError, match=word):
         dataclasses.replace(method, **changes)
+
+
+def sharded():
+    """Runs in a process of its own with eight devices; prints what a round over a pass sends between them."""
+    from uld_jax import collectives, sharding
+
+    cgb.MEASURED = 500
+    mesh = sharding.make_mesh()
+    split, everywhere = sharding.split(mesh), sharding.replicated(mesh)
+    row = lambda shape, dtype: jax.ShapeDtypeStruct((16, 100, *shape), dtype, sharding=split)
+    bank = Bank(Rows(row((4, 256), jnp.float32), row((4, 2), jnp.float32), row((4,), bool)), row((), jnp.int32))
+    report = {}
+    for way in ("gcn", "kmeans"):
+        method = dataclasses.replace(published(), clustering=way, labels_from="pass", start="scratch", perceptual=0.0)
+        method, batch = built(method, slots=64)
+        frozen = method.frozen()
+        state = jax.eval_shape(lambda b, m=method: m.init(jax.random.key(0), b, {}, None, 1600), batch)
+        state, frozen, key = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (state, frozen, jax.random.key(0))
+        )
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(method.refresh, out_shardings=everywhere).lower(state, frozen, bank, key).compile()
+        report[way] = collectives.list_collectives(compiled)
+    print(json.dumps(report))
+
+
+def test_a_round_over_a_pass_gathers_no_descriptors():
+    report = json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
+    rows, devices, size, hidden = 16 * 100 * 4, 8, 256, 512
+    for way, found in report.items():
+        shapes = {kind: {tuple(shape) for k, _, shape in found if k == kind} for kind in {k for k, _, _ in found}}
+        assert set(shapes) == {"all-gather", "all-reduce", "collective-permute"}
+        assert shapes["all-gather"] == {(rows,)}  # one number a row: confidences, links, labels
+        # The ring moves the block of one device: its rows, their hidden layer, their neighbours, their labels.
+        block, measured = rows // devices, -(-500 // devices)
+        ring = {(measured, size), (measured,)}
+        ring |= {(block, size), (block, hidden), (block, 8), (block,)} if way == "gcn" else set()
+        assert shapes["collective-permute"] <= ring
+        # Sums over all rows, of M clusters or less, and the rows whose quality is measured.
+        assert max(map(np.prod, shapes["all-reduce"])) <= 500 * size
+
+
+if __name__ == "__main__":
+    sharded()

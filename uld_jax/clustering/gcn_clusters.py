@@ -36,7 +36,7 @@ class GraphClusters(NamedTuple):
         of a cluster beyond the last slot.
       centroids: [M,D] float32 (or wider, as x) of length 1; zeros in unused slots.
       count: int32, how many clusters there are; more than M if the slots were too few.
-      confidence: [N] float32; 0 for rows that are masked or not finite.
+      confidence: [N] float32 (or wider, as x); 0 for rows that are masked or not finite.
     """
 
     labels: jax.Array
@@ -104,7 +104,9 @@ def _clusters(x, params, mask, tau, *, k, link_space, slots, mesh):
     rows, dtype = x.shape[0], jnp.promote_types(x.dtype, jnp.float32)
     mask = jnp.ones(rows, bool) if mask is None else mask
     if not rows:
-        return GraphClusters(jnp.zeros(0, jnp.int32), jnp.zeros((slots, x.shape[1]), dtype), jnp.int32(0), jnp.zeros(0))
+        return GraphClusters(
+            jnp.zeros(0, jnp.int32), jnp.zeros((slots, x.shape[1]), dtype), jnp.int32(0), jnp.zeros(0, dtype)
+        )
     if mesh is not None:
         missing = -rows % mesh.size
         x, mask = jnp.pad(x, ((0, missing), (0, 0))), jnp.pad(mask, (0, missing))

@@ -1,8 +1,8 @@
 """Confidence of the rows of a kNN graph by GCN-V, and its weights that ship with the library.
 
 The published weights were trained on 256-D descriptors of faces (MS-Celeb-1M); `uld convert --kind=gcn_v` reads them.
-The ones here, `gcn_v.npz`, were trained by this library on descriptors of landmarks of its built-in heads; they are
-made again by
+The ones here, `gcn_v.npz`, are made by this library: first weights by which the confidence follows the length of
+x / 2 + Âx in any basis, then training on landmarks of its built-in heads, which changes little. They are made again by
 
   uld gcn --synthetic --dst=weights/gcn_v --npz=uld_jax/clustering/gcn_v.npz
 
@@ -35,7 +35,7 @@ def confidence(params, x, graph, mask=None, *, mesh=None):
         network itself works row by row.
 
     Returns:
-      confidence [N] float32 and hidden [N,hidden] float32; both 0 in masked rows.
+      confidence [N] and hidden [N,hidden], float32 (or wider, as x); both 0 in masked rows.
 
     Raises:
       UserError: the network is for descriptors of another size.
@@ -46,7 +46,7 @@ def confidence(params, x, graph, mask=None, *, mesh=None):
             "size, or clustering=density"
         )
     mask = jnp.ones(x.shape[0], bool) if mask is None else mask
-    x = keypoints.l2_normalize(jnp.where(mask[:, None], x, 0).astype(jnp.float32))
+    x = keypoints.l2_normalize(jnp.where(mask[:, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32)))
     found, hidden = apply(params, x, affinity.aggregate(graph, x, mask, mesh=mesh))
     return jnp.where(mask, found, 0), jnp.where(mask[:, None], hidden, 0)
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from uld_jax import sharding
 from uld_jax.clustering import assignment
 from uld_jax.errors import UserError
 
@@ -79,7 +79,8 @@ def silhouette(
         are fewer), as scikit-learn's `sample_size`: distances go to sampled rows only. None for the exact measure.
       rng: PRNG key, needed with `sample`.
       block: rows compared at a time: memory is block * min(N, 8192) distances.
-      mesh: over whose `axis` the work is spread; needed inside `jax.jit` only, where x does not tell it.
+      mesh: over whose `axis` the work is spread; by default the one that x is on, or inside `jax.jit` that of
+        `jax.set_mesh`.
       axis: of the mesh.
 
     Returns:
@@ -96,8 +97,7 @@ def silhouette(
         raise UserError("silhouette with sample= needs rng= to draw the rows")
     if sample is not None and sample < 1:
         raise UserError(f"silhouette got sample={sample}; use 1 or more, or None for all rows")
-    if mesh is None and not isinstance(x, jax.core.Tracer) and isinstance(getattr(x, "sharding", None), NamedSharding):
-        mesh = x.sharding.mesh if axis in x.sharding.mesh.axis_names and not x.is_fully_replicated else None
+    mesh = sharding.mesh_of(x) if mesh is None else mesh
     return _silhouette(
         x, labels, mask, rng, clusters=_slots(labels, mask, clusters, "clusters"), sample=sample, block=block,
         mesh=mesh if mesh is not None and mesh.shape[axis] > 1 else None, axis=axis,
