@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import harness, kmeans, knn, step
+from benchmarks import round as a_round
 from tests import tiny
 
 
@@ -109,3 +110,12 @@ def test_roofline_is_the_larger_of_reading_and_arithmetic(monkeypatch):
     assert harness.distance_share(1000, 1, 256, 0.1) == pytest.approx(4 * 1000 * 256 / 1e9 / 0.1)
     monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {})
     assert harness.distance_share(1000, 1, 256, 0.1) is None
+
+
+@pytest.mark.slow
+def test_a_round_is_timed_beside_its_training():
+    row = a_round.benchmark("tiny", 2)
+    assert row["clustering"] == "gcn"
+    assert row["descriptors"] == 5 * 8 * 10
+    assert row["clusters"] > 1
+    assert row["share %"] == pytest.approx(100 * row["round s"] / (row["step s"] * row["steps between"]))

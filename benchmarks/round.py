@@ -1,0 +1,82 @@
+"""A round of CGB's pseudo-supervision beside the training between two rounds.
+
+python -m benchmarks.round                                     preset small, the clustering of the paper
+python -m benchmarks.round --preset=paper --calls=3 --config.cgb.clustering=kmeans
+
+The ring holds as many descriptors as training gathers between two rounds (8,000 in the preset `paper`), about as far
+apart as landmarks' are. A round is clustering, its quality and the new centroids; descriptors are gathered during
+training, so nothing else comes with it. The target is a share under 1 %.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import harness, step
+from uld_jax import config as config_lib
+from uld_jax import evaluate, loop, sharding
+
+
+def ring(aux, gathered: int, k: int):
+    """The aux with `gathered` steps of descriptors about 3 k directions."""
+    shape = aux.ring.descriptors.shape
+    a, b, c = jax.random.split(jax.random.key(0), 3)
+    kind = jax.random.randint(a, shape[:2], 0, 3 * k)
+    z = jax.random.normal(b, (3 * k, shape[2]))[kind] + 0.5 * jax.random.normal(c, shape)
+    return aux._replace(ring=aux.ring._replace(descriptors=z, count=jnp.int32(gathered)))
+
+
+def benchmark(preset: str, calls: int, changes=()) -> dict:
+    """Seconds of a step and of a round, and the round's share of the training up to the next one."""
+    config = step.load("cgb", preset, changes)
+    config.data.rows = (config.batch_size, config.batch_size)
+    mesh = sharding.make_mesh()
+    reader, state = evaluate.open_data(config, mesh).train_reader, None
+    for name in config.stages:
+        spec = config_lib.stage(config, name)
+        frozen = sharding.put_replicated(mesh, spec.method.frozen())
+        state = loop.Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
+    method = spec.method
+    gathered = min(method.ring_size, -(-method.round_every // method.ring_every))
+    state = sharding.put_replicated(mesh, state.replace(aux=ring(state.aux, gathered, config.k)))
+    with jax.set_mesh(mesh):
+        refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
+        key = sharding.put_key(mesh, jax.random.key(1))
+        a_round = harness.measure(refresh, state, frozen, None, key, calls=calls)
+        found = int(refresh(state, frozen, None, key).aux.found)
+    advance = loop.compile_step(method, reader, mesh, 1)
+    payload = next(reader.payloads(0, seed=0))
+    a_step = harness.measure(
+        advance, state, frozen, reader.store, payload, sharding.put_key(mesh, jax.random.key(2)),
+        calls=calls, donate_first=True,
+    )  # fmt: skip
+    between = method.round_every * a_step.median
+    return {
+        "preset": preset,
+        "clustering": method.clustering,
+        "descriptors": gathered * state.aux.ring.descriptors.shape[1],
+        "clusters": found,
+        "round s": a_round.median,
+        "step s": a_step.median,
+        "steps between": method.round_every,
+        "share %": 100 * a_round.median / between,
+    }
+
+
+def main(argv=None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", choices=("paper", "small", "tiny"))
+    parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--json", default="", help="file to write the row to")
+    args, changes = parser.parse_known_args(argv)
+    row = benchmark(args.preset, args.calls, changes)
+    print(harness.environment())
+    print(harness.markdown([row]))
+    if args.json:
+        harness.write(args.json, [row])
+
+
+if __name__ == "__main__":
+    main()
