@@ -3,10 +3,11 @@
 python -m benchmarks.kmeans                                            10,000, 100,000 and a million rows of 256
 python -m benchmarks.kmeans --n=10000,100000 --k=80 --dim=256 --iterations=20 --repeats=3
 
-All get the same rows, the same first centroids and the same number of iterations, and none stops early. A time is that
-of the whole call, the last assignment included where there is one, over the iterations. The programs take turns and the
-median of their turns counts, so that a machine that is busier at one time than at another does not favour one. PyTorch
-(a blocked Lloyd in a few lines) and faiss are left out where they are not installed. Peers run on the CPU.
+All get the same rows, the same first centroids and the same number of iterations; none stops before its labels stay.
+A time is that of the whole call, the last assignment included where there is one, over the iterations. The programs
+take turns and the median of their turns counts, so that a machine that is busier at one time than at another does not
+favour one. PyTorch (a blocked Lloyd in a few lines) and faiss are left out where they are not installed. Peers run on
+the CPU.
 
 Peak memory is the rows and what the call asked for beyond what the process held before; on an accelerator it is the
 device's own count. The roofline is the larger of two times: reading the rows once, and the float32 work of the

@@ -20,6 +20,8 @@ class Told(Stage):
 
     size: int
 
+    describes = True
+
     def observe(self, state, frozen, batch):
         del state, frozen
         noise = 0.05 * jnp.sin(jnp.arange(self.size) * (1.0 + batch["index"][:, None, None] + jnp.arange(4)[:, None]))
@@ -80,5 +82,3 @@ def test_bad_input_is_named(finished):
         cluster_report.report(finished(), mesh, ways=["x"])
     with pytest.raises(UserError, match="'told' has no descriptors"):
         cluster_report.report(finished(method=Stage()), mesh)
-    with pytest.raises(UserError, match="256 numbers, and these have 8"):
-        cluster_report.report(finished(8), mesh, ways=["gcn"])

@@ -51,6 +51,25 @@ def test_the_rows_of_a_process(mesh, monkeypatch):
         sharding.local_slice(six, 16)
 
 
+def test_arguments_become_arrays_with_automatic_axes():
+    explicit = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
+    x = jax.device_put(np.arange(6.0), jax.NamedSharding(explicit, jax.P("rows")))
+    found, nothing, listed = sharding.arrays(x, None, [1, 2])
+    assert nothing is None
+    assert listed.tolist() == [1, 2]
+    assert set(found.sharding.mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    assert found.sharding.spec == jax.P("rows")
+    np.testing.assert_array_equal(found, x)
+
+
+def test_the_mesh_of_an_array(mesh):
+    assert sharding.mesh_of(jnp.ones(3)) is None
+    assert sharding.mesh_of(jax.device_put(jnp.ones(3), sharding.split(mesh))) is None  # of one device
+    seen = []
+    jax.jit(lambda x: seen.append(sharding.mesh_of(x)))(jnp.ones(3))
+    assert seen == [None]
+
+
 def test_a_batch_goes_and_comes_back(mesh):
     placed = sharding.put_batch(mesh, tree())
     for leaf in jax.tree.leaves(placed):

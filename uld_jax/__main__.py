@@ -177,7 +177,7 @@ def _clusters(v: flags.FlagValues) -> int:
     )
     if _first_process():
         print(cluster_report.table(records))
-        print(f"written to {folder}: table.md, clusters.json, tsne.png, rounds.png")
+        print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return OK
 
 

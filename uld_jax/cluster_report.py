@@ -9,7 +9,7 @@ clusters and their quality changed over the run's rounds, come from its metrics.
 """
 
 import functools
-import json
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,10 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
 
     Raises UserError for a stage that has no descriptors.
     """
+    if not finished.method.describes:
+        raise UserError(
+            f"stage {finished.stage!r} has no descriptors to cluster; give another one with --stage, or a run of cgb"
+        )
     source = evaluate.open_split(finished.config, split)
     size = evaluate.eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
@@ -60,13 +64,13 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
         return rows.descriptors, rows.mask & (batch["index"] < reader.rows)[:, None]
 
     first = next(iter(reader.ordered()))
-    try:
-        slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]
-    except NotImplementedError as error:
-        raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; give another one, --stage") from error
+    slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]
     rows = evaluate.spread(len(source), max(1, most // slots))
     parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
     z, mask = (np.concatenate(p) for p in zip(*parts, strict=True))
+    mask &= np.isfinite(z).all(-1)
+    if not mask.any():
+        raise UserError(f"stage {finished.stage!r} found nothing in the {split} split; there is nothing to cluster")
     landmark = np.broadcast_to(np.arange(slots, dtype=np.int32), mask.shape)
     return Descriptors(z[mask], landmark[mask])
 
@@ -77,6 +81,8 @@ def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=N
         found = kmeans(keypoints.l2_normalize(z), clusters, rng=jax.random.key(seed))
         return found.labels, mean_directions(z, found.labels, clusters), int((found.counts > 0).sum())
     found = gcn_clusters(z, params, k=neighbours, tau=tau, confidence=way, slots=SLOTS)
+    if int(found.count) > SLOTS:
+        logging.warning("%s: only the largest %d of %d clusters are measured", way, SLOTS, int(found.count))
     return found.labels, found.centroids, int(found.count)
 
 
@@ -182,6 +188,4 @@ def report(
 
 def _rounds(workdir) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl that tell of clusters."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if "silhouette" in line]
+    return [line for line in workdir_lib.read_lines(workdir / "metrics.jsonl") if "silhouette" in line]

@@ -130,11 +130,13 @@ class Stage:
     Attributes:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
+      describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
     """
 
     uses_previous = True
     needs_previous_rows = False
+    describes = False
     observes = True
 
     def frozen(self):

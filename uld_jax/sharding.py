@@ -5,6 +5,7 @@ collectives. (`jax.pmap` has been a wrapper over jit and shard_map since JAX 0.8
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -76,10 +77,34 @@ def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(put_replicated(mesh, jax.random.key_data(key)))
 
 
+def arrays(*values):
+    """Arguments of a public function as arrays: lists and NumPy arrays are put on the device, None stays None.
+
+    Arrays on a mesh of explicit axes, as `jax.make_mesh` makes them by default, are seen with automatic ones: the
+    sharding of results is then XLA's affair, as everywhere in this library. Nothing is copied.
+    """
+
+    def one(x):
+        if x is None or isinstance(x, jax.core.Tracer):
+            return x
+        x = jnp.asarray(x)
+        where = x.sharding
+        if isinstance(where, NamedSharding) and set(where.mesh.axis_types) != {AxisType.Auto}:
+            where = NamedSharding(Mesh(where.mesh.devices, where.mesh.axis_names), where.spec)
+            x = jax.device_put(x, where)
+        return x
+
+    return tuple(map(one, values))
+
+
 def mesh_of(x):
-    """The mesh that an array is split over, or while tracing that of `jax.set_mesh`; None for a single device."""
+    """The mesh that an array is split over, or while tracing that of `jax.set_mesh`; None for a single device.
+
+    Inside `jax.shard_map`, where a function sees the rows of its own device alone, it is None too.
+    """
     if isinstance(x, jax.core.Tracer):
         mesh = jax.sharding.get_abstract_mesh()
+        mesh = None if AxisType.Manual in mesh.axis_types else mesh
     else:
         mesh = x.sharding.mesh if isinstance(getattr(x, "sharding", None), NamedSharding) else None
     return None if mesh is None or mesh.empty or mesh.size == 1 else mesh

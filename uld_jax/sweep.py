@@ -1,6 +1,6 @@
 """Many runs of one config: every combination of some keys' values, and a table of how they compare.
 
-    uld sweep --config=cgb:dataset=folder,k=10 --config.data_dir=PHOTOS --grid=cgb.bottleneck=fixed,guided \
+    uld sweep --config=cgb:dataset=folder,k=10 --config.data_dir=PHOTOS --grid=cgb.bottleneck=fixed,adaptive \
         --grid=seed=0,1,2 --workdir=runs/guidance
 
 A cell is one combination. It is just the run that `uld train` makes of it, in a folder of its own,
@@ -272,14 +272,7 @@ def _check(every: Sequence[Cell], workdir, mesh) -> None:
 
 
 def _lines(folder) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without a torn last one."""
-    path, out = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return out
+    return workdir_lib.read_lines(folder / "metrics.jsonl")
 
 
 def _finished(cell: Cell, folder) -> bool:

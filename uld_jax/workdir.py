@@ -37,6 +37,17 @@ def write_json(path, value: Any) -> None:
     part.rename(path) if "://" in str(path) else os.replace(part, path)
 
 
+def read_lines(path) -> list[dict[str, Any]]:
+    """The objects of a file such as metrics.jsonl, without a torn last line; none if there is no file."""
+    path, out = epath.Path(path), []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return out
+
+
 def read_json(path) -> Any:
     """Raises UserError when the file is missing or torn."""
     path = epath.Path(path)

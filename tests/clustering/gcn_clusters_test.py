@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny
 from uld_jax.clustering import gcn_clusters as module
+from uld_jax.clustering import gcn_v
 from uld_jax.clustering.gcn_clusters import components, gcn_clusters, uphill
 from uld_jax.clustering.knn import KnnGraph
 from uld_jax.errors import UserError
@@ -123,6 +124,21 @@ def test_the_network_finds_what_is_apart():
     np.testing.assert_array_equal(other.confidence, found.confidence)
 
 
+def test_other_descriptors_do_without_the_network(caplog):
+    x, _ = groups(8, size=16)
+    found = gcn_clusters(x, k=12, slots=64)  # a NumPy array does as well
+    assert "these have 16: confidence is density" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, found, gcn_clusters(x, k=12, slots=64, confidence="density"))
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_the_size_of_descriptors_does_not_matter(scale):
+    x, _ = groups(9, rows=60, size=256, centres=3, spread=0.5)
+    usual, other = (gcn_clusters(jnp.asarray(x * np.float32(s)), k=8, slots=16) for s in (1.0, scale))
+    assert partition(usual.labels) == partition(other.labels)
+    np.testing.assert_allclose(other.centroids, usual.centroids, atol=1e-5)
+
+
 def test_too_few_slots_are_seen():
     x, _ = groups(6)
     wide = gcn_clusters(jnp.asarray(x), confidence="density", k=5, tau=0.95, slots=300)
@@ -152,7 +168,11 @@ def test_few_rows_no_rows_and_equal_rows():
 
 def test_bad_input_is_named():
     with pytest.raises(UserError, match="256 numbers, and these have 4; use confidence=density"):
-        gcn_clusters(jnp.zeros((5, 4)))
+        gcn_clusters(jnp.zeros((5, 4)), gcn_v.load_default())
+    with pytest.raises(UserError, match=r"mask \(3,\)"):
+        gcn_clusters(jnp.zeros((5, 4)), mask=jnp.ones(3, bool))
+    with pytest.raises(UserError, match="slots=0"):
+        gcn_clusters(jnp.zeros((5, 4)), slots=0)
     with pytest.raises(UserError, match="confidence='x'"):
         gcn_clusters(jnp.zeros((5, 4)), confidence="x")
     with pytest.raises(UserError, match="link_space='x'"):

@@ -281,5 +281,16 @@ def test_eight_devices_equal_one_and_gather_no_rows():
     assert ring | picked <= sent["sampled"] <= ring | picked | sums | {("all-gather", (320,))}  # the mask
 
 
+def test_rows_that_are_not_finite_count_nowhere():
+    rng = np.random.default_rng(3)
+    x, labels = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 4, 40)
+    spoilt = x.copy()
+    spoilt[5], spoilt[9, 1] = np.nan, np.inf
+    keep = np.isfinite(spoilt).all(1)
+    for measure in (quality.silhouette, quality.calinski_harabasz):
+        np.testing.assert_allclose(measure(spoilt, labels), measure(x, labels, keep), rtol=1e-5)
+        assert float(measure(x[:0], labels[:0])) == 0
+
+
 if __name__ == "__main__":
     sharded()

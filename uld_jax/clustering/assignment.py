@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from uld_jax import sharding
 from uld_jax.errors import UserError
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -53,7 +54,12 @@ def one_per_cluster(cost, mask=None, used=None, *, mesh=None, axis: str = "data"
     >>> one_per_cluster(cost, jnp.array([[True, False, True]])).tolist()
     [[0, -1, 1]]
     """
+    cost, mask, used = sharding.arrays(cost, mask, used)
+    if cost.ndim != 3:
+        raise UserError(f"one_per_cluster got costs {cost.shape}; give [B,P,M], images of slots of clusters")
     images, slots, clusters = cost.shape
+    if not cost.size:
+        return jnp.full((images, slots), -1, jnp.int32)
     mask = jnp.ones((images, slots), bool) if mask is None else mask
     used = jnp.ones(clusters, bool) if used is None else used
     if mask.shape != (images, slots) or used.shape not in ((clusters,), (images, clusters)):

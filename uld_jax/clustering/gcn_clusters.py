@@ -13,6 +13,7 @@ too few.
 """
 
 import functools
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -61,8 +62,8 @@ def gcn_clusters(
 
     Args:
       x: [N,D] float rows of any length, on one device or split over a mesh on axis 0.
-      params: of the GCN-V (`models/gcn_v.py`); the ones that ship with the library if None. They need D = 256. Unused
-        with `confidence="density"`.
+      params: of the GCN-V (`models/gcn_v.py`); the ones that ship with the library if None. They need D = 256: for
+        other descriptors the confidence is `density`, and the log says so. Unused with `confidence="density"`.
       k: neighbours of a row, without itself. Fewer rows than that do no harm.
       tau: a row links only to a neighbour of a cosine above this.
       mask: [N] bool, False for rows that count nowhere; they may hold anything, NaN too. Rows that are not finite
@@ -75,7 +76,7 @@ def gcn_clusters(
         `jax.set_mesh`. N need not divide by its size.
 
     Raises:
-      UserError: for an unknown confidence or link space, or a network made for another D.
+      UserError: for an unknown confidence or link space, shapes that do not fit, or `params` made for another D.
 
     >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> found = gcn_clusters(x, confidence="density", k=2, slots=4)
@@ -86,14 +87,25 @@ def gcn_clusters(
         raise UserError(f"gcn_clusters got confidence={confidence!r}; use gcn or density")
     if link_space not in LINK_SPACES:
         raise UserError(f"gcn_clusters got link_space={link_space!r}; use {' or '.join(LINK_SPACES)}")
+    x, mask = sharding.arrays(x, mask)
+    if x.ndim != 2 or (mask is not None and mask.shape != x.shape[:1]):
+        raise UserError(f"gcn_clusters got x {x.shape} and mask {getattr(mask, 'shape', None)}; give [N,D] and [N]")
+    if k < 1 or slots < 1:
+        raise UserError(f"gcn_clusters got k={k} and slots={slots}; use numbers above 0")
     if confidence == "gcn":
-        params = gcn_v.load_default() if params is None else params
+        given, params = params is not None, gcn_v.load_default() if params is None else params
         if x.shape[1] != gcn_v.size(params):
-            raise UserError(
-                f"the GCN-V was made for descriptors of {gcn_v.size(params)} numbers, and these have {x.shape[1]}; "
-                f"use confidence=density, or train one for them (uld gcn)"
+            if given:
+                raise UserError(
+                    f"the GCN-V was made for descriptors of {gcn_v.size(params)} numbers, and these have {x.shape[1]}; "
+                    "use confidence=density, or train one for them (uld gcn)"
+                )
+            logging.warning(
+                "the GCN-V that ships is for descriptors of %d numbers and these have %d: confidence is density",
+                *(gcn_v.size(params), x.shape[1]),
             )
-    else:
+            confidence = "density"
+    if confidence == "density":
         params, link_space = None, "descriptor"
     mesh = sharding.mesh_of(x) if mesh is None else mesh
     return _clusters(x, params, mask, tau, k=k, link_space=link_space, slots=slots, mesh=mesh)
@@ -142,11 +154,21 @@ def mean_directions(x, labels, slots: int):
     [[0.0, 1.0], [0.0, 0.0]]
     """
     x = jnp.where((labels >= 0)[:, None], x, 0)
+    x = x / _or_one(jnp.max(jnp.abs(x), initial=0))  # no sum or square is infinite
     member = (labels[:, None] == jnp.arange(slots)).astype(x.dtype)
     # A product with one-hot labels: on a mesh a local sum and one all-reduce of [M,D], and the same every time.
     total = jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST)
-    length = jnp.linalg.norm(total, axis=1, keepdims=True)
-    return total / jnp.where(length > 0, length, 1)
+    return _directions(total)
+
+
+def _directions(x):
+    """Rows scaled to length 1, first by their largest number, so that no square vanishes; zeros stay zeros."""
+    x = x / _or_one(jnp.max(jnp.abs(x), 1, keepdims=True))
+    return x / _or_one(jnp.linalg.norm(x, axis=1, keepdims=True))
+
+
+def _or_one(x):
+    return jnp.where(x > 0, x, 1)
 
 
 def density(graph):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from uld_jax import sharding
 from uld_jax.errors import UserError
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -87,6 +88,7 @@ def kmeans(
     >>> result.centroids.tolist(), result.labels.tolist()
     ([[0.5], [10.5]], [0, 0, 1, 1])
     """
+    x, init, mask, weights = sharding.arrays(x, init, mask, weights)
     if rng is None and init is None:
         raise UserError("kmeans needs rng for its seeding, or init with the first centroids")
     if k < 1 or x.ndim != 2 or not len(x):
@@ -96,6 +98,8 @@ def kmeans(
     for name, value in (("mask", mask), ("weights", weights)):
         if value is not None and value.shape != x.shape[:1]:
             raise UserError(f"kmeans got {name} of shape {value.shape}; {len(x)} rows need {x.shape[:1]}")
+    if restarts < 1 or iterations < 0:
+        raise UserError(f"kmeans got restarts={restarts} and iterations={iterations}; use 1 and 0 or more")
     return _kmeans(
         x,
         rng,
@@ -205,7 +209,7 @@ def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
         weights = valid.astype(dtype)
     else:
         weights = split(weights.astype(dtype))
-        valid &= jnp.isfinite(weights)
+        valid &= jnp.isfinite(weights) & (weights >= 0)
         weights = jnp.where(valid, weights, 0)
     scale = 1 / jnp.sqrt(jnp.where(valid, square, 1)) if spherical else None
     zero = jnp.zeros(x.shape[-1], dtype)

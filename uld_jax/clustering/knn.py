@@ -82,6 +82,7 @@ def knn_graph(
     >>> knn_graph(x, 2, mask=jnp.array([True, True, True, False])).indices.tolist()
     [[1, 2], [0, 2], [0, 1], [-1, -1]]
     """
+    x, mask = sharding.arrays(x, mask)
     if x.ndim != 2:
         raise UserError(f"knn_graph got x of shape {x.shape}; it needs rows [N,D]")
     if mask is not None and mask.shape != x.shape[:1]:

@@ -43,6 +43,12 @@ def _valid(labels, mask, clusters):
     return jnp.where(valid if mask is None else valid & mask, labels, -1).astype(jnp.int32)
 
 
+def _finite(x, mask):
+    """The mask without rows that are not finite."""
+    there = jnp.all(jnp.isfinite(x), 1)
+    return there if mask is None else mask & there
+
+
 def _centred(x, labels):
     """Rows less their mean, zeros where they count nowhere: what is common to all would only cost digits in float32."""
     some = labels >= 0
@@ -57,7 +63,7 @@ def _member(labels, clusters, dtype):
 
 def silhouette(
     x, labels, mask=None, *, clusters: int | None = None, sample: int | None = None, rng=None, block: int = 512,
-    mesh=None, axis: str = "data",
+    mesh=None, axis: str | None = None,
 ):  # fmt: skip
     """Mean silhouette width (Rousseeuw 1987), with Euclidean distances, as scikit-learn's `silhouette_score`.
 
@@ -73,7 +79,7 @@ def silhouette(
     Args:
       x: [N,D] float rows, on one device, replicated, or split over `mesh`.
       labels: [N] int, cluster of every row.
-      mask: [N] bool, False for rows that count nowhere; None for none.
+      mask: [N] bool, False for rows that count nowhere; None for none. Rows that are not finite are treated alike.
       clusters: M; see the module.
       sample: the measure of that many rows alone, drawn without replacement from those that count (all of them if they
         are fewer), as scikit-learn's `sample_size`: distances go to sampled rows only. None for the exact measure.
@@ -81,7 +87,7 @@ def silhouette(
       block: rows compared at a time: memory is block * min(N, 8192) distances.
       mesh: over whose `axis` the work is spread; by default the one that x is on, or inside `jax.jit` that of
         `jax.set_mesh`.
-      axis: of the mesh.
+      axis: of the mesh; its first by default.
 
     Returns:
       A scalar in -1..1; 0 if fewer than two clusters have rows.
@@ -97,7 +103,11 @@ def silhouette(
         raise UserError("silhouette with sample= needs rng= to draw the rows")
     if sample is not None and sample < 1:
         raise UserError(f"silhouette got sample={sample}; use 1 or more, or None for all rows")
+    x, labels, mask = sharding.arrays(x, labels, mask)
     mesh = sharding.mesh_of(x) if mesh is None else mesh
+    axis = mesh.axis_names[0] if mesh is not None and axis is None else axis
+    if not len(x):
+        return jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
     return _silhouette(
         x, labels, mask, rng, clusters=_slots(labels, mask, clusters, "clusters"), sample=sample, block=block,
         mesh=mesh if mesh is not None and mesh.shape[axis] > 1 else None, axis=axis,
@@ -106,7 +116,7 @@ def silhouette(
 
 @functools.partial(jax.jit, static_argnames=("clusters", "sample", "block", "mesh", "axis"))
 def _silhouette(x, labels, mask, rng, *, clusters, sample, block, mesh, axis):
-    labels = _valid(labels, mask, clusters)
+    labels = _valid(labels, _finite(x, mask), clusters)
     if sample is not None:
         x, labels = _pick(rng, x, labels, min(sample, x.shape[0]), mesh, axis)
     x = _centred(x, labels)
@@ -242,12 +252,13 @@ def calinski_harabasz(x, labels, mask=None, *, clusters: int | None = None):
     >>> round(float(calinski_harabasz(x, jnp.array([0, 0, 1, 1]))), 3)
     200.0
     """
+    x, labels, mask = sharding.arrays(x, labels, mask)
     return _calinski_harabasz(x, labels, mask, clusters=_slots(labels, mask, clusters, "clusters"))
 
 
 @functools.partial(jax.jit, static_argnames=("clusters",))
 def _calinski_harabasz(x, labels, mask, *, clusters):
-    labels = _valid(labels, mask, clusters)
+    labels = _valid(labels, _finite(x, mask), clusters)
     x = _centred(x, labels)
     member = _member(labels, clusters, x.dtype)
     sizes = member.sum(0)
@@ -274,6 +285,7 @@ def contingency(labels, truth, mask=None, *, clusters: int | None = None, classe
     >>> contingency(jnp.array([0, 0, 1, -1]), jnp.array([1, 1, 0, 0])).tolist()
     [[0, 2], [1, 0]]
     """
+    labels, truth, mask = sharding.arrays(labels, truth, mask)
     clusters, classes = _slots(labels, mask, clusters, "clusters"), _slots(truth, mask, classes, "classes")
     return _contingency(labels, truth, mask, clusters=clusters, classes=classes)
 

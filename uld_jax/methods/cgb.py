@@ -208,6 +208,8 @@ class CGB(Stage):
 
     # -- networks -----------------------------------------------------------------------------------------------------
 
+    describes = True
+
     @property
     def uses_previous(self) -> bool:
         """Whether `init` takes anything from the stage before."""
@@ -287,7 +289,8 @@ class CGB(Stage):
             params, model_state, opt_state = previous.params, previous.model_state, kept
             ring = previous.aux.ring
         elif self.start == "zeroshot":
-            if previous is None or not same_shapes(previous.params, params["detector"]):
+            drawn = params["detector"], model_state["detector"]
+            if previous is None or not same_shapes((previous.params, previous.model_state), drawn):
                 raise UserError(
                     "cgb.start=zeroshot needs a detector of the same k, width and depth; put the stages zeroshot and "
                     "detector before it, or set config.init_from=RUN:detector"
@@ -374,7 +377,7 @@ class CGB(Stage):
         return int(self.clustering != "none" and step < self.steps and step % self.round_every == 0)
 
     def observe(self, state, frozen, batch):
-        out = self._apply(state, self._geometry.look(batch["image"]))
+        out = self._apply(state, self._geometry.look(batch["image"]), "running")
         z = self._descriptors(state.params, out)
         return Rows(z, self._landmarks(out), jnp.ones(z.shape[:2], bool))
 
@@ -386,6 +389,7 @@ class CGB(Stage):
             mask = jnp.repeat(jnp.arange(self.ring_size) < aux.ring.count, len(z) // self.ring_size)
         else:
             z, mask = rounds.flatten(bank)
+        rng, measuring = jax.random.split(rng)
         labels, centroids, found = self._cluster(z, mask, frozen, rng)
         some = jnp.any(mask)
         quantities = dict(labels=labels, mask=mask, clusters=self._slots)
@@ -396,7 +400,7 @@ class CGB(Stage):
             used=jnp.where(some, jnp.arange(self._slots) < found, aux.used),
             found=jnp.where(some, found, aux.found),
             # Told from some rows: its cost grows with their square.
-            silhouette=quality.silhouette(unit, **quantities, sample=MEASURED, rng=rng),
+            silhouette=quality.silhouette(unit, **quantities, sample=MEASURED, rng=measuring),
             calinski_harabasz=quality.calinski_harabasz(unit, **quantities),
             ring=aux.ring._replace(count=jnp.int32(0)),
         )
@@ -540,16 +544,16 @@ class CGB(Stage):
         variables = {"params": state.params["generator"], **state.model_state["generator"]}
         return self._generator.apply(variables, source, maps, train=False)
 
-    def _apply(self, state, seen):
+    def _apply(self, state, seen, bn_eval):
         seen = views.standardise(seen) if self.standardise else seen
         variables = {"params": state.params["detector"], **state.model_state["detector"]}
-        if self.bn_eval == "running":
+        if bn_eval == "running":
             return self._fan.apply(variables, seen, train=False)
         return self._fan.apply(variables, seen, train=True, mutable=["batch_stats"])[0]
 
     def _read(self, state, seen):
         """FAN's output for views, d [B,K] of its landmarks, and their Gaussians [B,h,w,K]."""
-        out = self._apply(state, seen)
+        out = self._apply(state, seen, self.bn_eval)
         d = self._consistency(state.aux, self._descriptors(state.params, out))
         xy = heatmaps.soft_argmax(out.logits, self.temperature)
         return out, d, heatmaps.gaussian(xy, self._geometry.heat, self._sigma(state.aux, d))
