@@ -132,7 +132,12 @@ def _gcn(v: flags.FlagValues) -> int:
         raise UserError("uld gcn learns from labelled descriptors; give either --descriptors=FILE.npz or --synthetic")
     say = lambda step, loss: print(f"gcn {step}/{v.steps}  loss {loss:.4g}", file=sys.stderr)
     source, measured = gcn.main(
-        v.dst, descriptors=v.descriptors, npz=v.npz, steps=v.steps, k=v.neighbours, seed=v.seed, report=say
+        v.dst,
+        descriptors=v.descriptors,
+        npz=v.npz,
+        report=say,
+        **dict(steps=v.steps, k=v.neighbours, seed=v.seed),
+        **dict(batch=v.batch, scale=v.scale, optimizer=v.optimizer, rate=v.rate),
     )
     for one in measured:
         print(f"held out: correlation with the target {one.gcn:.3f}, of the density {one.density:.3f}")
@@ -274,6 +279,10 @@ def _define(command: str) -> flags.FlagValues:
         text("npz", "", "Also writes the weights to this file, in half precision.")
         number("steps", 400, "Updates.")
         number("neighbours", 80, "Neighbours of a row in the graph.")
+        number("batch", 2048, "Rows of a graph, drawn at random; 0: all rows of a set.")
+        flags.DEFINE_enum("scale", "paper", ["paper", "max"], "Of the target; `max` as in the code.", flag_values=v)
+        flags.DEFINE_enum("optimizer", "adam", ["adam", "sgd"], "`sgd` as in the code, at --rate=0.1.", flag_values=v)
+        flags.DEFINE_float("rate", 2e-5, "The first learning rate.", flag_values=v)
         number("seed", 0, "Of everything that is drawn.")
     return v
 

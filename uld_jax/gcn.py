@@ -477,8 +477,12 @@ def main(
     folder = epath.Path(dst)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--dst={dst} exists; give another folder, or delete it")  # now, and not after training
+    if npz and not epath.Path(npz).parent.exists():
+        raise UserError(f"--npz={npz} lies in a folder that does not exist; make it first")
     if descriptors:
         one, name = read(descriptors), os.path.basename(descriptors)
+        if len(one.labels) < 15:
+            raise UserError(f"{descriptors} has {len(one.labels)} rows; give at least 15, of which a fifth is held out")
         order = np.random.default_rng(0).permutation(len(one.labels))
         held = len(order) // 5
         sets, others = ([Labelled(*(a[rows] for a in one))] for rows in (order[held:], order[:held]))
