@@ -229,13 +229,15 @@ for name in names:
 """
 
 
-def test_ten_steps_on_one_device_and_on_eight_agree_in_float64():
-    tiny.run("-c", DEVICES, "float64", *tiny.CONFIGS, devices=8)
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "zeroshot" else pytest.mark.slow) for n in tiny.CONFIGS]
 )
+def test_ten_steps_on_one_device_and_on_eight_agree_in_float64(name):
+    tiny.run("-c", DEVICES, "float64", name, devices=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_one_step_on_one_device_and_on_eight_agree_in_float32(name):
     # With the compiler's optimisations, as users run it: without them sums round in another order.
     tiny.run("-c", DEVICES, "float32", name, devices=8, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
