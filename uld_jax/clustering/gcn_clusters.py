@@ -24,6 +24,7 @@ from uld_jax import sharding
 from uld_jax.clustering import gcn_v
 from uld_jax.clustering.knn import knn_graph
 from uld_jax.errors import UserError
+from uld_jax.ops import keypoints
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 LINK_SPACES = ("gcn_hidden", "descriptor")
@@ -154,21 +155,11 @@ def mean_directions(x, labels, slots: int):
     [[0.0, 1.0], [0.0, 0.0]]
     """
     x = jnp.where((labels >= 0)[:, None], x, 0)
-    x = x / _or_one(jnp.max(jnp.abs(x), initial=0))  # no sum or square is infinite
+    largest = jnp.max(jnp.abs(x), initial=0)
+    x = x / jnp.where(largest > 0, largest, 1)  # no sum is infinite
     member = (labels[:, None] == jnp.arange(slots)).astype(x.dtype)
     # A product with one-hot labels: on a mesh a local sum and one all-reduce of [M,D], and the same every time.
-    total = jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST)
-    return _directions(total)
-
-
-def _directions(x):
-    """Rows scaled to length 1, first by their largest number, so that no square vanishes; zeros stay zeros."""
-    x = x / _or_one(jnp.max(jnp.abs(x), 1, keepdims=True))
-    return x / _or_one(jnp.linalg.norm(x, axis=1, keepdims=True))
-
-
-def _or_one(x):
-    return jnp.where(x > 0, x, 1)
+    return keypoints.unit(jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST))
 
 
 def density(graph):

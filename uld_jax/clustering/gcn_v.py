@@ -46,9 +46,7 @@ def confidence(params, x, graph, mask=None, *, mesh=None):
             "size, or clustering=density"
         )
     mask = jnp.ones(x.shape[0], bool) if mask is None else mask
-    x = jnp.where(mask[:, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(x), 1, keepdims=True)  # first to a largest number of 1: no square is infinite or vanishes
-    x = keypoints.l2_normalize(x / jnp.where(largest > 0, largest, 1))
+    x = keypoints.unit(jnp.where(mask[:, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32)))
     found, hidden = apply(params, x, affinity.aggregate(graph, x, mask, mesh=mesh))
     return jnp.where(mask, found, 0), jnp.where(mask[:, None], hidden, 0)
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
 from uld_jax.errors import UserError
+from uld_jax.ops import keypoints
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _GROUP = 16  # columns of a tile of which only the largest is compared at first
@@ -195,13 +196,7 @@ def _unit(x, mask):
     """Rows of length 1, zeros where masked; and the mask without rows that are not finite."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mask = mask & jnp.all(jnp.isfinite(x), 1)
-    x = jnp.where(mask[:, None], x, 0)
-    # First to a largest number of 1, so that no square is infinite or vanishes.
-    largest = jnp.max(jnp.abs(x), 1, keepdims=True)
-    x = x / jnp.where(largest > 0, largest, 1)
-    length = jnp.linalg.norm(x, axis=1, keepdims=True)
-    x = x / jnp.where(length > 0, length, 1)
-    return x, mask
+    return keypoints.unit(jnp.where(mask[:, None], x, 0)), mask
 
 
 def _merge(first, second):

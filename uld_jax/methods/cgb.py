@@ -390,10 +390,10 @@ class CGB(Stage):
         else:
             z, mask = rounds.flatten(bank)
         rng, measuring = jax.random.split(rng)
-        labels, centroids, found = self._cluster(z, mask, frozen, rng)
+        unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
+        labels, centroids, found = self._cluster(z, unit, mask, frozen, rng)
         some = jnp.any(mask)
         quantities = dict(labels=labels, mask=mask, clusters=self._slots)
-        unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
         aux = aux._replace(
             round=aux.round + some,
             centroids=jnp.where(some, centroids, aux.centroids),
@@ -406,10 +406,13 @@ class CGB(Stage):
         )
         return state.replace(aux=aux)
 
-    def _cluster(self, z, mask, frozen, rng):
-        """Labels [N] and centroids [M,D] of rows z [N,D], and how many clusters there are, which come first."""
+    def _cluster(self, z, unit, mask, frozen, rng):
+        """Labels [N] and centroids [M,D] of rows z [N,D], and how many clusters there are, which come first.
+
+        `unit` are the rows at length 1.
+        """
         if self.clustering == "kmeans":
-            found = kmeans(keypoints.l2_normalize(jnp.where(mask[:, None], z, 0)), self.clusters, rng=rng, mask=mask)
+            found = kmeans(unit, self.clusters, rng=rng, mask=mask)
             # Empty clusters, of which there are some where rows are few, go last.
             rank = jnp.argsort(jnp.argsort(found.counts == 0, stable=True))
             labels = jnp.where(found.labels >= 0, rank[found.labels], -1)

@@ -63,3 +63,17 @@ def l2_normalize(x, axis: int = -1, eps: float = 1e-12):
     """
     square = jnp.sum(x * x, axis, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))
+
+
+def unit(x):
+    """Finite vectors [...,D] of any size to length 1; zeros stay zeros. For what has no gradient: see `l2_normalize`.
+
+    They are scaled to a largest number of 1 first, so that no square is infinite or vanishes.
+
+    >>> unit(jnp.array([[3e30, 4e30], [0.0, 0.0]])).round(3).tolist() == jnp.array([[0.6, 0.8], [0, 0]]).tolist()
+    True
+    """
+    largest = jnp.max(jnp.abs(x), -1, keepdims=True)
+    x = x / jnp.where(largest > 0, largest, 1)
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.where(length > 0, length, 1)
