@@ -62,7 +62,8 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data = ConfigDict()
     config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
     config.data.fit = "pad"  # pad | crop | stretch
-    config.data.normaliser = "auto"  # auto | eyes | box | image, or two landmark numbers such as "36,45"
+    config.data.normaliser = "auto"  # auto | eyes | shoulders | box | image, or two landmark numbers such as "36,45"
+    config.data.sides = "auto"  # of a body's joints: auto | object | image (Human3.6M's, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
     config.data.workers = 0  # Grain worker processes; 0 reads with threads
     config.data.partner = False  # whether batches carry a second, random image
@@ -73,7 +74,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 
     # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
-    config.weights = ConfigDict(dict(fan="", gcn_v="", vgg16="", vgg16_colorization=""))
+    config.weights = ConfigDict(dict(fan="", gcn_v="", r2d2="", superpoint="", vgg16="", vgg16_colorization=""))
 
     config.stages = ()
     config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from

@@ -44,6 +44,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
         frame_size=config.data.frame_size,
         fit=config.data.fit,
         normaliser=config.data.normaliser,
+        sides=config.data.get("sides", "auto"),  # runs from before have no such key
         **options,
     )
 

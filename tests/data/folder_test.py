@@ -123,6 +123,31 @@ def test_points_a_little_outside_are_fine(tmp_path):
     assert np.isfinite(Folder(tmp_path, "train", frame_size=16).landmarks).all()
 
 
+def test_the_sides_of_32_joints(tmp_path):
+    photos(tmp_path)
+    header = ",".join(f"{axis}{i}" for i in range(32) for axis in "xy")
+    cells = ",".join(f"{32 - i},{i / 2}" for i in range(32))  # every joint stands right of the next
+    (tmp_path / "train.csv").write_text(f"file,{header}\nb/1.JPG,{cells}\n")
+    kept = Folder(tmp_path, "train", frame_size=32, sides="object")
+    turned = Folder(tmp_path, "train", frame_size=32)
+    assert kept.landmarks[0, :, 0].tolist() == list(range(32, 0, -1))
+    np.testing.assert_array_equal(turned.landmarks, specs.image_sides(kept.landmarks))
+    assert turned.landmarks[0, [1, 6, 2, 7], 0].tolist() == [26, 31, 25, 30]
+    assert kept.spec.protocol == "folder_32_shoulders"
+    assert turned.spec.protocol == "folder_32_shoulders_image_sides"
+    with pytest.raises(UserError, match=r"data.sides is 'left'"):
+        Folder(tmp_path, "train", frame_size=32, sides="left")
+
+
+def test_places_name_the_line(tmp_path):
+    photos(tmp_path)
+    assert Folder(tmp_path, "train", frame_size=16).place(1) == "b/1.JPG"
+    (tmp_path / "train.csv").write_text("file\na.jpg\n\nb/1.JPG\n")
+    source = Folder(tmp_path, "train", frame_size=16)
+    assert source.place(1) == f"{tmp_path}/train.csv, line 4"
+    assert source.data_dir == str(tmp_path)
+
+
 def test_csv_that_is_not_text(tmp_path):
     photos(tmp_path)
     (tmp_path / "train.csv").write_bytes(b"file,x0,y0\n\xff\xfe\x00,1,2\n")

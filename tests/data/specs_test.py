@@ -1,4 +1,6 @@
-"""Protocols, normalisers and mirror permutations; the threaded loading of a source."""
+"""Protocols, normalisers, mirror permutations and the sides of bodies; the threaded loading of a source."""
+
+import doctest
 
 import numpy as np
 import pytest
@@ -18,6 +20,11 @@ from uld_jax.errors import UserError
         (68, "36,45", "folder_68_eyes", (36, 45)),
         (20, "3,7", "folder_20_3-7", (3, 7)),
         (20, " 7 - 3", "folder_20_7-3", (7, 3)),
+        (32, "auto", "folder_32_shoulders", (25, 17)),
+        (32, "25,17", "folder_32_shoulders", (25, 17)),
+        (32, "box", "folder_32_box", None),
+        (7, "auto", "folder_7_shoulders", (5, 6)),
+        (7, "image", "folder_7_image", None),
         (None, "auto", None, None),
     ],
 )
@@ -26,17 +33,24 @@ def test_protocol_ids(landmarks, normaliser, protocol, eyes):
     assert (spec.protocol, spec.eyes) == (protocol, eyes)
 
 
-@pytest.mark.parametrize("normaliser", ["eye", "20,3", "3,3", "1,2,3", "eyes"])
+@pytest.mark.parametrize("normaliser", ["eye", "20,3", "3,3", "1,2,3", "eyes", "shoulders"])
 def test_bad_normalisers_are_named(normaliser):
     with pytest.raises(UserError, match=f"data.normaliser(=| is '?){normaliser}"):
         specs.spec_of("folder", 20, normaliser=normaliser)
+
+
+def test_bodies_have_no_eyes_and_faces_no_shoulders():
+    with pytest.raises(UserError, match=r"folder has 32 landmarks \(known for 5 and 68\)"):
+        specs.spec_of("folder", 32, normaliser="eyes")
+    with pytest.raises(UserError, match=r"folder has 68 landmarks \(known for 7 and 32\)"):
+        specs.spec_of("folder", 68, normaliser="shoulders")
 
 
 @pytest.mark.parametrize("landmarks", specs.MIRRORS)
 def test_mirroring_twice_is_the_identity(landmarks):
     mirror = np.array(specs.MIRRORS[landmarks])
     np.testing.assert_array_equal(mirror[mirror], np.arange(landmarks))
-    a, b = specs.EYES[landmarks]
+    a, b = specs.TWO_POINTS[landmarks][1]
     assert mirror[a] == b
 
 
@@ -51,6 +65,87 @@ def test_mirror_of_68_points_follows_the_parts_of_the_face():
         for i in range(left[1]):
             a, b = mirror[left[0] + i], mirror[left[0] + (i + 1) % left[1]]
             assert (a - b) % right[1] in (1, right[1] - 1)
+
+
+def test_every_joint_of_human36m_has_its_partner():
+    # The joints that have a left and a right, by name; both sides in the same order.
+    right = {"hip": 1, "knee": 2, "foot": 3, "toe": 4, "toe end": 5}
+    left = {"hip": 6, "knee": 7, "foot": 8, "toe": 9, "toe end": 10}
+    right |= {"shoulder": 25, "elbow": 26, "wrist": 27, "thumb": 28, "thumb end": 29, "hand": 30, "hand end": 31}
+    left |= {"shoulder": 17, "elbow": 18, "wrist": 19, "thumb": 20, "thumb end": 21, "hand": 22, "hand end": 23}
+    expected = np.arange(32)
+    for name in right:
+        expected[right[name]], expected[left[name]] = left[name], right[name]
+    np.testing.assert_array_equal(specs.MIRRORS[32], expected)
+
+
+def swapped(points):
+    """The official rule, joint by joint, on one image [32,2]."""
+    out = points.copy()
+    if points[1, 0] > points[6, 0]:
+        for a, b in ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)):
+            out[a], out[b] = points[b], points[a]
+    if points[2, 0] > points[7, 0]:
+        for a, b in ((2, 7), (3, 8), (4, 9), (5, 10)):
+            out[a], out[b] = points[b], points[a]
+    return out
+
+
+def test_image_sides():
+    points = np.random.default_rng(0).normal(size=(3, 40, 32, 2))
+    points[0, :4, 1], points[0, 4:8, 7] = np.nan, np.nan  # hips that are not annotated decide nothing
+    found = specs.image_sides(points)
+    expected = np.array([swapped(p) for p in points.reshape(-1, 32, 2)]).reshape(points.shape)
+    np.testing.assert_array_equal(found, expected)
+    assert (found != points).any((-1, -2)).mean() > 0.5
+    np.testing.assert_array_equal(specs.image_sides(found), found)
+    with pytest.raises(UserError, match=r"data.sides=image needs the 32 joints of Human3.6M, and the data have 5"):
+        specs.image_sides(points[..., :5, :])
+
+
+class Bodies(specs.Source):
+    """Joints without images."""
+
+    def __init__(self, landmarks=32):
+        rng = np.random.default_rng(1)
+        self.spec = specs.spec_of("bodies", landmarks)
+        self.landmarks = rng.normal(size=(9, landmarks, 2)).astype(np.float32)
+        self.visible = rng.random((9, landmarks)) < 0.5
+
+
+def test_sides_of_a_source():
+    raw, auto, kept = Bodies(), Bodies(), Bodies()
+    specs.set_sides(auto)
+    specs.set_sides(kept, "object")
+    np.testing.assert_array_equal(auto.landmarks, specs.image_sides(raw.landmarks))
+    np.testing.assert_array_equal(kept.landmarks, raw.landmarks)
+    # Visibility goes with its point.
+    both = specs.image_sides(np.concatenate([raw.landmarks, np.stack([raw.visible] * 2, -1)], -1)[..., [0, 2]])
+    np.testing.assert_array_equal(auto.visible, both[..., 1] == 1)
+    assert auto.landmarks.dtype == np.float32
+    assert (auto.spec.protocol, kept.spec.protocol) == ("bodies_32_shoulders_image_sides", "bodies_32_shoulders")
+    before = auto.landmarks.copy()
+    specs.set_sides(auto, "image")
+    np.testing.assert_array_equal(auto.landmarks, before)
+    with pytest.raises(UserError, match=r"bodies was written with data.sides=image; write it again"):
+        specs.set_sides(auto, "object")
+
+
+def test_sides_of_other_sources():
+    face = Bodies(5)
+    specs.set_sides(face)
+    assert face.spec.protocol == "bodies_5_eyes"
+    with pytest.raises(UserError, match=r"data.sides=image needs the 32 joints"):
+        specs.set_sides(face, "image")
+    with pytest.raises(UserError, match=r"data.sides is 'left'; use one of auto, object, image"):
+        specs.set_sides(face, "left")
+    bare = Ramp(2)
+    specs.set_sides(bare, "image")
+    assert bare.landmarks is None
+
+
+def test_doctests():
+    assert doctest.testmod(specs).failed == 0
 
 
 class Ramp(specs.Source):

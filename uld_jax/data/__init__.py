@@ -35,6 +35,7 @@ def open_source(
     frame_size: int,
     fit: str = "pad",
     normaliser: str = "auto",
+    sides: str = "auto",
     **options,
 ) -> Source:
     """Opens one split of a data set and checks it.
@@ -46,7 +47,8 @@ def open_source(
       data_dir: where the data lie; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
       fit: how files are fitted into the frame, `pad`, `crop` or `stretch`.
-      normaliser: `auto`, `eyes`, `box` or `image` (see `specs.spec_of`).
+      normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
+      sides: whether left and right joints of a body are the `object`'s or the `image`'s (see `specs.set_sides`).
       **options: for `synthetic` alone: its seed, numbers of images and pose.
 
     Raises:
@@ -71,13 +73,13 @@ def open_source(
     root = existing_folder(data_dir)
     version = prepared.find(root, None if name == "folder" else name)
     if version is not None:
-        return prepared.Prepared(version, split, frame_size=frame_size, fit=fit, normaliser=normaliser)
+        return prepared.Prepared(version, split, frame_size=frame_size, fit=fit, normaliser=normaliser, sides=sides)
     if name != "folder":
         raise UserError(
             f"there is no data set {name} under {root}; write it with `prepare`, "
             f"or use dataset=folder for a folder of photos"
         )
-    return Folder(root, split, frame_size=frame_size, fit=fit, normaliser=normaliser)
+    return Folder(root, split, frame_size=frame_size, fit=fit, normaliser=normaliser, sides=sides)
 
 
 def make_reader(

@@ -5,6 +5,7 @@ split, `train.csv` and `test.csv`:
 
   file,x0,y0,x1,y1,...             pixels of the upright file, centres at integers; `file` is relative to the folder
   ...,visible0,visible1,...        optional, 0 or 1; a point with empty x and y is not annotated and not visible
+  ...,box_x0,box_y0,box_x1,box_y1  optional box of the object, `mask` an image file of its pixels: see `regions`
   ...,any other columns            kept as text, for `--group_by`
 
 Everything is checked when the folder is opened: a mistake is one sentence that names the file, line and column.
@@ -24,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data import decode
-from uld_jax.data.specs import Source, decode_threads, fingerprint_of, spec_of
+from uld_jax.data.specs import Source, decode_threads, fingerprint_of, set_sides, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -50,10 +51,23 @@ class Annotation(NamedTuple):
 
 
 class Folder(Source):
-    """One split of a folder. Raises UserError for whatever is wrong with it."""
+    """One split of a folder. Raises UserError for whatever is wrong with it.
 
-    def __init__(self, data_dir, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto"):
+    For `frame_size`, `fit` and `normaliser` see `data.open_source`, for `sides` see `specs.set_sides`.
+    """
+
+    def __init__(
+        self,
+        data_dir,
+        split: str,
+        *,
+        frame_size: int,
+        fit: str = "pad",
+        normaliser: str = "auto",
+        sides: str = "auto",
+    ):
         self._root = existing_folder(data_dir)
+        self.data_dir = os.fspath(self._root)
         self._fit, self.frame_size = fit, frame_size
         splits = tuple(s for s in ("train", "test") if (self._root / f"{s}.csv").exists())
         table = self._root / f"{split}.csv"
@@ -71,6 +85,7 @@ class Folder(Source):
                 raise UserError(f"{self._root} holds no JPEG or PNG images; give another data_dir")
             note = Annotation(names, [], None, None, {})
         self.names, self.columns = note.names, note.columns
+        self._table, self._lines = table, note.lines
         self.spec = spec_of(
             "folder", None if note.landmarks is None else note.landmarks.shape[1], normaliser=normaliser, splits=splits
         )
@@ -79,9 +94,14 @@ class Folder(Source):
         self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])
         self.fingerprint = fingerprint_of(frame_size, fit, [(n, *h) for n, h in zip(self.names, heads, strict=True)])
         if note.landmarks is not None:
-            check_points(note.landmarks, self.file_sizes, lambda i: f"{table}, line {note.lines[i]}")
+            check_points(note.landmarks, self.file_sizes, self.place)
             self.landmarks = coordinates.file_to_frame(note.landmarks, self.frame_maps).astype(np.float32)
             self.visible = note.visible
+        set_sides(self, sides)
+
+    def place(self, row):
+        """File and line of the csv; the image where there is none."""
+        return f"{self._table}, line {self._lines[row]}" if self._lines else self.names[row]
 
     def image(self, row):
         """See `Source`."""
@@ -157,17 +177,7 @@ def existing_folder(data_dir) -> epath.Path:
 
 def read_annotation(path) -> Annotation:
     """Reads and checks one csv. Raises UserError naming the file, and the line and column where there is one."""
-    path = epath.Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8; save it as csv in UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [h.strip() for h in next(reader, [])]
-        read = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as e:
-        raise UserError(f"{path}, line {reader.line_num}: not valid csv ({e}); save it again as csv") from None
+    header, read = read_cells(path)
     landmarks, has_visible = _landmark_columns(path, header)
     for line, row in read:
         if len(row) != len(header):
@@ -178,7 +188,7 @@ def read_annotation(path) -> Annotation:
         raise UserError(f"{path} lists no images; add one line an image below the header")
     lines = [line for line, _ in read]
     cells = dict(zip(header, zip(*(row for _, row in read), strict=True), strict=True))
-    names = _names(path, lines, cells["file"])
+    names = read_names(path, lines, cells["file"])
     xy = visible = None
     if landmarks:
         xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(landmarks)], cells) for axis in "xy"], -1)
@@ -198,6 +208,26 @@ def read_annotation(path) -> Annotation:
         visible &= seen == 1
     others = {h: list(c) for h, c in cells.items() if h != "file" and not _POINT.fullmatch(h)}
     return Annotation(names, lines, xy, visible, others)
+
+
+def read_cells(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """First line of a csv, and (line number, cells) of every other line that is not empty.
+
+    Raises UserError naming the file, and the line where there is one.
+    """
+    path = epath.Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8; save it as csv in UTF-8") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({(e.strerror or str(e)).lower()}); give a csv file") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [h.strip() for h in next(reader, [])]
+        return header, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as e:
+        raise UserError(f"{path}, line {reader.line_num}: not valid csv ({e}); save it again as csv") from None
 
 
 def _landmark_columns(path, header) -> tuple[int, bool]:
@@ -223,7 +253,8 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
     return count, bool(found["visible"])
 
 
-def _names(path, lines, cells) -> list[str]:
+def read_names(path, lines, cells) -> list[str]:
+    """The column `file`: paths inside the folder, each once. Raises UserError naming csv and line."""
     names, first = [], {}
     for line, cell in zip(lines, cells, strict=True):
         name = posixpath.normpath(cell.strip()) if cell.strip() else ""
@@ -243,14 +274,25 @@ def _numbers(path, lines, names, cells) -> np.ndarray:
     out = np.empty((len(lines), len(names)))
     for j, name in enumerate(names):
         for i, cell in enumerate(cells[name]):
-            try:
-                out[i, j] = float(cell) if cell and not cell.isspace() else np.nan
-                good = np.isfinite(out[i, j]) or not cell.strip()
-            except ValueError:
-                good = False
-            if not good:
-                raise UserError(f"{path}, line {lines[i]}, column {name}: {cell.strip()!r} is not a number")
+            out[i, j] = number(cell, lambda i=i, name=name: f"{path}, line {lines[i]}, column {name}")
     return out
+
+
+def number(cell: str, place) -> float:
+    """A cell as a finite number, NaN if it is empty. Raises UserError that begins with `place()`.
+
+    >>> number(' 1.5', str), number(' ', str)
+    (1.5, nan)
+    """
+    if not cell.strip():
+        return np.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise UserError(f"{place()}: {cell.strip()!r} is not a number")
+    return value
 
 
 def _check_same_landmarks(root, table, note):

@@ -18,11 +18,24 @@ from PIL import Image
 
 from uld_jax.errors import UserError
 
-NORMALISERS = ("auto", "eyes", "box", "image")
+NORMALISERS = ("auto", "eyes", "shoulders", "box", "image")
+SIDES = ("auto", "object", "image")
 _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
 
-# The two points between which the eyes' distance is measured, by the number of landmarks.
-EYES = {68: (36, 45), 5: (0, 1)}
+# The two points whose distance errors are divided by, and what they are, by the number of landmarks. 32 are the joints
+# of Human3.6M (right and left shoulder, official code of Mallis et al. 2020). 7 are those of BBC Pose in the order of
+# its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives its normaliser, so
+# the shoulders are taken as for Human3.6M.
+TWO_POINTS = {68: ("eyes", (36, 45)), 5: ("eyes", (0, 1)), 32: ("shoulders", (25, 17)), 7: ("shoulders", (5, 6))}
+
+# Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right where the
+# first pair of a group stands the wrong way round: arms and hips by the hips, legs by the knees.
+IMAGE_SIDES = {
+    32: (
+        ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)),
+        ((2, 7), (3, 8), (4, 9), (5, 10)),
+    )
+}
 
 
 def mirror_permutation(landmarks: int, *pairs: tuple[int, int]) -> tuple[int, ...]:
@@ -42,7 +55,8 @@ def _runs(*spans: tuple[int, int, int]):
     return [(a + i, b - i) for a, b, count in spans for i in range(count)]
 
 
-# Left and right partners by the number of landmarks. 68 is the iBUG order, 5 the order eyes, nose, mouth corners.
+# Left and right partners by the number of landmarks. 68 is the iBUG order, 5 the order eyes, nose, mouth corners, 32
+# Human3.6M (its shoulder anchors, 16 and 24, both lie at the neck and are no pair in the official code), 7 BBC Pose.
 # Contours of eyes run from the outer corner inwards on the left, from the inner corner outwards on the right.
 MIRRORS = {
     68: mirror_permutation(
@@ -53,6 +67,8 @@ MIRRORS = {
         (65, 67),
     ),
     5: mirror_permutation(5, (0, 1), (3, 4)),
+    32: mirror_permutation(32, *IMAGE_SIDES[32][0], *IMAGE_SIDES[32][1]),
+    7: mirror_permutation(7, (1, 2), (3, 4), (5, 6)),
 }
 
 
@@ -62,13 +78,15 @@ class DatasetSpec(NamedTuple):
     Attributes:
       name: short and stable; part of the protocol id.
       landmarks: L, the annotated points an image; None without annotation.
-      normaliser: what the error is divided by: `eyes` (distance of the two points in `eyes`), `box`
+      normaliser: what the error is divided by: `eyes` or `shoulders` (distance of the two points in `eyes`), `box`
         (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or two points
         chosen by the user, such as `30-45`.
-      eyes: indices of the two points, for the normaliser `eyes` or two points; else None.
+      eyes: indices of the two points, for the normaliser `eyes`, `shoulders` or two points; else None.
       mirror: permutation [L] of the points in a mirrored image; None if unknown.
       landmark_names: one name a point; () if unknown.
       splits: the splits that exist; () if any name gives all images.
+      sides: what `left` means in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
+        the image (see `image_sides`). Errors of the two may not be compared.
     """
 
     name: str
@@ -78,11 +96,14 @@ class DatasetSpec(NamedTuple):
     mirror: tuple[int, ...] | None = None
     landmark_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "test")
+    sides: str = "object"
 
     @property
     def protocol(self) -> str | None:
         """The id under which errors may be compared, such as `folder_68_eyes`; None without annotation."""
-        return None if self.landmarks is None else f"{self.name}_{self.landmarks}_{self.normaliser}"
+        if self.landmarks is None:
+            return None
+        return f"{self.name}_{self.landmarks}_{self.normaliser}" + ("_image_sides" if self.sides == "image" else "")
 
 
 def spec_of(
@@ -95,30 +116,34 @@ def spec_of(
 ) -> DatasetSpec:
     """The spec of a data set of which no more is known than its number of landmarks.
 
-    `normaliser='auto'` takes the eyes where the number of points tells which they are (68: points 36 and 45; 5: points
-    0 and 1), else the box. Two point numbers, `'30,45'`, take their distance. Raises UserError for any other word, for
-    points that do not exist, and for `eyes` where the eyes are unknown.
+    `normaliser='auto'` takes the eyes or the shoulders where the number of points tells which they are (eyes, 68:
+    points 36 and 45; 5: points 0 and 1; shoulders, 32: joints 25 and 17 of Human3.6M; 7: joints 5 and 6 of BBC Pose),
+    else the box. Two point numbers, `'30,45'`, take their distance. Raises UserError for any other word, for points
+    that do not exist, and for `eyes` or `shoulders` where they are unknown.
 
     >>> spec_of('folder', 68).protocol, spec_of('folder', 20).protocol, spec_of('folder', 20, normaliser='3,4').protocol
     ('folder_68_eyes', 'folder_20_box', 'folder_20_3-4')
+    >>> spec_of('folder', 32).protocol, spec_of('folder', 7).protocol
+    ('folder_32_shoulders', 'folder_7_shoulders')
     """
-    eyes = EYES.get(landmarks)
+    word, eyes = known = TWO_POINTS.get(landmarks, (None, None))
     two = _TWO_POINTS.fullmatch(normaliser)
     if two:
         eyes = int(two[1]), int(two[2])
         if eyes[0] == eyes[1] or (landmarks is not None and max(eyes) >= landmarks):
             raise UserError(f"data.normaliser is {normaliser}; give two different points below {landmarks}")
-        normaliser = "eyes" if eyes == EYES.get(landmarks) else "-".join(str(n) for n in eyes)
+        normaliser = word if eyes == known[1] else "-".join(str(n) for n in eyes)
     elif normaliser not in NORMALISERS:
         raise UserError(
             f"data.normaliser is {normaliser!r}; use one of {', '.join(NORMALISERS)} or two point numbers such as 36,45"
         )
     elif normaliser == "auto":
-        normaliser = "eyes" if eyes else "box"
-    if normaliser == "eyes" and landmarks is not None and eyes is None:
+        normaliser = word or "box"
+    if normaliser in ("eyes", "shoulders") and landmarks is not None and normaliser != word:
+        numbers = " and ".join(str(n) for n, (w, _) in sorted(TWO_POINTS.items()) if w == normaliser)
         raise UserError(
-            f"data.normaliser=eyes needs to know the eyes, and {name} has {landmarks} landmarks (known for "
-            f"{' and '.join(str(n) for n in sorted(EYES))}); use data.normaliser=box, image or two point numbers"
+            f"data.normaliser={normaliser} needs to know the {normaliser}, and {name} has {landmarks} landmarks (known "
+            f"for {numbers}); use data.normaliser=box, image or two point numbers"
         )
     return DatasetSpec(
         name=name,
@@ -129,6 +154,39 @@ def spec_of(
         landmark_names=landmark_names,
         splits=splits,
     )
+
+
+def image_order(points: np.ndarray) -> np.ndarray:
+    """For each image which joint stands where the image's left and right put it, [...,L] int64; see `image_sides`.
+
+    >>> image_order(np.zeros((32, 2)))[:8].tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    landmarks = points.shape[-2]
+    if landmarks not in IMAGE_SIDES:
+        raise UserError(
+            f"data.sides=image needs the 32 joints of Human3.6M, and the data have {landmarks} landmarks; "
+            f"use data.sides=object"
+        )
+    order = np.broadcast_to(np.arange(landmarks), points.shape[:-1])
+    for pairs in IMAGE_SIDES[landmarks]:
+        a, b = pairs[0]
+        turned = points[..., a, 0] > points[..., b, 0]  # False where one of the two is not annotated
+        order = np.where(turned[..., None], np.array(mirror_permutation(landmarks, *pairs))[order], order)
+    return order
+
+
+def image_sides(points: np.ndarray) -> np.ndarray:
+    """Joints of Human3.6M by their side in the image, [...,32,2] -> [...,32,2].
+
+    A method without labels cannot tell a person's front from the back, so the official evaluation of Mallis et al. 2020
+    calls left what is left in the image: arms and hips change sides where x(1) > x(6), legs where x(2) > x(7).
+
+    >>> points = np.zeros((32, 2)); points[1] = 5, 1; points[6] = 2, 1
+    >>> image_sides(points)[[1, 6]].tolist()
+    [[2.0, 1.0], [5.0, 1.0]]
+    """
+    return np.take_along_axis(points, image_order(points)[..., None], -2)
 
 
 class Source:
@@ -143,6 +201,7 @@ class Source:
       frame_maps: [N,4] float64, from the upright file to the frame (`ops/coordinates.file_to_frame`).
       file_sizes: [N,2] int32 (height, width) of the upright file.
       columns: other columns of the annotation, {name: list of N strings}.
+      data_dir: the data folder, to which the names of other files in `columns` are relative; None without files.
       fingerprint: 16 hexadecimal digits that change with the images, their order or the frame, and with nothing else.
     """
 
@@ -154,10 +213,15 @@ class Source:
     frame_maps: np.ndarray
     file_sizes: np.ndarray
     columns: dict[str, list[str]]
+    data_dir: str | None = None
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def place(self, row: int) -> str:
+        """Where a row was read, for messages."""
+        return self.names[row]
 
     def image(self, row: int) -> np.ndarray:
         """Image of one row in the frame, [F,F,3] uint8. May be called from many threads."""
@@ -185,6 +249,36 @@ class Source:
                 pool.shutdown(cancel_futures=True)  # else every other image is still decoded before the error shows
                 raise
         return out
+
+
+def set_sides(source: Source, sides: str = "auto") -> None:
+    """Makes `left` and `right` of a source's landmarks mean what `sides` says, in place; the protocol id follows.
+
+    Args:
+      source: its `landmarks`, `visible` and `spec` change; without landmarks nothing does.
+      sides: `object` keeps the annotation; `image` goes by the image (`image_sides`); `auto` is `image` for the 32
+        joints of Human3.6M, as in the official evaluation of Mallis et al. 2020, else what the source has.
+
+    Raises:
+      UserError: another word, `image` for landmarks whose partners are unknown, or `object` for a prepared data set
+        that was written by image sides, which does not hold the annotation any more.
+    """
+    if sides not in SIDES:
+        raise UserError(f"data.sides is {sides!r}; use one of {', '.join(SIDES)}")
+    if source.landmarks is None:
+        return
+    if sides == "auto":
+        sides = "image" if source.spec.landmarks in IMAGE_SIDES else source.spec.sides
+    if sides == source.spec.sides:
+        return
+    if sides == "object":
+        raise UserError(
+            f"the data set {source.spec.name} was written with data.sides=image; write it again with data.sides=object"
+        )
+    order = image_order(source.landmarks)
+    source.landmarks = np.take_along_axis(source.landmarks, order[..., None], -2)
+    source.visible = np.take_along_axis(source.visible, order, -1)
+    source.spec = source.spec._replace(sides=sides)
 
 
 def annotated(source: Source) -> np.ndarray:

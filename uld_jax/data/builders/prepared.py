@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from uld_jax.data import decode
-from uld_jax.data.specs import DatasetSpec, Source, decode_threads, fingerprint_of, spec_of
+from uld_jax.data.specs import DatasetSpec, Source, decode_threads, fingerprint_of, set_sides, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -135,7 +135,7 @@ def find(root, name: str | None = None) -> epath.Path | None:
 class Prepared(Source):
     """One split of a prepared data set; `folder` is what `find` gave. Raises UserError for whatever is wrong."""
 
-    def __init__(self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto"):
+    def __init__(self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto", sides="auto"):
         self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
         info = tfds.builder_from_directory(self._folder).info
         if split not in info.splits:
@@ -159,6 +159,7 @@ class Prepared(Source):
             if "visible" in info.features:
                 self.visible &= np.stack([h["visible"] for h in heads]).astype(bool)
         self.spec = _spec(info, count, normaliser)
+        set_sides(self, sides)
         self.fingerprint = fingerprint_of(
             frame_size, fit, [(h["file"], h["size"], h["bytes"], h["checksum"]) for h in heads]
         )
@@ -206,7 +207,7 @@ def _spec(info, landmarks, normaliser) -> DatasetSpec:
     """The spec that was written, with the normaliser asked for; `auto` is the one that was written."""
     splits = tuple(info.splits)
     written = dict(info.metadata or {})
-    if not set(DatasetSpec._fields) <= set(written):
+    if not set(DatasetSpec._fields) - {"sides"} <= set(written):  # which data sets of before have not
         return spec_of(info.name, landmarks, normaliser=normaliser, splits=splits)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items() if k in DatasetSpec._fields}
     spec = DatasetSpec(**tuples)._replace(splits=splits)

@@ -1,0 +1,129 @@
+"""The crops of Mallis et al.'s data: what part of a photo a network sees, as maps of points and pixels.
+
+A map is `[4] = (scale_x, scale_y, shift_x, shift_y)` as in `ops.coordinates`: `crop = file * scale + shift`. The
+official code maps points without half-pixel offsets; these functions keep its formulas, and `warp` moves the pixels by
+the very map that moves the points. Host NumPy, for preparing data.
+"""
+
+import numpy as np
+from PIL import Image
+
+from uld_jax.errors import UserError
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Box `(x0, y0, x1, y1)` of the true pixels of a mask [H,W]: first and last column and row.
+
+    Raises UserError if there are none.
+
+    >>> mask_box(np.pad(np.ones((2, 5), bool), 3))
+    (3, 3, 7, 4)
+    """
+    rows, columns = np.flatnonzero(np.any(mask, 1)), np.flatnonzero(np.any(mask, 0))
+    if not len(rows):
+        raise UserError("a mask has no true pixel, so there is nothing to crop; leave the image out")
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def square_crop(box, size: int = 450, margin: float = 1.5) -> np.ndarray:
+    """Map of the square crop around a body, [4] float64 (Human3.6M in the official code of Mallis et al. 2020).
+
+    A square of `margin` x the height of the box, centred on the box, becomes `size` x `size` pixels; the centre lands
+    on `size / 2`. Width does not count: outstretched arms may leave the crop.
+
+    Args:
+      box: `(x0, y0, x1, y1)` in pixels of the file.
+      size: side of the crop in pixels.
+      margin: side of the square in heights of the box.
+
+    Raises:
+      UserError: a box without height.
+
+    >>> square_crop((0, 0, 60, 100)).tolist()
+    [3.0, 3.0, 135.0, 75.0]
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    if y1 <= y0:
+        raise UserError(f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) has no height; give (x0, y0, x1, y1) with y0 < y1")
+    scale = size / (margin * (y1 - y0))
+    return np.array([scale, scale, size / 2 - scale * (x0 + x1) / 2, size / 2 - scale * (y0 + y1) / 2])
+
+
+def fan_view(size: int = 450, out: int = 256, zoom: float = 1.4) -> np.ndarray:
+    """Map from a stored body crop to what the network sees, [4] float64: `u = ((x - 225) * 1.4 + 225) * 256 / 450`.
+
+    The crop is enlarged about its centre, so the network sees 1.5 / 1.4 = 1.07 heights of the box (official code of
+    Mallis et al. 2020).
+
+    >>> x = np.array([225.0, 450]); scale, _, shift, _ = fan_view(); (x * scale + shift).round(2).tolist()
+    [128.0, 307.2]
+    """
+    scale, shift = zoom * out / size, (1 - zoom) * out / 2
+    return np.array([scale, scale, shift, shift])
+
+
+def fan_crop(box, file_size: tuple[int, int], weight: float = 0.5) -> tuple[int, int, int, int]:
+    """The part `(x0, y0, x1, y1)` of a face photo that is resized to the network's input (official code).
+
+    With `delta = weight * ((1.2 * x1 - x0) + (2 * y1 - y0))` the box grows on all sides by 8 pixels where `delta < 20`,
+    else by `int(8 * delta / 100)`, within the image. `delta` depends on where the box lies, not only on its size; that
+    is how the code has it, and why a box far to the right is cropped more widely.
+
+    Args:
+      box: `(x0, y0, x1, y1)` of the face in pixels of the file.
+      file_size: (height, width).
+      weight: 0.5 in the code of NeurIPS 2020, 0.25 in that of PAMI 2022.
+
+    Raises:
+      UserError: nothing of the box lies in the image.
+
+    >>> fan_crop((40, 50, 140, 170), (218, 178)), fan_crop((40, 50, 140, 170), (218, 178), weight=0.25)
+    ((24, 34, 156, 186), (32, 42, 148, 178))
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    height, width = file_size
+    delta = weight * ((1.2 * x1 - x0) + (2 * y1 - y0))
+    grow = 8 if delta < 20 else int(8 * delta / 100)
+    crop = (
+        int(max(x0 - grow, 0)),
+        int(max(y0 - grow, 0)),
+        int(min(x1 + grow, width - 1)),
+        int(min(y1 + grow, height - 1)),
+    )
+    if crop[2] <= crop[0] or crop[3] <= crop[1]:
+        raise UserError(f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside its image of {width} x {height} pixels")
+    return crop
+
+
+def crop_map(crop, out: int = 256) -> np.ndarray:
+    """Map of a crop that is stretched to a square, [4] float64: `u = (x - x0) * out / (x1 - x0)` (official code).
+
+    >>> crop_map((20, 30, 148, 94)).tolist()
+    [2.0, 4.0, -40.0, -120.0]
+    """
+    x0, y0, x1, y1 = crop
+    scale = np.array([out / (x1 - x0), out / (y1 - y0)])
+    return np.concatenate([scale, -scale * (x0, y0)])
+
+
+def then(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The map that does `first` and then `second`.
+
+    >>> then(np.array([2.0, 2, 1, 1]), np.array([3.0, 3, 5, 5])).tolist()
+    [6.0, 6.0, 8.0, 8.0]
+    """
+    return np.concatenate([first[:2] * second[:2], first[2:] * second[:2] + second[2:]])
+
+
+def warp(pixels: np.ndarray, fmap: np.ndarray, size: int) -> np.ndarray:
+    """Pixels [H,W,3] uint8 moved by a map, [size,size,3] uint8: bilinear, black outside the image (official code).
+
+    >>> warp(np.full((4, 4, 3), 9, np.uint8), np.array([2.0, 2, 2.5, 2.5]), 8)[:, 4, 0].tolist()
+    [0, 0, 9, 9, 9, 9, 9, 9]
+    """
+    scale, shift = fmap[:2], fmap[2:]
+    # PIL counts from the edges of the images, maps count from the centre of the first pixel.
+    edge = 0.5 - (shift + 0.5) / scale
+    data = (1 / scale[0], 0, edge[0], 0, 1 / scale[1], edge[1])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
