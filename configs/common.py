@@ -74,7 +74,9 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 
     # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
-    config.weights = ConfigDict(dict(fan="", gcn_v="", r2d2="", superpoint="", vgg16="", vgg16_colorization=""))
+    config.weights = ConfigDict(
+        dict(fan="", gcn_v="", mallis="", r2d2="", superpoint="", vgg16="", vgg16_colorization="")
+    )
 
     config.stages = ()
     config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from

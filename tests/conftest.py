@@ -33,6 +33,12 @@ def faces() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def weights_folder() -> pathlib.Path:
+    """Folder of published checkpoints: $ULD_WEIGHTS."""
+    return _shared("ULD_WEIGHTS", "weights")
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished tiny run of ZeroShot and the detector on the synthetic data set."""
     from uld_jax import loop

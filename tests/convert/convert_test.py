@@ -141,7 +141,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(refused, tmp_path, monkeyp
     torch.save(fan_state, src)
     text.write_text("no checkpoint")
     assert "--kind" in refused(src=src, dst=dst)
-    assert "--kind=resnet is unknown; use one of fan, gcn_v, vgg16" in refused(kind="resnet", src=src, dst=dst)
+    assert f"--kind=resnet is unknown; use one of {', '.join(convert.KINDS)}" in refused(kind="resnet", src=src, dst=dst)
     assert "--src" in refused(kind="fan", dst=dst)
     assert "--dst is empty" in refused(kind="fan", src=src, dst="")
     assert "does not exist" in refused(kind="fan", src=tmp_path / "absent.pth", dst=dst)

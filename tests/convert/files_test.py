@@ -49,6 +49,26 @@ def test_a_state_dict_is_taken_out_of_its_checkpoint(tmp_path):
     same(files.read(str(tmp_path / "a.pth")))
 
 
+def test_arrays_beside_a_state_dict_are_read_where_they_are_known(tmp_path):
+    path, known = tmp_path / "a.pth", files.Beside(arrays=("numbers", "more", "absent"), ignored=("epoch",))
+    numbers = {"numbers": np.arange(3), "more": torch.tensor([0.5, 2], dtype=torch.half), "absent": None}
+    torch.save({"epoch": 3, "state_dict": tensors()} | numbers, path)
+    expected = {"numbers": numbers["numbers"], "more": np.array([0.5, 2], np.float32)}
+    same(files.read(str(path), beside=known), ARRAYS | expected)
+    assert "(the first: numpy._core.multiarray._reconstruct)" in refusal(path)
+    assert "'epoch' beside 'state_dict' is used by nothing" in refusal(path, beside=known._replace(ignored=()))
+    torch.save({"state_dict": tensors(), "numbers": [1, 2]}, path)
+    assert "'numbers' is no array of numbers but a Python list" in refusal(path, beside=known)
+    torch.save({"state_dict": tensors(), "numbers": torch.tensor([True])}, path)
+    assert "'numbers' is no array of numbers but an array of bool" in refusal(path, beside=known)
+    same(files.read(_saved(tmp_path, tensors()), beside=known))
+
+
+def _saved(folder, content):
+    torch.save(content, folder / "b.pth")
+    return str(folder / "b.pth")
+
+
 def test_parameters_that_require_gradients_and_nested_names(tmp_path):
     module = torch.nn.Linear(3, 2)
     torch.save({"data": {"layer": {"0": module.weight, 1: module.bias}}}, tmp_path / "a.pth")
@@ -142,7 +162,8 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path, zipped):
     trap = tmp_path / "sprung"
     torch.save({"a": torch.ones(1), "b": Trap(trap)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    assert "holds Python objects, which are not unpickled" in refusal(tmp_path / "a.pth")
+    assert "a.pth holds Python objects, which are not unpickled" in refusal(tmp_path / "a.pth")
+    assert "(the first: getattr)" in refusal(tmp_path / "a.pth")
     assert not trap.exists()
     torch.load(tmp_path / "a.pth", weights_only=False)
     assert trap.exists(), "the trap must work"

@@ -12,7 +12,7 @@ from uld_jax.models import fan, layers
 
 def test_examples():
     result = doctest.testmod(fan)
-    assert result.attempted >= 3
+    assert result.attempted >= 13
     assert result.failed == 0
 
 
@@ -116,14 +116,62 @@ def torch_twin(landmarks, width, depth, downsample, norm):
             self.bn_end0 = make_norm(width)
             self.l_0 = torch.nn.Conv2d(width, landmarks, 1)
 
-        def forward(self, x):
+        def trunk(self, x):
             x = self.conv2(functional.relu(self.bn1(self.conv1(x))))
             if downsample == 4:
                 x = functional.avg_pool2d(x, 2)
-            x = self.top_m_0(self.m0(self.conv4(self.conv3(x))))
+            return self.m0(self.conv4(self.conv3(x)))
+
+        def forward(self, x):
+            x = self.top_m_0(self.trunk(x))
             return self.l_0(functional.relu(self.bn_end0(self.conv_last0(x))))
 
     return Twin()
+
+
+def correspondence_twin(channels, width, depth, downsample, unused=True):
+    """The network with two heads in PyTorch, named as in the published checkpoints: (detector, descriptors).
+
+    `channels` of `l1`: the descriptors' size, or in stage 2 the heatmaps. `unused`: with the blocks that the published
+    network makes and never runs.
+    """
+    torch = pytest.importorskip("torch")
+    one = torch_twin(1, width, depth, downsample, "group")
+    block, norm = type(one.top_m_0), type(one.bn_end0)
+
+    class Twin(type(one)):
+        def __init__(self):
+            super().__init__()
+            self.l0 = self.l_0
+            del self.l_0
+            self.top_m_1 = block(width, width)
+            self.conv_last1 = torch.nn.Conv2d(width, width, 1)
+            self.bn_end1 = norm(math.gcd(32, width), width)
+            self.l1 = torch.nn.Conv2d(width, channels, 1)
+            for n in range(1, depth + 1) if unused else ():
+                setattr(self.m0, f"b4_{n}", block(width, width))
+
+        def head(self, x, number):
+            x = getattr(self, f"conv_last{number}")(getattr(self, f"top_m_{number}")(x))
+            return getattr(self, f"l{number}")(torch.relu(getattr(self, f"bn_end{number}")(x)))
+
+        def forward(self, x):
+            x = self.trunk(x)
+            return self.head(x, 0)[:, 0], self.head(x, 1)
+
+    return Twin().eval()
+
+
+def randomized(twin, seed=0):
+    """Random affine parameters of normalisations, and biases; kernels stay as PyTorch drew them."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    state = twin.state_dict()
+    for key, value in state.items():
+        if value.ndim == 1:
+            state[key] = torch.tensor(rng.normal(float(key.endswith("weight")), 0.2, value.shape), dtype=torch.float32)
+    twin.load_state_dict(state)
+    return twin
 
 
 def to_flax(state):
@@ -195,6 +243,67 @@ def _norms(ours, theirs):
     else:
         for name in ours:
             yield from _norms(ours[name], theirs[name])
+
+
+SMALL = dict(width=16, depth=1, downsample=2)
+
+
+def test_both_heads_equal_a_torch_twin():
+    torch = pytest.importorskip("torch")
+    twin = randomized(correspondence_twin(6, **SMALL, unused=False))
+    variables = to_flax(twin.state_dict())
+    network = fan.CorrespondenceFAN(6, **SMALL)
+    expected_tree = initial(network, 16)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected_tree)
+    image = np.random.default_rng(1).uniform(size=(2, 16, 32, 3)).astype(np.float32)
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(network.apply)(variables, image)
+    with torch.no_grad():
+        logits, descriptors = twin(torch.tensor(image.transpose(0, 3, 1, 2).copy()))
+    for ours, theirs in ((found.logits, logits), (found.descriptors, descriptors.permute(0, 2, 3, 1))):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+    last = variables["params"]["l1"]
+    linear = found.features @ last["kernel"][0, 0] + last["bias"]
+    np.testing.assert_allclose(linear, found.descriptors, atol=1e-4)
+    assert set(found.taps) == {"low1", "low2", "low3", "hourglass"}
+
+
+def test_published_size_with_two_heads():
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    network = fan.CorrespondenceFAN()
+    variables = initial(network, 256)
+    assert set(variables) == {"params"}  # group normalisation has no statistics
+    # The published network's 220 tensors, 8,396,545 numbers, but for the 36 of the blocks that it never runs.
+    assert len(jax.tree.leaves(variables)) == 220 - 36
+    assert count(variables) == 8_396_545 - 1_625_600
+    shapes = jax.eval_shape(network.apply, variables, jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32))
+    assert (shapes.logits.shape, shapes.descriptors.shape) == ((2, 64, 32), (2, 64, 32, 256))
+    half = fan.CorrespondenceFAN(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.apply, variables, jax.ShapeDtypeStruct((2, 128, 128, 3), jnp.float32))
+    assert shapes.features.dtype == jnp.bfloat16
+    assert {shapes.logits.dtype, shapes.descriptors.dtype} == {jnp.dtype("float32")}
+    with pytest.raises(UserError, match="multiples of 64"):
+        initial(network, 96)
+
+
+def test_the_descriptors_branch_becomes_a_network_of_heatmaps():
+    network, second = fan.CorrespondenceFAN(6, **SMALL), fan.FAN(40, **SMALL, norm="group")
+    image = jnp.asarray(np.random.default_rng(2).uniform(size=(2, 16, 32, 3)), jnp.float32)
+    first = jax.jit(lambda key: layers.initialize(network, key, image))(jax.random.key(0))["params"]
+    branch = fan.descriptor_branch(first, 40, jax.random.key(1))
+    assert jax.tree.map(jnp.shape, branch) == jax.tree.map(jnp.shape, initial(second, 16)["params"])
+    found = jax.jit(lambda p: second.apply({"params": p}, image, train=False))(branch)
+    expected = jax.jit(lambda p: network.apply({"params": p}, image))(first)
+    np.testing.assert_allclose(found.features, expected.features, atol=1e-5)
+    # U(+-1 / sqrt(fan_in)), which is 1/4 here, of its own key.
+    for values in jax.tree.leaves(branch["l_0"]):
+        assert 0.2 < np.abs(values).max() <= 0.25
+        np.testing.assert_allclose(np.std(values), 0.25 / math.sqrt(3), rtol=0.25)
+    other = fan.descriptor_branch(first, 40, jax.random.key(2))
+    assert not np.array_equal(other["l_0"]["bias"], branch["l_0"]["bias"])
+    assert not set(branch) & {"l0", "l1", "top_m_1", "conv_last1", "bn_end1"}
+    assert set(first) >= {"l0", "l1", "top_m_1"}  # it is left as it was
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():

@@ -7,6 +7,12 @@ A backbone is a frozen dataclass with two members:
   features(frozen, images, rng=None) -> {tap name: [B,h,w,C] float32}
 
 `images` are [B,H,W,3] uint8. `features` is pure and may be traced inside any jitted program.
+
+A backbone that also finds generic keypoints is a `KeypointDetector`:
+
+  detect(frozen, images) -> `Detected`, a score for every pixel and descriptors on a grid
+
+There `images` are float in 0..1, since they may come out of a warp.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +40,18 @@ class Spec(NamedTuple):
     fingerprint: str  # changes whenever the same image would give other features
 
 
+class Detected(NamedTuple):
+    """What a keypoint detector sees in images of H x W pixels.
+
+    Attributes:
+      score: [B,H,W] float32 in 0..1, how sure it is that a keypoint is at that pixel; neighbours are not suppressed.
+      descriptors: [B,h,w,D] float32 of length 1; cells lie as `Tap` says.
+    """
+
+    score: jax.Array
+    descriptors: jax.Array
+
+
 class Backbone(Protocol):
     """The interface that methods see."""
 
@@ -43,3 +61,14 @@ class Backbone(Protocol):
     def load(self) -> Any: ...
 
     def features(self, frozen: Any, images: jax.Array, rng: jax.Array | None = None) -> dict[str, jax.Array]: ...
+
+
+class KeypointDetector(Protocol):
+    """The interface that methods see of a generic keypoint detector."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def load(self) -> Any: ...
+
+    def detect(self, frozen: Any, images: jax.Array) -> Detected: ...

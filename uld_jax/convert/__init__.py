@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uld_jax import weights
-from uld_jax.convert import fan, files, gcn_v, vgg16
+from uld_jax.convert import fan, files, gcn_v, mallis, r2d2, superpoint, vgg16
 from uld_jax.errors import UserError
 
 
@@ -16,11 +16,15 @@ class Kind(NamedTuple):
       convert: takes the entries of the file and `where`, its name in messages; returns a pytree of arrays.
       licence: what is known of the published weights' licence.
       has_core: whether `convert` also takes `core`, the entries of a second file.
+      beside: what a PyTorch file of this kind has beside its `state_dict`; None where that is of no interest.
+      facts: takes what `convert` returned; returns what `source.json` also says of it.
     """
 
     convert: Callable[..., Any]
     licence: str
     has_core: bool = False
+    beside: files.Beside | None = None
+    facts: Callable[[Any], dict[str, Any]] = lambda _: {}
 
 
 KINDS = {
@@ -34,6 +38,22 @@ KINDS = {
         gcn_v.convert,
         "learn-to-cluster is MIT; MS-Celeb-1M, on whose faces its weights were trained, was withdrawn by its publisher "
         "and terms for what was learned from it are not stated",
+    ),
+    "mallis": Kind(
+        mallis.convert,
+        "the code of both papers is MIT; for the weights no terms are stated, and the faces that they were trained on "
+        "(CelebA, LS3D-W) are for non-commercial research",
+        beside=mallis.BESIDE,
+        facts=mallis.facts,
+    ),
+    "r2d2": Kind(
+        r2d2.convert,
+        "NAVER's code and weights are CC BY-NC-SA 3.0 (non-commercial)",
+    ),
+    "superpoint": Kind(
+        superpoint.convert,
+        "Magic Leap's code and weights are for academic or non-profit, non-commercial research only and may not be "
+        "redistributed",
     ),
     "vgg16": Kind(
         vgg16.convert_imagenet,
@@ -68,11 +88,11 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
     src, core = os.path.expanduser(src), os.path.expanduser(core or "")
     if core and not KINDS[kind].has_core:
         raise UserError(f"--core is of no use for --kind={kind}; leave it out")
-    entries = files.read(src)
+    entries = files.read(src, beside=KINDS[kind].beside)
     source = {"file": os.path.basename(src), "sha256": files.sha256(src), "entries": len(entries)}
     more = {}
     if core:
         more = {"core": files.read(core, "--core")}
         source |= {"core_file": os.path.basename(core), "core_sha256": files.sha256(core)}
     params = KINDS[kind].convert(entries, where=src, **more)
-    return weights.save(dst, kind, params, source | {"licence": KINDS[kind].licence})
+    return weights.save(dst, kind, params, source | KINDS[kind].facts(params) | {"licence": KINDS[kind].licence})

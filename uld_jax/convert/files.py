@@ -6,9 +6,10 @@ PyTorch, safetensors and h5py are imported where they are needed; the rest of th
 import hashlib
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,16 +22,31 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: str, flag: str = "--src") -> dict[str, np.ndarray]:
+class Beside(NamedTuple):
+    """What a PyTorch file has beside its `state_dict`.
+
+    Attributes:
+      arrays: names of NumPy arrays or tensors that are read too; each may be absent or None.
+      ignored: names that are the trainer's own.
+    """
+
+    arrays: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def read(path: str, flag: str = "--src", beside: Beside | None = None) -> dict[str, np.ndarray]:
     """Every entry of a PyTorch, safetensors or HDF5 file, told apart by their first bytes.
 
     Names inside nested dicts and HDF5 groups are joined by dots: `data.conv1_1.0`. Of a PyTorch file that nests its
     tensors under `state_dict` only these are read; beside them is the trainer's own (`epoch`, `optimizer`). Floating-
     point numbers of any width come as float32 or float64.
 
+    With `beside` the arrays that it names are read as well, under these names, and whatever else is beside
+    `state_dict` is an error. Only then may a PyTorch file hold NumPy arrays, of float32, float64, int32 or int64.
+
     Raises:
       UserError: when there is no such file, it is no checkpoint, or the package that reads it is not installed; `flag`
-        is named in the message.
+        is named in the message. When it holds Python objects, the first of them is named.
     """
     if not os.path.exists(path):
         raise UserError(f"{flag}={path} does not exist; give the checkpoint file")
@@ -44,7 +60,7 @@ def read(path: str, flag: str = "--src") -> dict[str, np.ndarray]:
         elif head[8:] == b"{":  # after the length of the header, the header in JSON
             entries = _safetensors(path)
         elif head.startswith((b"PK\x03\x04", b"\x80")):
-            entries = _torch(path)
+            entries = _torch(path, beside)
         else:
             raise UserError(f"{flag}={path} is no PyTorch, safetensors or HDF5 file; give the published checkpoint")
     except ImportError as error:
@@ -56,21 +72,27 @@ def read(path: str, flag: str = "--src") -> dict[str, np.ndarray]:
     return entries
 
 
-def _torch(path):
+def _torch(path, beside):
     import torch
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals() if beside else []):
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # The unpickler's message says what it met, among advice that does not apply here.
+        name = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
+        damaged, first = ("", f" (the first: {name[1] or name[2]})") if name else ("is damaged or ", "")
         raise UserError(
-            f"{path} is damaged or holds Python objects, which are not unpickled because they may run any code; where "
-            "you trust it, save the tensors alone: torch.save(model.state_dict(), FILE)"
+            f"{path} {damaged}holds Python objects, which are not unpickled because they may run any code{first}; "
+            "where you trust it, save the tensors alone: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # whatever a damaged archive leads to
         raise UserError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}); get it again") from error
+    more = {}
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        if beside:
+            more = _beside(path, found, beside)
         found = found["state_dict"]
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not named tensors; save a state_dict")
@@ -82,7 +104,38 @@ def _torch(path):
             )
         return _array(value.detach())
 
-    return _flat(found, array)
+    return _flat(found, array) | more
+
+
+def _numpy_globals():
+    """What the pickle of a plain NumPy array calls, under NumPy 1's and NumPy 2's names, and nothing else."""
+    rebuild = np.zeros(0).__reduce__()[0]
+    plain = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
+    names = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    return [*names, (np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype"), *plain]
+
+
+def _beside(path, found, beside):
+    import torch
+
+    unknown = [key for key in found if key not in ("state_dict", *beside.arrays, *beside.ignored)]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{path}: the entry {unknown[0]!r}{more} beside 'state_dict' is used by nothing; check --kind and --src"
+        )
+    entries = {}
+    for name in beside.arrays:
+        value = found.get(name)
+        if value is None:
+            continue
+        if isinstance(value, torch.Tensor):
+            value = _array(value.detach())
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fi":
+            what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a Python {type(value).__name__}"
+            raise UserError(f"{path}: the entry {name!r} is no array of numbers but {what}; check --kind and --src")
+        entries[name] = value
+    return entries
 
 
 def _safetensors(path):

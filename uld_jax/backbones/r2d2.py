@@ -1,0 +1,60 @@
+"""R2D2 as a generic keypoint detector and a backbone: the other start that Mallis et al. try (figure 2b)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uld_jax import weights
+from uld_jax.backbones import Detected, Spec, Tap
+from uld_jax.errors import UserError
+from uld_jax.models import r2d2
+
+
+@dataclasses.dataclass(frozen=True)
+class R2D2:
+    """Scores are repeatability times reliability, where both are high enough; a descriptor for every pixel.
+
+    The published detection also asks that a pixel's repeatability be the highest of 3 x 3; that is left to whoever
+    suppresses neighbours.
+
+    Attributes:
+      folder: converted weights (`uld convert --kind=r2d2`); of which variant, they say themselves.
+      repeatability: a pixel with less scores 0.
+      reliability: likewise; both 0.7 in the published code.
+    """
+
+    folder: str = ""
+    repeatability: float = 0.7
+    reliability: float = 0.7
+
+    @property
+    def spec(self) -> Spec:
+        return Spec("r2d2", (Tap("descriptors", r2d2.DESCRIPTOR_SIZE, 1),), 1, f"r2d2-1 {self}")
+
+    def load(self):
+        """The converted weights. Raises UserError when there are none."""
+        return weights.load(self.folder, "r2d2")
+
+    def detect(self, frozen, images) -> Detected:
+        """What is seen in images [B,H,W,3], float in 0..1; h = H and w = W.
+
+        In the `faster2d2` variant the last row or column of an odd side scores 0 and has no descriptors.
+        """
+        network = r2d2.of(frozen)
+        found = network.apply({"params": frozen}, r2d2.normalize(images.astype(jnp.float32)))
+        sure = (found.repeatability >= self.repeatability) & (found.reliability >= self.reliability)
+        score = jnp.where(sure, found.repeatability * found.reliability, 0)
+        rest = [(0, side - seen) for side, seen in zip(images.shape[1:3], score.shape[1:], strict=True)]
+        return Detected(jnp.pad(score, ((0, 0), *rest)), found.descriptors)
+
+    def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
+        """Images [B,H,W,3] uint8 to {"descriptors": [B,H,W,128] float32}. UserError for odd sides in `faster2d2`."""
+        del rng
+        found = self.detect(frozen, images.astype(jnp.float32) / 255).descriptors
+        if found.shape[:3] != images.shape[:3]:
+            raise UserError(
+                f"faster2d2 got images of {images.shape[1]} x {images.shape[2]} pixels; "
+                "as a backbone it needs even sides"
+            )
+        return {"descriptors": found}
