@@ -1,5 +1,6 @@
-"""Optimisers against PyTorch, schedules against their formulas, accumulation against the whole batch."""
+"""Optimisers against PyTorch, schedules against PyTorch or their formulas, accumulation against the whole batch."""
 
+import doctest
 import math
 
 import jax
@@ -8,8 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from uld_jax import optimizers
+from uld_jax import checkpoint, optimizers, sharding
 from uld_jax.errors import UserError
+from uld_jax.method import TrainState
+
+
+def test_examples():
+    result = doctest.testmod(optimizers)
+    assert result.attempted >= 10
+    assert result.failed == 0
 
 
 def problem(seed=0):
@@ -70,6 +78,106 @@ def test_clipping_bounds_the_gradient_before_the_l2_term():
     np.testing.assert_allclose(updates["w"], -g / (g + 1), rtol=1e-5)
 
 
+def gradients(steps):
+    """Of every step, from 1e-6 to 10 in size."""
+    rng = np.random.default_rng(5)
+    size = 10 ** rng.uniform(-6, 1, (steps, 1))
+    return [{"head": (s * rng.normal(size=7)).astype(np.float32), "trunk": s.astype(np.float32)} for s in size]
+
+
+START = {"head": np.linspace(-1, 1, 7, dtype=np.float32), "trunk": np.ones(1, np.float32)}
+
+
+def by_torch(optimizer_of, grads, rates, clip=0.0):
+    torch = pytest.importorskip("torch")
+    params = {name: torch.tensor(value, requires_grad=True) for name, value in START.items()}
+    optimizer = optimizer_of(torch, params)
+    for grad, rate in zip(grads, rates, strict=True):
+        for name, value in params.items():
+            value.grad = torch.tensor(grad[name])
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("share", 1)
+        optimizer.step()
+    return {name: value.detach().numpy() for name, value in params.items()}
+
+
+def by_optax(transform, grads):
+    params = jax.tree.map(jnp.asarray, START)
+    state = transform.init(params)
+
+    @jax.jit
+    def step(params, state, grad):
+        updates, state = transform.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for grad in grads:
+        params, state = step(params, state, grad)
+    return params, state
+
+
+@pytest.mark.parametrize(
+    ("l2", "clip", "decay", "eps", "tolerance"),
+    [(0.0, 0.0, 0.99, 1e-8, 1e-6), (0.1, 0.0, 0.9, 1e-3, 1e-6), (1e-5, 0.5, 0.99, 1e-8, 1e-5)],
+)
+def test_rmsprop_is_that_of_pytorch(l2, clip, decay, eps, tolerance):
+    grads, rates = gradients(50), [0.01] * 50
+    make = lambda torch, params: torch.optim.RMSprop(params.values(), lr=1.0, alpha=decay, eps=eps, weight_decay=l2)
+    theirs = by_torch(make, grads, rates, clip)
+    ours, _ = by_optax(optimizers.rmsprop(0.01, l2=l2, decay=decay, eps=eps, clip=clip), grads)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=tolerance)
+        assert np.abs(value - START[name]).max() > 0.1  # it went somewhere
+
+
+def test_rmsprop_adds_eps_to_the_root():
+    gradient = {"w": jnp.array([1e-7])}
+    transform = optimizers.rmsprop(1.0)
+    updates, _ = transform.update(gradient, transform.init(gradient), gradient)
+    np.testing.assert_allclose(updates["w"], -1e-7 / (0.1 * 1e-7 + 1e-8), rtol=1e-4)  # under it: -0.001
+
+
+def label(path):
+    assert isinstance(path, tuple)
+    return {"head": "fast", "trunk": "slow"}.get(path[0])
+
+
+def test_groups_are_those_of_pytorch_and_their_state_is_saved(tmp_path):
+    grads = gradients(30)
+    rates = [0.01 * 0.1 ** (i >= 20) for i in range(30)]
+
+    def make(torch, params):
+        sets = [{"params": [params["head"]], "share": 1}, {"params": [params["trunk"]], "share": 0.1}]
+        return torch.optim.RMSprop(sets, lr=1.0, weight_decay=0.01)
+
+    def rate(share):
+        return optimizers.schedule("steps", 0.01 * share, 30, boundaries=(20,))
+
+    theirs = by_torch(make, grads, rates)
+    each = {"fast": optimizers.rmsprop(rate(1), l2=0.01), "slow": optimizers.rmsprop(rate(0.1), l2=0.01)}
+    transform = optimizers.groups(each, label)
+    ours, state = by_optax(transform, grads)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-6)
+    whole = TrainState(step=jnp.int32(30), params=ours, opt_state=state)
+    checkpoint.save_final(tmp_path, "stage", whole, {})
+    template = checkpoint.abstract(sharding.make_mesh(), jax.eval_shape(lambda: whole))
+    restored = checkpoint.restore_final(tmp_path, "stage", template).state
+    assert jax.tree.structure(restored) == jax.tree.structure(whole)
+    jax.tree.map(np.testing.assert_array_equal, restored, whole)
+
+
+def test_groups_cover_every_parameter():
+    each = {"fast": optimizers.rmsprop(1.0), "slow": optimizers.rmsprop(0.1)}
+    params = {"head": jnp.ones(2), "trunk": {"conv": jnp.ones(2)}}
+    optimizers.groups(each, label).init(params)
+    with pytest.raises(UserError, match="'other/kernel' is in no group of the optimiser; use one of fast, slow"):
+        optimizers.groups(each, label).init(params | {"other": {"kernel": jnp.ones(2)}})
+    with pytest.raises(UserError, match="group 'fast' holds no parameter"):
+        optimizers.groups(each, label).init({"trunk": jnp.ones(2)})
+
+
 def course(kind, rate, steps, warmup, i):
     """The schedule's formula."""
     if i < warmup:
@@ -93,9 +201,56 @@ def test_a_period_starts_the_whole_course_again():
     np.testing.assert_allclose(found, [course("cosine", 0.3, 12, 3, i % 12) for i in range(40)], rtol=1e-5, atol=1e-7)
 
 
+def test_steps_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [11, 25], gamma=0.2)
+    expected = []
+    for _ in range(40):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rate = optimizers.schedule("steps", 0.3, 40, boundaries=(11, 25), factor=0.2)
+    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(jnp.arange(40)), expected, rtol=1e-6)
+    warmed = optimizers.schedule("steps", 0.3, 40, warmup=7, boundaries=(11, 25), factor=0.2)
+    expected[:7] = [0.3 * i / 7 for i in range(7)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(warmed))(jnp.arange(40)), expected, rtol=1e-6)
+
+
+def test_restarts_are_those_of_pytorch_stepped_as_in_the_published_code():
+    torch = pytest.importorskip("torch")
+    base, warmup, part = 5e-4, 20, 3
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=base)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=5, T_mult=1, eta_min=base / 100)
+    counter, expected, rounds = 0, {}, 0
+    while rounds < 4:
+        # At the end of a round its counter goes on by one without a step of the optimiser.
+        if counter == warmup:
+            rounds, counter = rounds + 1, counter + 1
+        elif counter > warmup and (counter - warmup) % part == 0:
+            scheduler.step()
+            if optimizer.param_groups[0]["lr"] == base:
+                rounds, counter = rounds + 1, counter + 1
+        expected[counter] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        counter += 1
+    assert len(expected) == warmup + 3 * (5 * part - 1) + 1
+    assert len({round(rate, 9) for rate in expected.values()}) == 5
+    rate = optimizers.schedule("restarts", base, 10**6, warmup=warmup, period=5 * part)
+    found = jax.jit(jax.vmap(rate))(jnp.array(list(expected)))
+    np.testing.assert_allclose(found, list(expected.values()), rtol=1e-5)
+
+
+def test_schedules_that_lack_their_steps_are_refused():
+    with pytest.raises(UserError, match="'steps', but no step"):
+        optimizers.schedule("steps", 0.1, 10)
+    with pytest.raises(UserError, match="'restarts', but the steps"):
+        optimizers.schedule("restarts", 0.1, 10, warmup=3)
+
+
 def test_an_unknown_schedule_is_refused():
     for period in (0, 5):
-        with pytest.raises(UserError, match="'linear'; use constant or cosine"):
+        with pytest.raises(UserError, match="'linear'; use constant, cosine, steps or restarts"):
             optimizers.schedule("linear", 0.1, 10, period=period)
 
 

@@ -60,8 +60,11 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     @jax.jit
     def found(state, frozen, payload):
         batch = reader.fetch({}, payload)
+        real = batch["index"] < reader.rows
+        if split != "train":  # rows of another split are none that the state remembers
+            batch |= {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
         rows = finished.method.observe(state, frozen, batch)
-        return rows.descriptors, rows.mask & (batch["index"] < reader.rows)[:, None]
+        return rows.descriptors, rows.mask & real[:, None]
 
     first = next(iter(reader.ordered()))
     slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]

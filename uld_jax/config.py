@@ -164,6 +164,23 @@ def _hashable(value):
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
+def backbone(path: str, field: str, kwargs=(), weights=()):
+    """The frozen network `module.Class` of `uld_jax.backbones`, built.
+
+    One that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`.
+
+    Raises UserError for an unknown class or hyper-parameter; `field` is named in the error.
+    """
+    cls = find_class("uld_jax.backbones", path, field)
+    fields, kwargs = {f.name for f in dataclasses.fields(cls)}, dict(kwargs)
+    if unknown := sorted(set(kwargs) - fields):
+        known = ", ".join(sorted(fields))
+        raise UserError(f"{field}_kwargs.{unknown[0]} is no hyper-parameter of {path}; it has {known}")
+    if "folder" in fields and not kwargs.get("folder"):
+        kwargs["folder"] = dict(weights).get(path.partition(".")[0], "")
+    return cls(**kwargs)
+
+
 def find_class(package: str, path: str, field: str):
     """The class `module.Class` of a package; `field` is named in the error."""
     module, _, name = path.rpartition(".")

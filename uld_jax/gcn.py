@@ -46,6 +46,7 @@ from etils import epath
 from uld_jax import weights
 from uld_jax.backbones.gradient import GradientHistograms
 from uld_jax.clustering import affinity, gcn_v
+from uld_jax.clustering.gcn_clusters import density
 from uld_jax.clustering.knn import knn_graph
 from uld_jax.data.synthetic import LANDMARKS, Synthetic
 from uld_jax.errors import UserError
@@ -280,7 +281,7 @@ def measure(params, one: Labelled, *, k: int = 80) -> Measured:
     graph = knn_graph(x, min(k, len(labels) - 1))
     want = np.asarray(targets(graph, labels), np.float64)
     found = np.asarray(gcn_v.confidence(params, x, graph)[0], np.float64)
-    dense = np.asarray(jnp.mean(graph.similarities, 1), np.float64)
+    dense = np.asarray(density(graph), np.float64)
     return Measured(_correlation(found, want), _correlation(dense, want), np.mean((found - want) ** 2), np.var(want))
 
 

@@ -29,6 +29,7 @@ from uld_jax import checkpoint, evaluate, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config, StageSpec
+from uld_jax.data import regions
 from uld_jax.errors import UserError
 from uld_jax.method import Method, TrainState
 from uld_jax.progress import Progress
@@ -119,7 +120,10 @@ class _Run:
         shapes = self.previous = self._init_from(stages[0])
         prepared = []
         for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
-            frozen = sharding.put_replicated(self.mesh, stage.method.frozen())
+            frozen = stage.method.frozen()
+            if asked := stage.method.known:
+                frozen = frozen | {"rows": regions.tables(self.data.train, asked)}
+            frozen = sharding.put_replicated(self.mesh, frozen)
             start = Start(stage.method, self.reader, self.mesh, frozen, self._key(i, 0))
             shapes = start.shapes(shapes)
             prepared.append(_Prepared(chunk, frozen, tree_hash(frozen), start, checkpoint.abstract(self.mesh, shapes)))
@@ -193,6 +197,9 @@ class _Run:
                     state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
                 except _Interrupted:
                     continue  # the state is as it was, and the loop's head saves it
+                if found := {k: float(v) for k, v in sharding.to_host(method.found(state)).items()}:
+                    self.metrics.write(offset + step, stage.name, **found)
+                    progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
 
             if step == stage.steps or _due(step, config.eval_every):
                 progress.pause()

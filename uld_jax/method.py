@@ -6,6 +6,7 @@ Glossary of shape letters, used in every comment:
   L annotated landmarks · D descriptor size · M cluster slots · T batches in one pass over the data
 """
 
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -117,6 +118,9 @@ class Method(Protocol):
     def refresh(self, state: TrainState, frozen: Any, bank: Bank | None, rng: jax.Array) -> TrainState:
         """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
 
+    def found(self, state: TrainState) -> dict[str, jax.Array]:
+        """What a refresh found: scalars for `metrics.jsonl`; {} for nothing."""
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
 
@@ -132,12 +136,15 @@ class Stage:
       needs_previous_rows: whether that stage must have seen the same images.
       describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
+      known: what training asks of `data.regions` about its images besides their pixels, {function: arguments}; it is
+        given, one row an image, as `frozen["rows"]`. Never annotation.
     """
 
     uses_previous = True
     needs_previous_rows = False
     describes = False
     observes = True
+    known = MappingProxyType({})
 
     def frozen(self):
         return {}
@@ -154,6 +161,10 @@ class Stage:
 
     def refresh(self, state, frozen, bank, rng):
         raise NotImplementedError(f"{type(self).__name__} makes no passes")
+
+    def found(self, state):
+        del state
+        return {}
 
     def heatmaps(self, state, frozen, images):
         del state, frozen, images

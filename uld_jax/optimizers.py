@@ -1,10 +1,10 @@
 """Optimisers as PyTorch defines them, in optax.
 
-PyTorch's `weight_decay` in Adam is an L2 term added to the gradient (after any clipping, before the moments), not
-AdamW's decoupled decay.
+PyTorch's `weight_decay` in Adam and RMSprop is an L2 term added to the gradient (after any clipping, before the
+moments), not AdamW's decoupled decay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,73 @@ import optax
 from uld_jax.errors import UserError
 
 
-def schedule(kind: str, rate: float, steps: int, warmup: int = 0, period: int = 0) -> optax.Schedule:
-    """Learning rate by step: `constant`, or `cosine` to zero at `steps`; both after a linear warm-up.
+def schedule(
+    kind: str,
+    rate: float,
+    steps: int,
+    warmup: int = 0,
+    period: int = 0,
+    *,
+    boundaries: Sequence[int] = (),
+    factor: float = 0.1,
+    plateaus: int = 5,
+) -> optax.Schedule:
+    """Learning rate by step.
 
-    With a `period` the cosine course, warm-up included, takes that many steps and then starts again (Loshchilov and
-    Hutter 2017); a last course that `steps` cuts short is run through in the steps that are left. Raises UserError for
-    any other kind.
+    `constant`.
+    `cosine`: to zero at `steps`. With a `period` the course, warm-up included, takes that many steps and then starts
+      again (Loshchilov and Hutter 2017); a last course that `steps` cuts short is run through in the steps that are
+      left.
+    `steps`: times `factor` from each of the `boundaries` on (PyTorch's `MultiStepLR`). They count from step 0.
+    `restarts`: after `warmup` steps at `rate`, every `period` is cut into `plateaus` equal parts, in which the rate is
+      that of a cosine from `rate` to rate / 100 (published code of Mallis et al.: `CosineAnnealingWarmRestarts`,
+      T_0 = 5, stepped five times a round):
+
+          rate / 100 + 0.99 rate (1 + cos(pi i / plateaus)) / 2,   i = 0 .. plateaus - 1
+
+    In all but the last, `warmup` steps first raise the rate linearly from 0.
+
+    Raises UserError for any other kind, `steps` without boundaries or `restarts` without a period.
+
+    >>> rate = schedule("restarts", 5e-4, 310_000, warmup=20_000, period=10_000)
+    >>> [f"{rate(step):.3e}" for step in (0, 21_999, 22_000, 28_000, 30_000)]
+    ['5.000e-04', '5.000e-04', '4.527e-04', '5.227e-05', '5.000e-04']
     """
     if kind == "cosine" and period and steps > period:
         whole, rest = schedule(kind, rate, period, warmup), steps % period
         last = schedule(kind, rate, rest, min(warmup, rest // 2)) if rest else whole
         return lambda step: jnp.where(step < steps - rest, whole(step % period), last(step - (steps - rest)))
+    if kind == "restarts":
+        return _restarts(rate, warmup, period, plateaus)
     if kind == "constant":
         after = optax.constant_schedule(rate)
     elif kind == "cosine":
         after = optax.cosine_decay_schedule(rate, max(steps - warmup, 1))
+    elif kind == "steps":
+        after = _steps(rate, boundaries, factor, warmup)
     else:
-        raise UserError(f"schedule is {kind!r}; use constant or cosine")
+        raise UserError(f"schedule is {kind!r}; use constant, cosine, steps or restarts")
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+
+
+def _steps(rate, boundaries, factor, warmup):
+    if not boundaries:
+        raise UserError("schedule is 'steps', but no step at which the rate falls is given; name some or use constant")
+    return lambda step: rate * factor ** sum(step + warmup >= boundary for boundary in boundaries)
+
+
+def _restarts(rate, warmup, period, plateaus):
+    if period < 1:
+        raise UserError("schedule is 'restarts', but the steps from one to the next are not given; name them")
+    lowest = rate / 100
+
+    def at(step):
+        i = jnp.maximum(step - warmup, 0) % period * plateaus // period
+        return lowest + (rate - lowest) * 0.5 * (1 + jnp.cos(jnp.pi * i / plateaus))
+
+    return at
 
 
 def adam(
@@ -51,6 +98,71 @@ def adam(
     if l2:
         parts.append(optax.add_decayed_weights(l2))
     return optax.chain(*parts, optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+
+def rmsprop(
+    rate: float | optax.Schedule, *, l2: float = 0.0, decay: float = 0.99, eps: float = 1e-8, clip: float = 0.0
+) -> optax.GradientTransformation:
+    """`torch.optim.RMSprop(weight_decay=l2, alpha=decay)` after `clip_grad_norm_(clip)`; 0 switches either off.
+
+    Without momentum, not centred. Unlike optax's default, eps is added to the root, not under it.
+
+        v <- decay v + (1 - decay) g^2;   update = -rate g / (sqrt(v) + eps)
+
+    >>> params = {"w": jnp.ones(2)}
+    >>> optimizer = rmsprop(0.1)
+    >>> updates, _ = optimizer.update({"w": jnp.array([3.0, -3.0])}, optimizer.init(params), params)
+    >>> [round(float(x), 3) for x in updates["w"]]  # of length rate / sqrt(1 - decay) at first
+    [-1.0, 1.0]
+    """
+    parts = []
+    if clip:
+        parts.append(optax.clip_by_global_norm(clip))
+    if l2:
+        parts.append(optax.add_decayed_weights(l2))
+    return optax.chain(*parts, optax.rmsprop(rate, decay=decay, eps=eps, eps_in_sqrt=False))
+
+
+def groups(
+    optimizers: Mapping[str, optax.GradientTransformation], label: Callable[[tuple[str, ...]], str | None]
+) -> optax.GradientTransformation:
+    """Parameters in groups, each with an optimiser of its own: another rate for the last layers, say.
+
+    Args:
+      optimizers: by the name of their group. What one does to all its gradients, such as clipping, it does to those
+        of its group.
+      label: takes a parameter's path, such as ("top_m_0", "conv1", "kernel"); returns the name of its group.
+
+    Raises UserError, when its state is made, for a parameter of no such group and for a group without parameters.
+
+    >>> params = {"head": {"w": jnp.zeros(2)}, "trunk": {"w": jnp.zeros(2)}}
+    >>> both = {"fast": optax.sgd(1.0), "slow": optax.sgd(0.1)}
+    >>> optimizer = groups(both, lambda path: "fast" if path[0] == "head" else "slow")
+    >>> updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    >>> [round(float(updates[name]["w"][0]), 3) for name in ("head", "trunk")]
+    [-1.0, -0.1]
+    """
+
+    def labels(params):
+        used = set()
+
+        def one(path, _):
+            path = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+            group = label(path)
+            if group not in optimizers:
+                raise UserError(
+                    f"the parameter {'/'.join(path)!r} is in no group of the optimiser; use one of "
+                    f"{', '.join(optimizers)} for it"
+                )
+            used.add(group)
+            return group
+
+        tree = jax.tree_util.tree_map_with_path(one, params)
+        if useless := [name for name in optimizers if name not in used]:
+            raise UserError(f"the optimiser's group {useless[0]!r} holds no parameter; name some, or leave it out")
+        return tree
+
+    return optax.partition(dict(optimizers), labels)
 
 
 def clip_each(norm: float) -> optax.GradientTransformation:

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,28 @@ def test_float64_stays_float64():
         assert back.dtype == jnp.float64
         np.testing.assert_allclose(back, xy, atol=1e-10)
         assert show(w, jnp.zeros((8, 8, 3)), (4, 4)).dtype == jnp.float64
+
+
+def test_a_uniform_warp_scales_then_turns_within_its_bounds():
+    keys = jax.random.split(jax.random.key(0), 500)
+    draw = functools.partial(warp.uniform_warp, rotation=40, scale=0.2, shift=0.05, zoom=0.5)
+    warps = jax.vmap(draw)(keys)
+    forward = np.linalg.inv(np.asarray(warps.linear) / 0.5)  # from what is shown to the view
+    size = np.linalg.norm(forward, axis=1)  # of the images of (1, 0) and (0, 1)
+    assert 0.8 <= size.min() < 0.82
+    assert 1.18 < size.max() <= 1.2 + 1e-5
+    assert np.abs(np.corrcoef(size.T)[0, 1]) < 0.2
+    np.testing.assert_allclose(np.sum(forward[:, :, 0] * forward[:, :, 1], -1), 0, atol=1e-5)
+    angle = np.degrees(np.arctan2(forward[:, 0, 1], forward[:, 1, 1]))
+    assert -40 <= angle.min() < -37
+    assert 37 < angle.max() <= 40
+    assert 0.045 < np.abs(warps.shift).max() <= 0.05
+
+
+def test_a_mirrored_view_is_the_view_turned_left_to_right():
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    plain = warp.random_warp(jax.random.key(1), rotation=20, scale=0.1, shift=0.05)
+    for flip in (True, False):
+        view = warp.warp_image(warp.mirrored(plain, flip), image, (8, 8))
+        want = warp.warp_image(plain, image, (8, 8))
+        np.testing.assert_allclose(view, want[:, ::-1] if flip else want, atol=1e-3)

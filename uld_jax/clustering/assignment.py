@@ -38,8 +38,9 @@ def one_per_cluster(cost, mask=None, used=None, *, mesh=None, axis: str = "data"
       cost: [B,P,M] float; what masked and unused entries hold does not matter, NaN neither.
       mask: [B,P] bool, False for slots without a keypoint; None: all hold one. An image may have none.
       used: [M] or [B,M] bool, clusters that may be given; None for all.
-      mesh: over whose `axis` the images are split. Each device then matches its own and sends nothing; without it, a
-        program for several devices asks all of them at every step of the search whether they have finished.
+      mesh: over whose `axis` the images are split. Each device then matches its own and sends nothing; without one, a
+        program for several devices asks all of them at every step of the search whether they have finished. By default
+        that of `cost`, or of `jax.set_mesh`, if the images divide over it.
       axis: of the mesh.
 
     Returns:
@@ -67,6 +68,8 @@ def one_per_cluster(cost, mask=None, used=None, *, mesh=None, axis: str = "data"
             f"one_per_cluster got costs {cost.shape}, mask {mask.shape} and used {used.shape}; "
             f"give mask {(images, slots)} and used {(clusters,)} or {(images, clusters)}"
         )
+    if mesh is None and (around := sharding.mesh_of(cost)) is not None and axis in around.shape:
+        mesh = around if images % around.shape[axis] == 0 else None
     if mesh is not None and images % mesh.shape[axis]:
         raise UserError(f"{images} images do not divide over {mesh.shape[axis]} devices; pad them, masked")
     return _one_per_cluster(cost, mask, used, mesh=mesh, axis=axis)

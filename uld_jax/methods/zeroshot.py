@@ -84,6 +84,7 @@ class ZeroShot(Stage):
       denoise: whether a landmark is where the factor model expects its candidate, given all candidates of the image, or
         where the candidate was found.
       iterations: of k-means, at most.
+      weights: folders of converted weights by kind, for backbones that have any.
     """
 
     uses_previous = False
@@ -101,6 +102,7 @@ class ZeroShot(Stage):
     factors: int = 8
     denoise: bool = True
     iterations: int = 100
+    weights: Any = ()
 
     def __post_init__(self):
         if self.place not in ("mean", "exemplar"):
@@ -112,8 +114,7 @@ class ZeroShot(Stage):
 
     @property
     def _backbone(self):
-        cls = config.find_class("uld_jax.backbones", self.backbone, "zeroshot.backbone")
-        return cls(**dict(self.backbone_kwargs))
+        return config.backbone(self.backbone, "zeroshot.backbone", self.backbone_kwargs, self.weights)
 
     @property
     def _clusters(self) -> int:

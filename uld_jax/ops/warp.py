@@ -90,6 +90,34 @@ def random_warp(
     return Warp(linear, offset, weights.astype(dtype))
 
 
+def uniform_warp(
+    key, *, rotation: float, scale: float, shift: float, zoom: float = 1.0, dtype=jnp.float32
+) -> Warp:
+    """Draws ONE warp by the law of Mallis et al. (published code): all uniform, x and y stretched independently.
+
+    Args:
+      key: a PRNG key.
+      rotation: most degrees, either way.
+      scale: x and y are enlarged by U(1 - scale, 1 + scale) each, before they are turned.
+      shift: most of it in x and in y, as a fraction of what is shown.
+      zoom: the view shows this fraction of the source, before the random part.
+      dtype: of the result.
+    """
+    turn_key, scale_key, shift_key = jax.random.split(key, 3)
+    draw = lambda key, shape, most: jax.random.uniform(key, shape, dtype, -most, most)
+    angle = jnp.deg2rad(draw(turn_key, (), rotation))
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
+    linear = zoom * turn / (1 + draw(scale_key, (2,), scale))[:, None]  # from the view back to the source
+    return Warp(linear.astype(dtype), zoom * 2 * draw(shift_key, (2,), shift), jnp.zeros((0, 2), dtype))
+
+
+def mirrored(warp: Warp, flip) -> Warp:
+    """ONE warp without bend whose view is turned left to right where `flip` is True."""
+    sign = jnp.where(flip, -1, 1).astype(warp.linear.dtype)
+    return warp._replace(linear=warp.linear * jnp.stack([sign, jnp.ones_like(sign)]))
+
+
 def turned(warp: Warp, degrees) -> Warp:
     """ONE warp whose view is turned by `degrees` on top, about the view's centre."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))

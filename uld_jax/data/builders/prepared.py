@@ -135,7 +135,9 @@ def find(root, name: str | None = None) -> epath.Path | None:
 class Prepared(Source):
     """One split of a prepared data set; `folder` is what `find` gave. Raises UserError for whatever is wrong."""
 
-    def __init__(self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto", sides="auto"):
+    def __init__(
+        self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto", sides="auto"
+    ):
         self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
         info = tfds.builder_from_directory(self._folder).info
         if split not in info.splits:
