@@ -1,14 +1,19 @@
-"""A round of CGB's pseudo-supervision beside the training between two rounds.
+"""A round of pseudo-supervision beside the training between two rounds.
 
-python -m benchmarks.round                                     preset small, the clustering of the paper
+python -m benchmarks.round                                     CGB, preset small, the clustering of the paper
 python -m benchmarks.round --preset=paper --calls=3 --config.cgb.clustering=kmeans
+python -m benchmarks.round --name=self_training --images=3000  stage 1: a pass over the images, and its clustering
 
 The ring holds as many descriptors as training gathers between two rounds (8,000 in the preset `paper`), about as far
 apart as landmarks' are. A round is clustering, its quality and the new centroids; descriptors are gathered during
 training, so nothing else comes with it. The target is a share under 1 %.
+
+A round of self-training sees every image: `pass s` is detecting and describing, on so many images, and `cluster s` is
+k-means, the assignment of each image and the new table of labels.
 """
 
 import argparse
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,7 @@ import jax.numpy as jnp
 from benchmarks import harness, step
 from uld_jax import config as config_lib
 from uld_jax import evaluate, loop, sharding
+from uld_jax.rounds import Rounds
 
 
 def ring(aux, gathered: int, k: int):
@@ -66,14 +72,58 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
     }
 
 
+def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> dict:
+    """The same of the first stage with steps and rounds, whose round collects a bank from `images` images."""
+    config = step.load(name, preset, changes)
+    config.data.rows = (images, config.batch_size)
+    mesh = sharding.make_mesh()
+    reader, state = evaluate.open_data(config, mesh).train_reader, None
+    for stage in config.stages:
+        method = config_lib.stage(config, stage).method
+        frozen = sharding.put_replicated(mesh, method.frozen())
+        state = loop.Start(method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        rounds = Rounds(method, reader, mesh)
+        if config[stage].steps:
+            break
+        state = rounds.run(state, frozen, jax.random.key(1), method.passes(0))
+    advance = loop.compile_step(method, reader, mesh, 1)
+    payload, key = next(reader.payloads(0, seed=0)), sharding.put_key(mesh, jax.random.key(2))
+    for _ in range(20):  # so that there is something to detect
+        state, _ = advance(state, frozen, reader.store, payload, key)
+    bank = jax.block_until_ready(rounds.collect(state, frozen))
+    begin = time.perf_counter()
+    jax.block_until_ready(rounds.collect(state, frozen))
+    a_pass = time.perf_counter() - begin
+    with jax.set_mesh(mesh):
+        refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
+        cluster = harness.measure(refresh, state, frozen, bank, sharding.put_key(mesh, jax.random.key(3)), calls=calls)
+    a_step = harness.measure(advance, state, frozen, reader.store, payload, key, calls=calls, donate_first=True)
+    return {
+        "name": name,
+        "preset": preset,
+        "images": images,
+        "descriptors": int(bank.rows.mask.sum()),
+        "pass s": a_pass,
+        "cluster s": cluster.median,
+        "step s": a_step.median,
+        "steps between": method.round_every,
+        "share %": 100 * (a_pass + cluster.median) / (method.round_every * a_step.median),
+    }
+
+
 def main(argv=None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="cgb", choices=("cgb", "self_training"))
+    parser.add_argument("--images", type=int, default=1000, help="of a round of self_training")
     parser.add_argument("--preset", default="small", choices=("paper", "small", "tiny"))
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--json", default="", help="file to write the row to")
     args, changes = parser.parse_known_args(argv)
-    row = benchmark(args.preset, args.calls, changes)
+    if args.name == "cgb":
+        row = benchmark(args.preset, args.calls, changes)
+    else:
+        row = with_pass(args.name, args.preset, args.images, args.calls, changes)
     print(harness.environment())
     print(harness.markdown([row]))
     if args.json:

@@ -39,7 +39,7 @@ def stage(method: str, steps: int, **changes) -> ConfigDict:
     """
     section = config_lib.defaults("methods", method)
     section.update(changes)
-    if "backbone" in section:
+    if "backbone_kwargs" in section:
         kwargs = config_lib.defaults("backbones", section.backbone)
         kwargs.update(changes.get("backbone_kwargs", {}))
         del section.backbone_kwargs
@@ -75,7 +75,7 @@ def base(arg: ConfigDict) -> ConfigDict:
 
     # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
     config.weights = ConfigDict(
-        dict(fan="", gcn_v="", mallis="", r2d2="", superpoint="", vgg16="", vgg16_colorization="")
+        dict(dinov2="", fan="", gcn_v="", mallis="", r2d2="", superpoint="", vgg16="", vgg16_colorization="")
     )
 
     config.stages = ()
@@ -92,6 +92,10 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.batch_size = 64
     config.eval.stability_images = 200
     config.eval.train_images = 5000  # most images that evaluations before a stage's last one fit on; 0: all
+    config.eval.fit_images = 0  # most images that any evaluation fits on (published, for self-training: 1000); 0: all
+    config.eval.missing = "mean"  # what stands in for landmarks that were not found, in the fit: mean | svt
+    config.eval.min_found = 0.8  # share of images on which a landmark counts as found often
+    config.eval.match_radius = 0.1  # of the normaliser: how far a keypoint may be from an annotated point it matches
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     return config
 

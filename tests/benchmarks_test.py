@@ -119,3 +119,10 @@ def test_a_round_is_timed_beside_its_training():
     assert row["descriptors"] == 5 * 8 * 10
     assert row["clusters"] > 1
     assert row["share %"] == pytest.approx(100 * row["round s"] / (row["step s"] * row["steps between"]))
+
+
+@pytest.mark.slow
+def test_a_round_of_self_training_is_timed_with_its_pass():
+    row = a_round.with_pass("self_training", "tiny", 24, 2)
+    between = row["step s"] * row["steps between"]
+    assert row["share %"] == pytest.approx(100 * (row["pass s"] + row["cluster s"]) / between)

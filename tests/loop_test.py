@@ -120,6 +120,14 @@ class _StopAt:
 OTHERS = {
     "cgb": {"warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2, "cgb.ring_every": 1, "warmup.ring_every": 1},
     "imm": {"imm.steps": 3},
+    "self_training": {
+        "stage1.steps": 4,
+        "stage1.warmup": 2,
+        "stage1.round_every": 2,
+        "stage2.steps": 4,
+        "stage2.merge_from": 1,
+        "stage2.merge_every": 2,
+    },
 }
 
 
@@ -142,9 +150,10 @@ def references(reference, tmp_path_factory):
 
 
 # Heads of the loop, in all. zeroshot: one, then steps 0 to 4 of the detector, with a round before step 2. cgb: steps 0
-# to 2 of the warm-up, then 0 to 4 with rounds before 0 and 2. imm: steps 0 to 3.
-QUICK = [("zeroshot", 4)]
-EVERY = [("zeroshot", 6), ("cgb", 8), ("imm", 4)]
+# to 2 of the warm-up, then 0 to 4 with rounds before 0 and 2. imm: steps 0 to 3. self_training: one, then 0 to 4 of
+# stage 1 with rounds before 2 and after 4, then 0 to 4 of stage 2 with mergings before 1 and 3.
+QUICK = [("zeroshot", 4), ("self_training", 5)]
+EVERY = [("zeroshot", 6), ("cgb", 8), ("imm", 4), ("self_training", 11)]
 SLOW = [(name, head) for name, count in EVERY for head in range(1, count + 1) if (name, head) not in QUICK]
 
 

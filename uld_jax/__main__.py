@@ -14,6 +14,8 @@ USAGE = """uld: unsupervised landmark discovery
 
   uld train    --config=configs/zeroshot.py:dataset=folder,k=10,preset=small --config.data_dir=PHOTOS --workdir=RUN
   uld sweep    --config=CONFIG --grid=KEY=A,B --grid=seed=0,1,2 --workdir=DIR [--columns=NAME,NAME]
+  uld ablate   --figure=2a|2b|2c|2d|2e --config=self_training:dataset=synthetic,preset=small --workdir=DIR
+               [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
                [--label_counts=1,10,100,all]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
@@ -27,6 +29,7 @@ USAGE = """uld: unsupervised landmark discovery
 """
 
 OK, BAD_INPUT, SKIPPED = 0, 1, 3
+SWEEPING = ("sweep", "ablate")
 
 
 def _train(v: flags.FlagValues) -> int:
@@ -41,7 +44,8 @@ def _train(v: flags.FlagValues) -> int:
         print(stopped, file=sys.stderr)
         return OK
     if _first_process():
-        print(f"{v.config.k} landmarks found; {evaluate.summary(found.report)}".rstrip("; "))
+        count = found.report.get("landmarks", v.config.k)  # some methods find out how many there are
+        print(f"{count} landmarks found; {evaluate.summary(found.report)}".rstrip("; "))
         print(f"  pictures  {os.path.join(v.workdir, 'contact_sheet.png')}")
         print(f"  numbers   {os.path.join(v.workdir, 'eval')}")
         print(f"  use them  uld predict --workdir={v.workdir} --images=DIR --out=DIR")
@@ -164,6 +168,21 @@ def _sweep(v: flags.FlagValues) -> int:
     return BAD_INPUT if table.failed else OK
 
 
+def _ablate(v: flags.FlagValues) -> int:
+    from uld_jax import ablations, loop
+
+    options = dict(grids=v.grid, overrides=v.override, landmarks=v.landmarks, finished=v.run)
+    try:
+        table = ablations.run(v.figure, v.config, v.workdir, **options)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return OK
+    if _first_process():
+        print(table.markdown)
+        print(f"written to {os.path.join(v.workdir, 'figure.md')}, figure.json, figure.png")
+    return BAD_INPUT if table.failed else OK
+
+
 def _clusters(v: flags.FlagValues) -> int:
     from uld_jax import cluster_report, runs, sharding, weights
 
@@ -238,6 +257,23 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_multi_string("grid", [], many, flag_values=v)
         flags.DEFINE_multi_string("override", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=v)
         flags.DEFINE_list("columns", [], "Metrics of the table, in place of the usual ones.", flag_values=v)
+    if command == "ablate":
+        meaning = (
+            "Of Mallis et al., NeurIPS 2020: 2a t-SNE of initial and learned descriptors; 2b detectors of the initial "
+            "keypoints; 2c clustering or equivariance; 2d keypoints that are landmarks among random points; 2e numbers "
+            "of clusters."
+        )
+        text("figure", None, meaning)
+        text("config", "", "Config file or name of self-training, with :key=value,... after it.")
+        text("run", "", "For 2a: a finished run of self-training, in place of training one by --config.")
+        many = (
+            "NAME=VALUE,VALUE,... in place of a figure's own values; again for another one. 2b: detector; 2c: pairs; "
+            "2d, 2e: clusters, true, share; all: seed."
+        )
+        flags.DEFINE_multi_string("grid", [], many, flag_values=v)
+        flags.DEFINE_multi_string("override", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=v)
+        meaning = "For 2d and 2e: how many annotated landmarks true points are drawn from, or their numbers, 0,3,7."
+        text("landmarks", "15", meaning)
     if command in ("evaluate", "predict", "fit", "clusters"):
         text("stage", "", "Stage of the run; the last one by default.")
     if command == "evaluate":
@@ -307,6 +343,7 @@ def _start_processes(v: flags.FlagValues) -> None:
 COMMANDS = {
     "train": _train,
     "sweep": _sweep,
+    "ablate": _ablate,
     "evaluate": _evaluate,
     "predict": _predict,
     "fit": _fit,
@@ -341,7 +378,7 @@ def _run(command: str, argv: list[str]) -> int:
     from uld_jax import config as config_lib
 
     v = _define(command)
-    for i, arg in enumerate(argv if command != "sweep" else ()):
+    for i, arg in enumerate(() if command in SWEEPING else argv):
         if arg.startswith("--config="):
             argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
         elif arg == "--config" and i + 1 < len(argv):
@@ -349,7 +386,7 @@ def _run(command: str, argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{USAGE}\nflags of uld {command}:{v.get_help(prefix='  ')}")
         return OK
-    if command == "sweep":  # each run parses these anew
+    if command in SWEEPING:  # each run parses these anew
         argv = [arg.replace("--config.", "--override=", 1) if arg.startswith("--config.") else arg for arg in argv]
     try:
         rest = v(argv)
@@ -357,7 +394,7 @@ def _run(command: str, argv: list[str]) -> int:
         raise config_lib.flag_error(error) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
-    for name in ("workdir", "images", "out", "data_dir", "src", "dst", "core", "descriptors", "npz"):
+    for name in ("workdir", "run", "images", "out", "data_dir", "src", "dst", "core", "descriptors", "npz"):
         if name in v and v[name].value is not None:
             v[name].value = os.path.expanduser(v[name].value)
     for name in ("workdir", "images", "out", "dst"):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,6 @@ class Detector:
 
     Attributes:
       workdir, config, stage: of the run.
-      k: number of landmarks.
       annotated: the map made by `fit`, or None.
       leave_one_out: its error, a `LeaveOneOut`, or None.
     """
@@ -58,7 +58,6 @@ class Detector:
         self._finished, self._mesh = finished, mesh
         self._predictor = Predictor(finished.method, mesh)
         self.workdir, self.config, self.stage = finished.workdir, finished.config, finished.stage
-        self.k = finished.config.k
         self._hash = workdir_lib.tree_hash(finished.state)
         self.annotated, self.leave_one_out = _read_map(self._fit_path, self._hash) or (None, None)
 
@@ -67,6 +66,11 @@ class Detector:
         """`WORKDIR[:stage]` of a finished run. Raises UserError if there is none."""
         mesh = sharding.make_mesh() if mesh is None else mesh
         return cls(runs.load(str(where), mesh), mesh)
+
+    @functools.cached_property
+    def k(self) -> int:
+        """Number of landmarks; of those in use, where the stage found out how many there are."""
+        return self._predictor.count(self._finished.state, self._finished.frozen, self.frame_size)
 
     @property
     def frame_size(self) -> int:

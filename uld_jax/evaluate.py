@@ -15,6 +15,7 @@ from uld_jax.data import Source, make_reader, open_source
 from uld_jax.errors import UserError
 from uld_jax.evaluators import curves
 from uld_jax.evaluators import landmark_regression as regression
+from uld_jax.evaluators.correspondence import correspondence
 from uld_jax.evaluators.report import metrics, write_report
 from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
 from uld_jax.method import Method, TrainState
@@ -30,6 +31,35 @@ class Data(NamedTuple):
     test: Source | None
     train_reader: Any
     test_reader: Any
+
+
+class Settings(NamedTuple):
+    """Keys of `config.eval` that say what is measured; runs from before there were any have the defaults.
+
+    Attributes:
+      missing: what stands in for landmarks that were not found, see `landmark_regression`.
+      min_found: share of images on which a landmark counts as found often.
+      fit_images: most training images that the regressors are fitted on; 0 for all.
+      match_radius: see `correspondence`.
+    """
+
+    missing: str = "mean"
+    min_found: float = regression.MIN_FOUND
+    fit_images: int = 0
+    match_radius: float = 0.1
+
+    @classmethod
+    def of(cls, config: Config) -> "Settings":
+        """Those of a config. Raises UserError for values that mean nothing."""
+        values = cls(**{name: config.eval[name] for name in cls._fields if name in config.eval})
+        regression.check_missing(values.missing)
+        if not 0 < values.min_found <= 1:
+            raise UserError(f"eval.min_found is {values.min_found}; use a share above 0, and 1 at most")
+        if values.fit_images < 0:
+            raise UserError(f"eval.fit_images is {values.fit_images}; use 1 or more images, or 0 for all")
+        if not values.match_radius > 0:
+            raise UserError(f"eval.match_radius is {values.match_radius}; use a positive share of the normaliser")
+        return values
 
 
 def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
@@ -51,6 +81,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
 
 def open_data(config: Config, mesh) -> Data:
     """Both splits, checked, and their readers."""
+    Settings.of(config)  # before a long training, and not at its first evaluation
     train = open_split(config, "train")
     # Images alone have no splits: every name would give all of them.
     test = open_split(config, "test") if "test" in train.spec.splits else None
@@ -69,7 +100,10 @@ def eval_batch(config: Config, mesh) -> int:
 
 
 class Predictor:
-    """A stage's `predict`, compiled once, on batches that are split over the devices."""
+    """A stage's `predict`, compiled once, on batches that are split over the devices.
+
+    Landmarks that the stage does not use (`Method.landmarks`) are left out of all it gives.
+    """
 
     def __init__(self, method: Method, mesh):
         self._mesh, self.devices = mesh, mesh.size
@@ -83,10 +117,33 @@ class Predictor:
             found = method.predict(state, frozen, batch)
             return found.xy, found.score
 
+        self._predict, self._landmarks = method.predict, jax.jit(method.landmarks)
         self._rows = jax.jit(rows, static_argnums=4)
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
         self._pictures = jax.jit(method.pictures)
+
+    def used(self, state) -> np.ndarray | None:
+        """Which slots of a prediction are landmarks in use, [K] bool; None for all of them.
+
+        A stage that uses none has no point either: then all its slots are given, empty.
+        """
+        used = self._landmarks(state)
+        used = None if used is None else np.asarray(sharding.to_host(used), bool)
+        return used if used is not None and used.any() else None
+
+    def count(self, state, frozen, side: int) -> int:
+        """How many landmarks it gives for images of [side,side,3]. Only shapes are computed."""
+        used = self.used(state)
+        if used is not None:
+            return int(used.sum())
+        images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+        return jax.eval_shape(self._predict, state, frozen, images).xy.shape[1]
+
+    def _in_use(self, state, *arrays) -> tuple[np.ndarray, ...]:
+        """Arrays [N,K,...] without the landmarks that are not in use."""
+        used = self.used(state)
+        return arrays if used is None else tuple(a[:, used] for a in arrays)
 
     def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of every row, or of increasing `rows`: xy [N,K,2] in pixels of the frame, score [N,K]."""
@@ -96,13 +153,18 @@ class Predictor:
         ]
         xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
-        return xy[order], score[order]
+        return self._in_use(state, xy[order], score[order])
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
         """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
         local = images[sharding.local_slice(self._mesh, len(images))]
         found = self._heatmaps(state, frozen, sharding.put_batch(self._mesh, local))
-        return None if found is None else sharding.to_host(found)
+        if found is None:
+            return None
+        seen, maps = sharding.to_host(found)
+        used = self.used(state)
+        # The maps may be of something else: a map of all keypoints, say, has a single channel.
+        return seen, maps if used is None or maps.shape[-1] != len(used) else maps[..., used]
 
     def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
         """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
@@ -116,7 +178,7 @@ class Predictor:
         padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
         local = padded[sharding.local_slice(self._mesh, whole)]
         xy, score = sharding.to_host(self._images(state, frozen, sharding.put_batch(self._mesh, local)))
-        return xy[:n], score[:n]
+        return self._in_use(state, xy[:n], score[:n])
 
 
 def measure(
@@ -132,6 +194,9 @@ def measure(
 ) -> dict[str, Any]:
     """All that can be measured; the arrays `found` and `score` of the test images, and their `rows`, ride along.
 
+    Keypoints that are missing on some images of an annotated split are also compared with its points, see
+    `evaluators/correspondence.py`.
+
     Args:
       config: of the run.
       predictor: of the stage.
@@ -139,24 +204,29 @@ def measure(
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
-      thorough: all training images, and not only `eval.train_images` of them; also stability, which predicts some
-        images twice more.
+      thorough: all training images, and not only `eval.train_images` of them (never more than `eval.fit_images` to
+        fit on); also stability, which predicts some images twice more.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
     """
-    train_rows = np.arange(len(data.train)) if thorough else spread(len(data.train), config.eval.train_images)
+    settings = Settings.of(config)
+    most = 0 if thorough else config.eval.train_images
+    train_rows = spread(len(data.train), most)
     if data.test is None:
         test, reader, rows = data.train, data.train_reader, train_rows
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
     xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {}
+    normaliser = test.spec.eyes or test.spec.normaliser
     if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
+        train_rows = spread(len(data.train), min(filter(None, (most, settings.fit_images)), default=0))
         found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
         sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
-        norm = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
-        result = regression.evaluate(*sets, protocol=test.spec.protocol, strength=config.eval.ridge, **norm)
+        options = {"strength": config.eval.ridge, "missing": settings.missing}
+        options |= {"normaliser": normaliser, "image_side": test.frame_size}
+        result = regression.evaluate(*sets, protocol=test.spec.protocol, min_found=settings.min_found, **options)
         if not group_by and "yaw" in test.columns:
             group_by = "yaw:0,30,60,90"
         if group_by:
@@ -169,9 +239,12 @@ def measure(
             edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
             result["groups"] = {column: curves.group_by(result["per_image"], test.columns[column], edges)}
         if label_counts:
-            result["label_counts"] = regression.label_counts(
-                *sets, counts=label_counts, seed=config.seed, strength=config.eval.ridge, **norm
-            )
+            result["label_counts"] = regression.label_counts(*sets, counts=label_counts, seed=config.seed, **options)
+    if test.landmarks is not None and not (score > 0).all():
+        truth = test.landmarks[rows]
+        lengths = regression.normaliser_lengths(truth, normaliser, test.frame_size)
+        visible = None if test.visible is None else test.visible[rows]
+        result |= correspondence(xy, score, truth, lengths, radius=settings.match_radius, visible=visible)
     if thorough:
         predict = functools.partial(predictor.images, state, frozen)
         count = min(config.eval.stability_images, len(test))
@@ -250,8 +323,9 @@ def summary(report: dict[str, Any]) -> str:
     if report.get("forward_nme") is None:
         stable = report.get("stability_px")
         return "" if stable is None else f"no annotated test split to measure on; stability {stable:.2f} px at 128"
+    backward = "-" if report["backward_nme"] is None else f"{report['backward_nme']:.2f} %"  # nothing was found
     text = (
-        f"forward NME {report['forward_nme']:.2f} %, backward {report['backward_nme']:.2f} % "
+        f"forward NME {report['forward_nme']:.2f} %, backward {backward} "
         f"(mean shape {report['mean_shape_nme']:.2f} %; {report['protocol']}, {report['n_test']} images)"
     )
     stable = report.get("stability_px")

@@ -121,6 +121,13 @@ class Method(Protocol):
     def found(self, state: TrainState) -> dict[str, jax.Array]:
         """What a refresh found: scalars for `metrics.jsonl`; {} for nothing."""
 
+    def landmarks(self, state: TrainState) -> jax.Array | None:
+        """Which of the slots that `predict` fills stand for a landmark, [K] bool; None for all.
+
+        For a stage that finds out how many landmarks there are. Slots that are not in use never have a point, and all
+        that is shown, counted or written leaves them out.
+        """
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
 
@@ -165,6 +172,9 @@ class Stage:
     def found(self, state):
         del state
         return {}
+
+    def landmarks(self, state):
+        del state
 
     def heatmaps(self, state, frozen, images):
         del state, frozen, images

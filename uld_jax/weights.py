@@ -37,7 +37,8 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
     """
     dst = _path(dst)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    trained = {path: x for path, x in traverse_util.flatten_dict(params).items() if path[0] != "batch_stats"}
+    flat = traverse_util.flatten_dict(params)  # of networks alone, or of `params` and what goes with them
+    trained = {path: x for path, x in flat.items() if "params" not in params or path[0] == "params"}
     source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         return _same(dst, kind, params, source)
@@ -68,17 +69,8 @@ def load(path, kind: str) -> Any:
     Raises:
       UserError: when there is no folder, or it holds no converted weights, or those of another kind.
     """
-    make = f"make it by `uld convert --kind={kind} --src=FILE --dst=DIR`"
-    if not str(path):
-        raise UserError(f"config.weights.{kind} is empty, but weights are needed: {make}, then set the key to DIR")
+    read_source(path, kind)
     path = _path(path)
-    if not path.exists():
-        raise UserError(f"config.weights.{kind}={path} does not exist; {make}")
-    source = _source(path)
-    if source is None:
-        raise UserError(f"config.weights.{kind}={path} is not a folder of converted weights; {make}")
-    if source["kind"] != kind:
-        raise UserError(f"config.weights.{kind}={path} holds weights of kind {source['kind']!r}; {make}")
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path / "params")
@@ -87,8 +79,29 @@ def load(path, kind: str) -> Any:
             return checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"config.weights.{kind}={path} is damaged ({type(error).__name__}); delete that folder and {make}"
+            f"config.weights.{kind}={path} is damaged ({type(error).__name__}); delete that folder and {_make(kind)}"
         ) from error
+
+
+def read_source(path, kind: str) -> dict[str, Any]:
+    """What `source.json` says of the weights in such a folder; arguments and errors are those of `load`."""
+    if not str(path):
+        raise UserError(
+            f"config.weights.{kind} is empty, but weights are needed: {_make(kind)}, then set the key to DIR"
+        )
+    path = _path(path)
+    if not path.exists():
+        raise UserError(f"config.weights.{kind}={path} does not exist; {_make(kind)}")
+    found = _source(path)
+    if found is None:
+        raise UserError(f"config.weights.{kind}={path} is not a folder of converted weights; {_make(kind)}")
+    if found["kind"] != kind:
+        raise UserError(f"config.weights.{kind}={path} holds weights of kind {found['kind']!r}; {_make(kind)}")
+    return found
+
+
+def _make(kind):
+    return f"make it by `uld convert --kind={kind} --src=FILE --dst=DIR`"
 
 
 def _same(dst, kind, params, source):

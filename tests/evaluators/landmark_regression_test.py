@@ -76,6 +76,76 @@ def test_missing_points_follow_the_policy():
     assert result["backward_nme"] == pytest.approx(np.mean(backward))
 
 
+def svd_completed(found, there, side):
+    """[N,K,2] with what is not there as plain singular value thresholding of coordinates / side has it."""
+    known = np.repeat(there, 2, axis=1)
+    target, y = np.where(known, flat(found) / side, 0), np.zeros(known.shape)
+    for _ in range(1000):
+        u, s, v = np.linalg.svd(y, full_matrices=False)
+        x = (u * np.maximum(s - 5 * sum(y.shape) / 2, 0)) @ v
+        y += 1.2 * y.size / known.sum() * np.where(known, target - x, 0)
+        if np.linalg.norm(np.where(known, target - x, 0)) < 1e-2 * np.linalg.norm(target):
+            break
+    return np.where(there[..., None], found, side * x.reshape(found.shape))
+
+
+def test_completed_points_follow_the_policy():
+    train, test = landmarks(60, missing=0.2, seed=2), landmarks(25, missing=0.2, seed=3)
+    options = {"normaliser": "image", "image_side": 128}
+    result = evaluate(train, test, missing="svt", **options)
+    assert result["protocol"] == "p+missing_svt"
+    there, there_test = train.score > 0, test.score > 0
+    x = svd_completed(train.found, there, 128)
+    mean = np.array([train.found[there[:, k], k].mean(0) for k in range(6)])
+    z = np.where(there_test[..., None], test.found, mean)
+    fit = reference_fit(flat(x), flat(train.truth))
+    np.testing.assert_allclose(flat(result["predicted"]), fit.predict(flat(z)), atol=0.05)
+    filled = evaluate(train, test, **options)
+    assert abs(result["forward_nme"] - filled["forward_nme"]) > 0.01
+    assert result["backward_nme"] == filled["backward_nme"]  # never filled in
+    # A landmark that is never found, and what lies where nothing was found, changes nothing.
+    more = [
+        part._replace(
+            found=np.concatenate([np.where(part.score[..., None] > 0, part.found, np.nan), part.found[:, :1]], 1),
+            score=np.concatenate([part.score, 0 * part.score[:, :1]], 1),
+        )
+        for part in (train, test)
+    ]
+    again = evaluate(*more, missing="svt", **options)
+    assert again["left_out"] == [6]
+    assert again["forward_nme"] == pytest.approx(result["forward_nme"], rel=1e-4)
+    rows = lr.label_counts(train, test, counts=("all",), missing="svt", **options)
+    assert rows[0]["forward_nme"] == pytest.approx(result["forward_nme"])
+    whole = landmarks(60, seed=2), landmarks(25, seed=3)
+    assert evaluate(*whole, missing="svt", **options)["forward_nme"] == evaluate(*whole, **options)["forward_nme"]
+    with pytest.raises(UserError, match=r"eval\.missing"):
+        evaluate(train, test, missing="nearest", **options)
+
+
+@pytest.mark.parametrize("missing", ["mean", "svt"])
+def test_landmarks_found_often_are_measured_alone(missing):
+    train, test = landmarks(60, missing=0.05, seed=2), landmarks(30, missing=0.05, seed=3)
+    train.score[:45, 1] = test.score[::2, 1] = 0  # on a third of all images
+    train.score[:, 4] = 0  # on test images alone
+    train.score[:12, 3], test.score[:6, 3], train.score[12:, 3], test.score[6:, 3] = 0, 0, 1, 1  # on 0.8 of all
+    options = {"image_side": 128, "missing": missing}
+    result = evaluate(train, test, **options)
+    share = ((train.score > 0).sum() + (test.score > 0).sum()) / train.score.size / 1.5
+    assert result["found_share"] == pytest.approx(share)
+    keep = [0, 2, 3, 5]
+    alone = evaluate(train.only(keep), test.only(keep), **options)
+    often = result["often_found"]
+    assert (often["min_found"], often["landmarks"]) == (0.8, 4)
+    assert often["forward_nme"] == pytest.approx(alone["forward_nme"], rel=1e-4)
+    assert often["backward_nme"] == pytest.approx(alone["backward_nme"])
+    assert often["forward_nme"] != pytest.approx(result["forward_nme"], rel=1e-3)
+    assert evaluate(train, test, min_found=0.81, **options)["often_found"]["landmarks"] == 3
+    if missing == "mean":
+        none = evaluate(train, test, min_found=1.0, **options)["often_found"]
+        assert none == {"min_found": 1, "landmarks": 0, "forward_nme": None, "backward_nme": None}
+        assert "often_found" not in evaluate(landmarks(20), landmarks(9, seed=1))
+
+
 def test_what_lies_at_missing_points_does_not_matter():
     train, test = landmarks(40, missing=0.3, seed=4), landmarks(20, missing=0.3, seed=5)
     noisy = [

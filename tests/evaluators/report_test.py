@@ -30,6 +30,8 @@ def test_report(tmp_path):
     assert written["stability_px"] is None
     assert written["left_out"] == [1]
     assert len(written["groups"]["yaw/deg"]) == 3
+    assert written["often_found"] == result["often_found"]
+    assert written["found_share"] == pytest.approx((written["found_train"] * 2 + written["found_test"]) / 3)
     rows = list(csv.DictReader((tmp_path / "eval/test/per_landmark.csv").open()))
     assert [r["kind"] for r in rows] == ["annotated"] * 9 + ["discovered"] * 6
     assert float(rows[4]["nme"]) == pytest.approx(result["per_landmark"]["forward"][4], rel=1e-5)

@@ -118,7 +118,7 @@ def silhouette(
 def _silhouette(x, labels, mask, rng, *, clusters, sample, block, mesh, axis):
     labels = _valid(labels, _finite(x, mask), clusters)
     if sample is not None:
-        x, labels = _pick(rng, x, labels, min(sample, x.shape[0]), mesh, axis)
+        x, labels = pick(rng, x, labels, min(sample, x.shape[0]), mesh, axis)
     x = _centred(x, labels)
     member = _member(labels, clusters, x.dtype)
     means = jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST) / jnp.maximum(member.sum(0), 1)[:, None]
@@ -155,8 +155,16 @@ def _silhouette(x, labels, mask, rng, *, clusters, sample, block, mesh, axis):
     return ring(x, labels, means, tight)
 
 
-def _pick(rng, x, labels, sample, mesh, axis):
-    """`sample` rows that count and their labels; -1 and anything where there are too few."""
+def pick(rng, x, labels, sample, mesh, axis):
+    """`sample` random rows of [N,D] that count and their labels; -1 and zeros where there are too few.
+
+    Args:
+      rng: PRNG key; on a mesh, rows are picked on their devices and only they are sent.
+      x: [N,D].
+      labels: [N] int32; rows with a negative one do not count.
+      sample: at most N.
+      mesh, axis: over which the rows are split, or None for one device.
+    """
     lot = (jax.random.bits(rng, labels.shape, jnp.uint32) >> 1).astype(jnp.int32)
     _, index = jax.lax.top_k(jnp.where(labels >= 0, lot, -1), sample)
 

@@ -14,15 +14,24 @@ discovered landmarks. A frozen detector has a backward error of 0 and the forwar
 one is bad at both: read the two together, and beside `mean_shape_nme`, the error of predicting the training images'
 mean annotation without looking.
 
-Missing points (policy `missing_mean`, section "evaluation" of Mallis et al. without their matrix completion):
+Missing points:
 
-* forward: a landmark that was not found takes its mean over the training images on which it was found;
+* forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the training
+  images on which it was found; with `missing="svt"` the matrix of all training coordinates is completed by singular
+  value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in their code coordinates are then
+  shares of the frame's side and are not centred, and what was found keeps its place. Points that are missing now and
+  then are filled in well. Landmarks that are never found on the same image are not: nothing ties one to the other, and
+  the completion puts them near the frame's corner, far from their mean;
+* forward, on test images: a landmark that was not found takes its training mean, whatever the policy;
 * backward: landmark j is fitted on the training images and scored on the test images on which it was found. Found on
   none of the test images, it scores 100 %;
 * a landmark found on no training image is left out of both and reported in `left_out`.
 
-The protocol id ends in `+missing_mean` when some point was missing. Annotated points without coordinates (NaN) take
-no part: neither in the fit, nor in the score; as inputs of the backward fit they take their training mean.
+The protocol id ends in `+missing_mean` or `+missing_svt` when some point was missing, and there is a second result over
+the landmarks that are found often (`often_found`): the code of Mallis et al. (not their paper) drops landmarks that are
+missing on 20 % of all images, training and test together, before anything is fitted. Annotated points without
+coordinates (NaN) take no part: neither in the fit, nor in the score; as inputs of the backward fit they take their
+training mean.
 """
 
 import warnings
@@ -34,9 +43,12 @@ import numpy as np
 from uld_jax.errors import UserError
 from uld_jax.evaluators.curves import CED_LIMIT, ced_auc
 from uld_jax.evaluators.missing import known_mean, or_none
+from uld_jax.ops.completion import complete
 from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
 
 STRENGTH = 0.01  # of the largest entry of X'X
+MIN_FOUND = 0.8  # share of images, for the landmarks that are found often
+MISSING = ("mean", "svt")
 
 Normaliser = str | tuple[int, int]
 
@@ -68,6 +80,10 @@ class LandmarkSet(NamedTuple):
             None if self.visible is None else np.asarray(self.visible)[rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
         )
+
+    def only(self, landmarks) -> "LandmarkSet":
+        """The discovered `landmarks` (indices or [K] bool)."""
+        return self._replace(found=np.asarray(self.found)[:, landmarks], score=np.asarray(self.score)[:, landmarks])
 
 
 class ForwardMap(NamedTuple):
@@ -160,7 +176,13 @@ def _fit_columns(x, y, there, strength):
     return weights.reshape(-1, x.shape[1]), bias.ravel(), strengths
 
 
-def fit_forward(train: LandmarkSet, strength: float | None = STRENGTH) -> ForwardMap:
+def fit_forward(
+    train: LandmarkSet,
+    strength: float | None = STRENGTH,
+    *,
+    missing: str = "mean",
+    image_side: float | None = None,
+) -> ForwardMap:
     """Fits the map from discovered to annotated landmarks on all images of `train`, from one image on.
 
     With a single image the map is that image's annotation, whatever is found.
@@ -169,22 +191,49 @@ def fit_forward(train: LandmarkSet, strength: float | None = STRENGTH) -> Forwar
       train: landmarks of annotated images.
       strength: ridge penalty, relative as in `ops/ridge.py`; None chooses it by the leave-one-out error, which is what
         a few labelled images need. Evaluations use the protocol's fixed one.
+      missing: what stands in for points that were not found: `mean` or `svt`, see the module.
+      image_side: side of the frame in pixels, for `svt`.
+
+    Raises:
+      UserError: another word for `missing`.
     """
+    check_missing(missing)
     xy, there = _found(train)
     truth = np.asarray(train.truth, np.float64)
     fill, used = known_mean(xy, 0), there.any(0)
     fill = np.where(used[:, None], fill, 0.0)
     x = np.where(there[..., None], xy, fill)
+    if missing == "svt" and not there[:, used].all():
+        x = np.where(used[:, None], _completed(xy, there, image_side), fill)
     annotated = np.isfinite(truth).all(-1)
     weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength)
     return ForwardMap(weights, bias, fill, used, strengths)
 
 
+def check_missing(missing: str) -> None:
+    """Raises UserError for a policy that there is not."""
+    if missing not in MISSING:
+        raise UserError(f"eval.missing is {missing!r}; use one of {', '.join(MISSING)}")
+
+
+def _completed(xy, there, side):
+    """[N,K,2] with what is not `there` [N,K] as matrix completion has it; landmarks that are nowhere do not matter."""
+    if not side:
+        raise ValueError("missing='svt' needs image_side")
+    known = np.repeat(there, 2, axis=1)
+    # The defaults of `complete` without the columns that are empty: those stay, and draws of images share a program.
+    rows, columns = len(xy), known.any(0).sum()
+    tau, delta = 5 * (rows + columns) / 2, 1.2 * rows * columns / max(known.sum(), 1)
+    share = complete(_flat(xy) / side, known, tau=tau, delta=delta).x
+    filled = side * np.asarray(share, np.float64).reshape(xy.shape)
+    return np.where(there[..., None], xy, filled)  # as found, to the last digit
+
+
 def leave_one_out(train: LandmarkSet, forward: ForwardMap) -> np.ndarray:
     """How far each annotated point of `train` is from where a map fitted without its image puts it, [N,L,2].
 
-    The ridge strengths are those of `forward`, a fit to all of `train`. NaN where a point is not annotated, or on one
-    image alone.
+    For maps with missing points at their means. The ridge strengths are those of `forward`, a fit to all of `train`.
+    NaN where a point is not annotated, or on one image alone.
     """
     xy, there = _found(train)
     x, truth = _flat(np.where(there[..., None], xy, forward.fill)), np.asarray(train.truth, np.float64)
@@ -203,6 +252,14 @@ def apply_forward(forward: ForwardMap, found, score) -> np.ndarray:
     there &= forward.used
     x = np.where(there[..., None], xy, forward.fill)
     return (_flat(x) @ forward.weights.T + forward.bias).reshape(len(x), -1, 2)
+
+
+def _forward_errors(train: LandmarkSet, test: LandmarkSet, lengths, *, strength, missing, image_side):
+    """The forward map, the annotated landmarks that it predicts [N,L,2], and their errors [N,L] in percent."""
+    forward_map = fit_forward(train, strength, missing=missing, image_side=image_side)
+    predicted = apply_forward(forward_map, test.found, test.score)
+    pixels = np.linalg.norm(predicted - np.asarray(test.truth, np.float64), axis=-1)
+    return forward_map, predicted, 100 * pixels / lengths
 
 
 def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float) -> np.ndarray:
@@ -253,17 +310,22 @@ def evaluate(
     image_side: float | None = None,
     strength: float = STRENGTH,
     ced_limit: float = CED_LIMIT,
+    missing: str = "mean",
+    min_found: float = MIN_FOUND,
 ) -> dict[str, Any]:
     """Fits on `train`, scores on `test`; the module says what the numbers mean.
 
     Args:
       train: landmarks of the annotated training images; all of them are used.
       test: landmarks of the test images.
-      protocol: id of the protocol, see `data.specs.DatasetSpec`; `+missing_mean` is added where it applies.
+      protocol: id of the protocol, see `data.specs.DatasetSpec`; `+missing_mean` or `+missing_svt` is added where
+        points are missing.
       normaliser: two point numbers, 'box' or 'image', see `normaliser_lengths`.
-      image_side: side of the frame in pixels, for the normaliser 'image'.
+      image_side: side of the frame in pixels, for the normaliser 'image' and for `svt`.
       strength: ridge penalty of both directions, relative as in `ops/ridge.py`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
+      missing: what stands in for training points that were not found: `mean` or `svt`, see the module.
+      min_found: share of images on which a landmark has to be found to count in `often_found`.
 
     Returns:
       A dict. All errors are in percent of the normaliser; a mean over images is a mean of per-image means.
@@ -274,7 +336,10 @@ def evaluate(
                              thresholds from 0 to `ced_limit` percent, divided by that range: 0 to 1, 1 is best
         left_out             discovered landmarks that no training image has
         not_annotated        annotated points that no training image has; they are not scored
-        found_train, found_test                        share of the points that were found
+        found_train, found_test, found_share           share of the points that were found, in all images the last
+        often_found          if some point is missing: min_found; landmarks, how many were found on at least that share
+                             of all training and test images; forward_nme and backward_nme from these alone, None
+                             without any
         not_scored           test images whose normaliser is missing
         per_landmark         forward [L], mean_shape [L], backward [K], found_train [K], found_test [K]
         per_image            forward_nme [N], backward_nme [N], mean_shape_nme [N]
@@ -285,15 +350,15 @@ def evaluate(
       ValueError: arrays of the wrong shape.
     """
     _check(train, test)
+    check_missing(missing)
     lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
     truth = np.asarray(test.truth, np.float64)
     _, there_train = _found(train)
     _, there_test = _found(test)
-    forward_map = fit_forward(train, strength)
+    options = {"strength": strength, "missing": missing, "image_side": image_side}
+    forward_map, predicted, forward = _forward_errors(train, test, lengths, **options)
     used = forward_map.used
 
-    predicted = apply_forward(forward_map, test.found, test.score)
-    forward = 100 * np.linalg.norm(predicted - truth, axis=-1) / lengths  # [N,L], NaN where not annotated
     mean_shape = known_mean(np.asarray(train.truth, np.float64), 0)
     baseline = 100 * np.linalg.norm(mean_shape - truth, axis=-1) / lengths
     backward = 100 * _backward_errors(train, test, strength) / lengths  # [N,K], NaN where not found
@@ -310,10 +375,22 @@ def evaluate(
     def visible_nme(errors):
         return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
 
-    complete = there_train.all() and there_test.all()
+    there = np.concatenate([there_train, there_test])
+    often = {}
+    if not there.all():
+        passed = used & (there.mean(0) >= min_found)
+        # Not a mean of the errors above: the regression sees these landmarks alone, and their matrix is completed.
+        parts = [part.only(passed) for part in (train, test)]
+        errors = _forward_errors(*parts, lengths, **options)[2] if passed.any() else np.full(forward.shape, np.nan)
+        often["often_found"] = {
+            "min_found": float(min_found),
+            "landmarks": int(passed.sum()),
+            "forward_nme": or_none(known_mean(known_mean(errors, 1))),
+            "backward_nme": or_none(known_mean(backward_landmark[passed])),
+        }
     scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
     return {
-        "protocol": protocol if complete else f"{protocol}+missing_mean",
+        "protocol": protocol if there.all() else f"{protocol}+missing_{missing}",
         "normaliser": normaliser_name(normaliser),
         "strength": float(strength),
         "n_train": len(train.found),
@@ -331,6 +408,8 @@ def evaluate(
         "not_annotated": np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
         "found_train": float(there_train.mean()),
         "found_test": float(there_test.mean()),
+        "found_share": float(there.mean()),
+        **often,
         "not_scored": int((~np.isfinite(lengths)).sum()),
         "per_landmark": {
             "forward": known_mean(forward, 0),
@@ -354,12 +433,13 @@ def label_counts(
     repeats: int = 10,
     seed: int = 0,
     strength: float = STRENGTH,
+    missing: str = "mean",
 ) -> list[dict]:
     """Forward error against the number of annotated training images.
 
     For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
-    on all of `test`; the draws depend on (seed, n, repeat) alone. 'all' is one fit. With n = 1 the prediction is that
-    image's annotation, so the two columns agree.
+    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from the drawn images
+    alone. 'all' is one fit. With n = 1 the prediction is that image's annotation, so the two columns agree.
 
     Returns:
       One dict a count: `n`, `repeats`, `forward_nme` (mean over draws), `forward_nme_std` (over draws, 0 for one),
@@ -386,7 +466,8 @@ def label_counts(
         for repeat in range(repeats if n < total else 1):
             draw = np.random.default_rng((seed, n, repeat)).permutation(total)[:n] if n < total else np.arange(total)
             few = train.take(draw)
-            predicted = apply_forward(fit_forward(few, strength), test.found, test.score)
+            fitted = fit_forward(few, strength, missing=missing, image_side=image_side)
+            predicted = apply_forward(fitted, test.found, test.score)
             mean_shape = known_mean(np.asarray(few.truth, np.float64), 0)
             errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
         forward, baseline = np.array(errors).T

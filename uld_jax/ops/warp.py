@@ -90,9 +90,7 @@ def random_warp(
     return Warp(linear, offset, weights.astype(dtype))
 
 
-def uniform_warp(
-    key, *, rotation: float, scale: float, shift: float, zoom: float = 1.0, dtype=jnp.float32
-) -> Warp:
+def uniform_warp(key, *, rotation: float, scale: float, shift: float, zoom: float = 1.0, dtype=jnp.float32) -> Warp:
     """Draws ONE warp by the law of Mallis et al. (published code): all uniform, x and y stretched independently.
 
     Args:

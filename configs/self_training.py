@@ -1,0 +1,77 @@
+"""Self-training correspondence (Mallis et al., NeurIPS 2020): generic keypoints, then both stages.
+
+    uld train --config=configs/self_training.py:dataset=folder,preset=small --config.data_dir=my_photos \
+        --workdir=runs/mine
+
+K, the number of landmarks, is found: `k` is of use to `variant=extended` alone, the method's later version (TPAMI
+2024), in which it is given. The generic detector is SuperPoint or R2D2 where --config.weights.superpoint=FOLDER or
+--config.weights.r2d2=FOLDER names converted weights, else corners, which need none.
+
+As the published code has it, where the paper says otherwise or nothing:
+    --config.stage1.memory=all_rounds --config.stage1.seeding=random --config.stage1.hinge=distance
+    --config.stage1.negatives=shared --config.stage1.target=pixel --config.stage1.reading=cell
+    --config.stage1.schedule=restarts --config.stage1.least_points=9 --config.stage2.least_images=500
+
+Presets: `paper` is 300,000 and 80,000 steps at 256 px; bodies: --config.keypoints.clusters=250.
+`small` is what two laptop cores train in about ten minutes; `tiny` takes seconds.
+The measured numbers are in the README's results table.
+"""
+
+from uld_jax.configs import common
+
+from uld_jax.errors import UserError
+
+VARIANTS = ("neurips", "extended")
+
+
+def get_config(arg=None):
+    """`arg`: see `common.parse`; also `variant`."""
+    arg = common.parse(arg, variant="neurips")
+    if arg.variant not in VARIANTS:
+        raise UserError(f"variant is {arg.variant!r}; use one of {', '.join(VARIANTS)}")
+    config = common.base(arg)
+    config.data.partner = True  # pairs of different images
+    config.batch_size = 16
+    config.eval_every = 10_000
+    config.save_every = 10_000
+    config.eval.missing = "svt"
+    config.eval.fit_images = 1000  # as the published protocol
+    config.stages = ("keypoints", "stage1", "stage2")
+    config.keypoints = common.stage("self_training.Keypoints", steps=0)
+    config.stage1 = common.stage("self_training.Correspondence", steps=300_000)
+    config.stage2 = common.stage("self_training.Landmarks", steps=80_000)
+    if arg.variant == "extended":
+        # One scale and no clusters at first; pairs and rounds as in the later code.
+        config.keypoints.update(scales=(1.0,), threshold=0.15, assignment="none")
+        config.stage1.update(variant="extended", steps=200_000, warmup=30_000, round_every=5_000, assignment="nearest")
+        config.stage1.update(cut=0.0, memory="none", seeding="random", restarts=10, threshold=0.15, nms=2)
+        config.stage1.update(subpixel="quarter", target="pixel", hinge="distance", negatives="within")
+        config.stage1.update(schedule="steps", decay_at=(150_000, 180_000), learning_rate=1e-4)
+        config.stage2.update(variant="extended", steps=200_000, loss_over="all", cutout=80 / 256, scale=0.2)
+        config.stage2.update(schedule="steps", decay_at=(50_000, 70_000), learning_rate=1e-5, head_rate=1e-4)
+    if arg.preset == "small":
+        config.data.frame_size = 160  # generic keypoints need the detail
+        config.keypoints.update(image_size=128, zoom=0.8, most=64, clusters=40)
+        config.stage1.update(steps=1500, warmup=500, round_every=250, most=64, learning_rate=1e-3, descriptor_size=64)
+        config.stage2.update(steps=1500, merge_from=500, merge_every=250, learning_rate=1e-3, scale=0.2)
+        for stage in (config.stage1, config.stage2):
+            stage.update(image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
+        config.stage1.subpixel = config.stage2.decode = "parabola"
+        config.eval_every = config.save_every = 250
+    if arg.preset == "tiny":
+        common.tiny(config)
+        config.keypoints.update(image_size=40, most=12, clusters=6, neighbours=10)
+        config.stage1.update(steps=20, warmup=10, round_every=5, clusters=6, most=12, learning_rate=2e-3)
+        config.stage2.update(steps=20, clusters=6, merge_from=5, merge_every=5, learning_rate=2e-3)
+        for stage in (config.stage1, config.stage2):
+            stage.update(image_size=32, width=16, depth=1, downsample=2)
+        config.stage1.descriptor_size = 16
+        config.stage1.restarts = 1
+        config.batch_size = 8
+    for stage in (config.stage1, config.stage2):
+        stage.clusters = config.keypoints.get_ref("clusters")  # the three stages speak of the same ones
+    if arg.variant == "extended" and arg.preset != "paper":
+        config.stage1.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
+        config.stage2.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
+        config.stage2.update(head_rate=config.stage2.learning_rate, learning_rate=config.stage2.learning_rate / 10)
+    return config.lock()

@@ -1,0 +1,337 @@
+"""Self-training correspondence against brute force, and what each switch of paper and code does."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from tests import tiny
+from uld_jax import config as config_lib
+from uld_jax.clustering import merge
+from uld_jax.errors import UserError
+from uld_jax.method import Bank, Labels, Rows
+from uld_jax.methods import self_training
+
+M, SIDE = 6, 40
+
+
+def built(stage: str, variant: str = "neurips", **changes):
+    config = tiny.config("self_training", more=f",variant={variant}")
+    return dataclasses.replace(config_lib.stage(config, stage).method, **changes)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# Step 4
+
+
+@pytest.mark.parametrize("how", ["hungarian", "nearest"])
+def test_assignment_is_that_of_scipy_with_the_far_ones_cut_off(how):
+    rng = np.random.default_rng(0)
+    x, centroids = unit(rng.normal(size=(40, 9, 5))), unit(rng.normal(size=(M, 5)))
+    mask, limits = rng.random((40, 9)) < 0.7, rng.uniform(0.3, 2.0, M)
+    limits[4] = 0  # an empty cluster takes nothing
+    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan), jnp.float32)
+    found = self_training.assign(poisoned, jnp.asarray(mask), jnp.asarray(centroids, jnp.float32), limits, how)
+    for b in range(40):
+        cost = ((x[b][:, None] - centroids) ** 2).sum(-1)
+        want, rows, used = -np.ones(M, int), np.flatnonzero(mask[b]), np.flatnonzero(limits > 0)
+        if how == "hungarian":
+            some = cost[np.ix_(rows, used)]
+            pairs = [(rows[i], used[j]) for i, j in zip(*linear_sum_assignment(some), strict=True)]
+        else:
+            pairs = sorted(((p, used[cost[p, used].argmin()]) for p in rows), key=lambda pc: -cost[pc])
+        for p, c in pairs:  # of several, the closest is written last
+            if cost[p, c] < limits[c]:
+                want[c] = p
+        np.testing.assert_array_equal(found.slots[b], want)
+        there = want >= 0
+        np.testing.assert_allclose(found.distance[b][there], cost[want[there], np.flatnonzero(there)], atol=1e-5)
+
+
+def test_limits_are_measured_on_the_nearest_centroid_of_all_keypoints():
+    rng = np.random.default_rng(1)
+    x, centroids = unit(rng.normal(size=(4, 3, 8, 5))), unit(rng.normal(size=(M, 5)))
+    mask = rng.random((4, 3, 8)) < 0.8
+    rows = Rows(jnp.asarray(np.where(mask[..., None], x, np.nan)), jnp.zeros((4, 3, 8, 2)), jnp.asarray(mask))
+    cost = ((x[..., None, :] - centroids) ** 2).sum(-1)[mask]
+    found = self_training._limits(rows, jnp.asarray(centroids), 1.5)
+    for c in range(M):
+        own = cost.min(-1)[cost.argmin(-1) == c]
+        assert found[c] == (pytest.approx(own.mean() + 1.5 * own.std(), abs=1e-4) if len(own) else 0)
+    assert (np.asarray(self_training._limits(rows, jnp.asarray(centroids), 0.0)) > 1e30).any()  # no cut
+
+
+# Step 6
+
+
+def pairs_by_hand(on_a, on_b, is_a, is_b, kind):
+    same, apart = np.zeros((M, M), bool), np.zeros((M, M), bool)
+    for i in range(M):
+        for j in range(M):
+            if on_a[i] and on_b[j]:
+                (same if is_a[i] == is_b[j] else apart)[i, j] = True
+    if kind == "shared":
+        in_b = [on_a[i] and any(on_b[j] and is_b[j] == is_a[i] for j in range(M)) for i in range(M)]
+        in_a = [on_b[j] and any(on_a[i] and is_a[i] == is_b[j] for i in range(M)) for j in range(M)]
+        apart &= np.outer(in_b, in_a)
+    return same, apart & (kind != "within")
+
+
+@pytest.mark.parametrize("negatives", ["cross", "shared", "within"])
+def test_pairs_never_join_other_labels_nor_points_that_are_not_there(negatives):
+    rng = np.random.default_rng(2)
+    there = rng.random((2, 50, M)) < 0.6
+    number = np.stack([np.stack([rng.permutation(M) for _ in range(50)]) for _ in range(2)])  # as mirrored views have
+    same, apart = built("stage1", negatives=negatives)._pairs(*there, *number)
+    for b in range(50):
+        want = pairs_by_hand(there[0, b], there[1, b], number[0, b], number[1, b], negatives)
+        np.testing.assert_array_equal(same[b], want[0])
+        np.testing.assert_array_equal(apart[b], want[1])
+
+
+@pytest.mark.parametrize(("hinge", "reading"), [("squared", "bilinear"), ("distance", "cell")])
+def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading):
+    stage = built("stage1", hinge=hinge, reading=reading, target="pixel", negatives="cross", descriptor_weight=10.0)
+    rng, heat = np.random.default_rng(3), stage._geometry.heat[0]
+    params = net_params(stage)
+    seen = jnp.asarray(rng.random((4, stage.image_size, stage.image_size, 3)), jnp.float32)
+    cells = rng.integers(0, heat, (4, M, 2)).astype(np.float32)
+    there, number = rng.random((4, M)) < 0.7, np.tile(np.arange(M), (4, 1))
+    examples = dict(seen=seen, cells=jnp.asarray(cells), there=jnp.asarray(there), number=jnp.asarray(number), key=None)
+    loss, metrics = jax.jit(stage._loss)(params, {k: v for k, v in examples.items() if v is not None})
+    out = stage._net.apply({"params": params}, seen)
+    target, values = np.zeros((4, heat, heat)), []
+    for b in range(4):
+        for m in range(M):
+            if there[b, m]:
+                target[b, int(cells[b, m, 1]), int(cells[b, m, 0])] = 1
+    detector = ((1 / (1 + np.exp(-np.asarray(out.logits, np.float64))) - target) ** 2).mean((1, 2))
+    for b in (0, 2):
+        read = lambda v, m: np.asarray(out.descriptors[v, int(cells[v, m, 1]), int(cells[v, m, 0])], np.float64)
+        for i in np.flatnonzero(there[b]):
+            for j in np.flatnonzero(there[b + 1]):
+                square = ((read(b, i) - read(b + 1, j)) ** 2).sum()
+                far = max(0, 0.8 - square) if hinge == "squared" else max(0, 0.8 - np.sqrt(square)) ** 2
+                values.append(square if i == j else far)
+    want = detector[::2].mean() + detector[1::2].mean() + 10 * np.mean(values)
+    assert float(loss) == pytest.approx(want, rel=1e-4)
+    assert metrics["pairs"] == (there[0] & there[1]).sum() / 2 + (there[2] & there[3]).sum() / 2
+
+
+def net_params(stage):
+    from uld_jax.models import layers
+
+    shape = jax.ShapeDtypeStruct((1, stage.image_size, stage.image_size, 3), jnp.float32)
+    return layers.initialize(stage._net, jax.random.key(0), shape)["params"]
+
+
+# Step 7
+
+
+def state_of(stage, rows: int, labels: Labels | None = None):
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    width = 16
+    aux = self_training._empty(rows, M, width, jnp.float32)
+    previous = jax.tree.map(lambda x: x, self_training.TrainState(jnp.int32(0), aux=aux))
+    if labels is not None:
+        previous = previous.replace(aux=aux._replace(labels=labels))
+    return stage.init(jax.random.key(0), batch, {}, previous, rows)
+
+
+@pytest.mark.parametrize(("memory", "from_memory"), [("two_rounds", 1), ("all_rounds", 2), ("none", 0)])
+def test_memory_holds_the_last_round_or_all_or_nothing(memory, from_memory):
+    stage = built("stage1", memory=memory, threshold=0.999)  # an untrained network detects nothing
+    xy = np.full((3, M, 2), 20.0, np.float32)
+    xy[1, 2], xy[1, 4] = (8, 9), (30, 12)
+    score = np.zeros((3, M), np.float32)
+    score[1, [2, 4]] = 1
+    state = state_of(stage, 3, Labels(jnp.asarray(xy), jnp.asarray(score)))
+    fresh = np.zeros((3, M), bool)
+    fresh[1, 4] = True  # the last detection found one of the two
+    state = state.replace(aux=state.aux._replace(fresh=jnp.asarray(fresh)))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
+    rows = stage.observe(state, {}, {"image": images, "index": jnp.array([1, 9])})  # 9: a photo that is not trained on
+    assert int(rows.mask[0].sum()) == from_memory
+    assert not rows.mask[1].any()
+    if from_memory:
+        kept = np.asarray(rows.xy[0])[np.asarray(rows.mask[0])]
+        assert np.abs(kept - [30, 12]).sum(-1).min() < 1e-3
+
+
+def bank_of_groups(rng, groups, images: int, noise: float = 0.05):
+    """Every image shows some of the groups' directions once, at the group's place."""
+    p, size = len(groups) + 2, groups.shape[1]
+    x, xy = np.zeros((images, 1, p, size), np.float32), np.zeros((images, 1, p, 2), np.float32)
+    mask, truth = np.zeros((images, 1, p), bool), -np.ones((images, p), int)
+    for n in range(images):
+        some = rng.permutation(len(groups))[: rng.integers(2, len(groups) + 1)]
+        slots = rng.permutation(p)[: len(some)]
+        x[n, 0, slots] = unit(groups[some] + noise * rng.normal(size=(len(some), size)))
+        xy[n, 0, slots] = np.stack([some * 5 + 2, some * 3 + 4], -1)
+        mask[n, 0, slots], truth[n, slots] = True, some
+    bank = Bank(Rows(jnp.asarray(x), jnp.asarray(xy), jnp.asarray(mask)), jnp.arange(images)[:, None])
+    return bank, truth
+
+
+def test_a_round_recovers_groups_and_goes_on_with_its_centroids():
+    rng = np.random.default_rng(4)
+    groups = unit(rng.normal(size=(M, 16)))
+    stage = built("stage1", cut=0.0)
+    bank, truth = bank_of_groups(rng, groups, 40)
+    state = jax.jit(stage.refresh)(state_of(stage, 40), {}, bank, jax.random.key(0))
+    xy, score = np.asarray(state.aux.labels.xy), np.asarray(state.aux.labels.score)
+    groups_of = np.round((xy[..., 0] - 2) / 5).astype(int)
+    for m in range(M):
+        assert len(np.unique(groups_of[score[:, m] > 0, m])) == 1  # a cluster is one group
+    assert score.sum() == (truth >= 0).sum()
+    assert float(state.aux.counts.labelled) == pytest.approx(score.sum() / 40)
+    again = jax.jit(stage.refresh)(state, {}, bank, jax.random.key(7))  # another key: warm centroids do not care
+    np.testing.assert_allclose(again.aux.centroids, state.aux.centroids, atol=1e-5)
+    other = jax.jit(built("stage1", cut=0.0, seeding="random").refresh)(state, {}, bank, jax.random.key(7))
+    assert np.abs(other.aux.centroids - state.aux.centroids).max() > 1e-2
+
+
+def test_the_cut_drops_what_is_unlike_its_cluster():
+    rng = np.random.default_rng(5)
+    groups = unit(rng.normal(size=(M, 16)))
+    bank, truth = bank_of_groups(rng, groups, 60, noise=0.02)
+    odd = rng.random(truth.shape) < 0.1
+    x = np.where(
+        (odd & (truth >= 0))[:, None, :, None],
+        unit(rng.normal(size=(60, 1, truth.shape[1], 16))),
+        bank.rows.descriptors,
+    )
+    bank = bank._replace(rows=bank.rows._replace(descriptors=jnp.asarray(x)))
+    kept = {}
+    for cut in (0.0, 1.0):
+        stage = built("stage1", cut=cut)
+        kept[cut] = float(
+            jax.jit(stage.refresh)(state_of(stage, 60), {}, bank, jax.random.key(0)).aux.labels.score.sum()
+        )
+    assert kept[1.0] < kept[0.0] <= (truth >= 0).sum()
+
+
+# Stage 2
+
+
+def test_labels_move_to_the_target_of_their_cluster():
+    rng = np.random.default_rng(6)
+    target, rank = np.array([0, 0, 2, 0, 4, -1]), np.array([1, 0, 2, 3, 4, 6])
+    merged = merge.Merge(jnp.asarray(target), jnp.asarray(target == np.arange(6)), jnp.int32(3), jnp.asarray(rank))
+    there, xy = rng.random((30, 6)) < 0.6, rng.uniform(0, 40, (30, 6, 2)).astype(np.float32)
+    labels = self_training._merged_labels(Labels(jnp.asarray(xy), jnp.asarray(there, jnp.float32)), merged)
+    for n in range(30):
+        for t in range(6):
+            members = [m for m in range(6) if there[n, m] and target[m] == t]
+            assert bool(labels.score[n, t] > 0) == bool(members)
+            if members:
+                np.testing.assert_array_equal(labels.xy[n, t], xy[n, min(members, key=lambda m: rank[m])])
+
+
+def test_heatmaps_that_peak_together_become_one_landmark():
+    stage = built("stage2")
+    rng = np.random.default_rng(7)
+    xy = rng.uniform(3, 37, (20, 2, M, 2)).astype(np.float32)
+    xy[:, :, 3] = xy[:, :, 1] + 0.1  # the same place
+    score = np.where(rng.random((20, 2, M)) < 0.9, 0.8, 0.0).astype(np.float32)
+    labels = Labels(jnp.asarray(xy.reshape(40, M, 2)), jnp.asarray(score.reshape(40, M)))
+    first = state_of(built("stage1"), 40, labels)
+    state = stage.init(
+        jax.random.key(0), {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}, {}, first, 40
+    )
+    bank = Bank(
+        Rows(jnp.asarray(score)[..., None], jnp.asarray(xy), jnp.asarray(score > 0.2)), jnp.arange(40).reshape(20, 2)
+    )
+    after = jax.jit(stage.refresh)(state, {}, bank, jax.random.key(0))
+    assert int(state.aux.active.sum()) == M
+    assert int(after.aux.active.sum()) == M - 1
+    assert bool(after.aux.active[1]) != bool(after.aux.active[3])
+    gone = 3 if after.aux.active[1] else 1
+    assert not after.aux.labels.score[:, gone].any()
+    images = jnp.asarray(rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
+    assert not stage.predict(after, {}, images).score[:, gone].any()  # and is never predicted
+
+
+def test_stage_2_goes_on_with_the_descriptor_branch():
+    first = state_of(built("stage1"), 4, Labels(jnp.ones((4, M, 2)), jnp.ones((4, M))))
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    second = built("stage2").init(jax.random.key(3), batch, {}, first, 4)
+    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert same(second.params["m0"], first.params["m0"])
+    assert same(second.params["top_m_0"], first.params["top_m_1"])
+    assert second.params["l_0"]["kernel"].shape[-1] == M
+
+
+# Keypoints
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(8)
+    picture = np.zeros((3, SIDE, SIDE, 3), np.uint8)
+    for n in range(3):
+        for _ in range(6):
+            x, y = rng.integers(4, SIDE - 10, 2)
+            picture[n, y : y + 6, x : x + 6] = rng.integers(80, 256, 3)
+    return jnp.asarray(picture)
+
+
+def test_keypoints_outside_the_box_or_the_mask_are_dropped(images):
+    box = np.array([[5, 5, 25, 30]] * 3, np.float32)
+    side = SIDE // 4
+    mask = np.zeros((3, side, side), bool)
+    mask[:, 2:7, 1:6] = True
+    batch = {"image": images, "index": jnp.arange(3)}
+    stage = built("keypoints")
+    everything = stage.observe(None, stage.frozen(), batch)
+    for region, known in (("box", {"boxes": box}), ("mask", {"masks": mask})):
+        stage = built("keypoints", region=region)
+        rows = stage.observe(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch)
+        xy = np.asarray(rows.xy)[np.asarray(rows.mask)]
+        assert 0 < len(xy) < int(everything.mask.sum())
+        if region == "box":
+            assert ((xy >= 5) & (xy <= [25, 30])).all()
+        else:
+            cell = np.floor((xy + 0.5) / 4).astype(int)
+            assert mask[0, cell[:, 1], cell[:, 0]].all()
+
+
+def test_given_keypoints_take_the_place_of_detected_ones(images):
+    stage = built("keypoints", points="given.csv")
+    xy = np.random.default_rng(0).uniform(2, 37, (3, stage.most, 2)).astype(np.float32)
+    mask = np.random.default_rng(1).random((3, stage.most)) < 0.5
+    known = {"keypoints": (jnp.asarray(xy), jnp.asarray(mask))}
+    rows = stage.observe(None, stage.frozen() | {"rows": known}, {"image": images, "index": jnp.arange(3)})
+    np.testing.assert_array_equal(rows.xy, xy)
+    np.testing.assert_array_equal(rows.mask, mask)
+    lengths = np.linalg.norm(rows.descriptors, axis=-1)
+    np.testing.assert_allclose(lengths[mask], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "word"),
+    [
+        ("keypoints", {"region": "circle"}, "keypoints.region"),
+        ("keypoints", {"outliers": 1.0}, "keypoints.outliers"),
+        ("keypoints", {"background": "clusters"}, "keypoints.region"),
+        ("stage1", {"hinge": "soft"}, "stage1.hinge"),
+        ("stage1", {"round_every": 0}, "stage1.round_every"),
+        ("stage2", {"merge_share": 1.5}, "stage2.merge_share"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(stage, changes, word):
+    with pytest.raises(UserError, match=word):
+        built(stage, **changes)
+
+
+def test_stages_out_of_order_are_refused():
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    for stage in ("stage1", "stage2"):
+        with pytest.raises(UserError, match="put the stage"):
+            built(stage).init(jax.random.key(0), batch, {}, None, 4)

@@ -1,0 +1,1254 @@
+"""Self-training correspondence: from generic keypoints to a detector of K object landmarks.
+
+Mallis et al., "Unsupervised Learning of Object Landmarks via Self-Training Correspondence", NeurIPS 2020, and the
+extended variant's code ("From Keypoints to Object Landmarks via Self-Training Correspondence", TPAMI 2024).
+
+    Keypoints        1) keypoints of a generic detector at several scales, greedy suppression    (section 4)
+    (no training)    2) those outside the object's box or mask, or unlike all others, are dropped
+                     3) k-means of their descriptors into M clusters
+                     4) an image uses a cluster once at most; what is far from its centroid is dropped  (eq. 1)
+
+    Correspondence   5) one network: a map of where keypoints are, and a descriptor at every cell     (section 3.2)
+    (stage 1)        6) squared error of the map; contrastive loss over pairs from two images, or views of one  (eq. 2)
+                     7) every round: detect, add what was known, describe; steps 3, 4 from the last round's centroids
+
+    Landmarks        8) M heatmaps; squared error for those that have a label in the image             (section 3.3)
+    (stage 2)        9) clusters whose heatmaps peak at the same place become one: K are left
+
+A label table has one slot a cluster: [N,M] points, since an image uses a cluster once at most. Where the paper and its
+code part, the paper is the default and the code a switch.
+"""
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uld_jax import config, optimizers, rounds, weights
+from uld_jax.clustering import assignment, merge
+from uld_jax.clustering.kmeans import kmeans
+from uld_jax.clustering.outliers import inliers
+from uld_jax.errors import UserError
+from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.models import fan, layers
+from uld_jax.ops import color, heatmaps, keypoints, nms, views, warp
+
+
+class Recovered(NamedTuple):
+    """What is known of correspondence: clusters of descriptors, and where each is in every training image.
+
+    Attributes:
+      round: int32, clusterings of this stage's own descriptors.
+      centroids: [C,D] float32; C is M, or K in the extended variant.
+      limits: [C] float32, the squared distance to its centroid from which a keypoint is dropped; 0 for an empty one.
+      labels: the keypoints that are trained on, [N,M].
+      fresh: [N,M] bool, those that the last detection found.
+      mirrored: [N,M] int32, the cluster of a label in the mirrored image; None but in the extended variant.
+      landmarks: [N,K] what the last stage learns in the extended variant; None else, where it learns `labels`.
+      flips: [K] int32, the mirrored partner of a landmark, in the extended variant; None else.
+      counts: what the last clustering saw, see `Counts`.
+    """
+
+    round: jax.Array
+    centroids: jax.Array
+    limits: jax.Array
+    labels: Labels
+    fresh: jax.Array
+    mirrored: jax.Array | None
+    landmarks: Labels | None
+    flips: jax.Array | None
+    counts: "Counts"
+
+
+class Merged(NamedTuple):
+    """Clusters on their way to landmarks.
+
+    Attributes:
+      round: int32, mergings done.
+      active: [M] bool, heatmaps that still stand for a landmark; K of them at the end.
+      labels: [N,M], the points that heatmaps are trained on.
+      flips: [M] int32, the mirrored partner of a landmark, in the extended variant; None else.
+    """
+
+    round: jax.Array
+    active: jax.Array
+    labels: Labels
+    flips: jax.Array | None
+
+
+class Counts(NamedTuple):
+    """How a clustering went; float32 scalars.
+
+    Attributes:
+      keypoints: mean number of keypoints an image, before assignment.
+      labelled: of those that were given a cluster and kept.
+      clusters: clusters that some image uses.
+      full: images that filled every slot for keypoints, so that some may have been lost: raise `most`.
+    """
+
+    keypoints: jax.Array
+    labelled: jax.Array
+    clusters: jax.Array
+    full: jax.Array
+
+
+class Assigned(NamedTuple):
+    """Where each cluster is in each image.
+
+    Attributes:
+      slots: [B,C] int32, the keypoint that has the cluster; -1 where the image does not use it.
+      distance: [B,C] float32, its squared distance to the centroid.
+    """
+
+    slots: jax.Array
+    distance: jax.Array
+
+
+def assign(descriptors, mask, centroids, limits, how: str) -> Assigned:
+    """Step 4) Keypoints of each image to clusters, each used once at most; what is beyond the limit is dropped.
+
+    Args:
+      descriptors: [B,P,D].
+      mask: [B,P] bool.
+      centroids: [C,D].
+      limits: [C], exclusive; 0 for a cluster that takes nothing.
+      how: `hungarian`, the least total distance (eq. 1); or `nearest`, each keypoint to the nearest centroid, of which
+        a cluster keeps the closest (extended variant).
+    """
+    cost = assignment.squared_distances(descriptors, centroids, mask)
+    used = limits > 0
+    if how == "hungarian":
+        labels = assignment.one_per_cluster(cost, mask, used)
+    else:
+        labels = jnp.where(mask & used.any(), jnp.argmin(jnp.where(used, cost, jnp.inf), -1), -1)
+    own = jnp.take_along_axis(cost, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+    keep = assignment.distance_cut(own, labels, len(limits), limits=limits)
+    slots = assignment.best_slots(jnp.where(keep, labels, -1), -own, len(limits)).slots
+    return Assigned(slots, _at(own, slots))
+
+
+def _at(values, slots):
+    """values [B,P,...] of slots [B,C], where these are not -1; the first slot's elsewhere."""
+    index = jnp.maximum(slots, 0)
+    return jnp.take_along_axis(values, index.reshape(*index.shape, *[1] * (values.ndim - 2)), 1)
+
+
+def _by_batch(function, rows: Rows):
+    """`function` of Rows of [B,...], for each of the T batches of a bank; its results are [B,T,...].
+
+    One batch after the other, so that no table of all keypoints by all clusters is ever needed.
+    """
+    results = jax.lax.map(function, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rows))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), results)
+
+
+def _limits(rows: Rows, centroids, cut: float):
+    """[C]: mean plus `cut` standard deviations of squared distances to the nearest centroid; 0 for empty clusters."""
+
+    def nearest(rows):
+        cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
+        return jnp.min(cost, -1), jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
+
+    distances, labels = _by_batch(nearest, rows)
+    count = len(centroids)
+    if cut:
+        # A cluster of equal descriptors has limit 0 up to rounding, yet they are close to it.
+        limits = assignment.distance_limits(distances, labels, count, deviations=cut)
+        some = jnp.any((labels[..., None] == jnp.arange(count)).reshape(-1, count), 0)
+        return jnp.where(some, jnp.maximum(limits, 1e-6), 0)
+    some = jnp.any((labels[..., None] == jnp.arange(count)).reshape(-1, count), 0)
+    return jnp.where(some, jnp.asarray(jnp.finfo(distances.dtype).max, distances.dtype), 0)
+
+
+def _labels(bank, xy, slots, rows: int) -> Labels:
+    """Table [N,C] of keypoints xy [B,T,P,2] at slots [B,T,C]."""
+    count = slots.shape[-1]
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    points = _at(flat(xy), flat(slots)).reshape(*slots.shape, 2)
+    there = slots >= 0
+    score = jnp.where(there, 1, 0).astype(xy.dtype)
+    return Labels(
+        rounds.table(bank, jnp.where(there[..., None], points, 0), rows).reshape(rows, count, 2),
+        rounds.table(bank, score, rows),
+    )
+
+
+def _counts(bank, labels: Labels, most: int) -> Counts:
+    rows = jnp.asarray(len(labels.score), jnp.float32)
+    held = jnp.sum(bank.rows.mask, -1)
+    return Counts(
+        keypoints=jnp.sum(held) / rows,
+        labelled=jnp.sum(labels.score > 0) / rows,
+        clusters=jnp.sum(jnp.any(labels.score > 0, 0), dtype=jnp.float32),
+        full=jnp.sum(held >= most, dtype=jnp.float32),
+    )
+
+
+def _empty(rows: int, slots: int, size: int, dtype, k: int = 0) -> Recovered:
+    """Nothing known yet; `k` is that of the extended variant, else 0."""
+    zero = jnp.zeros((), jnp.float32)
+    count = k or slots
+    return Recovered(
+        round=jnp.int32(0),
+        centroids=jnp.zeros((count, size), dtype),
+        limits=jnp.zeros(count, dtype),
+        labels=Labels(jnp.zeros((rows, slots, 2), dtype), jnp.zeros((rows, slots), dtype)),
+        fresh=jnp.zeros((rows, slots), bool),
+        mirrored=jnp.zeros((rows, slots), jnp.int32) if k else None,
+        landmarks=Labels(jnp.zeros((rows, k, 2), dtype), jnp.zeros((rows, k), dtype)) if k else None,
+        flips=jnp.zeros(k, jnp.int32) if k else None,
+        counts=Counts(zero, zero, zero, zero),
+    )
+
+
+def _check(section: str, stage, choices=(), positive=()) -> None:
+    for name, known in choices:
+        if getattr(stage, name) not in known:
+            raise UserError(f"{section}.{name} is {getattr(stage, name)!r}; use {' or '.join(known)}")
+    for name in positive:
+        if getattr(stage, name) <= 0:
+            raise UserError(f"{section}.{name} is {getattr(stage, name)}; use a number above 0")
+
+
+class Generic(NamedTuple):
+    """How a generic keypoint detector is used where the config does not say.
+
+    Attributes:
+      backbone: class below `uld_jax.backbones`.
+      threshold: of its score, exclusive.
+      nms: half the side of a keypoint's box, in pixels of the view.
+      scales: of the view.
+      descriptors: of the `first` scale, or of each keypoint's `own`.
+    """
+
+    backbone: str
+    threshold: float
+    nms: int
+    scales: tuple[float, ...]
+    descriptors: str
+
+
+# SuperPoint as the published code has it. R2D2's own detection is a pyramid of smaller and smaller images.
+GENERIC = {
+    "superpoint": Generic("superpoint.SuperPoint", 0.1, 6, (1.0, 1.3, 1.6), "first"),
+    "r2d2": Generic("r2d2.R2D2", 0.0, 2, (1.0, 0.84, 0.71), "own"),
+    "corners": Generic("corners.Corners", 0.4, 3, (1.0,), "first"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keypoints(Stage):
+    """Generic keypoints and first clusters; a stage of zero steps.
+
+    Attributes:
+      frame_size: side of the frame in pixels.
+      detector: `superpoint`, `r2d2` (both need converted weights, `config.weights.superpoint`, `.r2d2`), `corners`,
+        which needs none; or `auto`, the first of these that can be used, which the log names.
+      image_size: side of the view that the detector sees, in pixels.
+      zoom: the view shows this central fraction of the frame.
+      scales: at 1.3 the view shows 1 / 1.3 of that, enlarged; at 0.7 all of it in 0.7 times as many pixels. () for the
+        detector's own (SuperPoint: 1, 1.3, 1.6 in section 4; the extended code has 1 alone).
+      threshold: of the detector's score; below 0 for its own (SuperPoint: 0.1; 0.15 in the extended code).
+      nms: half the side of a keypoint's box in pixels; boxes must not overlap. 0 for the detector's own.
+      descriptors: of the `first` scale (published code), of each keypoint's `own`, or as the detector has it, `auto`.
+      most: P, keypoints an image; the surest are kept.
+      region: keypoints outside the object are dropped: by the csv's `box` (section 4) or `mask` columns, or `none`.
+      background: `clusters` drops what resembles keypoints outside the box more than those inside (Human3.6M in the
+        published code, with 100 clusters inside and 250 outside).
+      background_clusters: (inside, outside).
+      points: a csv `file,x0,y0,...` of keypoints of the training images that are used in place of detected ones, in
+        pixels of the files.
+      outliers: this share of keypoints, the farthest from their neighbours, is dropped (section 4; 0.4 in the code).
+      neighbours: of a keypoint, itself included, whose median distance counts.
+      clusters: M; 100 for faces, 250 for bodies.
+      assignment: `hungarian` (eq. 1); `nearest`; or `none`, no clusters but the surest M keypoints (extended variant).
+      cut: keypoints beyond the mean and so many standard deviations of their cluster's squared distances are dropped;
+        0 keeps all.
+      iterations, restarts: of k-means.
+      weights: folders of converted weights by kind.
+    """
+
+    uses_previous = False
+
+    frame_size: int
+    detector: str = "auto"
+    image_size: int = 256
+    zoom: float = 1.0
+    scales: tuple[float, ...] = ()
+    threshold: float = -1.0
+    nms: int = 0
+    descriptors: str = "auto"
+    most: int = 128
+    region: str = "none"
+    background: str = "none"
+    background_clusters: tuple[int, int] = (100, 250)
+    points: str = ""
+    outliers: float = 0.4
+    neighbours: int = 100
+    clusters: int = 100
+    assignment: str = "hungarian"
+    cut: float = 1.0
+    iterations: int = 100
+    restarts: int = 1
+    weights: Any = ()
+
+    def __post_init__(self):
+        choices = (
+            ("detector", ("auto", *GENERIC)),
+            ("descriptors", ("auto", "first", "own")),
+            ("region", ("none", "box", "mask")),
+            ("background", ("none", "clusters")),
+            ("assignment", ("hungarian", "nearest", "none")),
+        )
+        _check("keypoints", self, choices, ("image_size", "zoom", "most", "neighbours", "clusters", "restarts"))
+        if not 0 <= self.outliers < 1:
+            raise UserError(f"keypoints.outliers is {self.outliers}; use a share from 0 to below 1")
+        if self.background == "clusters" and self.region == "none":
+            raise UserError("keypoints.background=clusters needs to know the object; set keypoints.region=box or mask")
+
+    @property
+    def slots(self) -> int:
+        """M: what `predict` has room for."""
+        return self.clusters
+
+    @property
+    def _detector(self) -> str:
+        given = dict(self.weights)
+        if self.detector != "auto":
+            return self.detector
+        return next((name for name in ("superpoint", "r2d2") if given.get(name)), "corners")
+
+    @property
+    def _generic(self) -> Generic:
+        own = GENERIC[self._detector]
+        return own._replace(
+            threshold=own.threshold if self.threshold < 0 else self.threshold,
+            nms=self.nms or own.nms,
+            scales=self.scales or own.scales,
+            descriptors=own.descriptors if self.descriptors == "auto" else self.descriptors,
+        )
+
+    @property
+    def _backbone(self):
+        return config.backbone(self._generic.backbone, "keypoints.detector", weights=self.weights)
+
+    def _view(self, scale: float) -> views.Geometry:
+        """The view at a scale: enlarged beyond its borders, or made smaller, by whole multiples of 8 pixels."""
+        if scale >= 1:
+            return views.Geometry(self.frame_size, self.image_size, 1, self.zoom / scale)
+        return views.Geometry(self.frame_size, max(8, 8 * round(self.image_size * scale / 8)), 1, self.zoom)
+
+    def frozen(self):
+        logging.info("keypoints: the generic detector is %s", self._detector)
+        return {"detector": self._backbone.load()}
+
+    @property
+    def known(self):
+        """What is asked of `data.regions` about the training images, besides their pixels."""
+        asked = {"box": {"boxes": ()}, "mask": {"masks": (max(self.frame_size // 4, 1),)}}.get(self.region, {})
+        return asked | ({"keypoints": (self.points, self.most)} if self.points else {})
+
+    def init(self, rng, batch, frozen, previous, rows):
+        found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
+        size = found.descriptors.shape[-1] - (self.background != "none")
+        aux = _empty(rows, self.clusters, size, jnp.float32)
+        return TrainState(step=jnp.int32(0), aux=aux)
+
+    def train_step(self, state, frozen, batch, rng):
+        raise UserError("the stage keypoints has nothing to train; set config.keypoints.steps=0")
+
+    def passes(self, step):
+        return int(step == 0)
+
+    def observe(self, state, frozen, batch):
+        known = jax.tree.map(lambda table: table[batch["index"]], frozen.get("rows", {}))
+        return self._observe(frozen, batch["image"], known)
+
+    def _observe(self, frozen, images, known) -> Rows:
+        """Steps 1), 2): keypoints [B,P] of frames, in their pixels, with descriptors of length 1."""
+        known, generic, backbone = known or {}, self._generic, self._backbone
+        found, first = [], None
+        for scale in generic.scales:
+            view = self._view(scale)
+            maps = backbone.detect(frozen["detector"], view.look(images))
+            first = first or (view, maps)
+            points = nms.points(nms.greedy(maps.score, generic.threshold, generic.nms), maps.score, self.most)
+            described = self._describe(view, maps, points.xy)
+            found.append((view.to_frame(points.xy), points.score, points.mask, described))
+        xy, score, mask, described = (jnp.concatenate(parts, 1) for parts in zip(*found, strict=True))
+        view, maps = first
+        if "keypoints" in known:
+            xy, mask = known["keypoints"]
+            score = jnp.broadcast_to(1 - 1e-3 * jnp.arange(xy.shape[1]), mask.shape)
+        cells = view.to_cells(xy, view.still(len(images)))
+        if "keypoints" not in known and len(generic.scales) > 1:
+            mask = nms.greedy_points(cells, score, mask, generic.nms)
+        if "keypoints" in known or generic.descriptors == "first":
+            described = self._describe(view, maps, cells)
+        inside = self._inside(xy, known)
+        if self.background == "none":
+            mask &= inside
+        if xy.shape[1] > self.most:
+            _, order = jax.lax.top_k(jnp.where(mask, score, -1), self.most)
+            xy, mask, described, inside = (_at(x, order) for x in (xy, mask, described, inside))
+        described = jnp.where(mask[..., None], described, 0)
+        if self.background != "none":  # told apart in `refresh`: a last number is 1 inside and 0 outside
+            described = jnp.concatenate([described, inside[..., None].astype(described.dtype)], -1)
+        return Rows(described, xy, mask)
+
+    def _describe(self, view, maps, xy):
+        """Descriptors of length 1 at points in pixels of a view."""
+        stride = self._backbone.spec.taps[0].stride
+        return keypoints.l2_normalize(keypoints.sample(maps.descriptors, (xy + 0.5) / stride - 0.5))
+
+    def _inside(self, xy, known):
+        """Whether points [B,P,2] of the frame lie on the object."""
+        if "boxes" in known:
+            low, high = known["boxes"][:, None, :2], known["boxes"][:, None, 2:]
+            return jnp.all((xy >= low) & (xy <= high), -1)
+        if "masks" in known:
+            side = known["masks"].shape[1]
+            cells = jnp.clip(jnp.floor((xy + 0.5) * side / self.frame_size), 0, side - 1).astype(jnp.int32)
+            return jax.vmap(lambda mask, cell: mask[cell[:, 1], cell[:, 0]])(known["masks"], cells)
+        return jnp.ones(xy.shape[:2], bool)
+
+    def refresh(self, state, frozen, bank, rng):
+        total = len(state.aux.labels.score)
+        bank, rng = self._without_background(bank, rng)
+        x, mask = rounds.flatten(bank)
+        if self.outliers:
+            mask &= inliers(x, mask, share=self.outliers, neighbours=self.neighbours)
+        kept = bank._replace(rows=bank.rows._replace(mask=mask.reshape(bank.rows.mask.shape)))
+        # Step 3), or none: the first M keypoints of each image, which nothing tells apart between images.
+        if self.assignment == "none":
+            order = jnp.argsort(~kept.rows.mask, axis=-1, stable=True)[..., : self.clusters]
+            slots = jnp.where(jnp.take_along_axis(kept.rows.mask, order, -1), order, -1)
+            slots = jnp.pad(slots, ((0, 0), (0, 0), (0, self.clusters - slots.shape[-1])), constant_values=-1)
+            centroids, limits = state.aux.centroids, state.aux.limits
+        else:
+            centroids = kmeans(
+                x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts
+            ).centroids
+            limits = _limits(kept.rows, centroids, self.cut)
+            place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
+            slots = _by_batch(place, kept.rows).slots
+        labels = _labels(kept, kept.rows.xy, slots, total)
+        aux = state.aux._replace(
+            round=state.aux.round + 1,
+            centroids=centroids,
+            limits=limits,
+            labels=labels,
+            fresh=labels.score > 0,
+            counts=_counts(bank, labels, self.most),
+        )
+        return state.replace(aux=aux)
+
+    def _without_background(self, bank, rng):
+        """The bank without keypoints that resemble what is outside the object, and descriptors as detected."""
+        if self.background == "none":
+            return bank, rng
+        described, inside = bank.rows.descriptors[..., :-1], bank.rows.descriptors[..., -1] > 0
+        mask, flat = bank.rows.mask, described.reshape(-1, described.shape[-1])
+        rng, *keys = jax.random.split(rng, 3)
+        nearest = []
+        for key, count, part in zip(keys, self.background_clusters, (inside, ~inside), strict=True):
+            found = kmeans(flat, count, rng=key, mask=(mask & part).reshape(-1), iterations=self.iterations)
+            used = found.counts > 0
+
+            def distance(rows, centroids=found.centroids, used=used):
+                cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
+                return jnp.min(jnp.where(used, cost, jnp.inf), -1)
+
+            nearest.append(_by_batch(distance, bank.rows._replace(descriptors=described)))
+        mask &= inside & (nearest[0] < nearest[1])
+        return bank._replace(rows=bank.rows._replace(descriptors=described, mask=mask)), rng
+
+    def found(self, state):
+        return state.aux.counts._asdict()
+
+    def predict(self, state, frozen, images):
+        rows = self._observe(frozen, images, None)
+        if self.background != "none":
+            rows = rows._replace(descriptors=rows.descriptors[..., :-1])
+        if self.assignment == "none":
+            shape = len(images), self.clusters
+            return Prediction(jnp.zeros((*shape, 2)), jnp.zeros(shape))
+        return _predicted(rows, state.aux, self.assignment)
+
+
+def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
+    """Clusters of an image's keypoints, with a score that falls with the distance to the centroid."""
+    found = assign(rows.descriptors, rows.mask, aux.centroids, aux.limits, how)
+    there = found.slots >= 0
+    score = jnp.where(there, jnp.exp(-found.distance), 0)
+    return Prediction(jnp.where(there[..., None], _at(rows.xy, found.slots), 0).astype(jnp.float32), score)
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondence(Stage):
+    """Stage 1: where keypoints are, and which of them correspond.
+
+    Attributes:
+      k: K of the extended variant.
+      frame_size: side of the frame in pixels.
+      steps: of the stage, for the schedule; 310,000 in the code, at most 300,000 in the paper.
+      variant: `neurips`, or `extended`: K clusters for the landmarks, M for training, of descriptors of images and
+        mirrored images; training pairs are views of one image until the first clustering; views are mirrored at random.
+      start: `previous` learns from the labels of the stage before, with a new network; `checkpoint` also has the
+        network and centroids of `config.weights.mallis`.
+      pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training (figure 2c).
+      image_size, zoom: of the view that the network sees, as in `zeroshot.HeatmapDetector`.
+      width, depth, downsample, descriptor_size: of the network (`models/fan.py`).
+      dtype: of its arithmetic.
+      warmup: steps before the first clustering of its own descriptors; 20,000.
+      round_every: steps between clusterings; 10,000.
+      clusters: M, that of the stage before.
+      assignment, cut: as in `Keypoints`; `nearest` and 0 in the extended variant.
+      memory: `two_rounds` adds the keypoints of the last round to those detected now (section 3.2); `all_rounds` all
+        that were ever kept, which win over new ones (published code); `none` (extended code).
+      seeding: of k-means, the last round's centroids, `previous` (section 4); or `random` (published code).
+      iterations, restarts: of k-means.
+      threshold: of the detector's confidence; 0.2 in the code, 0.15 in the extended one.
+      nms: half the side of a keypoint's box in heatmap pixels; 1, and 2 in the extended code.
+      most: P, keypoints detected in an image.
+      subpixel: `none`, `quarter` (extended code) or `parabola`: detections between cells.
+      target: `gaussian` (section 3.2) or `pixel`, a single one (code).
+      sigma: of the Gaussian, in heatmap pixels.
+      reading: descriptors between cells, `bilinear`; or at the nearest, `cell` (code, in training).
+      hinge: of pairs that must be apart, `squared`: max(0, m - d^2) (eq. 2), or `distance`: max(0, m - d)^2 (code).
+      margin: m; 0.8 in the code.
+      negatives: pairs of other clusters, `cross`: of both images (eq. 2); `shared`: clusters that both have (code);
+        `within`: in one view, and of keypoints with random cells farther than `apart` heatmap pixels (extended code).
+      background, apart: random cells a view, and that distance, for `within`; 5.7 in the code.
+      descriptor_weight: of the contrastive loss; 10 in the code.
+      least_points: an image with fewer labels is not learned from; 9 in the code, which draws another in its place.
+      rotation (degrees), scale, shift: of the warps, `ops/warp.py` `uniform_warp`; 40, 0.2, 0.05 in the code.
+      colour: strength of the colour changes, 1 is usual.
+      learning_rate, l2: of RMSprop; 5e-4, 1e-5.
+      schedule: `constant` (section 4); `restarts`, cosine in five plateaus a round (code); `steps`, a tenth from each
+        of `decay_at` on (extended code).
+      decay_at: steps.
+      weights: folders of converted weights by kind.
+    """
+
+    describes = True
+    needs_previous_rows = True
+
+    k: int
+    frame_size: int
+    steps: int
+    variant: str = "neurips"
+    start: str = "previous"
+    pairs: str = "clusters"
+    image_size: int = 256
+    zoom: float = 1.0
+    width: int = 256
+    depth: int = 4
+    downsample: int = 4
+    descriptor_size: int = 256
+    dtype: str = "float32"
+    warmup: int = 20_000
+    round_every: int = 10_000
+    clusters: int = 100
+    assignment: str = "hungarian"
+    cut: float = 1.0
+    memory: str = "two_rounds"
+    seeding: str = "previous"
+    iterations: int = 100
+    restarts: int = 1
+    threshold: float = 0.2
+    nms: int = 1
+    most: int = 128
+    subpixel: str = "none"
+    target: str = "gaussian"
+    sigma: float = 0.75
+    reading: str = "bilinear"
+    hinge: str = "squared"
+    margin: float = 0.8
+    negatives: str = "cross"
+    background: int = 128
+    apart: float = 5.7
+    descriptor_weight: float = 10.0
+    least_points: int = 0
+    rotation: float = 40.0
+    scale: float = 0.2
+    shift: float = 0.05
+    colour: float = 1.0
+    learning_rate: float = 5e-4
+    l2: float = 1e-5
+    schedule: str = "constant"
+    decay_at: tuple[int, ...] = ()
+    weights: Any = ()
+
+    def __post_init__(self):
+        choices = (
+            ("variant", ("neurips", "extended")),
+            ("start", ("previous", "checkpoint")),
+            ("pairs", ("clusters", "augmented")),
+            ("assignment", ("hungarian", "nearest")),
+            ("memory", ("two_rounds", "all_rounds", "none")),
+            ("seeding", ("previous", "random")),
+            ("subpixel", ("none", "quarter", "parabola")),
+            ("target", ("gaussian", "pixel")),
+            ("reading", ("bilinear", "cell")),
+            ("hinge", ("squared", "distance")),
+            ("negatives", ("cross", "shared", "within")),
+        )
+        _check("stage1", self, choices, ("round_every", "clusters", "most", "nms", "sigma", "margin", "learning_rate"))
+        if self.variant == "extended" and self.memory != "none":
+            raise UserError("stage1.variant=extended keeps no earlier keypoints; set stage1.memory=none")
+
+    # -- network ------------------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """What `predict` has room for: M, or K in the extended variant."""
+        return self.k if self.variant == "extended" else self.clusters
+
+    @property
+    def _flips(self) -> bool:
+        return self.variant == "extended"
+
+    @property
+    def _net(self):
+        return fan.CorrespondenceFAN(
+            self.descriptor_size, self.width, self.depth, self.downsample, **layers.precision(self.dtype)
+        )
+
+    @property
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+
+    @property
+    def _optimizer(self):
+        held = self.warmup if self.schedule == "restarts" else 0
+        rate = optimizers.schedule(
+            self.schedule, self.learning_rate, self.steps, held, self.round_every, boundaries=self.decay_at
+        )
+        return optimizers.rmsprop(rate, l2=self.l2)
+
+    def frozen(self):
+        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
+
+    def frozen_to_predict(self):
+        return {}
+
+    @property
+    def _converted(self) -> bool:
+        return self.start == "checkpoint"
+
+    def init(self, rng, batch, frozen, previous, rows):
+        wide = layers.wide(self.dtype)
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, _ = layers.split(layers.initialize(self._net, rng, shape))
+        aux = _empty(rows, self.clusters, self.descriptor_size, wide, self.k if self._flips else 0)
+        if previous is None or not isinstance(previous.aux, Recovered):
+            raise UserError(
+                "stage1 learns from keypoints; put the stage keypoints before it, or set config.init_from=RUN:keypoints"
+            )
+        if previous.aux.labels.xy.shape != aux.labels.xy.shape:
+            images, slots = previous.aux.labels.xy.shape[:2]
+            raise UserError(
+                f"the stage before left {slots} clusters of {images} images, not {self.clusters} of {rows}; use the "
+                "same images, and the same clusters in keypoints and stage1"
+            )
+        aux = aux._replace(
+            labels=jax.tree.map(lambda x: x.astype(wide), previous.aux.labels),
+            fresh=previous.aux.labels.score > 0,
+        )
+        if self._converted and frozen:  # without weights it is shapes that are asked for
+            params, aux = _from_checkpoint(frozen["mallis"], params, aux)
+        return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def train_step(self, state, frozen, batch, rng):
+        aux = state.aux
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        coin, *drawn = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 7))(keys), axis=1)
+        # Step 6) Two images, or one image twice. Keypoints that are in no cluster correspond to themselves alone.
+        other = jax.vmap(jax.random.bernoulli)(coin) & self._clustered(aux)
+        index = jnp.stack([batch["index"], jnp.where(other, batch["index2"], batch["index"])], 1)
+        second = jnp.where(other[:, None, None, None], batch["image2"], batch["image"])
+        images = jnp.stack([batch["image"], second], 1)  # [B,2,...]: both views of an example on its device
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        warps, flips = self._warps(aux, flat(jnp.stack(drawn[:2], 1)), flat(jnp.stack(drawn[2:4], 1)))
+        seen = self._geometry.look(flat(images), warps)
+        coloured = flat(jnp.stack(drawn[4:], 1))
+        seen = jax.vmap(_recolour, (0, 0, None))(coloured, seen, self.colour)
+
+        labels = jax.tree.map(lambda table: table[flat(index)], aux.labels)
+        cells = self._geometry.to_cells(labels.xy, warps)
+        there = (labels.score > 0) & _inside(cells, self._geometry.heat)
+        there &= (jnp.sum(labels.score > 0, -1) >= self.least_points)[:, None]
+        number = jnp.broadcast_to(jnp.arange(self.clusters), there.shape)
+        if self._flips:
+            number = jnp.where(flips[:, None], aux.mirrored[flat(index)], number)
+        examples = {"seen": seen, "cells": cells, "there": there, "number": number, "key": coloured}
+        (loss, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, examples)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, opt_state=opt_state), {"loss": loss} | metrics
+
+    def _loss(self, params, examples):
+        cells, there = examples["cells"], examples["there"]
+        out = self._net.apply({"params": params}, examples["seen"])
+        logits, maps = out.logits.astype(cells.dtype), out.descriptors.astype(cells.dtype)
+        # Squared error of the map; one Gaussian a keypoint, or one pixel.
+        sigma, places = (self.sigma, cells) if self.target == "gaussian" else (0.1, jnp.round(cells))
+        places = jnp.where(there[..., None], places, -100)  # nothing is drawn of a keypoint that is not there
+        target = jnp.max(heatmaps.gaussian(places, self._geometry.heat, sigma), -1)
+        detector = 2 * jnp.mean((jax.nn.sigmoid(logits) - target) ** 2)  # the sum of the two views' means
+        # Contrastive loss: an example's two views are neighbours in the batch.
+        at = jnp.where(there[..., None], jnp.round(cells) if self.reading == "cell" else cells, 0)
+        described = keypoints.sample(maps, at)
+        pair = lambda x: (x[0::2], x[1::2])
+        (a, b), (on_a, on_b), (is_a, is_b) = pair(described), pair(there), pair(examples["number"])
+        same, apart = self._pairs(on_a, on_b, is_a, is_b)
+        square = _square_distances(a, b)
+        total = jnp.sum(jnp.where(same, square, 0)) + jnp.sum(jnp.where(apart, self._hinge(square), 0))
+        count = jnp.sum(same) + jnp.sum(apart)
+        if self.negatives == "within":
+            more, number = self._within(examples["key"], maps, described, at, there)
+            total, count = total + more, count + number
+        contrast = total / jnp.maximum(count, 1)
+        metrics = {
+            "detector": detector,
+            "contrast": contrast,
+            "pairs": jnp.sum(same) / len(a),  # of corresponding keypoints, an example
+            "near": keypoints.masked_mean(square, same),  # mean squared distance of those
+            "far": keypoints.masked_mean(square, on_a[:, :, None] & on_b[:, None] & ~same),
+        }
+        return detector + self.descriptor_weight * contrast, metrics
+
+    def _pairs(self, on_a, on_b, is_a, is_b):
+        """Which pairs [B,M,M] must be near, and which apart, of keypoints [B,M] that are there and have a number."""
+        both = on_a[:, :, None] & on_b[:, None]
+        equal = is_a[:, :, None] == is_b[:, None]
+        same, apart = both & equal, both & ~equal
+        if self.negatives == "within":
+            return same, jnp.zeros_like(apart)
+        if self.negatives == "shared":
+            apart &= jnp.any(same, 2)[:, :, None] & jnp.any(same, 1)[:, None]
+        return same, apart
+
+    def _hinge(self, square):
+        if self.hinge == "squared":
+            return jax.nn.relu(self.margin - square)
+        return jax.nn.relu(self.margin - jnp.sqrt(square + 1e-9)) ** 2
+
+    def _within(self, keys, maps, described, cells, there):
+        """Pairs inside a view that must be apart: of two keypoints, and of a keypoint and a random cell."""
+        height, width = maps.shape[1:3]
+        draw = lambda key: jax.random.randint(jax.random.fold_in(key, 1), (self.background, 2), 1, min(height, width))
+        random = jax.vmap(draw)(keys).astype(cells.dtype)
+        far = lambda x, y: jnp.sum((x[:, :, None] - y[:, None]) ** 2, -1) > self.apart**2
+        upper = jnp.triu(jnp.ones((self.clusters, self.clusters), bool), 1)
+        several = (jnp.sum(there, -1) > 2)[:, None, None]
+        known = there[:, :, None] & there[:, None] & upper & far(cells, cells) & several
+        beside = there[:, :, None] & far(cells, random) & several
+        total = jnp.sum(jnp.where(known, self._hinge(_square_distances(described, described)), 0))
+        others = _square_distances(described, keypoints.sample(maps, random))
+        return total + jnp.sum(jnp.where(beside, self._hinge(others), 0)), jnp.sum(known) + jnp.sum(beside)
+
+    def _clustered(self, aux):
+        """Whether keypoints of different images may correspond."""
+        if self.pairs == "augmented":
+            return False
+        return aux.round > 0 if self.variant == "extended" else True
+
+    def _warps(self, aux, keys, flip_keys):
+        draw = lambda key: warp.uniform_warp(
+            key,
+            rotation=self.rotation,
+            scale=self.scale,
+            shift=self.shift,
+            zoom=self.zoom,
+            dtype=layers.wide(self.dtype),
+        )
+        warps = jax.vmap(draw)(keys)
+        if not self._flips:
+            return warps, None
+        flips = jax.vmap(jax.random.bernoulli)(flip_keys) & (aux.round > 0)
+        return jax.vmap(warp.mirrored)(warps, flips), flips
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def passes(self, step):
+        if self.pairs == "augmented":
+            return int(step == self.steps)
+        due = step >= self.warmup and (step - self.warmup) % self.round_every == 0
+        return int(step > 0 and (due or step == self.steps))
+
+    def observe(self, state, frozen, batch):
+        aux, images = state.aux, batch["image"]
+        maps = self._net.apply({"params": state.params}, self._geometry.look(images))
+        xy, score, mask = self._detect(maps)
+        if self.memory != "none":
+            # An index beyond the table is a photo that training does not know.
+            known = jax.tree.map(
+                lambda table: jnp.take(table, batch["index"], 0, mode="fill", fill_value=0), aux.labels
+            )
+            old = known.score > 0
+            if self.memory == "two_rounds":
+                old &= jnp.take(aux.fresh, batch["index"], 0, mode="fill", fill_value=False)
+            cells = self._geometry.to_cells(known.xy, self._geometry.still(len(images)))
+            rank = 2.0 if self.memory == "all_rounds" else -2.0  # the code's old keypoints win; ours fill gaps
+            xy, mask = jnp.concatenate([xy, cells], 1), jnp.concatenate([mask, old], 1)
+            score = jnp.concatenate([score, jnp.full_like(known.score, rank)], 1)
+            mask = nms.greedy_points(xy, score, mask, self.nms)
+        described = self._describe(maps, xy, mask)
+        if self._flips:
+            turned = self._net.apply({"params": state.params}, self._geometry.look(images)[:, :, ::-1])
+            opposite = jnp.stack([self._geometry.heat[1] - 1 - xy[..., 0], xy[..., 1]], -1)
+            described = jnp.concatenate([described, self._describe(turned, opposite, mask)], -1)
+        return Rows(described, self._geometry.to_frame(xy), mask)
+
+    def _detect(self, maps):
+        """Keypoints of the detector head in cells: xy [B,P,2], score, mask [B,P]."""
+        confidence = jax.nn.sigmoid(maps.logits.astype(jnp.promote_types(maps.logits.dtype, jnp.float32)))
+        points = nms.points(nms.greedy(confidence, self.threshold, self.nms), confidence, self.most)
+        return nms.subpixel(confidence, points.xy, self.subpixel), points.score, points.mask
+
+    def _describe(self, maps, xy, mask):
+        described = maps.descriptors.astype(jnp.promote_types(maps.descriptors.dtype, jnp.float32))
+        return jnp.where(mask[..., None], keypoints.l2_normalize(keypoints.sample(described, xy)), 0)
+
+    def refresh(self, state, frozen, bank, rng):
+        # Step 7)
+        cluster = self._extended if self.variant == "extended" else self._neurips
+        return state.replace(aux=cluster(state.aux, bank, rng))
+
+    def _neurips(self, aux, bank, rng) -> Recovered:
+        x, mask = rounds.flatten(bank)
+        seeded = lambda: (
+            kmeans(x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
+        )
+        warm = lambda: kmeans(x, self.clusters, init=aux.centroids, mask=mask, iterations=self.iterations).centroids
+        first = aux.round == 0  # there are no centroids of these descriptors yet
+        centroids = jax.lax.cond(first, seeded, warm) if self.seeding == "previous" else seeded()
+        limits = _limits(bank.rows, centroids, self.cut)
+        place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
+        slots = _by_batch(place, bank.rows).slots
+        total = len(aux.labels.score)
+        labels = _labels(bank, bank.rows.xy, slots, total)
+        fresh = rounds.table(bank, (slots >= 0) & (slots < self.most), total)
+        return aux._replace(
+            round=aux.round + 1,
+            centroids=centroids,
+            limits=limits,
+            labels=labels,
+            fresh=fresh,
+            counts=_counts(bank, labels, self.most),
+        )
+
+    def _extended(self, aux, bank, rng) -> Recovered:
+        """K clusters of descriptors and mirrored descriptors; of what they keep, M clusters to train on."""
+        total, rows, size = len(aux.labels.score), bank.rows, self.descriptor_size
+        own = rows._replace(descriptors=rows.descriptors[..., :size])
+        turned = rows._replace(descriptors=rows.descriptors[..., size:])
+        first, second = jax.random.split(rng)
+
+        def clustered(count, key, mask):
+            flat = lambda x: x.reshape(-1, size)
+            both = jnp.concatenate([flat(own.descriptors), flat(turned.descriptors)])
+            twice = jnp.tile(mask.reshape(-1), 2)
+            found = kmeans(both, count, rng=key, mask=twice, iterations=self.iterations, restarts=self.restarts)
+            limits = jnp.where(found.counts > 0, jnp.asarray(jnp.finfo(both.dtype).max), 0)
+            place = lambda r: assign(r.descriptors, r.mask, found.centroids, limits, "nearest")
+
+            def nearest(r):
+                cost = assignment.squared_distances(r.descriptors, found.centroids, r.mask)
+                return jnp.argmin(jnp.where(limits > 0, cost, jnp.inf), -1)
+
+            slots = _by_batch(place, own._replace(mask=mask)).slots
+            mirrored = _at3(_by_batch(nearest, turned._replace(mask=mask)), slots)
+            return found.centroids, limits, slots, mirrored
+
+        centroids, limits, slots, mirrored = clustered(self.k, first, rows.mask)
+        landmarks = _labels(bank, rows.xy, slots, total)
+        pairs = (slots >= 0)[..., None] & (mirrored[..., None] == jnp.arange(self.k))
+        flips = jnp.argmax(jnp.sum(pairs, (0, 1)), -1).astype(jnp.int32)
+        kept = jnp.any((slots[..., None] == jnp.arange(rows.mask.shape[-1])), -2) & rows.mask
+        several = jnp.sum(kept, -1, keepdims=True) >= 2
+        _, _, slots, mirrored = clustered(self.clusters, second, kept & several)
+        labels = _labels(bank, rows.xy, slots, total)
+        return aux._replace(
+            round=aux.round + 1,
+            centroids=centroids,
+            limits=limits,
+            labels=labels,
+            fresh=labels.score > 0,
+            mirrored=rounds.table(bank, mirrored, total).astype(jnp.int32),
+            landmarks=landmarks,
+            flips=flips,
+            counts=_counts(bank, landmarks, self.most),
+        )
+
+    def found(self, state):
+        return state.aux.counts._asdict()
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def predict(self, state, frozen, images):
+        maps = self._net.apply({"params": state.params}, self._geometry.look(images))
+        xy, _, mask = self._detect(maps)
+        rows = Rows(self._describe(maps, xy, mask), self._geometry.to_frame(xy), mask)
+        how = "nearest" if self.variant == "extended" else self.assignment
+        return _predicted(rows, state.aux, how)
+
+    def heatmaps(self, state, frozen, images):
+        seen = self._geometry.look(images)
+        return color.to_uint8(seen), jax.nn.sigmoid(self._net.apply({"params": state.params}, seen).logits)[..., None]
+
+
+def _at3(values, slots):
+    """values [B,T,P] of slots [B,T,C]."""
+    return jnp.take_along_axis(values, jnp.maximum(slots, 0), -1)
+
+
+def _square_distances(a, b):
+    """[B,P,D], [B,Q,D] to squared distances [B,P,Q]."""
+    cross = jnp.einsum("bpd,bqd->bpq", a, b, precision="highest")
+    return jnp.maximum(jnp.sum(a * a, -1)[:, :, None] + jnp.sum(b * b, -1)[:, None] - 2 * cross, 0)
+
+
+def _inside(cells, heat):
+    """Whether points [B,P,2] lie on a map of (h, w) cells."""
+    high = jnp.asarray([heat[1], heat[0]], cells.dtype) - 0.5
+    return jnp.all((cells >= -0.5) & (cells <= high), -1)
+
+
+def _recolour(key, image, strength: float):
+    """Colour, contrast, focus and noise of ONE view, about as far as the published code changes them."""
+    s = strength
+    return color.random_color(
+        key,
+        image,
+        brightness=0.1 * s,
+        contrast=0.25 * s,
+        saturation=0.3 * s,
+        gain=0.05 * s,
+        grey=0.05 * s,
+        blur=0.5 * s,
+        noise=0.05 * s,
+    )
+
+
+def _from_checkpoint(given, params, aux: Recovered):
+    """Network and centroids of a converted stage 1."""
+    if not same_shapes(given["params"], params):
+        raise UserError(
+            "the weights of config.weights.mallis are of another network; give a file of stage 1, and set stage1's "
+            "width, depth and descriptor_size to theirs (the published ones: 256, 4, 256)"
+        )
+    params = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
+    centroids = given.get("centroids")
+    if centroids is not None and centroids.shape == aux.centroids.shape:
+        limits = jnp.full(aux.limits.shape, jnp.finfo(aux.limits.dtype).max, aux.limits.dtype)
+        aux = aux._replace(centroids=jnp.asarray(centroids, aux.centroids.dtype), limits=limits, round=jnp.int32(1))
+    return params, aux
+
+
+@dataclasses.dataclass(frozen=True)
+class Landmarks(Stage):
+    """Stage 2: one heatmap a cluster, and fewer and fewer of them.
+
+    Attributes:
+      k: K of the extended variant; else K is found.
+      frame_size: side of the frame in pixels.
+      steps: of the stage, for the schedule; 80,000 in the code.
+      variant: `neurips`, or `extended`: K heatmaps of the landmarks of stage 1, no merging, mirrored views, predictions
+        that are the mean of a view's and its mirror image's, and no visibility threshold.
+      start: `previous`, from stage 1's network but its last layer; `checkpoint`, from `config.weights.mallis`.
+      image_size, zoom, width, depth, downsample, dtype: as in stage 1.
+      clusters: M, that of stage 1.
+      least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
+      merge_from, merge_every: steps; the first merging and those after it. In the code 25,000, then every second pass
+        over the data.
+      merge_share: of the rarer cluster's images, above which two coincide (section 4: 70 %).
+      merge_radius: in pixels of a 64-pixel map, exclusive; 1.425 is the pixel itself and its eight neighbours.
+      threshold: of a heatmap's peak, below which its landmark is not visible; 0.2 in the code.
+      sigma: of the target's Gaussian, in heatmap pixels.
+      decode: `argmax`, the highest cell (code), or `parabola`, between cells.
+      loss_over: `labelled` maps (section 3.3), or `all`: unlabelled ones count as zeros in the mean (extended code).
+      cutout: side of a black square in the view, with probability 1/2, as a fraction of its side; 80 / 256 in the
+        extended code, 0 for none.
+      rotation, scale, shift, colour: of the views; 40, 0.3, 0.05 in the code.
+      learning_rate, l2: of RMSprop; 5e-4, 1e-5.
+      head_rate: of the last layers, if above 0; 1e-4 beside 1e-5 in the extended code.
+      schedule, decay_at: as in stage 1; a tenth at 50,000 and 65,000 in the code.
+      accumulate_steps: pieces of a batch.
+      weights: folders of converted weights by kind.
+    """
+
+    needs_previous_rows = True
+
+    k: int
+    frame_size: int
+    steps: int
+    variant: str = "neurips"
+    start: str = "previous"
+    image_size: int = 256
+    zoom: float = 1.0
+    width: int = 256
+    depth: int = 4
+    downsample: int = 4
+    dtype: str = "float32"
+    clusters: int = 100
+    least_images: int = 0
+    merge_from: int = 25_000
+    merge_every: int = 5_000
+    merge_share: float = 0.7
+    merge_radius: float = 1.425
+    threshold: float = 0.2
+    sigma: float = 0.75
+    decode: str = "argmax"
+    loss_over: str = "labelled"
+    cutout: float = 0.0
+    rotation: float = 40.0
+    scale: float = 0.3
+    shift: float = 0.05
+    colour: float = 1.0
+    learning_rate: float = 5e-4
+    head_rate: float = 0.0
+    l2: float = 1e-5
+    schedule: str = "constant"
+    decay_at: tuple[int, ...] = ()
+    accumulate_steps: int = 1
+    weights: Any = ()
+
+    def __post_init__(self):
+        choices = (
+            ("variant", ("neurips", "extended")),
+            ("start", ("previous", "checkpoint")),
+            ("decode", ("argmax", "parabola")),
+            ("loss_over", ("labelled", "all")),
+        )
+        _check("stage2", self, choices, ("clusters", "sigma", "merge_every", "merge_radius", "learning_rate"))
+        if not 0 < self.merge_share <= 1:
+            raise UserError(f"stage2.merge_share is {self.merge_share}; use a share above 0, up to 1")
+
+    @property
+    def slots(self) -> int:
+        """Heatmaps: M, or K in the extended variant."""
+        return self.k if self.variant == "extended" else self.clusters
+
+    @property
+    def _flips(self) -> bool:
+        return self.variant == "extended"
+
+    @property
+    def _net(self):
+        return fan.FAN(self.slots, self.width, self.depth, self.downsample, "group", **layers.precision(self.dtype))
+
+    @property
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+
+    @property
+    def _optimizer(self):
+        def one(rate):
+            rate = optimizers.schedule(self.schedule, rate, self.steps, boundaries=self.decay_at)
+            return optimizers.rmsprop(rate, l2=self.l2)
+
+        if not self.head_rate:
+            return one(self.learning_rate)
+        return optimizers.groups(
+            {"head": one(self.head_rate), "rest": one(self.learning_rate)},
+            lambda path: "head" if path[0] in HEAD else "rest",
+        )
+
+    def frozen(self):
+        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
+
+    def frozen_to_predict(self):
+        return {}
+
+    @property
+    def _converted(self) -> bool:
+        return self.start == "checkpoint"
+
+    def init(self, rng, batch, frozen, previous, rows):
+        wide = layers.wide(self.dtype)
+        if previous is None or not isinstance(previous.aux, Recovered):
+            raise UserError(
+                "stage2 learns from the clusters of stage1; put the stages keypoints and stage1 before it, or set "
+                "config.init_from=RUN:stage1"
+            )
+        labels = previous.aux.landmarks if self._flips else previous.aux.labels
+        if labels is None:
+            raise UserError("stage2.variant=extended learns from that variant of stage1; set stage1.variant=extended")
+        if labels.xy.shape[:2] != (rows, self.slots):
+            raise UserError(
+                f"the stage before left {labels.xy.shape[1]} clusters of {labels.xy.shape[0]} images, not {self.slots} "
+                f"of {rows}; use the same images, and the same clusters, k and variant in stage1 and stage2"
+            )
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, _ = layers.split(layers.initialize(self._net, rng, shape, train=False))
+        images = jnp.sum(labels.score > 0, 0)
+        active = images > (0 if self._flips else self.least_images)
+        flips = previous.aux.flips
+        if self._converted:
+            if frozen:  # without weights it is shapes that are asked for
+                params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips)
+        elif previous.params:
+            # Step 8) The descriptor branch goes on; the last layer is new.
+            branch = fan.descriptor_branch(previous.params, self.slots, rng)
+            if not same_shapes(branch, params):
+                raise UserError("stage2 goes on with stage1's network; give both the same width, depth and downsample")
+            params = branch
+        aux = Merged(
+            round=jnp.int32(0),
+            active=active,
+            labels=jax.tree.map(lambda x: x.astype(wide), labels),
+            flips=flips,
+        )
+        return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
+
+    def train_step(self, state, frozen, batch, rng):
+        aux, heat = state.aux, self._geometry.heat
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        warped, coloured, flipped, cut = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1)
+        draw = lambda key: warp.uniform_warp(
+            key,
+            rotation=self.rotation,
+            scale=self.scale,
+            shift=self.shift,
+            zoom=self.zoom,
+            dtype=layers.wide(self.dtype),
+        )
+        warps, labels = jax.vmap(draw)(warped), jax.tree.map(lambda table: table[batch["index"]], aux.labels)
+        if self._flips:
+            flips = jax.vmap(jax.random.bernoulli)(flipped)
+            warps = jax.vmap(warp.mirrored)(warps, flips)
+            labels = jax.tree.map(lambda x: _where(flips, x[:, aux.flips], x), labels)
+        seen = jax.vmap(_recolour, (0, 0, None))(coloured, self._geometry.look(batch["image"], warps), self.colour)
+        if self.cutout:
+            seen = jax.vmap(_cut_out, (0, 0, None))(cut, seen, self.cutout)
+        # A label that the warp moves out of the view stands for an empty map: its landmark is not to be seen.
+        there = (labels.score > 0) & aux.active
+        cells = jnp.where(there[..., None], self._geometry.to_cells(labels.xy, warps), -100)
+        examples = {"seen": seen, "cells": cells, "there": there}
+
+        def loss(params, model_state, examples):
+            logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
+            maps = heatmaps.gaussian(examples["cells"], heat, self.sigma)
+            error = jnp.mean((logits.astype(maps.dtype) - maps) ** 2, (1, 2))
+            found, _ = heatmaps.peak(jax.lax.stop_gradient(logits), refine=False)
+            inside = examples["there"] & _inside(examples["cells"], heat)
+            pixels = self.zoom * self.frame_size / heat[0] * jnp.linalg.norm(found - examples["cells"], axis=-1)
+            metrics = {"distance_px": keypoints.masked_mean(pixels, inside)}
+            if self.loss_over == "all":
+                mean = 0.5 * jnp.mean(jnp.where(examples["there"], error, 0))
+            else:
+                mean = keypoints.masked_mean(error, examples["there"])
+            return mean, (model_state, metrics)
+
+        grads, _, metrics = optimizers.accumulated_gradients(loss, state.params, {}, examples, self.accumulate_steps)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
+        return state.replace(params=params, opt_state=opt_state), metrics
+
+    def passes(self, step):
+        if self.variant == "extended" or not self.merge_from <= step < self.steps:
+            return 0
+        return int((step - self.merge_from) % self.merge_every == 0)
+
+    def observe(self, state, frozen, batch):
+        xy, score = self._peaks(state, batch["image"])
+        return Rows(score[..., None], xy, (score >= self.threshold) & state.aux.active)
+
+    def refresh(self, state, frozen, bank, rng):
+        # Step 9) In how many images do two heatmaps peak at the same place?
+        aux, rows = state.aux, bank.rows
+        radius = self.merge_radius * self.zoom * self.frame_size / 64
+
+        def count(rows):
+            found = merge.colocation(rows.xy, rows.mask, radius)
+            return jax.tree.map(lambda x: x[None], found)
+
+        # One sum a batch, then their sum.
+        each = jax.lax.map(count, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rows))
+        together = jax.tree.map(lambda x: jnp.sum(x, (0, 1)), each)
+        population = jnp.sum(aux.labels.score > 0, 0)
+        merged = merge.greedy_merge(*together, self.merge_share, population=population, used=aux.active)
+        return state.replace(
+            aux=aux._replace(round=aux.round + 1, active=merged.kept, labels=_merged_labels(aux.labels, merged))
+        )
+
+    def found(self, state):
+        return {"landmarks": jnp.sum(state.aux.active), "mergings": state.aux.round}
+
+    def landmarks(self, state):
+        return state.aux.active
+
+    def predict(self, state, frozen, images):
+        xy, score = self._peaks(state, images)
+        there = state.aux.active if self._flips else (score >= self.threshold) & state.aux.active
+        score = jnp.where(there, jnp.clip(score, 1e-3, 1), 0).astype(jnp.float32)
+        return Prediction(jnp.where(there[..., None], xy, 0).astype(jnp.float32), score)
+
+    def heatmaps(self, state, frozen, images):
+        seen = self._geometry.look(images)
+        return color.to_uint8(seen), jnp.maximum(self._maps(state, seen), 0)
+
+    def _maps(self, state, seen):
+        maps = self._net.apply({"params": state.params}, seen, train=False).logits
+        if not self._flips:
+            return maps
+        turned = self._net.apply({"params": state.params}, seen[:, :, ::-1], train=False).logits
+        return (maps + turned[:, :, ::-1][..., state.aux.flips]) / 2
+
+    def _peaks(self, state, images):
+        """Highest points of the heatmaps of still views: [B,M,2] in pixels of the frame, and how high, [B,M]."""
+        maps = self._maps(state, self._geometry.look(images))
+        cells, score = heatmaps.peak(maps, refine=self.decode == "parabola")
+        return self._geometry.to_frame(cells), score
+
+
+HEAD = ("l_0", "bn_end0", "conv_last0", "top_m_0")  # of stage 2, which learn faster in the extended code
+
+
+def _where(condition, a, b):
+    """jnp.where by example: condition [B], a and b [B,...]."""
+    return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+
+def _merged_labels(labels: Labels, merged: merge.Merge) -> Labels:
+    """Labels [N,M] after a merging: a point goes to the slot of its cluster's target."""
+    rows, count = labels.score.shape
+    numbers = jnp.where(labels.score > 0, jnp.arange(count, dtype=jnp.int32), -1)
+    target = merge.relabel(numbers, merged)
+    row = jnp.arange(rows)[:, None]
+    place = jnp.where(target >= 0, target, count)  # beyond the table: dropped
+    return jax.tree.map(lambda x: jnp.zeros_like(x).at[row, place].set(x, mode="drop"), labels)
+
+
+def _cut_out(key, image, fraction: float):
+    """ONE view with a black square inside it, with probability 1/2."""
+    height, width = image.shape[:2]
+    side = max(1, round(fraction * height))
+    coin, place = jax.random.split(key)
+    corner = jax.random.randint(place, (2,), 0, jnp.array([height - side + 1, width - side + 1]))
+    down, across = jnp.arange(height)[:, None] - corner[0], jnp.arange(width) - corner[1]
+    inside = (down >= 0) & (down < side) & (across >= 0) & (across < side) & jax.random.bernoulli(coin)
+    return jnp.where(inside[..., None], 0, image)
+
+
+def _second_from_checkpoint(given, params, active, flips):
+    """Network, active heatmaps and mirrored partners of a converted stage 2."""
+    if not same_shapes(given["params"], params):
+        raise UserError(
+            "the weights of config.weights.mallis are of another network; set stage2's width, depth and clusters (k in "
+            "the extended variant) to theirs and give a file of stage 2"
+        )
+    params = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
+    active = jnp.asarray(given["active"]) > 0 if "active" in given else jnp.ones_like(active)
+    if flips is not None and "flips" in given:
+        flips = jnp.asarray(given["flips"], jnp.int32)
+    return params, active, flips

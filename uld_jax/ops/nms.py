@@ -1,0 +1,281 @@
+"""Keypoints from a map of scores, or from lists of points: greedy non-maximum suppression and what goes with it.
+
+Mallis et al. take keypoints one by one, the surest first, and each suppresses those whose box overlaps its own (the
+code calls torchvision's `nms` with small boxes around points). A cell that is no maximum of its neighbourhood is kept
+too when all that beat it are suppressed by others, so the maxima of a window are not enough.
+
+Here the loop over points is a few sweeps over all of them: what beats all its neighbours that are left is kept and
+suppresses them, until nothing is left. That is what the loop would do, for what beats a neighbour of a kept point
+cannot be kept later than the point itself.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from uld_jax.errors import UserError
+
+IOU = 0.01  # overlap from which one box suppresses another, in the published code
+
+
+class Keypoints(NamedTuple):
+    """Keypoints of images in P slots each, the surest first.
+
+    Attributes:
+      xy: [...,P,2] float32 (or wider, as the scores), `(x, y)` in cells of the map; 0 in empty slots.
+      score: [...,P], 0 in empty slots.
+      mask: [...,P] bool, whether a slot is filled.
+      dropped: [...] int32, how many keypoints found no slot.
+    """
+
+    xy: jax.Array
+    score: jax.Array
+    mask: jax.Array
+    dropped: jax.Array
+
+
+def greedy(scores, threshold: float, half: float = 1, *, iou: float = IOU):
+    """The cells of a map that greedy suppression keeps (Mallis et al., section 4; `torchvision.ops.nms` in the code).
+
+    Cells above the threshold have boxes (x - half, y - half, x + half, y + half). In descending score, of equal scores
+    in reading order, a cell is kept if its box has no intersection over union above `iou` with that of a kept one.
+
+    With half=1 a kept cell suppresses its 3 x 3 neighbourhood; with half=6 those up to 11 cells away in x and in y, but
+    for the offsets (10, 11), (11, 10) and (11, 11).
+
+    Args:
+      scores: [...,h,w] float; NaN is below every threshold.
+      threshold: exclusive.
+      half: half the side of a box, in cells.
+      iou: intersection over union from which (exclusive) a box suppresses another; at 0 any overlap does.
+
+    Returns:
+      [...,h,w] bool.
+
+    Raises:
+      UserError: `half` is not above 0, or `iou` is below 0 or not below 1.
+
+    >>> row = jnp.array([[0.0, 3.0, 5.0, 4.0, 3.0, 2.0]])
+    >>> greedy(row, 0.5).tolist()  # 5, and 3 once the 4 beside it is gone
+    [[False, False, True, False, True, False]]
+    """
+    return _greedy(jnp.asarray(scores), threshold, rectangles=_rectangles(half, iou))
+
+
+@functools.partial(jax.jit, static_argnames=("rectangles",))
+def _greedy(scores, threshold, *, rectangles):
+    *lead, height, width = scores.shape
+    if not scores.size:
+        return jnp.zeros(scores.shape, bool)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)).reshape(-1, height, width)
+    # Pairs (score, cell), no two alike: a sort to unique ranks would take longer than all sweeps.
+    cell = jnp.broadcast_to(jnp.arange(height * width, dtype=jnp.int32).reshape(height, width), scores.shape)
+    none = jnp.array(-jnp.inf, scores.dtype)
+
+    def sweep(state):
+        left, kept = state
+        best = _around((jnp.where(left, scores, none), cell), _first, (none, height * width), rectangles)[1]
+        new = left & (best == cell)
+        (near,) = _around((new,), _either, (False,), rectangles)
+        return left & ~near, kept | new
+
+    start = scores > threshold, jnp.zeros(scores.shape, bool)
+    _, kept = jax.lax.while_loop(lambda state: jnp.any(state[0]), sweep, start)
+    return kept.reshape(*lead, height, width)
+
+
+def greedy_points(xy, score, mask, half: float = 1, *, iou: float = IOU):
+    """`greedy` for lists of points anywhere: which are kept.
+
+    It merges detections at several scales; and new keypoints with old ones, which win if their scores are higher.
+
+    Args:
+      xy: [...,P,2] float.
+      score: [...,P] float; of equal scores the lower slot comes first.
+      mask: [...,P] bool, False for empty slots, which may hold anything. Points or scores that are NaN are treated alike.
+      half, iou: as for `greedy`. P x P overlaps are computed, a few MB an image at P = 1500.
+
+    Returns:
+      [...,P] bool.
+
+    Raises:
+      UserError: as for `greedy`.
+
+    >>> xy = jnp.array([[0.0, 0.0], [1.5, 0.5], [3.0, 0.5]])
+    >>> greedy_points(xy, jnp.array([0.7, 0.9, 0.8]), jnp.array([True, True, True])).tolist()
+    [False, True, False]
+    >>> greedy_points(xy, jnp.array([0.7, 0.9, 0.8]), jnp.array([True, False, True])).tolist()
+    [True, False, True]
+    """
+    _check(half, iou)
+    xy, score, mask = jnp.asarray(xy), jnp.asarray(score), jnp.asarray(mask)
+    mask = mask & ~jnp.isnan(score) & jnp.all(jnp.isfinite(xy), -1)
+    xy, score = jnp.where(mask[..., None], xy, 0), jnp.where(mask, score, 0)
+    sides = jnp.maximum(2 * half - jnp.abs(xy[..., :, None, :] - xy[..., None, :, :]), 0)
+    common = sides[..., 0] * sides[..., 1]  # [...,P,P]
+    overlap = common / (8 * half * half - common) > iou
+    slot = jnp.arange(score.shape[-1])
+    first = (score[..., None, :] > score[..., None]) | (
+        (score[..., None, :] == score[..., None]) & (slot < slot[:, None])
+    )
+    beaten_by = overlap & first  # [...,i,j]: j comes before i and suppresses it if it is kept
+
+    def sweep(state):
+        left, kept = state
+        new = left & ~jnp.any(beaten_by & left[..., None, :], -1)
+        left = left & ~new & ~jnp.any(beaten_by & new[..., None, :], -1)
+        return left, kept | new
+
+    _, kept = jax.lax.while_loop(lambda state: jnp.any(state[0]), sweep, (mask, jnp.zeros_like(mask)))
+    return kept
+
+
+def points(keep, scores, most: int) -> Keypoints:
+    """The surest kept cells of maps as points in slots; of equal scores the first in reading order.
+
+    Args:
+      keep: [...,h,w] bool, of `greedy`.
+      scores: [...,h,w] float.
+      most: P.
+
+    Raises:
+      UserError: `most` is below 1.
+
+    >>> scores = jnp.array([[0.0, 3.0, 5.0, 4.0, 3.0, 2.0]])
+    >>> found = points(greedy(scores, 0.5), scores, most=3)
+    >>> found.xy.tolist(), found.score.tolist(), found.mask.tolist(), found.dropped.item()
+    ([[2.0, 0.0], [4.0, 0.0], [0.0, 0.0]], [5.0, 3.0, 0.0], [True, True, False], 0)
+    """
+    if most < 1:
+        raise UserError(f"points got most={most}; use 1 or more slots")
+    *lead, height, width = scores.shape
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)).reshape(*lead, height * width)
+    keep = keep.reshape(scores.shape)
+    score, cell = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), min(most, height * width))
+    missing = [(0, 0)] * len(lead) + [(0, most - score.shape[-1])]
+    cell, count = jnp.pad(cell, missing), jnp.sum(keep, -1, dtype=jnp.int32)
+    mask = jnp.arange(most) < count[..., None]
+    xy = jnp.stack([cell % width, cell // width], -1).astype(score.dtype)
+    return Keypoints(
+        xy=jnp.where(mask[..., None], xy, 0),
+        score=jnp.where(mask, jnp.pad(score, missing), 0),
+        mask=mask,
+        dropped=jnp.maximum(count - most, 0),
+    )
+
+
+def subpixel(scores, xy, how: str = "none"):
+    """Keypoints at whole cells moved between cells.
+
+      none      as they are (Mallis et al.'s published code)
+      quarter   xy + 0.25 sign(central difference), in x and in y, where both are above 1 and below the side less 1
+                (the extended variant's code, and only when it clusters)
+      parabola  to the top of the parabola through the cell and its two neighbours, apart in x and in y; not on the
+                border, and no farther than half a cell. As `heatmaps.peak`
+
+    Args:
+      scores: [...,h,w] float.
+      xy: [...,P,2] float, whole numbers inside the map; what empty slots hold does no harm.
+      how: one of the above.
+
+    Returns:
+      [...,P,2], of the dtype of xy.
+
+    Raises:
+      UserError: another `how`.
+
+    >>> scores = jnp.array([[0.0, 1.0, 4.0, 3.0, 0.0]] * 5)
+    >>> xy = jnp.array([[2.0, 2.0]])
+    >>> [subpixel(scores, xy, how).tolist() for how in ("none", "quarter", "parabola")]
+    [[[2.0, 2.0]], [[2.25, 2.0]], [[2.25, 2.0]]]
+    """
+    if how not in ("none", "quarter", "parabola"):
+        raise UserError(f"subpixel is {how!r}; use none, quarter or parabola")
+    if how == "none":
+        return xy
+    *lead, height, width = scores.shape
+    flat = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)).reshape(*lead, height * width)
+    size = jnp.array([width, height], xy.dtype)
+    whole = jnp.nan_to_num(xy).astype(jnp.int32)
+    cell = whole[..., 1] * width + whole[..., 0]
+
+    def read(offset):
+        return jnp.take_along_axis(flat, jnp.clip(cell + offset, 0, height * width - 1), -1)
+
+    before = jnp.stack([read(-1), read(-width)], -1)
+    after = jnp.stack([read(1), read(width)], -1)
+    if how == "quarter":
+        inside = jnp.all((xy > 1) & (xy < size - 1), -1, keepdims=True)
+        shift = 0.25 * jnp.sign(after - before)
+    else:
+        curvature = before - 2 * read(0)[..., None] + after
+        inside = (xy > 0) & (xy < size - 1) & (curvature < 0)
+        shift = jnp.clip(0.5 * (before - after) / jnp.where(curvature < 0, curvature, -1), -0.5, 0.5)
+    return xy + jnp.where(inside, shift, 0).astype(xy.dtype)
+
+
+def _check(half, iou):
+    if not half > 0 or not 0 <= iou < 1:
+        raise UserError(f"suppression got half={half}, iou={iou}; use half above 0 and iou from 0 to below 1")
+
+
+@functools.cache
+def _rectangles(half: float, iou: float) -> tuple[tuple[int, int], ...]:
+    """The offsets (dx, dy) of suppressed cells as rectangles |dx| <= x, |dy| <= y whose union they are.
+
+    >>> _rectangles(1, 0.01), _rectangles(6, 0.01)
+    (((1, 1),), ((11, 9), (10, 10), (9, 11)))
+    """
+    _check(half, iou)
+    reach, found = 0, {}
+    while reach < 2 * half:
+        reach += 1
+    for dy in range(reach):
+        inside = []
+        for dx in range(reach):
+            common = max(2 * half - dx, 0) * max(2 * half - dy, 0)
+            if common / (8 * half * half - common) > iou:
+                inside.append(dx)
+        if inside:
+            found[max(inside)] = dy  # a later dy, of more rows, takes the place of an earlier one of equal width
+    return tuple(found.items())
+
+
+def _first(a, b):
+    """Of (score, cell) the one that comes first: the higher, of equal scores the earlier cell."""
+    wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+    return jnp.where(wins, a[0], b[0]), jnp.where(wins, a[1], b[1])
+
+
+def _either(a, b):
+    return (a[0] | b[0],)
+
+
+def _around(arrays, larger, least, rectangles):
+    """The largest of each cell's rectangles: arrays [B,h,w] that `larger` compares, `least` outside the map."""
+    windows = []
+    for reach_x, reach_y in rectangles:
+        windows.append(_running(_running(arrays, larger, least, reach_x, 2), larger, least, reach_y, 1))
+    return functools.reduce(larger, windows)
+
+
+def _running(arrays, larger, least, reach: int, axis: int):
+    """The largest up to `reach` cells away along an axis.
+
+    Windows of 2, 4, 8, ... cells are the larger of two of half the size; the last two overlap.
+    """
+    size, width, done = arrays[0].shape[axis], 2 * reach + 1, 1
+    pad = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
+    arrays = tuple(jnp.pad(x, pad, constant_values=value) for x, value in zip(arrays, least, strict=True))
+    while done < width:
+        step = min(done, width - done)
+        done += step
+        count = size + width - done
+        arrays = larger(*(_cut(arrays, start, count, axis) for start in (0, step)))
+    return arrays
+
+
+def _cut(arrays, start, count, axis):
+    return tuple(jax.lax.slice_in_dim(x, start, start + count, axis=axis) for x in arrays)
