@@ -56,7 +56,8 @@ def get_config(arg=None):
         config.stage2.update(steps=1500, merge_from=500, merge_every=250, learning_rate=1e-3, scale=0.2)
         for stage in (config.stage1, config.stage2):
             stage.update(image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
-        config.stage1.subpixel = config.stage2.decode = "parabola"
+        config.stage1.update(threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
+        config.stage2.update(decode="parabola", sigma=1.5)  # cells are coarser than those of 256 px
         config.eval_every = config.save_every = 250
     if arg.preset == "tiny":
         common.tiny(config)

@@ -8,7 +8,6 @@ clusters agree with the landmarks that the rows belong to; and drawn by t-SNE. F
 clusters and their quality changed over the run's rounds, come from its metrics.jsonl.
 """
 
-import functools
 import logging
 from typing import Any, NamedTuple
 
@@ -37,11 +36,12 @@ class Descriptors(NamedTuple):
 
     Attributes:
       z: [R,D] float32.
-      landmark: [R] int32, which slot of its image a row is: of a detector with K channels, the landmark.
+      landmark: [R] int32, which slot of its image a row is: of a detector with K channels, the landmark. None where
+        slots are keypoints in no order.
     """
 
     z: np.ndarray
-    landmark: np.ndarray
+    landmark: np.ndarray | None
 
 
 def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
@@ -75,7 +75,7 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     if not mask.any():
         raise UserError(f"stage {finished.stage!r} found nothing in the {split} split; there is nothing to cluster")
     landmark = np.broadcast_to(np.arange(slots, dtype=np.int32), mask.shape)
-    return Descriptors(z[mask], landmark[mask])
+    return Descriptors(z[mask], landmark[mask] if finished.method.slots_are_landmarks else None)
 
 
 def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0):
@@ -91,27 +91,28 @@ def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=N
 
 def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """A record for each way of clustering, and its labels by name."""
-    z, landmark = jnp.asarray(rows.z), jnp.asarray(rows.landmark)
-    unit, classes = keypoints.l2_normalize(z), int(rows.landmark.max(initial=0)) + 1
-    records, labels = [], {}
+    z, records, labels = jnp.asarray(rows.z), [], {}
+    unit = keypoints.l2_normalize(z)
     for way in ways:
         found, centroids, count = cluster(z, way, **settings)
         slots = len(centroids)
         cosines = jnp.einsum("nd,md->nm", unit, centroids, precision="highest")
         used = jnp.sum(centroids**2, 1) > 0
         best = jnp.max(jnp.where(used, cosines, -1), 1)
-        agree = functools.partial(quality.nmi, clusters=slots, classes=classes)
-        records.append(
-            {
-                "clustering": way,
-                "clusters": count,
-                "silhouette": float(quality.silhouette(unit, found, clusters=slots)),
-                "calinski_harabasz": float(quality.calinski_harabasz(unit, found, clusters=slots)),
-                "consistency": float(jnp.mean(best)),
-                "nmi_landmark": float(agree(found, landmark)),
-                "purity_landmark": float(quality.purity(found, landmark, clusters=slots, classes=classes)),
-            }
-        )
+        record = {
+            "clustering": way,
+            "clusters": count,
+            "silhouette": float(quality.silhouette(unit, found, clusters=slots)),
+            "calinski_harabasz": float(quality.calinski_harabasz(unit, found, clusters=slots)),
+            "consistency": float(jnp.mean(best)),
+        }
+        if rows.landmark is not None:
+            truth = dict(
+                truth=jnp.asarray(rows.landmark), clusters=slots, classes=int(rows.landmark.max(initial=0)) + 1
+            )
+            record["nmi_landmark"] = float(quality.nmi(found, **truth))
+            record["purity_landmark"] = float(quality.purity(found, **truth))
+        records.append(record)
         labels[way] = np.asarray(found)
     return records, labels
 
@@ -182,7 +183,8 @@ def report(
         (folder / "table.md").write_text(table(records))
         pick, places = embed(rows, finished.config.seed)
         titles = {f"{r['clustering']}: {r['clusters']} clusters": labels[r["clustering"]][pick] for r in records}
-        viz.save(viz.scatter_plot(places, {"landmark": rows.landmark[pick]} | titles), folder / "tsne.png")
+        known = {} if rows.landmark is None else {"landmark": rows.landmark[pick]}
+        viz.save(viz.scatter_plot(places, known | titles), folder / "tsne.png")
         lines = _rounds(finished.workdir)
         if lines:
             viz.save(viz.metrics_plot(lines, panels=ROUNDS), folder / "rounds.png")

@@ -142,6 +142,7 @@ class Stage:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
       describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
+      slots_are_landmarks: whether a slot of what `observe` gives is the same landmark in every image.
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
       known: what training asks of `data.regions` about its images besides their pixels, {function: arguments}; it is
         given, one row an image, as `frozen["rows"]`. Never annotation.
@@ -150,6 +151,7 @@ class Stage:
     uses_previous = True
     needs_previous_rows = False
     describes = False
+    slots_are_landmarks = True
     observes = True
     known = MappingProxyType({})
 

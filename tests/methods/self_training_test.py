@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from tests import tiny
 from uld_jax import config as config_lib
+from uld_jax import weights
 from uld_jax.clustering import merge
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, Rows
@@ -335,3 +336,78 @@ def test_stages_out_of_order_are_refused():
     for stage in ("stage1", "stage2"):
         with pytest.raises(UserError, match="put the stage"):
             built(stage).init(jax.random.key(0), batch, {}, None, 4)
+
+
+# The extended variant
+
+
+def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
+    """Groups 2i and 2i + 1: a keypoint of one looks in the mirrored image like a keypoint of the other."""
+    rng = np.random.default_rng(9)
+    k, size = 4, 16
+    groups = unit(rng.normal(size=(k, size)))
+    stage = built("stage1", "extended", restarts=3)
+    assert stage.k == k
+    bank, truth = bank_of_groups(rng, groups, 60)
+    partner = np.array([1, 0, 3, 2])
+    turned = np.where((truth >= 0)[..., None], groups[partner[truth]] + 0.05 * rng.normal(size=(*truth.shape, size)), 0)
+    x = np.concatenate([bank.rows.descriptors, unit(turned + 1e-9)[:, None]], -1)
+    bank = bank._replace(rows=bank.rows._replace(descriptors=jnp.asarray(x, jnp.float32)))
+    state = jax.jit(stage.refresh)(state_of(stage, 60), {}, bank, jax.random.key(0))
+    aux = state.aux
+    there, xy = np.asarray(aux.landmarks.score) > 0, np.asarray(aux.landmarks.xy)
+    assert there.sum() == (truth >= 0).sum()
+    name = np.array([np.unique(np.round((xy[there[:, c], c, 0] - 2) / 5)).item() for c in range(k)]).astype(int)
+    assert sorted(name) == list(range(k))
+    np.testing.assert_array_equal(name[np.asarray(aux.flips)], partner[name])
+    # What is trained on has clusters of its own, with a mirrored cluster for each label.
+    labelled = np.asarray(aux.labels.score) > 0
+    groups_of = np.round((np.asarray(aux.labels.xy)[..., 0] - 2) / 5).astype(int)
+    mirrored = np.asarray(aux.mirrored)
+    for n, m in zip(*np.nonzero(labelled), strict=True):
+        other = groups_of[labelled[:, mirrored[n, m]], mirrored[n, m]]
+        assert (other == partner[groups_of[n, m]]).all()
+
+
+def test_the_extended_variant_trains_from_end_to_end(tmp_path):
+    from uld_jax import detector, loop
+
+    short = {"stage1.steps": 4, "stage1.warmup": 2, "stage1.round_every": 2, "stage2.steps": 2}
+    config = tiny.config("self_training", more=",variant=extended", eval_every=0, save_every=0, log_every=1, **short)
+    found = loop.run(config, tmp_path)
+    assert found.report["landmarks"] == config.k
+    assert detector.Detector.load(tmp_path).k == config.k
+    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    assert (detector.Detector.load(tmp_path).predict(images).score > 0).all()  # no visibility threshold
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_both_stages_start_from_converted_weights(tmp_path, name):
+    given = built(name)
+    rng = np.random.default_rng(10)
+    draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    params = jax.tree.map(draw, net_params(given) if name == "stage1" else second_params(given))
+    extra = {"centroids": draw(np.zeros((M, 16)))} if name == "stage1" else {"active": np.arange(M) % 2}
+    weights.save(tmp_path / "w", "mallis", {"params": params} | extra, {"file": "a", "sha256": "b", "licence": ""})
+    stage = built(name, start="checkpoint", weights=(("mallis", str(tmp_path / "w")),))
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    first = state_of(built("stage1"), 4, Labels(jnp.ones((4, M, 2)), jnp.ones((4, M))))
+    state = stage.init(jax.random.key(0), batch, stage.frozen(), first, 4)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    if name == "stage1":
+        np.testing.assert_array_equal(state.aux.centroids, extra["centroids"])
+    else:
+        np.testing.assert_array_equal(state.aux.active, extra["active"] > 0)
+    assert stage.predict(state, {}, batch["image"]).xy.shape == (2, M, 2)
+    wider = dataclasses.replace(stage, width=24)
+    with pytest.raises(UserError, match="of another network"):
+        wider.init(jax.random.key(0), batch, stage.frozen(), first if name == "stage1" else first.replace(params={}), 4)
+    with pytest.raises(UserError, match=r"config\.weights\.mallis is empty"):
+        built(name, start="checkpoint").frozen()
+
+
+def second_params(stage):
+    from uld_jax.models import layers
+
+    shape = jax.ShapeDtypeStruct((1, stage.image_size, stage.image_size, 3), jnp.float32)
+    return layers.initialize(stage._net, jax.random.key(0), shape, train=False)["params"]

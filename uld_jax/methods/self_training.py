@@ -342,7 +342,9 @@ class Keypoints(Stage):
         return views.Geometry(self.frame_size, max(8, 8 * round(self.image_size * scale / 8)), 1, self.zoom)
 
     def frozen(self):
-        logging.info("keypoints: the generic detector is %s", self._detector)
+        if self.detector == "auto":
+            given = "" if self._detector != "corners" else "no --config.weights.superpoint or .r2d2: "
+            logging.warning("keypoints: %sthe generic detector is %s", given, self._detector)
         return {"detector": self._backbone.load()}
 
     @property
@@ -535,6 +537,7 @@ class Correspondence(Stage):
     """
 
     describes = True
+    slots_are_landmarks = False
     needs_previous_rows = True
 
     k: int
