@@ -64,10 +64,23 @@ def test_every_way_finds_what_is_apart(finished, tmp_path):
 
 
 def test_rows_are_spread_and_limited(finished):
-    rows = cluster_report.observe(finished(), sharding.make_mesh(), split="test", most=20)
-    assert len(rows.z) == 5 * 3 + np.sum(np.linspace(0, 7, 5).astype(int) % 2 == 0)
+    rows = cluster_report.observe(finished(), sharding.make_mesh(), split="train", most=20)
+    assert len(rows.z) == 5 * 3 + np.sum(np.linspace(0, 29, 5).astype(int) % 2 == 0)
     assert np.isfinite(rows.z).all()
     np.testing.assert_array_equal(rows.z.argmax(1), rows.landmark)
+
+
+def test_other_splits_have_no_rows_that_training_could_remember(finished):
+    rows = cluster_report.observe(finished(), sharding.make_mesh(), split="test", most=20)
+    assert len(rows.z) == 5 * 3  # every index is the same odd one, beyond the training rows
+
+
+def test_keypoints_in_no_order_are_compared_with_no_landmarks(finished):
+    method = dataclasses.make_dataclass("Loose", [], bases=(Told,), frozen=True)(256)
+    object.__setattr__(method, "slots_are_landmarks", False)
+    records, _ = cluster_report.report(finished(method=method), sharding.make_mesh(), ways=["kmeans"], clusters=4)
+    assert records[0]["silhouette"] > 0.7
+    assert "nmi_landmark" not in records[0]
 
 
 def test_the_network_is_left_out_where_it_does_not_fit(finished):
