@@ -75,7 +75,17 @@ def base(arg: ConfigDict) -> ConfigDict:
 
     # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
     config.weights = ConfigDict(
-        dict(dinov2="", fan="", gcn_v="", mallis="", r2d2="", superpoint="", vgg16="", vgg16_colorization="")
+        dict(
+            dinov2="",
+            fan="",
+            gcn_v="",
+            mallis="",
+            r2d2="",
+            stable_diffusion="",
+            superpoint="",
+            vgg16="",
+            vgg16_colorization="",
+        )
     )
 
     config.stages = ()

@@ -12,11 +12,11 @@ from uld_jax.configs import common
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`."""
-    arg = common.parse(arg)
+    """`arg`: see `common.parse`; also `backbone`, whose hyper-parameters `config.zeroshot.backbone_kwargs` then has."""
+    arg = common.parse(arg, backbone="gradient.GradientHistograms")
     config = common.base(arg)
     config.stages = ("zeroshot", "detector")
-    config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0)
+    config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=arg.backbone)
     config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
     if arg.preset == "small":
         config.zeroshot.update(candidates=6 * arg.k, pixels=30)

@@ -21,6 +21,7 @@ USAGE = """uld: unsupervised landmark discovery
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density]
+  uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--dtype=float16]
   uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
   uld gcn      --descriptors=FILE.npz|--synthetic --dst=DIR
@@ -126,6 +127,21 @@ def _convert(v: flags.FlagValues) -> int:
     source = convert.convert(v.kind, v.src, v.dst, v.core)
     print(f"{source['entries']} entries, {source['parameters']} parameters; licence: {source['licence']}")
     print(f"written to {v.dst}; use it with --config.weights.{v.kind}={v.dst}")
+    return OK
+
+
+def _features(v: flags.FlagValues) -> int:
+    from uld_jax import features, sharding
+
+    first = _first_process()
+    say = lambda done, of: print(f"features {done}/{of}", file=sys.stderr) if first else None
+    options = dict(stage=v.stage, split=v.split, dtype=v.dtype, batch_size=v.batch_size, report=say)
+    found, stage = features.main(v.config, v.out, sharding.make_mesh(), **options)
+    if first:
+        for name, shape in found.taps:
+            print(f"{name}  {found.rows} x {' x '.join(map(str, shape))}")
+        size = found.rows * found.image_bytes / 1e6
+        print(f"written to {v.out}, {size:.1f} MB; use it with --config.{stage}.cache={v.out}")
     return OK
 
 
@@ -244,12 +260,13 @@ def _define(command: str) -> flags.FlagValues:
     text("coordinator", "", "HOST:PORT of process 0, for several processes.")
     number("num_processes", None, "How many processes there are.")
     number("process_id", None, "Number of this process.")
-    if command not in ("prepare", "convert", "gcn"):
+    if command not in ("features", "prepare", "convert", "gcn"):
         text("workdir", None, "Folder of the run, local or gs://.")
-    if command == "train":
+    if command in ("train", "features"):
         meaning = "Config file or name, with :key=value,... after it."
         config_flags.DEFINE_config_file("config", None, meaning, flag_values=v)
         flags.mark_flag_as_required("config", flag_values=v)
+    if command == "train":
         text("profile", "", "START:STOP, the steps of a JAX trace written to WORKDIR/profile.")
     if command == "sweep":
         text("config", None, "Config file or name, with :key=value,... after it.")
@@ -298,6 +315,13 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_enum("points", "discovered", choices, "Which landmarks to write.", flag_values=v)
     if command == "fit":
         text("data_dir", None, "Folder with train.csv: file,x0,y0,...")
+    if command == "features":
+        text("out", None, "Folder to make; one that a killed writer left is finished.")
+        text("stage", "", "Stage whose backbone is looked through; by default the first that has one.")
+        text("split", "train", "Split whose images are described; runs read those of `train`.")
+        choices = ["float16", "bfloat16", "float32"]
+        flags.DEFINE_enum("dtype", "float16", choices, "Of the features on disk.", flag_values=v)
+        number("batch_size", 0, "Images at a time; 0: config.eval.batch_size.")
     if command == "prepare":
         text("dataset", None, "Its name; `synthetic` is rendered, others are read from --src.")
         text("src", "", "Folder of photos, with or without train.csv and test.csv.")
@@ -348,6 +372,7 @@ COMMANDS = {
     "predict": _predict,
     "fit": _fit,
     "clusters": _clusters,
+    "features": _features,
     "prepare": _prepare,
     "convert": _convert,
     "gcn": _gcn,

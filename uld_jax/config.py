@@ -136,6 +136,11 @@ def stage(config: Config, name: str) -> StageSpec:
         )
     if steps and config.accumulate_steps > 1 and "accumulate_steps" not in fields:
         raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
+    usual = getattr(cls, "backbone", None)
+    if values.get("backbone", usual) != usual:
+        # `--config.STAGE.backbone=OTHER` leaves the hyper-parameters of the usual one behind.
+        left = values.get("backbone_kwargs") == defaults("backbones", usual).to_dict()
+        values |= {"backbone_kwargs": {}} if left else {}
     shared = {
         "k": config.k,
         "frame_size": config.data.frame_size,

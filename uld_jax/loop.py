@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import uld_jax
-from uld_jax import checkpoint, evaluate, runs, sharding, viz
+from uld_jax import checkpoint, evaluate, features, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config, StageSpec
@@ -100,6 +100,9 @@ def _absolute(config: Config) -> Config:
     config.init_from = absolute(config.init_from)  # a stage's name after the folder stays as it is
     for kind, folder in config.weights.items():
         config.weights[kind] = absolute(folder)
+    for stage in config.stages:
+        if "cache" in config.get(stage, ()):
+            config[stage].cache = absolute(config[stage].cache)
     return config
 
 
@@ -121,12 +124,14 @@ class _Run:
         prepared = []
         for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
             frozen = stage.method.frozen()
+            cache = features.opened(stage, self.data.train, frozen)
             if asked := stage.method.known:
                 frozen = frozen | {"rows": regions.tables(self.data.train, asked)}
             frozen = sharding.put_replicated(self.mesh, frozen)
             start = Start(stage.method, self.reader, self.mesh, frozen, self._key(i, 0))
             shapes = start.shapes(shapes)
-            prepared.append(_Prepared(chunk, frozen, tree_hash(frozen), start, checkpoint.abstract(self.mesh, shapes)))
+            template = checkpoint.abstract(self.mesh, shapes)
+            prepared.append(_Prepared(chunk, frozen, tree_hash(frozen), start, template, cache))
         return prepared
 
     def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
@@ -168,7 +173,7 @@ class _Run:
             "data": self.data.train.fingerprint,
         }
 
-        rounds = Rounds(method, self.reader, self.mesh, self.stop.check)
+        rounds = Rounds(method, self.reader, self.mesh, self.stop.check, ready.cache)
         predictor = evaluate.Predictor(method, self.mesh)
         advance = compile_step(method, self.reader, self.mesh, chunk)
         payloads = self.reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
@@ -324,13 +329,17 @@ class Start:
 
 
 class _Prepared(NamedTuple):
-    """What a stage needs besides the state of the one before; `chunk` is its steps in one program."""
+    """What a stage needs besides the state of the one before; `chunk` is its steps in one program.
+
+    `cache` holds its backbone's maps, or is None.
+    """
 
     chunk: int
     frozen: Any
     frozen_hash: str
     start: Start
     template: TrainState
+    cache: Any
 
 
 def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:

@@ -22,10 +22,12 @@ class Rounds:
       reader: the training data (see `data.pipeline`).
       mesh: all devices.
       check: called between batches; it may raise to stop the pass, which leaves the state as it was.
+      cache: maps of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in its batch as
+        `features`, {tap: [B,h,w,C]}; or None.
     """
 
-    def __init__(self, method: Method, reader, mesh, check: Callable[[], None] = lambda: None):
-        self._method, self._reader, self._mesh, self._check = method, reader, mesh, check
+    def __init__(self, method: Method, reader, mesh, check: Callable[[], None] = lambda: None, cache=None):
+        self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
         # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
         self._write = jax.jit(self._observe_into, donate_argnums=0, out_shardings=sharding.split(mesh))
         self._refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
@@ -43,24 +45,34 @@ class Rounds:
         bank = None
         for t, payload in enumerate(self._reader.ordered()):
             self._check()
+            more = self._cached(payload)
             if bank is None:
-                bank = self._empty(state, frozen, payload)
+                bank = self._empty(state, frozen, payload, more)
             t = sharding.put_replicated(self._mesh, np.int32(t))
-            bank = self._write(bank, state, frozen, self._reader.store, payload, t)
+            bank = self._write(bank, state, frozen, self._reader.store, payload, more, t)
         return bank
 
-    def _observe(self, state, frozen, store, payload):
-        batch = self._reader.fetch(store, payload)
+    def _cached(self, payload):
+        """What the cache has for a batch; padding is given the last row."""
+        if self._cache is None:
+            return {}
+        rows = sharding.to_host(payload["index"])
+        mine = rows[sharding.local_slice(self._mesh, len(rows))]
+        maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
+        return {"features": sharding.put_batch(self._mesh, maps)}
+
+    def _observe(self, state, frozen, store, payload, more):
+        batch = self._reader.fetch(store, payload) | more
         rows = self._method.observe(state, frozen, batch)
         real = batch["index"] < self._reader.rows
         return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
 
-    def _observe_into(self, bank, state, frozen, store, payload, t):
-        found = self._observe(state, frozen, store, payload)
+    def _observe_into(self, bank, state, frozen, store, payload, more, t):
+        found = self._observe(state, frozen, store, payload, more)
         return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), bank, found)
 
-    def _empty(self, state, frozen, payload) -> Bank:
-        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload)
+    def _empty(self, state, frozen, payload, more) -> Bank:
+        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload, more)
         batch = shapes.index.shape[0]
         passes = -(-self._reader.rows // batch)
         make = jax.jit(

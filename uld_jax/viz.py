@@ -496,6 +496,12 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
     return figure
 
 
+def _series(i: int) -> dict[str, Any]:
+    """Colour and dashes of line i among several."""
+    inks = [BLUE, ORANGE, "#3a9a6a", "#8a5ab5", "#b8434f", INK]
+    return dict(color=inks[i % 6], linestyle=["-", (0, (4, 2)), (0, (1, 1))][i // 6 % 3])
+
+
 def _steps(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
     """step -> value of a metric."""
     values = {line["step"]: line[name] for line in lines if isinstance(line.get(name), int | float)}
@@ -533,8 +539,7 @@ def sweep_plot(
     pairs = {label: [_against(run, *against) for run in runs] for label, runs in rows.items()}
     has_pairs = any(any(runs) for runs in pairs.values())
     figure, axes = _figure(max(1, len(series) + has_pairs))
-    inks = [BLUE, ORANGE, "#3a9a6a", "#8a5ab5", "#b8434f", INK]
-    styles = [dict(color=inks[i % 6], linestyle=["-", (0, (4, 2)), (0, (1, 1))][i // 6 % 3]) for i in range(len(rows))]
+    styles = [_series(i) for i in range(len(rows))]
 
     def draw(ax, runs, style, label, points, **marks):
         """`points`: (steps, values) -> x, y."""
@@ -560,23 +565,67 @@ def sweep_plot(
 
 
 def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
-    """The same points in several panels, each coloured by one grouping: CGB's figure 6 (left).
+    """Points in several panels, each coloured by a grouping: CGB's figure 6 (left), Mallis et al.'s figure 2a.
 
     Args:
-      places: [R,2], such as t-SNE gives.
+      places: [R,2], such as t-SNE gives; or title of a panel -> [R,2], where panels show different points.
       groups: title of a panel -> [R] int, the group of every point; -1 is drawn grey. Colours are those of `palette`.
     """
-    places = np.asarray(places)
     figure, axes = _figure(len(groups), width=4.0, height=4.2)
     for ax, (title, group) in zip(axes, groups.items()):
-        group = np.asarray(group)
+        at, group = np.asarray(places[title] if isinstance(places, Mapping) else places), np.asarray(group)
         colours = palette(512)[np.maximum(group, 0) % 512] / 255
         colours = np.where((group < 0)[:, None], np.full(3, 0.75), colours)
-        ax.scatter(places[:, 0], places[:, 1], s=5, c=colours, linewidths=0)
+        ax.scatter(at[:, 0], at[:, 1], s=5, c=colours, linewidths=0)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.grid(False)
         _titles(ax, title, "", "")
+    return figure
+
+
+def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
+    """Several lines in each of several panels, with bands where a value has a spread.
+
+    Args:
+      panels: what a panel's y axis shows -> label of a line -> (x, mean, spread or None) of its points.
+      x: what the x axis shows. Equal labels have equal colours in all panels.
+    """
+    figure, axes = _figure(max(1, len(panels)))
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    for ax, (name, lines) in zip(axes, panels.items()):
+        for label, points in lines.items():
+            at, mean, spread = (np.array(v, np.float64) for v in zip(*sorted(points, key=lambda p: p[0])))
+            style = _series(labels.index(label))
+            ax.plot(at, mean, label=label, linewidth=2.0, marker="o", markersize=3.5, **style)
+            if np.isfinite(spread).any():
+                spread = np.nan_to_num(spread)
+                ax.fill_between(at, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        ax.set_ylim(bottom=0)
+        _titles(ax, None, x, name)
+    if len(labels) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
+    """A bar for each of several runs in each of several panels.
+
+    Args:
+      panels: what a panel's y axis shows -> label of a bar -> (mean, spread or None).
+    """
+    figure, axes = _figure(max(1, len(panels)), width=3.2)
+    labels = list(dict.fromkeys(label for bars in panels.values() for label in bars))
+    for ax, (name, bars) in zip(axes, panels.items()):
+        for label, (mean, spread) in bars.items():
+            at = labels.index(label)
+            ax.bar(at, mean, 0.62, color=_series(at)["color"], yerr=spread or None, ecolor=INK, capsize=3)
+            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            ax.annotate(f"{mean:.3g}", (at, mean + (spread or 0)), fontsize=8, color=INK, **place)
+        ax.set_xticks(range(len(labels)), labels)
+        ax.grid(False, axis="x")
+        ax.set_ylim(0, 1.15 * max([mean + (spread or 0) for mean, spread in bars.values()] + [1e-9]))
+        _titles(ax, None, "", name)
     return figure
 
 

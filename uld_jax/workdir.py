@@ -68,8 +68,8 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
     """Makes `workdir` this configuration's, or checks that it already is; without `write` only checks.
 
     Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, the
-    folders in `weights`, logging, `eval.train_images`, checkpoint keeping and a larger `steps` of the last stage may
-    differ.
+    folders in `weights` and of a `cache`, logging, `eval.train_images`, checkpoint keeping and a larger `steps` of the
+    last stage may differ.
     """
     path = epath.Path(workdir) / "config.json"
     new = _flat(json.loads(json.dumps(config.to_dict(), default=_plain)))
@@ -81,8 +81,9 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
                 continue
             if key == last_steps and new.get(key, -1) > old.get(key, 0):
                 continue
-            if key.startswith("weights.") and bool(old.get(key)) == bool(new.get(key)):
-                continue  # the folder may have moved; what the loop takes from it is compared by its hash
+            folder = key.startswith("weights.") or key.endswith(".cache")
+            if folder and bool(old.get(key)) == bool(new.get(key)):
+                continue  # it may have moved; what the loop takes from it is compared by its hash
             raise UserError(
                 f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use another --workdir, or the same config to resume"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uld_jax import weights
-from uld_jax.convert import fan, files, gcn_v, mallis, r2d2, superpoint, vgg16
+from uld_jax.convert import dinov2, fan, files, gcn_v, mallis, r2d2, stable_diffusion, superpoint, vgg16
 from uld_jax.errors import UserError
 
 
@@ -18,6 +18,7 @@ class Kind(NamedTuple):
       has_core: whether `convert` also takes `core`, the entries of a second file.
       beside: what a PyTorch file of this kind has beside its `state_dict`; None where that is of no interest.
       facts: takes what `convert` returned; returns what `source.json` also says of it.
+      folder: how to read a folder of this kind; None where only a file is taken.
     """
 
     convert: Callable[..., Any]
@@ -25,9 +26,16 @@ class Kind(NamedTuple):
     has_core: bool = False
     beside: files.Beside | None = None
     facts: Callable[[Any], dict[str, Any]] = lambda _: {}
+    folder: Callable[[str], files.Opened] | None = None
 
 
 KINDS = {
+    "dinov2": Kind(
+        dinov2.convert,
+        "DINOv2's code and weights are Apache-2.0",
+        facts=dinov2.facts,
+        folder=dinov2.open_folder,
+    ),
     "fan": Kind(
         fan.convert,
         "the weights' publisher decides: SAIC's code and checkpoint are CC BY-NC 4.0 (non-commercial); CGB's "
@@ -49,6 +57,13 @@ KINDS = {
     "r2d2": Kind(
         r2d2.convert,
         "NAVER's code and weights are CC BY-NC-SA 3.0 (non-commercial)",
+    ),
+    "stable_diffusion": Kind(
+        stable_diffusion.convert,
+        "Stable Diffusion 1.5's weights are CreativeML OpenRAIL-M, 2.1's CreativeML OpenRAIL++-M: free, with "
+        "restrictions on use that go with what is made of them",
+        facts=stable_diffusion.facts,
+        folder=stable_diffusion.open_folder,
     ),
     "superpoint": Kind(
         superpoint.convert,
@@ -72,7 +87,8 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
 
     Args:
       kind: one of `KINDS`.
-      src: a PyTorch, safetensors or HDF5 file; the module of the kind says which entries it must have.
+      src: a PyTorch, safetensors or HDF5 file, or of some kinds a folder; the module of the kind says which entries it
+        must have.
       dst: the folder to make; see `uld_jax.weights` for its files. It appears when it is whole, not before.
       core: the core network's file, for SAIC's incremental FAN checkpoints.
 
@@ -88,11 +104,14 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
     src, core = os.path.expanduser(src), os.path.expanduser(core or "")
     if core and not KINDS[kind].has_core:
         raise UserError(f"--core is of no use for --kind={kind}; leave it out")
-    entries = files.read(src, beside=KINDS[kind].beside)
-    source = {"file": os.path.basename(src), "sha256": files.sha256(src), "entries": len(entries)}
-    more = {}
+    if KINDS[kind].folder and os.path.isdir(src):
+        src = os.path.normpath(src)
+        entries, paths, more = KINDS[kind].folder(src)
+    else:
+        entries, paths, more = files.read(src, beside=KINDS[kind].beside), [src], {}
+    source = {"file": os.path.basename(src), "sha256": files.sha256(*paths), "entries": len(entries)}
     if core:
-        more = {"core": files.read(core, "--core")}
+        more = more | {"core": files.read(core, "--core")}
         source |= {"core_file": os.path.basename(core), "core_sha256": files.sha256(core)}
     params = KINDS[kind].convert(entries, where=src, **more)
     return weights.save(dst, kind, params, source | KINDS[kind].facts(params) | {"licence": KINDS[kind].licence})

@@ -16,10 +16,27 @@ import numpy as np
 from uld_jax.errors import UserError
 
 
-def sha256(path: str) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: str) -> str:
+    """sha256 of a file's bytes, or of several files' one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+class Opened(NamedTuple):
+    """What a kind of checkpoint read from a folder.
+
+    Attributes:
+      entries: as of a file.
+      paths: the files that they are from.
+      options: further arguments of the kind's `convert`.
+    """
+
+    entries: dict[str, np.ndarray]
+    paths: list[str]
+    options: dict[str, Any]
 
 
 class Beside(NamedTuple):

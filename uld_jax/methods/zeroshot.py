@@ -85,6 +85,8 @@ class ZeroShot(Stage):
         where the candidate was found.
       iterations: of k-means, at most.
       weights: folders of converted weights by kind, for backbones that have any.
+      cache: folder of the backbone's maps of the training images (`uld features`), which the passes over these then
+        read; predictions compute them. "" computes them in every pass.
     """
 
     uses_previous = False
@@ -103,6 +105,7 @@ class ZeroShot(Stage):
     denoise: bool = True
     iterations: int = 100
     weights: Any = ()
+    cache: str = ""
 
     def __post_init__(self):
         if self.place not in ("mean", "exemplar"):
@@ -151,7 +154,7 @@ class ZeroShot(Stage):
         return 2 if step == 0 else 0  # cluster, then place
 
     def observe(self, state, frozen, batch):
-        described = self._describe(frozen, batch["image"])
+        described = self._describe(frozen, batch["image"], batch.get("features"))
         # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
         low, high = self._roi_bounds(described.shape[1])
@@ -189,9 +192,14 @@ class ZeroShot(Stage):
         xy, score = self._place(self._describe(frozen, images), state.aux.centroids)
         return Prediction(*self._read(state.aux.reading, xy, score))
 
-    def _describe(self, frozen, images):
-        """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place."""
-        taps = self._backbone.features(frozen, images).values()
+    def _describe(self, frozen, images, maps=None):
+        """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place.
+
+        `maps` are the backbone's for these images, where they are known.
+        """
+        maps = self._backbone.features(frozen, images) if maps is None else maps
+        # By name, since a dict that comes into a jitted program is sorted.
+        taps = [maps[name].astype(jnp.promote_types(maps[name].dtype, jnp.float32)) for name in sorted(maps)]
         height, width = max(t.shape[1:3] for t in taps)
         parts = [jax.image.resize(t, (len(t), height, width, t.shape[-1]), "bilinear", antialias=False) for t in taps]
         parts = [keypoints.l2_normalize(t) / len(parts) ** 0.5 for t in parts]

@@ -1,0 +1,206 @@
+"""Stable Diffusion 1.5 or 2.1 as a backbone: the features of Tourani et al. (CVPR 2024) and of Luo et al. (2023)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uld_jax import weights
+from uld_jax.backbones import Spec, Tap
+from uld_jax.errors import UserError
+from uld_jax.models.stable_diffusion import attention, schedule, unet, vae
+
+MODES = ("clean", "noise", "inversion")
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusion:
+    """Maps from the UNet's decoder, of a latent at one timestep or several, under the empty prompt.
+
+    1) resize, and encode to the mean latent (its distribution is not sampled, so features are repeatable)
+    2) bring it to each timestep:
+         clean      not at all: the UNet sees the clean latent and is told the timestep. (-1,) is the single step of
+                    diffusion hyperfeatures, and the default
+         noise      sqrt(a_t) latent + sqrt(1 - a_t) noise, each timestep on its own, with the same noise
+         inversion  DDIM inversion from the clean latent, as diffusion hyperfeatures with many steps do; timesteps must
+                    lie on its path: -1, 0, 20, ..., 960 for 50 steps
+    3) the UNet up to the last tap
+
+    Maps are named by timestep and tap, timesteps first: `t-1.up0.0`, ..., `t-1.up3.2`, `t60.up0.0`, ...
+
+    The paper leaves version, timesteps, prompt and size open; the defaults are those of diffusion hyperfeatures, but
+    for the mean latent.
+
+    Attributes:
+      folder: converted weights (`uld convert --kind=stable_diffusion`), which say themselves what version they are.
+      timesteps: from -1 (clean) to 999.
+      mode: see above.
+      taps: (decoder block, residual block) of each map; empty for all 12.
+      image_size: longer side of the resized image in pixels; 0: its own sides. Sides become multiples of 64.
+        512 is what version 1.5 and 2.1-base were trained at; 256 costs a quarter.
+      inversion_steps: of the whole path from clean to noise.
+      seed: of the noise when `features` is given no key.
+      compute: type of the arithmetic, one of `attention.TYPES`; `auto` goes by the device: bfloat16 on TPUs and on
+        GPUs from A100 on, float16 on T4 and V100, which lack it, float32 elsewhere.
+      attention: one of `attention.WAYS`; `auto` goes by the device too.
+    """
+
+    folder: str = ""
+    timesteps: tuple[int, ...] = (schedule.CLEAN,)
+    mode: str = "clean"
+    taps: tuple[tuple[int, int], ...] = ()
+    image_size: int = 512
+    inversion_steps: int = 50
+    seed: int = 0
+    compute: str = "auto"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for name, known in (("mode", MODES), ("compute", attention.TYPES), ("attention", attention.WAYS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} of StableDiffusion is {getattr(self, name)!r}; use one of {', '.join(known)}")
+        if not self.timesteps or min(self.timesteps) < -1 or len(set(self.timesteps)) < len(self.timesteps):
+            raise UserError(
+                f"timesteps of StableDiffusion are {self.timesteps}; use -1 or more, each once, such as (-1,)"
+            )
+        if self.image_size < 0:
+            raise UserError(f"image_size of StableDiffusion is {self.image_size}; use 0, or pixels such as 512")
+        # Configs hold lists; a frozen value is hashed.
+        for name, value in (("timesteps", tuple(self.timesteps)), ("taps", tuple(map(tuple, self.taps)))):
+            object.__setattr__(self, name, value)
+
+    @property
+    def spec(self) -> Spec:
+        """Strides are in pixels of the resized image. Raises UserError when there are no weights."""
+        source = weights.read_source(self.folder, "stable_diffusion")
+        widths, levels = source["widths"], len(source["widths"])
+        taps = [
+            Tap(f"t{step}.{unet.tap_name(block, i)}", widths[-1 - block], source["stride"] * 2 ** (levels - 1 - block))
+            for step in self.timesteps
+            for block, i in self.taps or unet.all_taps(levels, source["depth"])
+        ]
+        # Which weights they are, wherever they lie, and in what type.
+        setting = dataclasses.replace(self, folder=source["sha256"], compute=self._type, attention="auto")
+        return Spec("stable_diffusion", tuple(taps), 1, f"stable_diffusion-1 {setting}")
+
+    def load(self) -> Any:
+        """The converted weights. Raises UserError when there are none."""
+        return weights.load(self.folder, "stable_diffusion")
+
+    def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
+        """Images [B,H,W,3] uint8 to {"t-1.up0.0": [B,h,w,C] float32, ...}.
+
+        Args:
+          frozen: what `load` returned.
+          images: any size; see `image_size`.
+          rng: of the noise: a typed key, whose noise all images get; or one for each image, [B]. Without one, all
+            images get the noise of `seed`, so that features depend on the image alone.
+
+        Raises UserError for timesteps or taps that do not exist.
+        """
+        return self.describe(frozen, self.encode(frozen, images), rng)
+
+    def encode(self, frozen, images):
+        """Step 1: images [B,H,W,3] uint8 to clean latents [B,h,w,4] float32, which are small enough to keep."""
+        network = vae.of(frozen["vae"], **self._options)
+        levels = len(unet.of(frozen["unet"]).widths)
+        x = images.astype(jnp.float32) / 127.5 - 1
+        size = self._size(*images.shape[1:3], 2 ** (len(network.widths) + levels - 2))
+        if size != images.shape[1:3]:
+            x = jax.image.resize(x, (len(x), *size, 3), "bilinear", antialias=True)
+        return network.apply({"params": frozen["vae"]}, x).mean * frozen["scaling_factor"]
+
+    def describe(self, frozen, latents, rng=None) -> dict[str, jax.Array]:
+        """Steps 2 and 3: what `encode` returned to maps; see `features`."""
+        base = unet.of(frozen["unet"], attention=self.attention, **self._options)
+        taps = self.taps or unet.all_taps(len(base.widths), base.depth)
+        table, noisy = frozen["alphas_cumprod"], self.mode == "noise"
+        here, there = self._path(len(table))
+        noise = self._noise(latents, rng) if noisy else None
+
+        def visit(x, here, there, final):
+            """Latents and maps of one timestep; in an inversion the latents then move on."""
+            alpha, whole = schedule.alpha(table, here), self.mode == "inversion" and not final
+            seen = schedule.add_noise(x, noise, alpha) if noisy else x
+            network = base.clone(taps=taps, whole=whole)
+            found = network.apply({"params": frozen["unet"]}, seen, jnp.float32(here), frozen["empty_prompt"])
+            if whole:
+                predicted = schedule.predicted_noise(found.output, x, alpha, frozen["v_prediction"])
+                x = schedule.move(x, predicted, alpha, schedule.alpha(table, there))
+            return x, {name: tap.astype(jnp.float32) for name, tap in found.taps.items()}
+
+        kept = [here.index(step) for step in self.timesteps]
+        # On CPU a scan over convolutions is many times slower; elsewhere fifty networks would compile for minutes.
+        maps = _walk(visit, latents, here, there, kept, unrolled=jax.default_backend() == "cpu")
+        return {f"t{step}.{name}": tap for step, found in zip(self.timesteps, maps) for name, tap in found.items()}
+
+    @property
+    def _type(self) -> str:
+        return attention.compute_type(attention.this_device()) if self.compute == "auto" else self.compute
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # In half precision there is nothing to be had from more exact products.
+        return dict(dtype=jnp.dtype(self._type), precision="highest" if self._type == "float32" else "default")
+
+    def _path(self, total: int) -> tuple[list[int], list[int]]:
+        """Timesteps at which the network is asked, and where the latents move from there."""
+        if max(self.timesteps) >= total:
+            raise UserError(f"timesteps of StableDiffusion are {self.timesteps}; use -1 to {total - 1}")
+        if self.mode != "inversion":
+            return list(self.timesteps), list(self.timesteps)
+        sources, targets = schedule.inversion(self.inversion_steps, total)
+        if off := sorted(set(self.timesteps) - set(sources)):
+            between = f"0, {targets[1]}, ... {sources[-1]}" if self.inversion_steps > 2 else sources[-1]
+            raise UserError(
+                f"timestep {off[0]} of StableDiffusion is not on the path of {self.inversion_steps} inversion steps; "
+                f"use -1, {between}"
+            )
+        count = sources.index(max(self.timesteps)) + 1
+        return sources[:count], targets[:count]
+
+    def _noise(self, latents, rng):
+        rng = jax.random.key(self.seed) if rng is None else rng
+        draw = lambda key: jax.random.normal(key, latents.shape[1:], latents.dtype)
+        return jax.vmap(draw)(rng) if rng.ndim else draw(rng)
+
+    def _size(self, height: int, width: int, multiple: int) -> tuple[int, int]:
+        """Sides of the resized image."""
+        scale = self.image_size / max(height, width) if self.image_size else 1
+        return tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height, width))
+
+
+def _walk(visit, x, here, there, kept, unrolled):
+    """What `visit` finds at chosen places of a path.
+
+    Args:
+      visit: (x, here, there, final) -> x at the next place, a pytree of arrays.
+      x: at the first place.
+      here, there: whole numbers, one of each a place.
+      kept: the places whose findings are returned, in the order wanted.
+      unrolled: whether the program holds `visit` as often as there are places, or once.
+    """
+    last = len(here) - 1
+    if unrolled or not last:
+        found = []
+        for i, place in enumerate(zip(here, there, strict=True)):
+            x, maps = visit(x, *map(jnp.int32, place), i == last)
+            found.append(maps if i in kept else None)
+        return [found[i] for i in kept]
+
+    # Of the other places the findings overwrite one another in a slot behind the last one wanted.
+    slots = np.array([kept.index(i) if i in kept else len(kept) for i in range(last + 1)])
+
+    def body(carry, place):
+        x, buffers = carry
+        x, maps = visit(x, place[0], place[1], False)
+        put = lambda buffer, y: jax.lax.dynamic_update_index_in_dim(buffer, y, place[2], 0)
+        return (x, jax.tree.map(put, buffers, maps)), None
+
+    places = jnp.asarray(np.stack([here, there, slots], 1), jnp.int32)
+    _, shapes = jax.eval_shape(lambda x: visit(x, places[0, 0], places[0, 1], False), x)
+    buffers = jax.tree.map(lambda y: jnp.zeros((len(kept) + 1, *y.shape), y.dtype), shapes)
+    (_, buffers), _ = jax.lax.scan(body, (x, buffers), places)
+    return [jax.tree.map(lambda y, i=i: y[i], buffers) for i in range(len(kept))]

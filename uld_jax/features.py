@@ -1,0 +1,80 @@
+"""`uld features`: the maps of a stage's frozen backbone, computed once for runs that differ in anything else.
+
+A stage with a hyper-parameter `cache` reads its passes over the training images from the folder that this makes. What
+predicts for images from anywhere, and so evaluation too, computes features as ever.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from uld_jax import config as config_lib
+from uld_jax import evaluate
+from uld_jax.config import Config, StageSpec
+from uld_jax.data import Source
+from uld_jax.data.feature_cache import Description, FeatureCache, write
+from uld_jax.errors import UserError
+
+
+def main(
+    config: Config,
+    out: str,
+    mesh,
+    *,
+    stage: str = "",
+    split: str = "train",
+    dtype: str = "float16",
+    batch_size: int = 0,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[Description, str]:
+    """Writes the maps of one split's images to the folder `out`, or what is missing there.
+
+    Args:
+      config: of runs.
+      out: a local folder, see `data.feature_cache.write`.
+      mesh: the devices.
+      stage: whose backbone; by default the first stage that has one.
+      split: whose images.
+      dtype: of the maps on disk.
+      batch_size: images at a time, of all devices together; 0 for the config's `eval.batch_size`.
+      report: is given the numbers of images done and to be done.
+
+    Returns:
+      What the folder holds, and the name of the stage.
+
+    Raises:
+      UserError: no such stage, no backbone, or whatever is wrong with data, weights or folder.
+    """
+    names = [stage] if stage else list(config.stages)
+    built = [config_lib.stage(config, name) for name in names]
+    looking = [one for one in built if _looks(one)]
+    if not looking:
+        what = f"stage {stage} looks" if stage else f"none of the stages {', '.join(names)} looks"
+        raise UserError(f"{what} through a frozen backbone; name another by --stage, or another config")
+    backbone = _backbone(looking[0])
+    frozen = backbone.load()
+    source = evaluate.open_split(config, split)
+    batch_size = batch_size or evaluate.eval_batch(config, mesh)
+    return write(source, backbone, frozen, out, mesh, batch_size, dtype, report=report), looking[0].name
+
+
+def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None:
+    """The cache that a stage names, checked against its backbone and these images; None if it names none.
+
+    Raises UserError for a cache of anything else.
+    """
+    folder = getattr(stage.method, "cache", "")
+    if not folder:
+        return None
+    cache = FeatureCache(os.path.expanduser(folder))
+    cache.check(source, _backbone(stage), frozen)
+    return cache
+
+
+def _looks(stage: StageSpec) -> bool:
+    return hasattr(stage.method, "backbone_kwargs")
+
+
+def _backbone(stage: StageSpec):
+    method = stage.method
+    return config_lib.backbone(method.backbone, f"{stage.name}.backbone", method.backbone_kwargs, method.weights)
