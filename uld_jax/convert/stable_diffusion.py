@@ -306,11 +306,7 @@ def _unet(entries, config, size, where):
         )
     if not isinstance(size, int):
         raise UserError(f"{where} says cross_attention_dim={size!r}, and one number is what is known; {_PUBLISHED}")
-    network = unet.UNet(tuple(widths), depth, tuple(heads), attention="xla")
-    side = 2 ** (levels - 1)
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), jnp.zeros((1, side, side, 4)), jnp.float32(0), jnp.zeros((77, size))
-    )
+    shapes = _shapes(unet.UNet(tuple(widths), depth, tuple(heads), attention="xla"), size)
     return rules.apply(_rules(shapes, entries), entries, where=where)
 
 
@@ -322,10 +318,18 @@ def _vae(entries, config, where):
     for key, value in entries.items():
         name = re.match(r"(encoder[.]mid_block[.]attentions[.]0[.])(query|key|value|proj_attn)([.].*)", key)
         renamed[name[1] + _OLD[name[2]] + name[3] if name else key] = value
-    network, side = vae.Encoder(tuple(widths), depth), 2 ** (levels - 1)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    shapes = _shapes(vae.Encoder(tuple(widths), depth))
     ignored = (r"decoder[.].*", r"post_quant_conv[.].*")
     return rules.apply(_rules(shapes, renamed), renamed, where=where, ignored=ignored)
+
+
+@functools.cache
+def _shapes(network, prompt=0):
+    """Shapes of a network's parameters; `prompt` is the size of the UNet's."""
+    side = 2 ** (len(network.widths) - 1)
+    zeros = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    seen = (zeros(1, side, side, 4), zeros(), zeros(77, prompt)) if prompt else (zeros(1, side, side, 3),)
+    return jax.eval_shape(network.init, jax.random.key(0), *seen)
 
 
 def _widths(where, widths, depth):
