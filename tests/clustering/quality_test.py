@@ -133,7 +133,7 @@ def test_a_sample_is_the_measure_of_some_rows():
     assert run(3, 100, mask) == found[3]
     assert abs(np.mean(found) - np.mean(theirs)) < 4 * np.std(theirs) / np.sqrt(30)
     assert 0.5 < np.std(found) / np.std(theirs) < 2
-    picked, label = quality._pick(jax.random.key(0), x, jnp.where(mask, labels, -1), 100, None, "data")
+    picked, label = quality.pick(jax.random.key(0), x, jnp.where(mask, labels, -1), 100, None, "data")
     rows = [np.flatnonzero((x == row).all(1))[0] for row in np.asarray(picked)]
     assert len(set(rows)) == 100  # without replacement
     assert mask[rows].all()
