@@ -71,7 +71,7 @@ def test_every_method_class_has_a_config():
 def test_shapes(name, stage):
     spec, frozen, batch, state = built(name, stage)
     # A method that finds out how many landmarks there are has room for more.
-    k, size = getattr(spec.method, "slots", tiny.config(name).k), len(batch["index"])
+    k, size = getattr(spec.method, "room", tiny.config(name).k), len(batch["index"])
     found = jax.eval_shape(spec.method.predict, state, frozen, batch["image"])
     assert found.xy.shape == (size, k, 2)
     assert found.score.shape == (size, k)

@@ -310,7 +310,7 @@ class Keypoints(Stage):
             raise UserError("keypoints.background=clusters needs to know the object; set keypoints.region=box or mask")
 
     @property
-    def slots(self) -> int:
+    def room(self) -> int:
         """M: what `predict` has room for."""
         return self.clusters
 
@@ -607,7 +607,7 @@ class Correspondence(Stage):
     # -- network ------------------------------------------------------------------------------------------------------
 
     @property
-    def slots(self) -> int:
+    def room(self) -> int:
         """What `predict` has room for: M, or K in the extended variant."""
         return self.k if self.variant == "extended" else self.clusters
 
@@ -1036,7 +1036,7 @@ class Landmarks(Stage):
             raise UserError(f"stage2.merge_share is {self.merge_share}; use a share above 0, up to 1")
 
     @property
-    def slots(self) -> int:
+    def room(self) -> int:
         """Heatmaps: M, or K in the extended variant."""
         return self.k if self.variant == "extended" else self.clusters
 
@@ -1046,7 +1046,7 @@ class Landmarks(Stage):
 
     @property
     def _net(self):
-        return fan.FAN(self.slots, self.width, self.depth, self.downsample, "group", **layers.precision(self.dtype))
+        return fan.FAN(self.room, self.width, self.depth, self.downsample, "group", **layers.precision(self.dtype))
 
     @property
     def _geometry(self) -> views.Geometry:
@@ -1085,9 +1085,9 @@ class Landmarks(Stage):
         labels = previous.aux.landmarks if self._flips else previous.aux.labels
         if labels is None:
             raise UserError("stage2.variant=extended learns from that variant of stage1; set stage1.variant=extended")
-        if labels.xy.shape[:2] != (rows, self.slots):
+        if labels.xy.shape[:2] != (rows, self.room):
             raise UserError(
-                f"the stage before left {labels.xy.shape[1]} clusters of {labels.xy.shape[0]} images, not {self.slots} "
+                f"the stage before left {labels.xy.shape[1]} clusters of {labels.xy.shape[0]} images, not {self.room} "
                 f"of {rows}; use the same images, and the same clusters, k and variant in stage1 and stage2"
             )
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
@@ -1100,7 +1100,7 @@ class Landmarks(Stage):
                 params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips)
         elif previous.params:
             # Step 8) The descriptor branch goes on; the last layer is new.
-            branch = fan.descriptor_branch(previous.params, self.slots, rng)
+            branch = fan.descriptor_branch(previous.params, self.room, rng)
             if not same_shapes(branch, params):
                 raise UserError("stage2 goes on with stage1's network; give both the same width, depth and downsample")
             params = branch
