@@ -128,6 +128,12 @@ class Method(Protocol):
         that is shown, counted or written leaves them out.
         """
 
+    def poses(self, state: TrainState, frozen: Any, images: jax.Array) -> jax.Array | None:
+        """Which pose cluster each of [B,H,W,3] uint8 images is in, [B] int32 in 0..Q-1; None for a stage without any.
+
+        Negative: in none of them.
+        """
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
 
@@ -144,6 +150,8 @@ class Stage:
       describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
       slots_are_landmarks: whether a slot of what `observe` gives is the same landmark in every image.
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
+      filled_below: landmarks of `predict` with a score above 0, but below this, were not detected: something else put
+        them where they are. Evaluation also tells the errors with those counted as missing. 0: there are none.
       known: what training asks of `data.regions` about its images besides their pixels, {function: arguments}; it is
         given, one row an image, as `frozen["rows"]`. Never annotation.
     """
@@ -153,6 +161,7 @@ class Stage:
     describes = False
     slots_are_landmarks = True
     observes = True
+    filled_below = 0.0
     known = MappingProxyType({})
 
     def frozen(self):
@@ -177,6 +186,9 @@ class Stage:
 
     def landmarks(self, state):
         del state
+
+    def poses(self, state, frozen, images):
+        del state, frozen, images
 
     def heatmaps(self, state, frozen, images):
         del state, frozen, images
