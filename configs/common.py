@@ -76,6 +76,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
     config.weights = ConfigDict(
         dict(
+            dhf_aggregator="",
             dinov2="",
             fan="",
             gcn_v="",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uld_jax import weights
-from uld_jax.convert import dinov2, fan, files, gcn_v, mallis, r2d2, stable_diffusion, superpoint, vgg16
+from uld_jax.convert import dhf_aggregator, dinov2, fan, files, gcn_v, mallis, r2d2, stable_diffusion, superpoint, vgg16
 from uld_jax.errors import UserError
 
 
@@ -17,6 +17,7 @@ class Kind(NamedTuple):
       licence: what is known of the published weights' licence.
       has_core: whether `convert` also takes `core`, the entries of a second file.
       beside: what a PyTorch file of this kind has beside its `state_dict`; None where that is of no interest.
+      nested: under which name a PyTorch file of this kind has its tensors, where they are nested.
       facts: takes what `convert` returned; returns what `source.json` also says of it.
       folder: how to read a folder of this kind; None where only a file is taken.
     """
@@ -25,11 +26,19 @@ class Kind(NamedTuple):
     licence: str
     has_core: bool = False
     beside: files.Beside | None = None
+    nested: str = "state_dict"
     facts: Callable[[Any], dict[str, Any]] = lambda _: {}
     folder: Callable[[str], files.Opened] | None = None
 
 
 KINDS = {
+    "dhf_aggregator": Kind(
+        dhf_aggregator.convert,
+        "these weights were trained SUPERVISED, on the annotated keypoints of SPair-71k, so that what starts from them "
+        "is no longer unsupervised; the repository of diffusion hyperfeatures carries no licence",
+        nested="aggregation_network",
+        facts=dhf_aggregator.facts,
+    ),
     "dinov2": Kind(
         dinov2.convert,
         "DINOv2's code and weights are Apache-2.0",
@@ -108,7 +117,7 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
         src = os.path.normpath(src)
         entries, paths, more = KINDS[kind].folder(src)
     else:
-        entries, paths, more = files.read(src, beside=KINDS[kind].beside), [src], {}
+        entries, paths, more = files.read(src, beside=KINDS[kind].beside, nested=KINDS[kind].nested), [src], {}
     source = {"file": os.path.basename(src), "sha256": files.sha256(*paths), "entries": len(entries)}
     if core:
         more = more | {"core": files.read(core, "--core")}

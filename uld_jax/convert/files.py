@@ -51,12 +51,14 @@ class Beside(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
-def read(path: str, flag: str = "--src", beside: Beside | None = None) -> dict[str, np.ndarray]:
+def read(
+    path: str, flag: str = "--src", beside: Beside | None = None, nested: str = "state_dict"
+) -> dict[str, np.ndarray]:
     """Every entry of a PyTorch, safetensors or HDF5 file, told apart by their first bytes.
 
     Names inside nested dicts and HDF5 groups are joined by dots: `data.conv1_1.0`. Of a PyTorch file that nests its
     tensors under `state_dict` only these are read; beside them is the trainer's own (`epoch`, `optimizer`). Floating-
-    point numbers of any width come as float32 or float64.
+    point numbers of any width come as float32 or float64. `nested` is another name than `state_dict`.
 
     With `beside` the arrays that it names are read as well, under these names, and whatever else is beside
     `state_dict` is an error. Only then may a PyTorch file hold NumPy arrays, of float32, float64, int32 or int64.
@@ -77,7 +79,7 @@ def read(path: str, flag: str = "--src", beside: Beside | None = None) -> dict[s
         elif head[8:] == b"{":  # after the length of the header, the header in JSON
             entries = _safetensors(path)
         elif head.startswith((b"PK\x03\x04", b"\x80")):
-            entries = _torch(path, beside)
+            entries = _torch(path, beside, nested)
         else:
             raise UserError(f"{flag}={path} is no PyTorch, safetensors or HDF5 file; give the published checkpoint")
     except ImportError as error:
@@ -89,7 +91,7 @@ def read(path: str, flag: str = "--src", beside: Beside | None = None) -> dict[s
     return entries
 
 
-def _torch(path, beside):
+def _torch(path, beside, nested):
     import torch
 
     try:
@@ -107,10 +109,10 @@ def _torch(path, beside):
     except Exception as error:  # whatever a damaged archive leads to
         raise UserError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}); get it again") from error
     more = {}
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+    if isinstance(found, Mapping) and isinstance(found.get(nested), Mapping):
         if beside:
             more = _beside(path, found, beside)
-        found = found["state_dict"]
+        found = found[nested]
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not named tensors; save a state_dict")
 
