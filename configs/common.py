@@ -82,6 +82,7 @@ def base(arg: ConfigDict) -> ConfigDict:
             gcn_v="",
             mallis="",
             r2d2="",
+            self_training="",
             stable_diffusion="",
             superpoint="",
             vgg16="",

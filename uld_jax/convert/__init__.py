@@ -5,7 +5,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uld_jax import weights
-from uld_jax.convert import dhf_aggregator, dinov2, fan, files, gcn_v, mallis, r2d2, stable_diffusion, superpoint, vgg16
+from uld_jax.convert import (
+    dhf_aggregator,
+    dinov2,
+    fan,
+    files,
+    gcn_v,
+    mallis,
+    r2d2,
+    self_training,
+    stable_diffusion,
+    superpoint,
+    vgg16,
+)
 from uld_jax.errors import UserError
 
 
@@ -20,6 +32,7 @@ class Kind(NamedTuple):
       nested: under which name a PyTorch file of this kind has its tensors, where they are nested.
       facts: takes what `convert` returned; returns what `source.json` also says of it.
       folder: how to read a folder of this kind; None where only a file is taken.
+      is_run: whether there is nothing but folders of this kind, and what is after a colon is a stage.
     """
 
     convert: Callable[..., Any]
@@ -29,6 +42,7 @@ class Kind(NamedTuple):
     nested: str = "state_dict"
     facts: Callable[[Any], dict[str, Any]] = lambda _: {}
     folder: Callable[[str], files.Opened] | None = None
+    is_run: bool = False
 
 
 KINDS = {
@@ -67,6 +81,13 @@ KINDS = {
         r2d2.convert,
         "NAVER's code and weights are CC BY-NC-SA 3.0 (non-commercial)",
     ),
+    "self_training": Kind(
+        self_training.convert,
+        "the run's owner decides, within the terms of the images that it was trained on",
+        facts=self_training.facts,
+        folder=self_training.open_folder,
+        is_run=True,
+    ),
     "stable_diffusion": Kind(
         stable_diffusion.convert,
         "Stable Diffusion 1.5's weights are CreativeML OpenRAIL-M, 2.1's CreativeML OpenRAIL++-M: free, with "
@@ -96,8 +117,8 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
 
     Args:
       kind: one of `KINDS`.
-      src: a PyTorch, safetensors or HDF5 file, or of some kinds a folder; the module of the kind says which entries it
-        must have.
+      src: a PyTorch, safetensors or HDF5 file, or of some kinds a folder, or a finished run; the module of the kind
+        says which entries it must have.
       dst: the folder to make; see `uld_jax.weights` for its files. It appears when it is whole, not before.
       core: the core network's file, for SAIC's incremental FAN checkpoints.
 
@@ -113,7 +134,7 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
     src, core = os.path.expanduser(src), os.path.expanduser(core or "")
     if core and not KINDS[kind].has_core:
         raise UserError(f"--core is of no use for --kind={kind}; leave it out")
-    if KINDS[kind].folder and os.path.isdir(src):
+    if KINDS[kind].is_run or (KINDS[kind].folder and os.path.isdir(src)):
         src = os.path.normpath(src)
         entries, paths, more = KINDS[kind].folder(src)
     else:
