@@ -160,8 +160,34 @@ def test_sources_without_csv_say_so(root):
         regions.boxes(Drawn())
     with pytest.raises(UserError, match=r"drawn holds no mask files"):
         regions.masks(Drawn(), 8)
-    with pytest.raises(UserError, match=r"synthetic has no csv column box_x0"):
-        regions.boxes(data.open_source("synthetic", "train", frame_size=16, rows=2))
+
+
+class Masked(Drawn):
+    """A source that knows its masks, of files that are twice as wide as the frame shows them."""
+
+    def __init__(self, *masks):
+        super().__init__()
+        self.columns, self._masks = {}, masks
+        self.frame_maps = np.array([[0.5, 1, -0.25, 0]] * 2)
+
+    def mask(self, row):
+        return self._masks[row]
+
+
+def test_boxes_and_masks_of_a_source_that_knows_them():
+    masks = np.zeros((2, 8, 16), bool)
+    masks[0, 2:5, 4:10] = masks[1, 7, 15] = True
+    source = Masked(*masks)
+    # Edges of pixels: 3.5 and 9.5 of the file are 1.5 and 4.5 of the frame.
+    assert regions.boxes(source).tolist() == [[1.5, 1.5, 4.5, 4.5], [7.0, 6.5, 7.5, 7.5]]
+    cells = masks.reshape(2, 8, 8, 2).mean(-1)
+    np.testing.assert_array_equal(regions.masks(source, 8), cells >= 0.5)
+    # A csv's own columns come first.
+    source.columns = dict(zip(regions.BOX, (["0", "1"], ["2", "3"], ["10", "11"], ["4", "5"]), strict=True))
+    source.file_sizes = np.array([[8, 16]] * 2)
+    np.testing.assert_allclose(regions.boxes(source)[0], [-0.25, 2, 4.75, 4])
+    with pytest.raises(UserError, match="no true pixel"):
+        regions.boxes(Masked(masks[0], np.zeros((8, 16), bool)))
 
 
 def test_keypoints_fill_the_slots_of_their_images(root):

@@ -6,6 +6,9 @@ of a folder (`data/folder.py`) may carry them:
   ...,box_x0,box_y0,box_x1,box_y1   box of the object in pixels of the upright file; fractions are fine
   ...,mask                          an image of the size of the photo, white on the object; relative to the folder
 
+The built-in `synthetic` heads have both, from their renderer (`Source.mask`): the head with its hair, without neck and
+clothes.
+
 `keypoints` reads initial keypoints from a csv of their own, for other detectors and for the synthetic ones of figure
 2d. All results are in the frame that networks see (`ops.coordinates.file_to_frame`). Host NumPy, once a run.
 """
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uld_jax.data import decode, folder
+from uld_jax.data import crops, decode, folder
 from uld_jax.data.specs import Source, decode_threads
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
@@ -55,12 +58,17 @@ def boxes(source: Source) -> np.ndarray:
     A point is inside where `x0 <= x <= x1` and `y0 <= y <= y1`. What `data.fit=crop` cuts off lies outside the frame.
 
     Args:
-      source: its csv has the columns `BOX`, in pixels of the upright file.
+      source: its csv has the columns `BOX`, in pixels of the upright file; or it knows its masks, whose pixels, edges
+        included, are then boxed.
 
     Raises:
       UserError: no such columns, a cell that is empty or no number, a box without area or beside its image.
     """
     missing = [name for name in BOX if name not in source.columns]
+    if missing and source.mask(0) is not None:
+        found = np.array([crops.mask_box(source.mask(row)) for row in range(len(source))], np.float64)
+        corners = (found + np.array([-0.5, -0.5, 0.5, 0.5])).reshape(-1, 2, 2)
+        return coordinates.file_to_frame(corners, source.frame_maps).reshape(-1, 4).astype(np.float32)
     if missing:
         raise UserError(
             f"the data set {source.spec.name} has no csv column {missing[0]}; "
@@ -95,25 +103,27 @@ def masks(source: Source, side: int) -> np.ndarray:
 
     Args:
       source: its csv has the column `mask` with image files; white (128 to 255) is the object. A mask has the size of
-        its upright photo.
+        its upright photo. Or it knows its masks.
       side: cells along each side of the frame; 64 is plenty.
 
     Raises:
       UserError: no such column, a mask that is absent, unreadable, of another size, or nowhere white.
     """
-    if MASK not in source.columns:
+    given = MASK in source.columns
+    if not given and source.mask(0) is None:
         raise UserError(
             f"the data set {source.spec.name} has no csv column {MASK}; give it with the names of image files, "
             f"white on the object"
         )
-    if source.data_dir is None:
+    if given and source.data_dir is None:
         raise UserError(
             f"the data set {source.spec.name} holds no mask files; use dataset=folder with the folder itself"
         )
     out = np.empty((len(source), side, side), bool)
 
     def load(row):
-        out[row] = _coverage(_mask(source, row), source.frame_maps[row], source.frame_size, side) >= 0.5
+        mask = _mask(source, row) if given else source.mask(row)
+        out[row] = _coverage(mask, source.frame_maps[row], source.frame_size, side) >= 0.5
 
     with ThreadPoolExecutor(decode_threads()) as pool:
         try:

@@ -227,6 +227,10 @@ class Source:
         """Image of one row in the frame, [F,F,3] uint8. May be called from many threads."""
         raise NotImplementedError
 
+    def mask(self, row: int) -> np.ndarray | None:
+        """Where the upright file of one row shows the object, [H,W] bool; None where `columns` alone may know it."""
+        del row
+
     def encoded(self, row: int) -> bytes:
         """The image of one row as an encoded file; where there is none, the frame as PNG."""
         out = io.BytesIO()

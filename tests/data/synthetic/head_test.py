@@ -40,3 +40,23 @@ def test_visibility_equals_ray_marching(scenes, look):
     assert (behind > -0.01).all(), "landmarks lie on or in the head, never in front of it"
     assert (behind[visible] < 0.04).all()
     assert 60 < visible.sum() < 140
+
+
+def test_the_head_is_what_ray_marching_meets_before_neck_and_clothes(scenes, look):
+    some = posed(pick(scenes, *range(8)), [-80, -60, -40, -20, 10, 35, 55, 75], bald=False)
+    worlds, *_ = look(some)
+    # Below the hair that ends at the hairline, of which the marching knows nothing.
+    xy = np.random.default_rng(3).uniform([-0.9, 0.7], [0.9, 1.7], (60, 2)).astype(np.float32)
+    names = list(head._anatomy(jax.tree.map(lambda a: a[0], some))[0])
+    body = np.isin(names, head.BODY)
+    assert body.sum() == len(head.BODY)
+    found = jax.jit(jax.vmap(head.in_head, (0, 0, None, None)))(some, worlds, *xy.T)
+    seen = np.zeros(3, int)
+    for i in range(8):
+        solids = [np.asarray(a[i], float) for a in worlds.solids]
+        depth = lambda part, solids=solids: np.nan_to_num(march(*(a[part] for a in solids), xy), nan=-9)
+        ahead = depth(~body) - depth(body)
+        clear = (abs(ahead) > 4e-3) | (ahead == 0)
+        np.testing.assert_array_equal(np.asarray(found[i])[clear], ahead[clear] > 0)
+        seen += [(ahead > 0.01).sum(), ((ahead < -0.01) & (depth(~body) > -9)).sum(), (ahead == 0).sum()]
+    assert (seen >= [20, 5, 20]).all(), "of the head, of the body where it hides the head, and of the background"

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from uld_jax.data import regions
 from uld_jax.data.specs import DatasetSpec, Source, fingerprint_of
 from uld_jax.data.synthetic.head import LANDMARKS, MIRROR, make_world
-from uld_jax.data.synthetic.renderer import annotation, picture
+from uld_jax.data.synthetic.renderer import annotation, head_mask, picture
 from uld_jax.data.synthetic.scene import POSE, sample_scene
 from uld_jax.errors import UserError
 
@@ -46,6 +47,12 @@ def _pictures(scenes, worlds, *, size):
     return jax.vmap(lambda scene, world: picture(scene, world, size))(scenes, worlds)
 
 
+@functools.partial(jax.jit, static_argnames="size")
+def _masks(scenes, worlds, *, size):
+    """Where the heads are, [B, size, size] bool."""
+    return jax.vmap(lambda scene, world: head_mask(scene, world, size))(scenes, worlds)
+
+
 @functools.lru_cache(maxsize=8)
 def _programs(chunk: int, size: int):
     """`_prepare` and `_pictures` compiled for `chunk` scenes: two programs, because two cores compile them at once."""
@@ -64,6 +71,8 @@ class Synthetic(Source):
 
     Pictures are rendered once, at the first use of an image, landmark or column, and kept in memory. Row i depends on
     seed, split and i alone: more rows leave the first ones as they are. `columns` has yaw, pitch and roll in degrees.
+    `mask` is where the head is seen, with its hair and without neck and clothes; masks are rendered only for those who
+    ask for one.
 
     Args:
       split: `train` or `test`.
@@ -98,7 +107,7 @@ class Synthetic(Source):
         self.file_sizes = np.full((rows, 2), frame_size, np.int32)
         self._pose = {name: float(pose.get(name, default)) for name, default in POSE.items()}
         self.fingerprint = fingerprint_of("synthetic", VERSION, split, rows, seed, frame_size, self._pose)
-        self._rendered, self._lock = None, threading.Lock()
+        self._rendered, self._masks, self._lock = None, None, threading.Lock()
 
     def _all(self):
         """images [N,F,F,3] uint8, landmarks [N,20,2] float32, visible [N,20] bool, angles [N,3] float32."""
@@ -107,21 +116,33 @@ class Synthetic(Source):
                 self._rendered = self._render()
             return self._rendered
 
-    def _render(self):
+    def _prepared(self):
+        """What `_prepare` gives for all rows, in chunks, and the program that draws them."""
         # Chunks of one size, so that there is one program: small to stay in a CPU's cache, large for accelerators.
         chunk = 16 if jax.default_backend() == "cpu" else 64
-        total = len(self)
-        keys = row_keys(self.seed, self.split, np.arange(-(-total // chunk) * chunk, dtype=np.uint32))
-        keys = keys.reshape(-1, chunk)
+        keys = row_keys(self.seed, self.split, np.arange(-(-len(self) // chunk) * chunk, dtype=np.uint32))
         pose, size = {name: np.float32(value) for name, value in self._pose.items()}, np.float32(self.frame_size)
-
         prepare, draw = _programs(chunk, self.frame_size)
-        prepared = [prepare(k, pose, size) for k in keys]
+        return [prepare(k, pose, size) for k in keys.reshape(-1, chunk)], draw
+
+    def _each(self, prepared, draw):
+        """[N,...] of what a program draws of scenes and worlds."""
         # Two chunks at a time: a chunk alone does not keep several cores busy.
         with ThreadPoolExecutor(2) as pool:
-            images = list(pool.map(lambda p: np.asarray(draw(*p[:2])), prepared))
-        landmarks, visible, angles = (np.concatenate(a)[:total] for a in zip(*(p[2:] for p in prepared), strict=True))
-        return np.concatenate(images)[:total], landmarks, visible, angles
+            return np.concatenate(list(pool.map(lambda p: np.asarray(draw(*p[:2])), prepared)))[: len(self)]
+
+    def _render(self):
+        prepared, draw = self._prepared()
+        landmarks, visible, angles = (
+            np.concatenate(a)[: len(self)] for a in zip(*(p[2:] for p in prepared), strict=True)
+        )
+        return self._each(prepared, draw), landmarks, visible, angles
+
+    def mask(self, row: int) -> np.ndarray:
+        with self._lock:
+            if self._masks is None:
+                self._masks = self._each(self._prepared()[0], functools.partial(_masks, size=self.frame_size))
+        return self._masks[row]
 
     def image(self, row: int) -> np.ndarray:
         return self._all()[0][row]
@@ -155,8 +176,8 @@ class Synthetic(Source):
 def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame_size: int = 80, **pose) -> None:
     """Writes the data set as a folder that `dataset=folder` reads: PNG files, train.csv and test.csv.
 
-    The csv columns are file, yaw, pitch, roll (degrees), x0, y0, ..., x19, y19 (pixels) and visible0, ..., visible19
-    (0 or 1; hidden points have coordinates too).
+    The csv columns are file, yaw, pitch, roll (degrees), x0, y0, ..., x19, y19 (pixels), visible0, ..., visible19
+    (0 or 1; hidden points have coordinates too) and the head's box, box_x0, box_y0, box_x1, box_y1.
 
     Args:
       data_dir: folder to write, local or gs://; made if missing.
@@ -166,7 +187,7 @@ def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame
     root = epath.Path(data_dir)
     count = len(LANDMARKS)
     header = ["file", "yaw", "pitch", "roll", *(f"{axis}{i}" for i in range(count) for axis in "xy")]
-    header += [f"visible{i}" for i in range(count)]
+    header += [f"visible{i}" for i in range(count)] + list(regions.BOX)
     for split, number in (SPLITS if rows is None else rows).items():
         source = Synthetic(split, number, seed, frame_size, **pose)
         (root / split).mkdir(parents=True, exist_ok=True)
@@ -176,5 +197,6 @@ def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame
         with (root / f"{split}.csv").open("w") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow(header)
-            for name, turn, xy, seen in zip(source.names, angles, source.landmarks, source.visible, strict=True):
-                out.writerow([name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int)])
+            rows = zip(source.names, angles, source.landmarks, source.visible, regions.boxes(source), strict=True)
+            for name, turn, xy, seen, box in rows:
+                out.writerow([name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int), *map(float, box)])

@@ -290,6 +290,7 @@ class World(NamedTuple):
 
 
 NECK = np.array([0.0, 1.25, -0.2], np.float32)
+BODY = ("neck", "torso", "collar")  # the parts that are not the head's; its hair is, as far down as it hangs
 
 
 def make_world(scene: Scene) -> World:
@@ -325,6 +326,18 @@ def surfaces(scene: Scene, world: World, x, y):
 
     start = jnp.full_like(x, -jnp.inf), jnp.zeros_like(x)
     return jax.lax.scan(add, start, (world.solids, world.traits))[0]
+
+
+def in_head(scene: Scene, world: World, x, y):
+    """Whether the front-most surface at x, y [...] is the head's, hair included, and not that of neck or clothes."""
+    names = list(_anatomy(scene)[0])
+    body = np.array([name in BODY for name in names])
+
+    def front(some):
+        part = lambda a: a[np.flatnonzero(some)]
+        return surfaces(scene, world._replace(solids=jax.tree.map(part, world.solids), traits=part(world.traits)), x, y)
+
+    return front(~body)[0] > front(body)[0]
 
 
 def landmarks_3d(scene: Scene):

@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from uld_jax.data.synthetic.head import LOCKS, SKIN, World, landmarks_3d, make_world, surfaces
+from uld_jax.data.synthetic.head import LOCKS, SKIN, World, in_head, landmarks_3d, make_world, surfaces
 from uld_jax.data.synthetic.maths import axes, dot, step
 from uld_jax.data.synthetic.paint import background, cloth_color, face_color, hair_color
 from uld_jax.data.synthetic.scene import Scene
 
 HEAD_SCALE = 0.58  # half of the head's height, as a fraction of half the image
+RAYS = 0.25 * np.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]], np.float32)  # of a pixel, around its centre
 
 
 def render(scene: Scene, size: int):
@@ -40,11 +42,26 @@ def picture(scene: Scene, world: World, size: int):
 
     # four rays a pixel, one after the other: so all that a ray needs stays in a CPU's cache
     start = ((jnp.zeros_like(x),) * 3, jnp.zeros_like(x))
-    (color, cover), _ = jax.lax.scan(ray, start, 0.25 * jnp.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]], jnp.float32))
+    (color, cover), _ = jax.lax.scan(ray, start, RAYS)
     image = 0.25 * jnp.stack(color, -1) + (1.0 - 0.25 * cover)[..., None] * background(scene, size)
     # gamma 2.2, by exp and log because a power is not vectorised on CPUs
     image = jnp.exp(jnp.log(jnp.clip(image, 1e-6, 1.0)) * (1.0 / 2.2))
     return jnp.round(255.0 * image).astype(jnp.uint8)
+
+
+def head_mask(scene: Scene, world: World, size: int):
+    """The pixels of which at least two of the four rays meet the head before all else, [size, size] bool.
+
+    The head has its hair, and neither neck nor clothes (`head.BODY`).
+    """
+    line = jnp.arange(size, dtype=jnp.float32)
+    x, y = jnp.meshgrid(line, line)
+
+    def ray(count, offset):
+        return count + in_head(scene, world, *_to_head(scene, x + offset[0], y + offset[1], size)), None
+
+    count, _ = jax.lax.scan(ray, jnp.zeros_like(x), RAYS)
+    return count >= 2
 
 
 def annotation(scene: Scene, world: World, size):
