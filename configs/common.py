@@ -105,9 +105,11 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.stability_images = 200
     config.eval.train_images = 5000  # most images that evaluations before a stage's last one fit on; 0: all
     config.eval.fit_images = 0  # most images that any evaluation fits on (published, for self-training: 1000); 0: all
+    config.eval.repeats = 1  # fits of a stage's last evaluation, each on other fit_images images (published: 5 or 10)
     config.eval.missing = "mean"  # what stands in for landmarks that were not found, in the fit: mean | svt
     config.eval.min_found = 0.8  # share of images on which a landmark counts as found often
     config.eval.match_radius = 0.1  # of the normaliser: how far a keypoint may be from an annotated point it matches
+    config.eval.accuracy_radius = 0.2  # of the normaliser: how near to an annotated point a discovered one is right
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     return config
 

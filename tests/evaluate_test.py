@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests import tiny
 from uld_jax import evaluate, sharding
-from uld_jax.data.specs import DatasetSpec, Source
+from uld_jax.data.specs import MIRRORS, DatasetSpec, Source, spec_of
 from uld_jax.detector import Detector, predict_folder
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
@@ -33,7 +33,7 @@ class Points(Source):
         mix = np.random.default_rng(0).dirichlet(np.ones(3), 5)
         self.landmarks = np.einsum("lk,nkc->nlc", mix, self.found) + rng.normal(0, 1, (rows, 5, 2))
         self.visible = np.ones((rows, 5), bool)
-        self.score = np.ones((rows, 3))
+        self.score, self.pose = np.ones((rows, 3)), None
 
     def image(self, row):
         return np.full((40, 40, 3), row, np.uint8)
@@ -44,26 +44,38 @@ class Finds:
 
     devices = 1
 
+    def __init__(self, filled_below=0.0):
+        self.filled_below = filled_below
+
     def read(self, state, frozen, reader, rows):
         return reader.found[rows], reader.score[rows]
+
+    def poses(self, state, frozen, reader, rows):
+        return None if reader.pose is None else reader.pose[rows]
 
     def images(self, state, frozen, images):
         raise AssertionError("stability is measured elsewhere")
 
 
-def measure(train, test, changes=(), **options):
+def measure(train, test, changes=(), filled_below=0.0, **options):
     config = tiny.config(**{"eval.train_images": 30} | dict(changes))
     data = evaluate.Data(train, test, train, test)
-    return evaluate.measure(config, Finds(), None, None, data, **options)
+    return evaluate.measure(config, Finds(filled_below), None, None, data, **options)
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """Stability that takes no time."""
+    px = lambda *a, scale=0.0, **k: Stability(1.5 + scale, np.zeros(3), np.ones(3, int))
+    monkeypatch.setattr(evaluate, "stability", px)
 
 
 def test_examples():
     assert doctest.testmod(evaluate).failed == 0
 
 
-def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(monkeypatch):
+def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(still):
     train, test = Points(200, seed=1), Points(50, seed=2)
-    monkeypatch.setattr(evaluate, "stability", lambda *a, **k: Stability(1.5, np.zeros(3), np.ones(3, int)))
 
     def expected(rows):
         sets = [
@@ -80,6 +92,11 @@ def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(
     assert last["n_train"] == 200
     assert last["forward_nme"] == pytest.approx(expected(np.arange(200))["forward_nme"])
     assert last["forward_nme"] != pytest.approx(some["forward_nme"])
+    assert (last["stability_px"], last["stability_scaled_px"]) == (1.5, 1.5 + evaluate.SCALED)
+    assert "stability_px" not in some
+    assert "detected" not in last
+    assert "spread" not in last
+    assert "pose_clusters" not in last
     sheet = evaluate.contact_sheet(test, some)
     assert sheet.width > 100
 
@@ -123,8 +140,7 @@ def test_missing_landmarks_are_compared_with_the_annotation():
 @pytest.mark.parametrize(
     ("thorough", "most", "fitted"), [(True, 0, 60), (True, 20, 20), (False, 20, 20), (False, 50, 30)]
 )
-def test_the_images_that_regressors_are_fitted_on_may_be_few(monkeypatch, thorough, most, fitted):
-    monkeypatch.setattr(evaluate, "stability", lambda *a, **k: Stability(1.5, np.zeros(3), np.ones(3, int)))
+def test_the_images_that_regressors_are_fitted_on_may_be_few(still, thorough, most, fitted):
     result = measure(Points(60, seed=1), Points(9, seed=2), {"eval.fit_images": most}, thorough=thorough)
     assert result["n_train"] == fitted
     assert len(measure(Points(60, seed=1), None, {"eval.fit_images": 5})["rows"]) == 60  # nothing is fitted
@@ -137,11 +153,118 @@ def test_the_images_that_regressors_are_fitted_on_may_be_few(monkeypatch, thorou
         ({"eval.min_found": 0.0}, "min_found"),
         ({"eval.fit_images": -1}, "fit_images"),
         ({"eval.match_radius": -0.1}, "match_radius"),
+        ({"eval.accuracy_radius": 0.0}, "accuracy_radius"),
+        ({"eval.repeats": 0}, "repeats"),
+        ({"eval.repeats": 5}, "repeats"),  # all training images each time
+        ({"eval.repeats": 5, "eval.fit_images": 48}, "repeats"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_the_run(changes, word):
     with pytest.raises(UserError, match=rf"eval\.{word}"):
         evaluate.open_data(tiny.config(**changes), sharding.make_mesh())
+
+
+def test_repeats_fit_on_other_images_each_time(still):
+    train, test = Points(60, seed=1), Points(50, seed=2)
+    train.score[::4, 0] = 0
+    changes = {"eval.fit_images": 12, "eval.repeats": 3, "seed": 7}
+    result = measure(train, test, changes)
+    alone = []
+    for repeat in range(3):
+        rows = np.random.default_rng((7, repeat)).permutation(60)[:12]
+        sets = [regression.LandmarkSet(s.found[r], s.score[r], s.landmarks[r]) for s, r in ((train, rows), (test, ...))]
+        alone.append(regression.evaluate(*sets, protocol="p", normaliser="image", image_side=40))
+    for name in ("forward_nme", "backward_nme"):
+        values = [one[name] for one in alone]
+        assert result[name] == pytest.approx(np.mean(values))
+        assert result["spread"][name] == pytest.approx(np.std(values, ddof=1))
+        assert result["spread"][name] > 0
+        np.testing.assert_allclose(result["per_image"][name], np.mean([a["per_image"][name] for a in alone], 0))
+    assert result["spread"]["repeats"] == 3
+    assert result["n_train"] == 12
+    assert result["per_image"]["forward_nme"].mean() == pytest.approx(result["forward_nme"])
+    assert metrics(result)["spread"] == result["spread"]
+    assert result["landmark_accuracy"]["n_train"] > 12  # all images that were looked at
+    again = measure(train, test, changes)
+    assert again["forward_nme"] == result["forward_nme"]
+    assert "spread" not in measure(train, test, changes, thorough=False)  # not on the way
+    with pytest.raises(UserError, match=r"eval\.repeats is 3, but .* all 12 training"):
+        measure(Points(12, seed=1), test, changes)
+
+
+def test_landmarks_that_were_filled_in_also_count_as_missing(still):
+    train, test = Points(60, seed=1), Points(50, seed=2)
+    for part, seed in ((train, 3), (test, 4)):
+        filled = np.random.default_rng(seed).random(part.score.shape) < 0.3
+        part.score[:] = np.where(filled, 0.05, 0.9)
+        part.found += np.where(filled[..., None], np.random.default_rng(seed).normal(0, 8, part.found.shape), 0)
+    result = measure(train, test, filled_below=0.1)
+    sets = [regression.LandmarkSet(s.found, np.where(s.score < 0.1, 0, s.score), s.landmarks) for s in (train, test)]
+    wanted = regression.evaluate(*sets, protocol="p", normaliser="image", image_side=40)
+    for name in ("forward_nme", "backward_nme", "found_test", "found_share"):
+        assert result["detected"][name] == wanted[name]
+    assert result["found_share"] == 1
+    assert 0.6 < result["detected"]["found_share"] < 0.8
+    assert result["detected"]["backward_nme"] < result["backward_nme"]
+    assert result["detected"]["protocol"] == "points_5_image+missing_mean"
+    assert result["detected"]["landmark_accuracy"]["best"] < result["landmark_accuracy"]["best"]
+    assert metrics(result)["detected"] == result["detected"]
+    assert "detected" not in measure(train, test)  # the stage says nothing of it
+    assert "detected" not in measure(train, test, filled_below=0.04)
+
+
+def test_pose_clusters_and_their_sheet(still):
+    train, test = Points(60, seed=1), Points(50, seed=2)
+    test.pose = np.arange(50) % 3 * 2  # none in 1 and 3
+    test.columns = {"yaw": [f"{v}" for v in np.array([-75, 0, 40])[test.pose // 2]]}
+    result = measure(train, test)
+    np.testing.assert_array_equal(result["pose"], test.pose)
+    found = metrics(result)["pose_clusters"]
+    assert found["sizes"] == [17, 0, 17, 0, 16]
+    assert (found["accuracy"], found["nmi"]) == (1, pytest.approx(1))
+    assert found["yaw_range"] == ["-90 to -60", None, "-30 to 30", None, "30 to 60"]
+    sheet = evaluate.pose_sheet(test, result, count=9)
+    assert sheet.height > 3 * 2 * 96
+    rows = np.asarray(sheet.convert("L"))
+    assert (rows < 60).any()  # of these images the colour is the row
+    test.columns = {"yaw": [""] * 49 + ["left"]}
+    unknown = measure(train, test, thorough=False)["pose_clusters"]
+    assert unknown == {"sizes": [17, 0, 17, 0, 16], "unclustered": 0}
+    train.pose = np.full(60, -1)
+    alone = measure(train, None, thorough=False)
+    assert alone["pose_clusters"]["unclustered"] == 30
+    assert evaluate.pose_sheet(train, alone) is None
+    assert evaluate.pose_sheet(test, {"pose": None}) is None
+
+
+def test_yaw_is_told_from_68_points(still):
+    class Faces(Points):
+        def __init__(self, rows, seed):
+            super().__init__(rows, seed)
+            yaw, rng = np.linspace(-70, 70, rows), np.random.default_rng(0)
+            shape, mirror = rng.uniform((0, -10, 0), (10, 10, 3), (68, 3)), np.array(MIRRORS[68])
+            shape[:, 2] += shape[:, 0]
+            shape[:, 0] *= np.where(np.arange(68) < mirror, -1, np.where(np.arange(68) == mirror, 0, 1))
+            partner = np.arange(68) > mirror
+            shape[partner] = (shape * (-1, 1, 1))[mirror[partner]]
+            x = shape[:, 0] * np.cos(np.radians(yaw))[:, None] - shape[:, 2] * np.sin(np.radians(yaw))[:, None]
+            self.landmarks = np.stack([x, np.broadcast_to(shape[:, 1], x.shape)], -1) + 20
+            self.spec, self.visible, self.columns = spec_of("points", 68), None, {"yaw_proxy": ["0"] * rows}
+            self.pose = np.digitize(yaw, [-30, 30])
+
+    train, test = Faces(41, seed=1), Faces(31, seed=2)
+    assert evaluate.yaw_of(test) == pytest.approx(np.linspace(-70, 70, 31), abs=1)
+    result = measure(train, test, group_by="yaw:0,30,90", thorough=False)
+    assert [g["group"] for g in result["groups"]["yaw"]] == ["± 0 to 30", "± 30 to 90"]
+    assert result["pose_clusters"]["yaw_range"] == ["-60 to -30", "-30 to 30", "30 to 60"]
+    assert list(result["landmark_accuracy"]["areas"]) == ["jaw", "brows", "nose", "eyes", "mouth"]
+    assert evaluate.yaw_of(Points(5, 0)).tolist() == [0] * 5
+    few = Points(5, 0)
+    few.columns = {}
+    assert evaluate.yaw_of(few) is None
+    few.pose = None
+    with pytest.raises(UserError, match="no column 'yaw'"):
+        measure(Points(9, 1), few, group_by="yaw", thorough=False)
 
 
 def test_runs_from_before_there_were_settings_have_the_defaults():
@@ -161,6 +284,9 @@ class Slots(Stage):
 
     def landmarks(self, state):
         return state.aux
+
+    def poses(self, state, frozen, images):
+        return None if state.aux is None else images[:, 0, 0, 0].astype(jnp.int32)
 
     def predict(self, state, frozen, images):
         bright = jnp.mean(images.astype(jnp.float32), (1, 2, 3)) / 16
@@ -184,7 +310,12 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     np.testing.assert_array_equal(predictor.images(state, {}, data.test.images())[0], xy)
     np.testing.assert_array_equal(predictor.heatmaps(state, {}, data.test.images())[1][0, 0, 0], [1, 2, 4])
     assert evaluate.Predictor(Slots(maps=1), mesh).heatmaps(state, {}, data.test.images())[1].shape == (8, 8, 8, 1)
+    first = data.test.images()[:, 0, 0, 0]
+    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader), first)
+    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader, np.array([2, 5])), first[[2, 5]])
+    assert predictor.poses(TrainState(jnp.int32(0), aux=None), {}, data.test_reader) is None
     result = evaluate.measure(config, predictor, state, {}, data, thorough=False)
+    np.testing.assert_array_equal(result["pose"], first)
     assert result["landmarks"] == 3
     assert result["found_share"] == 1  # the slots that are not in use are not missing landmarks
     assert "nmi" not in result

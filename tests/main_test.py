@@ -73,6 +73,15 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     assert [r["n"] for r in metrics["label_counts"]] == [1, 5, 24]
     assert metrics["label_counts"][-1]["forward_nme"] == pytest.approx(metrics["forward_nme"])
     assert f"{metrics['forward_nme']:.2f}" in out
+    assert "spread" not in metrics
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--repeats=3", "--fit_images=10")
+    assert code == 0, err
+    few = json.loads((run / "eval/test/metrics.json").read_text())
+    assert (few["n_train"], few["spread"]["repeats"]) == (10, 3)
+    assert few["spread"]["forward_nme"] > 0
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--repeats=3")
+    assert code == 1
+    assert "set eval.fit_images to the number that each repeat draws" in err
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--stage=zeroshot")
     assert code == 0, err
     first = json.loads((run / "eval/test/zeroshot/metrics.json").read_text())

@@ -193,6 +193,31 @@ def test_the_table_has_mean_and_spread_over_seeds(tmp_path, monkeypatch):
     assert other.record["rows"][0]["columns"]["loss"]["mean"] == 0.5
 
 
+def test_two_grids_of_numbers_are_a_heat_map(tmp_path, monkeypatch):
+    training = Training(monkeypatch)
+    monkeypatch.setattr(sweep.viz, "sweep_plot", lambda rows: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(sweep, "_check", lambda *a: None)
+    drawn = {}
+    plot = sweep.viz.grid_plot
+    monkeypatch.setattr(sweep.viz, "grid_plot", lambda **given: drawn.update(given) or plot(**given))
+    training.fails = "0.3,batch_size=8"
+    grids = ["detector.learning_rate=0.3,0.05,0.1", "batch_size=16,8", "seed=0,2"]
+    table = sweep.run(SPEC, grids, tmp_path, overrides=SHORT)
+    assert (drawn["x"], drawn["y"]) == ("detector.learning_rate", "batch_size")
+    assert drawn["at"] == (["0.05", "0.1", "0.3"], ["8", "16"])
+    forward, backward = drawn["panels"].values()
+    np.testing.assert_allclose(forward, [[6, 11, np.nan], [6, 11, 31]])  # means over the seeds
+    assert np.isnan(backward).all()  # not measured
+    assert list(drawn["panels"]) == ["forward NME, %", "backward NME, %"]
+    assert table.files[-1] == "grid.png"
+    assert np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).std() > 5
+    (panel,) = sweep.grid(table.record | {"columns": ["minutes", "steps"]})["panels"].items()
+    assert panel[0] == "minutes"
+    assert np.nanmax(panel[1]) == 2
+    for values in ({"a": ["1", "2"], "b": ["x", "2"]}, {"a": ["1", "2"], "b": ["1"]}, {"a": ["1", "2"]}):
+        assert sweep.grid({"grids": values | {"seed": ["0"]}, "columns": ["loss"], "rows": []}) is None
+
+
 def test_finished_cells_are_not_run_again_and_failed_ones_do_not_stop_the_others(tmp_path, capsys, monkeypatch):
     training = Training(monkeypatch)
     monkeypatch.setattr(sweep.viz, "save", lambda *a: None)

@@ -148,3 +148,43 @@ def test_plots_hold_the_numbers_they_are_given(tmp_path):
     for i, picture in enumerate([ced, bars, long, Image.new("RGB", (5, 4))]):
         viz.save(picture, tmp_path / "new" / f"{i}.png")
         assert Image.open(tmp_path / "new" / f"{i}.png").size == Image.open(io.BytesIO(viz.png(picture))).size
+
+
+def test_pictures_are_stacked_and_sheets_may_have_no_legend():
+    images, xy = np.full((3, 20, 20, 3), 90, np.uint8), np.full((3, 4, 2), 9.0)
+    bare, whole = (viz.contact_sheet(images, xy, legend=legend) for legend in (False, True))
+    assert bare.height < whole.height
+    np.testing.assert_array_equal(np.asarray(whole)[: bare.height - 16], np.asarray(bare)[:-16])  # but for the margin
+    both = viz.stacked([whole, bare.crop((0, 0, 50, 40))])
+    assert both.size == (whole.width, whole.height + 40)
+    np.testing.assert_array_equal(np.asarray(both)[: whole.height], np.asarray(whole))
+    assert (np.asarray(both)[whole.height :, 50:] == 255).all()
+    with pytest.raises(ValueError, match="no picture"):
+        viz.stacked([])
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_accuracy_bars(count):
+    areas = {f"area {i}": dict(points=3, matched=1, exclusive=None if i else 0.5, best=0.9) for i in range(count)}
+    figure = viz.accuracy_plot({"areas": areas, "exclusive": 0.5, "best": 0.9, "radius": 0.2})
+    (ax,) = figure.axes
+    bars = [max(p.get_width(), p.get_height()) for p in ax.patches]
+    assert sorted(v for v in bars if v > 1) == pytest.approx([50, *[90] * count])
+    labels = ax.get_yticklabels() if count > 8 else ax.get_xticklabels()
+    assert [t.get_text() for t in labels][:2] == ["area 0\n1 of 3", "area 1\n1 of 3"]
+    assert "mean 90 %" in ax.get_legend().get_texts()[1].get_text()
+    assert len(viz.png(figure)) > 1000
+
+
+def test_heat_maps_of_a_grid():
+    panels = {"forward": [[1.0, 2.0, np.nan], [3.0, 4.0, 12.34]], "backward": np.full((2, 3), np.nan)}
+    figure = viz.grid_plot(panels, x="K", y="Q", at=([10, 20, 30], [5, 7]))
+    first, second = figure.axes
+    assert [t.get_text() for t in first.texts] == ["1.00", "2.00", "3.00", "4.00", "12.3"]
+    assert not second.texts
+    shown = first.images[0].get_array()
+    assert (np.diff(shown[..., :3].sum(-1)[np.isfinite(panels["forward"])]) < 0).all()  # darker with the number
+    assert (shown[0, 2] == 1).all()
+    assert (first.get_xlabel(), first.get_ylabel()) == ("K", "Q")
+    assert [t.get_text() for t in first.get_xticklabels()] == ["10", "20", "30"]
+    assert len(viz.png(figure)) > 1000

@@ -17,7 +17,7 @@ USAGE = """uld: unsupervised landmark discovery
   uld ablate   --figure=2a|2b|2c|2d|2e --config=self_training:dataset=synthetic,preset=small --workdir=DIR
                [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
-               [--label_counts=1,10,100,all]
+               [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density]
@@ -67,6 +67,7 @@ def _evaluate(v: flags.FlagValues) -> int:
         data_dir=v.data_dir,
         group_by=v.group_by,
         label_counts=counts,
+        settings={key: v[key].value for key in ("fit_images", "repeats") if v[key].value is not None},
     )
     if _first_process():
         print(f"{finished.stage}: {evaluate.summary(report)}")
@@ -180,7 +181,7 @@ def _sweep(v: flags.FlagValues) -> int:
         return OK
     if _first_process():
         print(table.markdown)
-        print(f"written to {os.path.join(v.workdir, 'table.md')}, table.json, curves.png; a folder for each run")
+        print(f"written to {', '.join(table.files)} in {v.workdir}; a folder for each run")
     return BAD_INPUT if table.failed else OK
 
 
@@ -299,6 +300,8 @@ def _define(command: str) -> flags.FlagValues:
         text("data_dir", "", "Its folder.")
         text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
         flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
+        number("fit_images", None, "Most training images that the regressors are fitted on; 0: all.")
+        number("repeats", None, "So many fits, each on --fit_images others; errors are means, with their spread.")
     if command == "clusters":
         text("split", "train", "Split whose images' descriptors are clustered.")
         meaning = "Ways to cluster: kmeans, gcn, density; by default all that fit the descriptors."

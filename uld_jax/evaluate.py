@@ -1,8 +1,9 @@
 """From a stage and a data set to numbers and pictures: what `uld evaluate` and the training loop share."""
 
 import functools
+import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,19 @@ from uld_jax import sharding, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, make_reader, open_source
 from uld_jax.errors import UserError
-from uld_jax.evaluators import curves
+from uld_jax.evaluators import curves, pose_clusters
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.correspondence import correspondence
+from uld_jax.evaluators.landmark_accuracy import RADIUS, landmark_accuracy
 from uld_jax.evaluators.report import metrics, write_report
 from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
 from uld_jax.method import Method, TrainState
 
 SHEET = 40  # images on a contact sheet
 PICTURED = 6  # images in a stage's own pictures
+POSED = 16  # images of a pose cluster
+MATCHED = 5000  # training images that decide which landmark stands for which
+SCALED = 0.0375  # deviation of log size: cut off as the rotation is, sizes of 0.9 to 1.1
 
 
 class Data(NamedTuple):
@@ -40,13 +45,17 @@ class Settings(NamedTuple):
       missing: what stands in for landmarks that were not found, see `landmark_regression`.
       min_found: share of images on which a landmark counts as found often.
       fit_images: most training images that the regressors are fitted on; 0 for all.
+      repeats: a thorough evaluation fits so many times, each time on `fit_images` training images drawn anew.
       match_radius: see `correspondence`.
+      accuracy_radius: see `landmark_accuracy`.
     """
 
     missing: str = "mean"
     min_found: float = regression.MIN_FOUND
     fit_images: int = 0
+    repeats: int = 1
     match_radius: float = 0.1
+    accuracy_radius: float = RADIUS
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -57,9 +66,22 @@ class Settings(NamedTuple):
             raise UserError(f"eval.min_found is {values.min_found}; use a share above 0, and 1 at most")
         if values.fit_images < 0:
             raise UserError(f"eval.fit_images is {values.fit_images}; use 1 or more images, or 0 for all")
-        if not values.match_radius > 0:
-            raise UserError(f"eval.match_radius is {values.match_radius}; use a positive share of the normaliser")
+        if values.repeats < 1:
+            raise UserError(f"eval.repeats is {values.repeats}; use 1 or more")
+        for name in ("match_radius", "accuracy_radius"):
+            if not getattr(values, name) > 0:
+                raise UserError(f"eval.{name} is {getattr(values, name)}; use a positive share of the normaliser")
+        values.check_repeats(None)
         return values
+
+    def check_repeats(self, rows: int | None) -> None:
+        """Raises UserError if all repeats would fit on the same images; `rows`: training images, None if unknown."""
+        if self.repeats > 1 and (not self.fit_images or (rows is not None and self.fit_images >= rows)):
+            of = "all" if rows is None else f"all {rows}"
+            raise UserError(
+                f"eval.repeats is {self.repeats}, but with eval.fit_images={self.fit_images} every repeat fits on {of} "
+                "training images; set eval.fit_images to the number that each repeat draws, or eval.repeats=1"
+            )
 
 
 def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
@@ -81,8 +103,9 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
 
 def open_data(config: Config, mesh) -> Data:
     """Both splits, checked, and their readers."""
-    Settings.of(config)  # before a long training, and not at its first evaluation
+    settings = Settings.of(config)  # before a long training, and not at its first evaluation
     train = open_split(config, "train")
+    settings.check_repeats(len(train))
     # Images alone have no splits: every name would give all of them.
     test = open_split(config, "test") if "test" in train.spec.splits else None
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
@@ -103,15 +126,23 @@ class Predictor:
     """A stage's `predict`, compiled once, on batches that are split over the devices.
 
     Landmarks that the stage does not use (`Method.landmarks`) are left out of all it gives.
+
+    Attributes:
+      devices: how many there are.
+      filled_below: of the stage, see `method.Stage`.
     """
 
     def __init__(self, method: Method, mesh):
-        self._mesh, self.devices = mesh, mesh.size
+        self._mesh, self.devices, self.filled_below = mesh, mesh.size, method.filled_below
 
         def rows(state, frozen, store, payload, reader):
             batch = reader.fetch(store, payload)
             found = method.predict(state, frozen, batch["image"])
             return found.xy, found.score, batch["index"]
+
+        def poses(state, frozen, store, payload, reader):
+            batch = reader.fetch(store, payload)
+            return method.poses(state, frozen, batch["image"]), batch["index"]
 
         def images(state, frozen, batch):
             found = method.predict(state, frozen, batch)
@@ -119,6 +150,7 @@ class Predictor:
 
         self._predict, self._landmarks = method.predict, jax.jit(method.landmarks)
         self._rows = jax.jit(rows, static_argnums=4)
+        self._poses = jax.jit(poses, static_argnums=4)
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
         self._pictures = jax.jit(method.pictures)
@@ -154,6 +186,17 @@ class Predictor:
         xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
         return self._in_use(state, xy[order], score[order])
+
+    def poses(self, state, frozen, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
+        """Pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""
+        parts = []
+        for payload in reader.ordered(rows=rows):
+            given = state, frozen, reader.store, payload, reader
+            if not parts and jax.eval_shape(self._poses, *given)[0] is None:
+                return None
+            parts.append(sharding.to_host(self._poses(*given)))
+        pose, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return pose[np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]]
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
         """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
@@ -195,7 +238,12 @@ def measure(
     """All that can be measured; the arrays `found` and `score` of the test images, and their `rows`, ride along.
 
     Keypoints that are missing on some images of an annotated split are also compared with its points, see
-    `evaluators/correspondence.py`.
+    `evaluators/correspondence.py`. Where a stage fills in landmarks that it did not detect (`Stage.filled_below`) and
+    did so, `detected` holds found_share, both errors and `landmark_accuracy` with these counted as missing. Of a stage
+    that has pose clusters there is that of every test image, `pose`, and `pose_clusters`.
+
+    With `eval.repeats` above 1 a thorough evaluation fits on several draws of training images; errors are means, see
+    `landmark_regression.averaged`.
 
     Args:
       config: of the run.
@@ -205,12 +253,14 @@ def measure(
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
       thorough: all training images, and not only `eval.train_images` of them (never more than `eval.fit_images` to
-        fit on); also stability, which predicts some images twice more.
+        fit on); also stability, turned alone and turned and scaled, which predicts some images four times more.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
     """
     settings = Settings.of(config)
+    if thorough:
+        settings.check_repeats(len(data.train))
     most = 0 if thorough else config.eval.train_images
     train_rows = spread(len(data.train), most)
     if data.test is None:
@@ -221,23 +271,46 @@ def measure(
     result: dict[str, Any] = {}
     normaliser = test.spec.eyes or test.spec.normaliser
     if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
-        train_rows = spread(len(data.train), min(filter(None, (most, settings.fit_images)), default=0))
+        draws = _draws(config.seed, settings, len(data.train), most, thorough)
+        train_rows = np.unique(np.concatenate(draws))
         found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
         sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
+        fits = [np.searchsorted(train_rows, draw) for draw in draws]
         options = {"strength": config.eval.ridge, "missing": settings.missing}
         options |= {"normaliser": normaliser, "image_side": test.frame_size}
-        result = regression.evaluate(*sets, protocol=test.spec.protocol, min_found=settings.min_found, **options)
-        if not group_by and "yaw" in test.columns:
+
+        def scored(train, test):
+            """Both errors, and how often landmarks are where annotated ones are."""
+            chosen = {"protocol": data.test.spec.protocol, "min_found": settings.min_found} | options
+            errors = regression.averaged([regression.evaluate(train.take(fit), test, **chosen) for fit in fits])
+            near = {"normaliser": normaliser, "image_side": data.test.frame_size, "radius": settings.accuracy_radius}
+            matched = train.take(spread(len(train.found), MATCHED))
+            accuracy = landmark_accuracy(matched, test, names=data.test.spec.landmark_names, **near)
+            errors["per_landmark"] |= accuracy.pop("per_point")
+            return errors | {"landmark_accuracy": accuracy}
+
+        result = scored(*sets)
+        detected = [s._replace(score=np.where(s.score < predictor.filled_below, 0, s.score)) for s in sets]
+        if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
+            kept = scored(*detected)
+            names = ("protocol", "found_train", "found_test", "found_share", "forward_nme", "backward_nme", "spread")
+            result["detected"] = {name: kept[name] for name in names if name in kept}
+            near = {name: kept["landmark_accuracy"][name] for name in ("exclusive", "best")}
+            result["detected"]["landmark_accuracy"] = near
+        if not group_by and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
             group_by = "yaw:0,30,60,90"
         if group_by:
             column, _, edges = group_by.partition(":")
-            if column not in test.columns:
+            values = test.columns.get(column)
+            if values is None and column == "yaw":
+                values = yaw_of(test)
+            if values is None:
                 known = ", ".join(test.columns) or "none"
                 raise UserError(
                     f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}"
                 )
             edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
-            result["groups"] = {column: curves.group_by(result["per_image"], test.columns[column], edges)}
+            result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
         if label_counts:
             result["label_counts"] = regression.label_counts(*sets, counts=label_counts, seed=config.seed, **options)
     if test.landmarks is not None and not (score > 0).all():
@@ -249,9 +322,42 @@ def measure(
         predict = functools.partial(predictor.images, state, frozen)
         count = min(config.eval.stability_images, len(test))
         images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
-        found = stability(predict, images, seed=config.seed, batch_size=min(config.eval.batch_size, count))
+        views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
+        found = stability(predict, images, **views)
         result |= {"stability_px": found.px, "stability_counted": int(found.counted.sum())}
+        result["stability_scaled_px"] = stability(predict, images, scale=SCALED, **views).px
+    pose = predictor.poses(state, frozen, reader, rows)
+    if pose is not None:
+        yaw = yaw_of(test)
+        clusters = pose_clusters.pose_clusters(pose, None if yaw is None else yaw[rows])
+        result |= {"pose": pose, "pose_clusters": clusters}
     return result | {"found": xy, "score": score, "rows": rows}
+
+
+def yaw_of(source: Source) -> np.ndarray | None:
+    """Yaw of a split's images in degrees, [N], NaN where unknown; None if it cannot be told.
+
+    From the column `yaw`; without one, from 68 points (`pose_clusters.yaw_of_points`).
+    """
+    if "yaw" in source.columns:
+        try:
+            return np.array([float(v) if str(v).strip() else np.nan for v in source.columns["yaw"]])
+        except ValueError:
+            return None  # words, such as left and right
+    if source.landmarks is None or source.spec.landmarks not in pose_clusters.FIXED:
+        return None
+    yaw = pose_clusters.yaw_of_points(source.landmarks, source.spec.mirror).yaw
+    return yaw if np.isfinite(yaw).any() else None
+
+
+def _draws(seed: int, settings: Settings, total: int, most: int, thorough: bool) -> list[np.ndarray]:
+    """Increasing numbers of the training images of each fit."""
+    if not thorough or settings.repeats == 1:
+        return [spread(total, min(filter(None, (most, settings.fit_images)), default=0))]
+    return [
+        np.sort(np.random.default_rng((seed, repeat)).permutation(total)[: settings.fit_images])
+        for repeat in range(settings.repeats)
+    ]
 
 
 def spread(rows: int, most: int) -> np.ndarray:
@@ -292,16 +398,20 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
             viz.save(viz.picture_grid(sheet[:PICTURED]), workdir / "pictures" / f"{step:08d}_{stage}_{name}.png")
             if last:
                 _film(workdir / "pictures", f"_{stage}_{name}.png")
-        sheet = contact_sheet(source, result)
+        sheet, posed = contact_sheet(source, result), pose_sheet(source, result)
         viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
+        if posed is not None:
+            viz.save(posed, workdir / "pictures" / f"{step:08d}_{stage}_pose_clusters.png")
         if shown is not None:
             panel = viz.heatmap_panel(shown[0][0], shown[1][0])
             viz.save(panel, workdir / "pictures" / f"{step:08d}_{stage}_heatmaps.png")
         if last:
             folder = workdir / "eval" / result["split"]
-            write_report(result, folder / stage)
+            for where in (folder / stage, folder) if stage == config.stages[-1] else (folder / stage,):
+                write_report(result, where)
+                if posed is not None:
+                    viz.save(posed, where / "pose_clusters.png")
             if stage == config.stages[-1]:
-                write_report(result, folder)
                 viz.save(sheet, workdir / "contact_sheet.png")
     return metrics(result)
 
@@ -316,6 +426,24 @@ def contact_sheet(source: Source, result: dict[str, Any], count: int = SHEET):
     """Images spread evenly over those of a source that `measure` saw, with their landmarks."""
     shown = spread(len(result["rows"]), count)
     return viz.contact_sheet(source.images(result["rows"][shown]), result["found"][shown], result["score"][shown])
+
+
+def pose_sheet(source: Source, result: dict[str, Any], count: int = POSED):
+    """Up to `count` images of each pose cluster that `measure` saw, with their landmarks; None without clusters."""
+    if result.get("pose") is None:
+        return None
+    about, sheets = result["pose_clusters"], []
+    filled = [q for q, size in enumerate(about["sizes"]) if size]
+    for q in filled:
+        member = np.flatnonzero(result["pose"] == q)
+        title = f"pose {q}: {len(member)} images"
+        if about.get("yaw_range") and about["yaw_range"][q]:
+            mean, deviation = about["yaw_mean"][q], about["yaw_std"][q]
+            title += f", yaw {mean:.0f} ± {deviation:.0f} degrees, most in {about['yaw_range'][q]}"
+        shown = member[spread(len(member), count)]
+        given = source.images(result["rows"][shown]), result["found"][shown], result["score"][shown]
+        sheets.append(viz.contact_sheet(*given, cell=96, title=title, legend=q == filled[-1]))
+    return viz.stacked(sheets) if sheets else None
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -340,13 +468,25 @@ def _number(text: str, field: str) -> float:
 
 
 def evaluate_run(
-    finished, mesh, *, split: str, dataset: str, data_dir: str, group_by: str, label_counts: Sequence[Any]
+    finished,
+    mesh,
+    *,
+    split: str,
+    dataset: str,
+    data_dir: str,
+    group_by: str,
+    label_counts: Sequence[Any],
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], epath.Path]:
     """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
 
+    `settings` stand in for those keys of the run's `config.eval`.
+
     Returns the numbers as in `metrics.json`, and the folder that they are in.
     """
-    config = finished.config
+    config = finished.config.copy_and_resolve_references().unlock()
+    for key, value in settings.items():
+        config.eval[key] = value
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
     # Images alone, or a train split alone: then there is stability to measure and nothing else.
@@ -372,5 +512,8 @@ def evaluate_run(
         folder = folder / finished.stage
     if jax.process_index() == 0:
         write_report(result, folder)
-        viz.save(contact_sheet(train if test is None else test, result), folder / "contact_sheet.png")
+        source = train if test is None else test
+        viz.save(contact_sheet(source, result), folder / "contact_sheet.png")
+        if (posed := pose_sheet(source, result)) is not None:
+            viz.save(posed, folder / "pose_clusters.png")
     return metrics(result), folder

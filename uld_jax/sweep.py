@@ -6,7 +6,8 @@
 A cell is one combination. It is just the run that `uld train` makes of it, in a folder of its own,
 `WORKDIR/cgb.bottleneck=fixed,seed=0`, and so can be evaluated, resumed and predicted with by itself. After every cell
 the table is written anew: `table.md`, `table.json` and `curves.png`, one row for each combination without `seed`, with
-mean and spread over seeds. The same command goes on where it was stopped.
+mean and spread over seeds; and where two keys beside `seed` are varied, both of them numbers, the heat map `grid.png`.
+The same command goes on where it was stopped.
 """
 
 import gc
@@ -30,6 +31,7 @@ from uld_jax.errors import UserError
 
 SEED = "seed"
 COLUMNS = ("forward_nme", "backward_nme", "mean_shape_nme", "stability_px")
+NMES = {"forward_nme": "forward NME, %", "backward_nme": "backward NME, %"}
 IF_MEASURED = ("clusters", "silhouette", "calinski_harabasz", "consistency")
 LAST = ("steps", "minutes")
 
@@ -57,11 +59,13 @@ class Table(NamedTuple):
         sample standard deviation, None for a single run; cells that are not done take no part.
       markdown: what `table.md` holds.
       failed: names of the cells that failed.
+      files: names of the files that were written.
     """
 
     record: dict[str, Any]
     markdown: str
     failed: list[str]
+    files: tuple[str, ...] = ("table.md", "table.json", "curves.png")
 
 
 def run(
@@ -349,7 +353,35 @@ def _write(spec, every: Sequence[Cell], workdir, columns, errors) -> Table:
             for values, group in _rows(every)
         }
         viz.save(viz.sweep_plot({label: some for label, some in curves.items() if some}), workdir / "curves.png")
+    if (shown := grid(record)) is not None:
+        table = table._replace(files=(*table.files, "grid.png"))
+        if jax.process_index() == 0:
+            viz.save(viz.grid_plot(**shown), workdir / "grid.png")
     return table
+
+
+def grid(record: dict[str, Any]) -> dict[str, Any] | None:
+    """What `viz.grid_plot` draws of a table, the means of both errors; None unless two keys with numbers are varied.
+
+    If the table has neither error, its first measured column takes their place. Columns are the key given first.
+    """
+    values = {key: some for key, some in record["grids"].items() if key != SEED}
+    if len(values) != 2 or any(len(some) < 2 for some in values.values()):
+        return None
+    try:
+        at = {key: sorted(some, key=float) for key, some in values.items()}
+    except ValueError:
+        return None
+    names = [name for name in NMES if name in record["columns"]] or record["columns"][:1]
+    (x, columns), (y, rows) = at.items()
+    panels = {name: np.full((len(rows), len(columns)), np.nan) for name in names}
+    for row in record["rows"]:
+        place = rows.index(row["values"][y]), columns.index(row["values"][x])
+        for name, panel in panels.items():
+            mean = row["columns"][name]["mean"]
+            panel[place] = np.nan if mean is None else mean
+    panels = {NMES.get(name, name): panel for name, panel in panels.items()}
+    return {"panels": panels, "x": x, "y": y, "at": (columns, rows)}
 
 
 def _rows(every: Sequence[Cell]) -> list[tuple[dict[str, str], list[Cell]]]:

@@ -190,6 +190,7 @@ def contact_sheet(
     columns: int = 8,
     cell: int = 128,
     title: str | None = None,
+    legend: bool = True,
 ) -> Image.Image:
     """Many images with their landmarks, and a legend: the same colour is the same landmark on every image.
 
@@ -200,6 +201,7 @@ def contact_sheet(
       columns: images a row.
       cell: side of an image on the sheet in pixels.
       title: a line above.
+      legend: whether it tells which colour is which landmark; beyond 100 landmarks it does not.
 
     Raises:
       ValueError: no images.
@@ -214,7 +216,7 @@ def contact_sheet(
     text = _font(max(11, cell * 0.1))
     entry = int(cell * 0.28)
     per_line = max(1, (width - 2 * margin) // entry)
-    legend_lines = -(-count // per_line) if count <= 100 else 0
+    legend_lines = -(-count // per_line) if legend and count <= 100 else 0
     line = int(1.7 * text.size)
     top = margin + (int(2.2 * text.size) if title else 0)
     height = top + rows * (cell + gap) - gap + (gap + legend_lines * line if legend_lines else 0) + margin
@@ -237,6 +239,21 @@ def contact_sheet(
         pen = ImageDraw.Draw(sheet)
         for k, (x, y) in enumerate(places):
             pen.text((x + 0.8 * text.size, y), str(k), fill=INK, font=text, anchor="lm")
+    return sheet
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under one another on paper.
+
+    Raises ValueError for no pictures.
+    """
+    if not pictures:
+        raise ValueError("there is no picture to stack")
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
     return sheet
 
 
@@ -626,6 +643,82 @@ def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
         ax.grid(False, axis="x")
         ax.set_ylim(0, 1.15 * max([mean + (spread or 0) for mean, spread in bars.values()] + [1e-9]))
         _titles(ax, None, "", name)
+    return figure
+
+
+def accuracy_plot(found: Mapping[str, Any], *, title: str | None = None) -> Figure:
+    """How often discovered landmarks are where annotated ones are, two bars an area: figure 4 of Tourani et al.
+
+    Args:
+      found: what `landmark_accuracy` returned.
+      title: above the plot.
+    """
+    areas, at = found["areas"], np.arange(len(found["areas"]))
+    lying = len(areas) > 8
+    figure, (ax,) = _figure(width=5.2, height=1 + 0.3 * len(areas) if lying else 3.3)
+    bar, colours = (ax.barh if lying else ax.bar), {"exclusive": BLUE, "best": ORANGE}
+    for i, (name, colour) in enumerate(colours.items()):
+        value = np.array([np.nan if area[name] is None else 100 * area[name] for area in areas.values()], np.float64)
+        mean = "" if found[name] is None else f", mean {100 * found[name]:.0f} %"
+        bar(at + 0.38 * i - 0.19, value, 0.36, color=colour, label=f"{name}{mean}")
+        for x, y in zip(at + 0.38 * i - 0.19, value):
+            if np.isfinite(y):
+                place = {"xytext": (2, 0) if lying else (0, 2), "textcoords": "offset points", "fontsize": 7}
+                place |= {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
+                ax.annotate(f"{y:.0f}", (y, x) if lying else (x, y), color=INK, **place)
+    one = all(area["points"] == 1 for area in areas.values())
+    ticks = [name if one else f"{name}\n{area['matched']} of {area['points']}" for name, area in areas.items()]
+    (ax.set_yticks if lying else ax.set_xticks)(at, ticks)
+    ax.grid(False, axis="y" if lying else "x")
+    words = f"images within {found['radius']:g} of the normaliser, %"
+    if lying:
+        ax.set_xlim(0, 108)
+        ax.set_ylim(len(areas) - 0.4, -1.8)
+        _titles(ax, title, words, "")
+    else:
+        ax.set_ylim(0, 122)
+        ax.set_yticks(range(0, 101, 20))
+        _titles(ax, title, "", words)
+    ax.legend(frameon=False, fontsize=8, loc="upper right" if lying else "upper left", ncols=2)
+    return figure
+
+
+def grid_plot(panels: Mapping[str, Any], *, x: str, y: str, at: tuple[Sequence, Sequence]) -> Figure:
+    """Numbers over two grids as heat maps side by side, lower ones lighter: the Q x K figure of Tourani et al.
+
+    Args:
+      panels: title -> [rows,columns], NaN for a cell without a number, which stays blank.
+      x, y: what columns and rows are.
+      at: values of the columns and of the rows, as they are to be written.
+    """
+    figure, axes = _figure(max(1, len(panels)), width=max(3.4, 0.75 * len(at[0]) + 1.6), height=0.55 * len(at[1]) + 1.5)
+    for ax, (title, values) in zip(axes, panels.items()):
+        values = np.asarray(values, np.float64)
+        known = values[np.isfinite(values)]
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+        light, dark = (np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for code in ("#eef3fa", BLUE))
+        share = np.nan_to_num((values - low) / max(high - low, 1e-12))[..., None]
+        colours = np.where(np.isfinite(values)[..., None], light + share * (dark - light), 1.0)
+        ax.imshow(colours, aspect="auto", interpolation="nearest")
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                ink = PAPER if share[i, j, 0] > 0.6 else INK
+                ax.text(
+                    j,
+                    i,
+                    f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=ink,
+                )
+        ax.set_xticks(range(len(at[0])), [str(v) for v in at[0]])
+        ax.set_yticks(range(len(at[1])), [str(v) for v in at[1]])
+        ax.grid(False)
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        _titles(ax, title, x, y)
     return figure
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.evaluators.shapes import evaluate, landmarks
 from uld_jax.evaluators import curves, report
 from uld_jax.evaluators import landmark_regression as lr
+from uld_jax.evaluators.landmark_accuracy import landmark_accuracy
 
 
 def test_report(tmp_path):
@@ -39,6 +40,27 @@ def test_report(tmp_path):
     assert float(rows[10]["found_train"]) == 0
     pictures = {p.name for p in (tmp_path / "eval/test").glob("*.png")}
     assert pictures == {"ced.png", "group_yaw_deg.png", "label_counts.png"}
+    assert "best" not in rows[0]
+
+
+def test_landmark_accuracy(tmp_path):
+    train, test = landmarks(40, k=4, seed=16), landmarks(20, k=4, seed=17)
+    result, found = evaluate(train, test), landmark_accuracy(train, test, normaliser=(0, 1), radius=0.5)
+    result["per_landmark"] |= (point := found.pop("per_point"))
+    written = report.write_report(result | {"landmark_accuracy": found}, tmp_path)
+    assert written["landmark_accuracy"] == found
+    assert json.loads((tmp_path / "metrics.json").read_text()) == written
+    assert len(written["landmark_accuracy"]["areas"]) == 9
+    rows = list(csv.DictReader((tmp_path / "per_landmark.csv").open()))
+    for i, row in enumerate(rows[:9]):
+        assert int(row["best_of"]) == point["best_of"][i]
+        assert float(row["best"]) == pytest.approx(point["best"][i])
+        assert (row["exclusive_of"] == "") == (row["exclusive"] == "") == (point["exclusive_of"][i] < 0)
+    assert rows[9]["best"] == rows[9]["exclusive_of"] == ""
+    (tmp_path / "pose_clusters.png").touch()
+    assert (tmp_path / "landmark_accuracy.png").exists()
+    report.write_report(evaluate(train, test), tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"ced.png"}  # none of an earlier evaluation
 
 
 def test_report_without_annotation(tmp_path):

@@ -30,6 +30,8 @@ _FIRST = [
     "label_counts",
 ]
 _MORE = [
+    "spread",
+    "detected",
     "forward_nme_visible",
     "mean_shape_nme_visible",
     "ced_limit",
@@ -52,6 +54,9 @@ _MORE = [
     "match_radius",
     "not_scored",
     "stability_counted",
+    "stability_scaled_px",
+    "landmark_accuracy",
+    "pose_clusters",
 ]
 
 
@@ -80,20 +85,23 @@ def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
 
     Args:
       result: what `evaluate` returned, with any of these beside: `split`, `stage`, `stability_px`, `groups` (column ->
-        what `group_by` returned), `label_counts` (what `label_counts` returned). Without annotation it may hold those
-        alone; then there is no csv and no CED.
+        what `group_by` returned), `label_counts` (what `label_counts` returned), `landmark_accuracy` (what that
+        returned, but for `per_point`, which is in `per_landmark`), `pose_clusters`. Without annotation it may hold
+        those alone; then there is no csv and no CED.
       folder: path, local or gs://; made if it does not exist.
 
     Returns:
       What was written to metrics.json.
 
-    Files: `ced.png` (over images, and over landmarks), `group_<column>.png`, `label_counts.png`.
+    Files: `ced.png` (over images, and over landmarks), `group_<column>.png`, `label_counts.png`,
+    `landmark_accuracy.png`.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in [
         *folder.glob("group_*.png"),
-        *(folder / name for name in ("ced.png", "label_counts.png", "per_landmark.csv")),
+        *(folder / f"{name}.png" for name in ("ced", "label_counts", "landmark_accuracy", "pose_clusters")),
+        folder / "per_landmark.csv",
     ]:
         old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
     written = metrics(result)
@@ -120,20 +128,30 @@ def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
         viz.save(viz.bar_plot(groups, title=f"error by {column}"), folder / f"group_{name}.png")
     if result.get("label_counts"):
         viz.save(viz.label_count_plot(result["label_counts"]), folder / "label_counts.png")
+    if (result.get("landmark_accuracy") or {}).get("areas"):
+        viz.save(viz.accuracy_plot(result["landmark_accuracy"]), folder / "landmark_accuracy.png")
     return written
 
 
 def _per_landmark_csv(table: Mapping[str, Any]) -> str:
-    """One row a landmark: annotated ones with their forward error, discovered ones with their backward error."""
+    """One row a landmark: annotated ones with their forward error, discovered ones with their backward error.
+
+    Annotated ones also have how often a discovered one is where they are, and which: of the exclusive matching, and the
+    best one, see `landmark_accuracy`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test"])
+    more = [name for name in ("exclusive", "exclusive_of", "best", "best_of") if name in table]
+    writer.writerow(["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test", *more])
 
     def cell(value):
         return f"{value:.6g}" if np.isfinite(value) else ""
 
     for i, (error, baseline) in enumerate(zip(table["forward"], table["mean_shape"])):
-        writer.writerow(["annotated", i, cell(error), cell(baseline), "", ""])
+        values = [table[name][i] for name in more]
+        hits = [("" if v < 0 else v) if name.endswith("_of") else cell(v) for name, v in zip(more, values)]
+        writer.writerow(["annotated", i, cell(error), cell(baseline), "", "", *hits])
     for j, values in enumerate(zip(table["backward"], table["found_train"], table["found_test"])):
-        writer.writerow(["discovered", j, cell(values[0]), "", cell(values[1]), cell(values[2])])
+        found = [cell(values[1]), cell(values[2])]
+        writer.writerow(["discovered", j, cell(values[0]), "", *found, *("" for _ in more)])
     return text.getvalue()
