@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
+from uld_jax import loop, runs
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, TrainState
 from uld_jax.methods import zeroshot
 from uld_jax.models.fan import FanOutput
-from uld_jax.ops import coordinates
+from uld_jax.ops import coordinates, keypoints
 
 FRAME, PATTERNS, IMAGES = 64, 3, 24
 BACKBONE = (("cell", 4.0), ("offsets", (-4.0, 0.0, 4.0)), ("scales", (1.0,)))
@@ -43,14 +45,15 @@ def scenes(count, seed=0):
     return images, places - 0.5  # the middle of 18 pixels
 
 
-def found(method, images):
-    """The state after both passes over images [N,F,F,3], all in one batch."""
+def found(method, images, frozen=None):
+    """The state after all passes over images [N,F,F,3], all in one batch."""
+    frozen = frozen or {}
     batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}
-    state = method.init(jax.random.key(0), batch, {}, None, len(images))
+    state = method.init(jax.random.key(0), batch, frozen, None, len(images))
     observe, refresh = jax.jit(method.observe), jax.jit(method.refresh)
     for i in range(method.passes(0)):
-        bank = Bank(*jax.tree.map(lambda x: x[:, None], (observe(state, {}, batch), batch["index"])))
-        state = refresh(state, {}, bank, jax.random.key(i))
+        bank = Bank(*jax.tree.map(lambda x: x[:, None], (observe(state, frozen, batch), batch["index"])))
+        state = refresh(state, frozen, bank, jax.random.key(i))
     return state
 
 
@@ -125,6 +128,148 @@ def test_landmarks_stay_in_the_region_of_interest():
     assert not np.array_equal(drawn[0], drawn[1])
 
 
+def test_training_images_are_looked_at_in_their_boxes():
+    method = clusterer(k=4, region="box", roi=0.5, place="exemplar")
+    assert method.known == {"boxes": ()}
+    assert not clusterer().known
+    images, places = scenes(IMAGES)
+    # Around the first pattern, which is outside the central half, and beyond the frame in the last image.
+    centre, radius = places[:, 0], np.array([8.0, 6.0])
+    boxes = np.concatenate([centre - radius, centre + radius], -1).astype(np.float32)
+    boxes[-1] = [-10, 4, 12, 90]
+    frozen = {"rows": {"boxes": jnp.asarray(boxes)}}
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)[::-1]}
+    state = method.init(jax.random.key(0), batch, frozen, None, IMAGES)
+    rows = jax.jit(method.observe)(state, frozen, batch)
+    drawn, mine = 2 * np.asarray(rows.xy) + 0.5, boxes[::-1]
+    within = np.clip(mine, -0.5, FRAME - 0.5)
+    assert (drawn >= within[:, None, :2] - 1e-4).all()
+    assert (drawn <= within[:, None, 2:] + 1e-4).all()
+    np.testing.assert_allclose(drawn.min(1), within[:, :2], atol=1.5)  # and fill them
+    np.testing.assert_allclose(drawn.max(1), within[:, 2:], atol=1.5)
+
+    state = found(method, images, frozen)
+    xy = np.asarray(state.aux.labels.xy)
+    assert (xy >= boxes[:, None, :2]).all()
+    assert (xy <= boxes[:, None, 2:]).all()
+    # There is no box where it predicts; the central half is all there is.
+    predicted = np.asarray(jax.jit(method.predict)(state, frozen, batch["image"]).xy)
+    assert np.abs(predicted - (FRAME - 1) / 2).max() <= FRAME / 4
+
+
+def stripes(count, seed=0):
+    """Images with a striped disc that wanders about the middle and a small striped patch in a corner; the disc."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:FRAME, :FRAME]
+    centre = FRAME / 2 - 0.5 + rng.uniform(-6, 6, (count, 2, 1, 1))
+    disc = np.hypot(x - centre[:, 0], y - centre[:, 1]) < 18
+    patch = np.broadcast_to((x < 10) & (y < 10), disc.shape)
+    wave = 60 * np.sin(x * 1.3 + rng.uniform(0, 6, (count, 1, 1)))
+    grey = np.where(disc | patch, 128 + wave, 100 + 0.3 * y)
+    return np.repeat(grey[..., None], 3, -1).astype(np.uint8), disc
+
+
+def test_the_foreground_is_found_clustered_and_shown():
+    method = clusterer(
+        k=3, region="foreground", roi=1.0, backbone_kwargs=(("cell", 3.0), ("offsets", (0.0,)), ("scales", (1.0,)))
+    )
+    images, disc = stripes(IMAGES)
+    assert method.passes(0) == 3
+    assert not method.passes(1)
+    state = found(method, images)
+    assert int(state.aux.round) == 2
+    described = jax.jit(method._describe)({}, jnp.asarray(images))
+    inside = np.asarray(jax.jit(method._inside)(state.aux, described))
+    truth = disc.reshape(IMAGES, FRAME // 2, 2, FRAME // 2, 2).mean((2, 4)) > 0.5
+    overlap = (inside & truth).sum((1, 2)) / (inside | truth).sum((1, 2))
+    assert overlap.min() > 0.6, overlap
+    assert not inside[:, :4, :4].any()  # the patch is as striped, but smaller
+
+    # What is clustered and what is found is in the region.
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)}
+    before = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
+    rows = jax.jit(method.observe)(before, {}, batch)
+    cells = np.floor(np.asarray(rows.xy) + 0.5).astype(int)
+    assert np.take_along_axis(inside.reshape(IMAGES, -1), cells[..., 1] * FRAME // 2 + cells[..., 0], 1).all()
+    counts = np.bincount((cells[0, :, 1] * FRAME // 2 + cells[0, :, 0]), minlength=inside[0].size)
+    assert (counts > 0).sum() > 0.5 * rows.mask.shape[1]  # many cells, not few often
+    predicted = jax.jit(method.predict)(state, {}, batch["image"])
+    np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.05)
+    exemplar = dataclasses.replace(method, place="exemplar")
+    cells = (np.asarray(jax.jit(exemplar.predict)(state, {}, batch["image"]).xy) / 2).astype(int)
+    assert np.take_along_axis(inside.reshape(IMAGES, -1), cells[..., 1] * FRAME // 2 + cells[..., 0], 1).all()
+
+    sheet = np.asarray(jax.jit(method.pictures)(state, {}, batch["image"][:2])["region"])
+    assert sheet.shape == (2, 3, FRAME, FRAME, 3)
+    assert sheet.dtype == np.uint8
+    np.testing.assert_array_equal(sheet[:, 0], images[:2])
+    grown = inside[:2].repeat(2, 1).repeat(2, 2)
+    np.testing.assert_array_equal(sheet[:, 2][grown], images[:2][grown])
+    assert (sheet[:, 2][~grown] < 0.3 * images[:2][~grown]).all()
+    assert (sheet[:, 1][grown] >= 128).all()
+    assert clusterer().pictures(state, {}, batch["image"]) == {}
+
+
+def test_an_image_without_foreground_is_looked_at_as_a_whole():
+    method = clusterer(k=3, region="foreground", roi=0.5)
+    images, _ = stripes(2)
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(2)}
+    state = method.init(jax.random.key(0), batch, {}, None, 2)  # nothing is known yet
+    described = jax.jit(method._describe)({}, batch["image"])
+    inside = np.asarray(method._inside(state.aux, described))
+    assert inside.any((1, 2)).all()
+    np.testing.assert_array_equal(inside, np.broadcast_to(clusterer(roi=0.5)._inside(None, described), inside.shape))
+
+
+@pytest.mark.parametrize("place", ["mean", "exemplar"])
+def test_the_papers_random_pixels(place):
+    """Written as the paper has it: P pixels, each to its nearest centroid, of each cluster the nearest pixel."""
+    method = clusterer(k=10, dense=False, place=place, pixels=25, sharpness=50.0)
+    images, places = scenes(6)
+    rng = np.random.default_rng(0)
+    state = described(method, images, np.round((places[0] - 0.5) / 2).astype(int))
+    few = np.asarray(state.aux.centroids)
+    centroids = np.concatenate([few, rng.permuted(np.repeat(few, 3, 0)[:7], axis=1)])
+    state = state.replace(aux=state.aux._replace(centroids=jnp.asarray(centroids)))
+    predict = jax.jit(method.predict)
+    prediction = predict(state, {}, jnp.asarray(images))
+
+    maps = jax.jit(method._describe)({}, jnp.asarray(images))
+    drawn = method._draw(zeroshot._content_keys(jnp.asarray(images)), 25, state.aux, maps)
+    x = np.asarray(keypoints.sample(maps, drawn), np.float64)
+    square = ((x[:, :, None] - centroids) ** 2).sum(-1)
+    for i, k in np.ndindex(6, 10):
+        if place == "exemplar":
+            mine = np.flatnonzero(square[i].argmin(-1) == k)
+            if not len(mine):
+                assert prediction.score[i, k] == 0
+                continue
+            best = mine[square[i, mine, k].argmin()]
+            xy, least = drawn[i, best], square[i, best, k]
+        else:
+            weight = np.exp(-50 * square[i, :, k])
+            xy, least = weight @ drawn[i] / weight.sum(), square[i, :, k].min()
+        np.testing.assert_allclose(prediction.xy[i, k], 2 * xy + 0.5, atol=2e-2)
+        np.testing.assert_allclose(prediction.score[i, k], np.exp(-least), atol=1e-4)
+    missing = np.asarray(prediction.score == 0)
+    assert missing.any() == (not missing.all() and place == "exemplar")
+    # The pixels depend on the image, and on nothing else.
+    alone = predict(state, {}, jnp.asarray(images[::-1].copy()))
+    np.testing.assert_allclose(alone.xy[::-1], prediction.xy, atol=1e-3)
+    assert len({tuple(np.asarray(d[0])) for d in drawn}) == 6
+
+
+def test_landmarks_that_random_pixels_miss_have_no_label():
+    method = clusterer(k=12, dense=False, place="exemplar", pixels=20)
+    images, _ = scenes(IMAGES)
+    state = found(method, images)
+    predicted = jax.jit(method.predict)(state, {}, jnp.asarray(images))
+    np.testing.assert_allclose(state.aux.labels.score, predicted.score, atol=1e-5)
+    there = np.asarray(predicted.score > 0)
+    assert 0.3 < there.mean() < 1
+    np.testing.assert_allclose(state.aux.labels.xy[there], predicted.xy[there], atol=1e-3)
+
+
 def test_the_place_in_a_descriptor_has_the_weight_it_is_given():
     images, _ = scenes(2)
     describe = lambda method: np.asarray(jax.jit(method._describe)({}, jnp.asarray(images)))
@@ -177,11 +322,25 @@ def test_steady_candidates_are_chosen_over_those_that_wander(denoise):
         np.testing.assert_allclose(landmarks, xy[:, chosen], atol=1e-3)
 
 
+@pytest.mark.slow
+def test_a_run_shows_its_foreground_and_is_read_again(tmp_path):
+    changes = {"stages": ("zeroshot",), "zeroshot.region": "foreground", "zeroshot.roi": 1.0, "zeroshot.dense": False}
+    loop.run(tiny.config(**changes), tmp_path)
+    assert list((tmp_path / "pictures").glob("*_zeroshot_region.png"))
+    aux = runs.load(str(tmp_path)).state.aux
+    assert int(aux.round) == 2
+    np.testing.assert_allclose(np.linalg.norm(aux.foreground.direction), 1, atol=1e-5)
+
+
 def test_bad_values_of_zeroshot_are_refused():
     with pytest.raises(UserError, match=r"zeroshot\.place is 'nearest'; use mean or exemplar"):
         clusterer(place="nearest")
     with pytest.raises(UserError, match=r"zeroshot\.candidates is 5; use 0, or at least k = 12"):
         clusterer(candidates=5)
+    with pytest.raises(UserError, match=r"zeroshot\.region is 'mask'; use none, box or foreground"):
+        clusterer(region="mask")
+    with pytest.raises(UserError, match=r"set zeroshot\.candidates=0 or place=mean"):
+        clusterer(dense=False, place="exemplar", candidates=20)
     with pytest.raises(UserError, match=r"zeroshot\.backbone is 'gradient\.Nothing'"):
         clusterer(backbone="gradient.Nothing").frozen()
     with pytest.raises(UserError, match=r"set config\.zeroshot\.steps=0"):

@@ -65,8 +65,13 @@ def region(foreground: Foreground, maps, inside=None):
       maps: the features.
       inside: [h,w] bool, cells that come into question at all; None for all.
     """
-    above = _along(foreground.mean, foreground.direction, maps) > foreground.threshold
+    above = score(foreground, maps) > 0
     return regions.largest(above if inside is None else above & inside)
+
+
+def score(foreground: Foreground, maps):
+    """How far features [...,D] are on the object's side of the threshold, [...]; negative: on the other."""
+    return _along(foreground.mean, foreground.direction, maps) - foreground.threshold
 
 
 def otsu(values, mask=None):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from uld_jax import config, optimizers, rounds
+from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
@@ -58,6 +59,21 @@ class Clusters(NamedTuple):
     labels: Labels
 
 
+class ForegroundClusters(NamedTuple):
+    """What ZeroShot finds with `region=foreground`: `Clusters`, and what tells the object from what is behind it.
+
+    Attributes:
+      round: as in `Clusters`, with a pass before: -1 where not even the foreground is known.
+      foreground: of the backbone's descriptors.
+    """
+
+    round: jax.Array
+    centroids: jax.Array
+    reading: Reading
+    labels: Labels
+    foreground: foreground.Foreground
+
+
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Stage):
     """K-means over the descriptors of a frozen backbone; a stage of zero steps.
@@ -73,8 +89,15 @@ class ZeroShot(Stage):
       backbone_kwargs: its hyper-parameters.
       position: weight of the place in a descriptor. A descriptor has length 1; from one side of the frame to the
         other a place moves by `position`. 0 clusters by appearance alone, as the paper does on Stable Diffusion.
-      roi: landmarks are looked for in this central fraction of the frame (the paper's region of interest is a box).
+      roi: landmarks are looked for in this central fraction of the frame.
+      region: where in there, `none` for everywhere; or `box`, in training images, that of the csv, which then takes the
+        place of `roi` (the paper's region of interest is a detector's box); or `foreground`, in training images and
+        others, the largest region that the first principal component of the backbone's maps tells from the rest
+        (ours). That takes one pass more, and `pictures/` shows the region.
       pixels: random pixels an image that are clustered (P).
+      dense: whether a landmark is looked for at all cells of the region, or, as in the paper, at P random places in it,
+        which depend on the image alone. There an exemplar must be nearer to its cluster's centroid than to others', and
+        landmarks without any are missing.
       place: `mean` weighs all pixels by exp(-sharpness * squared distance to the centroid); `exemplar` takes the
         nearest (paper, section 3.1).
       sharpness: see `place`.
@@ -97,7 +120,9 @@ class ZeroShot(Stage):
     backbone_kwargs: Any = ()
     position: float = 2.0
     roi: float = 0.7
+    region: str = "none"
     pixels: int = 60
+    dense: bool = True
     place: str = "mean"
     sharpness: float = 30.0
     candidates: int = 0
@@ -112,6 +137,13 @@ class ZeroShot(Stage):
             raise UserError(f"zeroshot.place is {self.place!r}; use mean or exemplar")
         if not 0 < self.roi <= 1:
             raise UserError(f"zeroshot.roi is {self.roi}; use a fraction of the frame, above 0 and up to 1")
+        if self.region not in ("none", "box", "foreground"):
+            raise UserError(f"zeroshot.region is {self.region!r}; use none, box or foreground")
+        if self.candidates and not self.dense and self.place == "exemplar":
+            raise UserError(
+                "zeroshot.dense=False with place=exemplar leaves clusters missing, and candidates are read off all of "
+                "them; set zeroshot.candidates=0 or place=mean"
+            )
         if self.candidates and self.candidates < self.k:
             raise UserError(f"zeroshot.candidates is {self.candidates}; use 0, or at least k = {self.k}")
 
@@ -131,6 +163,11 @@ class ZeroShot(Stage):
     def _frame(self) -> tuple[int, int]:
         return self.frame_size, self.frame_size
 
+    @property
+    def known(self):
+        """What is asked of `data.regions` about the training images."""
+        return {"boxes": ()} if self.region == "box" else {}
+
     def frozen(self):
         return self._backbone.load()
 
@@ -145,23 +182,28 @@ class ZeroShot(Stage):
             reading=Reading(first, jnp.zeros((count, 2)), picked),
             labels=Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k))),
         )
+        if self.region == "foreground":
+            aux = ForegroundClusters(
+                **aux._asdict() | {"round": jnp.int32(-1)}, foreground=foreground.unknown(width - 2)
+            )
         return TrainState(step=jnp.int32(0), aux=aux)
 
     def train_step(self, state, frozen, batch, rng):
         raise UserError("the stage zeroshot has nothing to train; set config.zeroshot.steps=0")
 
     def passes(self, step):
-        return 2 if step == 0 else 0  # cluster, then place
+        count = 3 if self.region == "foreground" else 2  # cluster, then place; the foreground before
+        return count if step == 0 else 0
 
     def observe(self, state, frozen, batch):
         described = self._describe(frozen, batch["image"], batch.get("features"))
         # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
-        low, high = self._roi_bounds(described.shape[1])
-        cells = jax.vmap(lambda key: jax.random.uniform(key, (self._slots, 2), described.dtype, low, high))(keys)
+        boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
+        cells = self._draw(keys, self._slots, state.aux, described, boxes)
         sampled = keypoints.sample(described, cells)
         # Step 3) Candidates, once there are clusters: in the first M slots, their scores where descriptors were.
-        xy, score = self._place(described, state.aux.centroids)
+        xy, score = self._place(state.aux, described, batch["image"], boxes)
         pad = ((0, 0), (0, self._slots - self._clusters))
         score = jnp.pad(score, pad)
         clustered = state.aux.round > 0
@@ -175,8 +217,9 @@ class ZeroShot(Stage):
         aux, rows, count = state.aux, state.aux.labels.xy.shape[0], self._clusters
         clustered = aux.round > 0
         # Step 2) k-means over all sampled pixels, in the first pass.
-        x, mask = rounds.flatten(bank)
-        found = kmeans(x, count, rng=rng, mask=mask & ~clustered, iterations=self.iterations)
+        x, real = rounds.flatten(bank)
+        known = aux.round >= 0
+        found = kmeans(x, count, rng=rng, mask=real & ~clustered & known, iterations=self.iterations)
         # Step 4) The candidates of all images, which of them are landmarks, and where.
         xy, mask = bank.rows.xy[:, :, :count], bank.rows.mask[:, :, :count]
         score = jnp.where(mask, bank.rows.descriptors[:, :, :count, 0], 0)
@@ -185,12 +228,31 @@ class ZeroShot(Stage):
         labels = Labels(rounds.table(bank, xy, rows), rounds.table(bank, score, rows))
         new = aux._replace(reading=reading, labels=labels)
         aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
-        centroids = jnp.where(clustered, aux.centroids, found.centroids)
+        centroids = jnp.where(clustered | ~known, aux.centroids, found.centroids)
+        if self.region == "foreground":
+            # Before all else) What is object, from all sampled pixels.
+            image = jax.ShapeDtypeStruct((1, *self._frame, 3), jnp.uint8)
+            size = jax.eval_shape(self._describe, frozen, image).shape[1:3]
+            unit = coordinates.to_unit(bank.rows.xy.reshape(-1, 2), size)
+            fit = lambda: foreground.fit(x[:, :-2], unit, real)
+            aux = aux._replace(foreground=jax.lax.cond(known, lambda: aux.foreground, fit))
         return state.replace(aux=aux._replace(round=aux.round + 1, centroids=centroids))
 
     def predict(self, state, frozen, images):
-        xy, score = self._place(self._describe(frozen, images), state.aux.centroids)
+        xy, score = self._place(state.aux, self._describe(frozen, images), images)
         return Prediction(*self._read(state.aux.reading, xy, score))
+
+    def pictures(self, state, frozen, images):
+        """Columns: the photo, the component that tells the object from the rest, grey between them, and the region."""
+        if self.region != "foreground":
+            return {}
+        described, aux = self._describe(frozen, images), state.aux
+        along = foreground.score(aux.foreground, described[..., :-2])
+        along = 0.5 + 0.5 * along / jnp.maximum(jnp.max(jnp.abs(along), (1, 2), keepdims=True), 1e-6)
+        big = lambda maps: jax.image.resize(maps[..., None].astype(float), (*images.shape[:3], 1), "nearest")
+        photo, inside = images.astype(float) / 255, big(self._inside(aux, described))
+        shown = [photo, jnp.broadcast_to(big(along), photo.shape), photo * (0.25 + 0.75 * inside)]
+        return {"region": color.to_uint8(jnp.stack(shown, 1))}
 
     def _describe(self, frozen, images, maps=None):
         """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place.
@@ -212,23 +274,81 @@ class ZeroShot(Stage):
         half = self.roi * side / 2
         return side / 2 - half, side / 2 + half - 1
 
-    def _place(self, described, centroids):
-        """Where each cluster is in each image: xy [B,M,2] in pixels of the frame, score [B,M] in 0..1."""
-        batch, height, width, depth = described.shape
-        grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype).reshape(-1, 2)
+    def _box_bounds(self, boxes, size):
+        """First and last place (x, y) of boxes [B,4] in pixels of the frame, in cells: two of [B,2]."""
+        corners = coordinates.rescale_points(boxes.reshape(-1, 2, 2), self._frame, size)
+        last = jnp.array([size[1], size[0]], corners.dtype) - 0.5
+        low, high = jnp.clip(corners[:, 0], -0.5, last), jnp.clip(corners[:, 1], -0.5, last)
+        return low, jnp.maximum(low, high)
+
+    def _inside(self, aux, described, boxes=None):
+        """Cells [B,h,w] or [1,h,w] of the region of interest; all of `roi` where the region would have none."""
+        height, width = described.shape[1:3]
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype)
         low, high = self._roi_bounds(height)
-        inside = jnp.all((grid >= low) & (grid <= high), -1)
-        flat = described.reshape(batch, -1, depth)
-        cross = jnp.einsum("bpd,md->bpm", flat, centroids, precision="highest")
-        square = jnp.sum(flat**2, -1, keepdims=True) - 2 * cross + jnp.sum(centroids**2, -1)
-        square = jnp.where(inside[:, None], square, jnp.inf)
-        if self.place == "mean":
-            weight = jax.nn.softmax(jnp.where(inside[:, None], -self.sharpness * square, -jnp.inf), 1)
-            cells = jnp.einsum("bpm,pc->bmc", weight, grid, precision="highest")
+        roi = jnp.all((grid >= low) & (grid <= high), -1)[None]
+        if self.region == "foreground":
+            found = foreground.region(aux.foreground, described[..., :-2], roi[0])
+        elif boxes is not None:
+            low, high = (bound[:, None, None] for bound in self._box_bounds(boxes, (height, width)))
+            found = jnp.all((grid >= low) & (grid <= high), -1)
         else:
-            cells = grid[jnp.argmin(square, 1)]
+            return roi
+        return jnp.where(jnp.any(found, (1, 2), keepdims=True), found, roi)
+
+    def _draw(self, keys, count: int, aux, described, boxes=None):
+        """Random places [B,count,2] in each image's region of interest, in cells, by a key for each."""
+        size, dtype = described.shape[1:3], described.dtype
+        if self.region == "foreground":
+            inside = self._inside(aux, described).reshape(len(described), -1)
+
+            def draw(key, inside):
+                # Cells of the region are equally likely, and so are places in a cell.
+                which, within = jax.random.split(key)
+                total = jnp.cumsum(inside)
+                wanted = jax.random.randint(which, (count,), 0, total[-1])
+                cell = jnp.searchsorted(total, wanted, side="right")
+                xy = jnp.stack([cell % size[1], cell // size[1]], -1).astype(dtype)
+                return xy + jax.random.uniform(within, (count, 2), dtype, -0.5, 0.5)
+
+            return jax.vmap(draw)(keys, inside)
+        if boxes is not None:
+            uniform = lambda key, low, high: jax.random.uniform(key, (count, 2), dtype, low, high)
+            return jax.vmap(uniform)(keys, *self._box_bounds(boxes, size))
+        low, high = self._roi_bounds(size[0])
+        return jax.vmap(lambda key: jax.random.uniform(key, (count, 2), dtype, low, high))(keys)
+
+    def _place(self, aux, described, images, boxes=None):
+        """Where each cluster is in each image: xy [B,M,2] in pixels of the frame, score [B,M] in 0..1, 0 if missing."""
+        batch, height, width, depth = described.shape
+        if self.dense:
+            grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype).reshape(-1, 2)
+            inside = self._inside(aux, described, boxes).reshape(-1, height * width, 1)
+            square = self._squares(described.reshape(batch, -1, depth), aux.centroids)
+            square = jnp.where(inside, square, jnp.inf)
+            if self.place == "mean":
+                weight = jax.nn.softmax(jnp.where(inside, -self.sharpness * square, -jnp.inf), 1)
+                cells = jnp.einsum("bpm,pc->bmc", weight, grid, precision="highest")
+            else:
+                cells = grid[jnp.argmin(square, 1)]
+        else:
+            drawn = self._draw(_content_keys(images), self.pixels, aux, described, boxes)
+            square = self._squares(keypoints.sample(described, drawn), aux.centroids)
+            if self.place == "mean":
+                weight = jax.nn.softmax(-self.sharpness * square, 1)
+                cells = jnp.einsum("bpm,bpc->bmc", weight, drawn, precision="highest")
+            else:
+                # Step 4) of the paper: of the pixels that are in a cluster, the nearest to its centroid.
+                own = jnp.argmin(square, -1)[..., None] == jnp.arange(len(aux.centroids))
+                square = jnp.where(own, square, jnp.inf)
+                cells = jnp.take_along_axis(drawn, jnp.argmin(square, 1)[..., None], 1)
         score = jnp.exp(-jnp.maximum(jnp.min(square, 1), 0))
         return coordinates.rescale_points(cells, (height, width), self._frame), score
+
+    def _squares(self, x, centroids):
+        """Squared distances [B,p,M] of descriptors [B,p,D] to centroids [M,D]."""
+        cross = jnp.einsum("bpd,md->bpm", x, centroids, precision="highest")
+        return jnp.sum(x**2, -1, keepdims=True) - 2 * cross + jnp.sum(centroids**2, -1)
 
     def _choose(self, xy, there) -> Reading:
         """K of M candidates [...,M,2] in pixels of the frame, from the images that are `there` [...]."""
@@ -255,6 +375,13 @@ class ZeroShot(Stage):
         away = coordinates.to_unit(xy, self._frame) - reading.centre
         unit = jnp.einsum("kcmd,...md->...kc", reading.weights, away, precision="highest")
         return coordinates.from_unit(unit + reading.centre[reading.chosen], self._frame), score[..., reading.chosen]
+
+
+def _content_keys(images):
+    """A key [B] for each of [B,H,W,3] uint8 images, which depends on its pixels alone."""
+    flat = images.reshape(len(images), -1).astype(jnp.uint32)
+    factors = jnp.arange(flat.shape[1], dtype=jnp.uint32) * jnp.uint32(2654435761) + 1  # the sum wraps around
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.sum(flat * factors, 1, dtype=jnp.uint32))
 
 
 class Rounds(NamedTuple):
