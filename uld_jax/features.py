@@ -67,7 +67,8 @@ def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None
     if not folder:
         return None
     cache = FeatureCache(os.path.expanduser(folder))
-    cache.check(source, _backbone(stage), frozen)
+    own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other weights besides
+    cache.check(source, _backbone(stage), own(frozen))
     return cache
 
 

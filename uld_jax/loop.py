@@ -205,6 +205,8 @@ class _Run:
                 if found := {k: float(v) for k, v in sharding.to_host(method.found(state)).items()}:
                     self.metrics.write(offset + step, stage.name, **found)
                     progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+                    if trouble := method.warning(found):
+                        logging.warning("%s: %s", stage.name, trouble)
 
             if step == stage.steps or _due(step, config.eval_every):
                 progress.pause()

@@ -121,6 +121,9 @@ class Method(Protocol):
     def found(self, state: TrainState) -> dict[str, jax.Array]:
         """What a refresh found: scalars for `metrics.jsonl`; {} for nothing."""
 
+    def warning(self, found: dict[str, float]) -> str | None:
+        """What is wrong with what a refresh found, and the remedy; None if nothing is."""
+
     def landmarks(self, state: TrainState) -> jax.Array | None:
         """Which of the slots that `predict` fills stand for a landmark, [K] bool; None for all.
 
@@ -183,6 +186,9 @@ class Stage:
     def found(self, state):
         del state
         return {}
+
+    def warning(self, found):
+        del found
 
     def landmarks(self, state):
         del state

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from uld_jax import sharding
-from uld_jax.method import Bank, Method, TrainState
+from uld_jax.method import Bank, Labels, Method, TrainState
+from uld_jax.ops import keypoints
 
 
 class Rounds:
@@ -97,3 +98,19 @@ def table(bank: Bank, values: jax.Array, rows: int) -> jax.Array:
     """
     flat = values.reshape(-1, *values.shape[2:])
     return jnp.zeros((rows, *flat.shape[1:]), flat.dtype).at[bank.index.reshape(-1)].set(flat, mode="drop")
+
+
+def by_batch(function, *parts):
+    """`function` of pytrees of [B,...], for each of the T batches of [B,T,...]; its results are [B,T,...].
+
+    One batch after the other, so that no table of all keypoints by all clusters is ever needed.
+    """
+    given = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), parts)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(lambda part: function(*part), given))
+
+
+def label_table(bank: Bank, xy: jax.Array, slots: jax.Array, rows: int) -> Labels:
+    """Labels [N,C] of keypoints xy [B,T,P,2] at slots [B,T,C], -1 for none."""
+    there = slots >= 0
+    points = jnp.where(there[..., None], keypoints.take_slots(xy, slots), 0)
+    return Labels(table(bank, points, rows), table(bank, there.astype(xy.dtype), rows))

@@ -41,6 +41,17 @@ def sample(features, xy):
     return jax.vmap(bilinear)(features, xy)
 
 
+def take_slots(values, slots):
+    """What keypoints [...,P] or [...,P,D] have at slots [...,C]; where a slot is -1, what the first one has.
+
+    >>> take_slots(jnp.array([[5, 6, 7]]), jnp.array([[2, -1]])).tolist()
+    [[7, 5]]
+    """
+    index = jnp.maximum(slots, 0)
+    index = index.reshape(*index.shape, *[1] * (values.ndim - slots.ndim))
+    return jnp.take_along_axis(values, index, slots.ndim - 1)
+
+
 def masked_mean(x, mask, axis=None):
     """Mean of the entries of x whose `mask` is True, 0 where none is; a float mask weighs the entries.
 

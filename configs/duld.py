@@ -1,0 +1,92 @@
+"""D-ULD and D-ULD++ (Tourani et al., CVPR 2024): self-training on frozen features, with clusters of poses.
+
+    uld convert --kind=stable_diffusion --src=stable-diffusion-v1-5 --dst=weights/sd15
+    uld train --config=configs/duld.py:dataset=folder,k=10 --config.data_dir=my_photos \
+        --config.weights.stable_diffusion=weights/sd15 --workdir=runs/mine
+    uld train --config=configs/duld.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/mine
+
+Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's ablation are
+    D-ULD            --config.stages="('bootstrap','duld')"
+    + proxy          --config.stages="('bootstrap','duld','proxy')"
+    + full VAE       --config.duldpp.code_loss=elbo
+    Mallis (D)       --config.stages="('bootstrap','duld')" --config.duld.train_clusters=100
+As the paper writes it, where this config does not: --config.duld.squared=False --config.duld.negatives=cross
+    --config.duldpp.learning_rate=5e-4 (perhaps a misprint of 5e-5) --config.duldpp.train_descriptors=True (algorithm 2)
+
+Presets: `paper` looks through Stable Diffusion for 300,000 steps; `small` needs no weights: it looks through gradient
+histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` takes seconds.
+The measured numbers are in the README's results table.
+"""
+
+from uld_jax.configs import common
+
+STAGES = ("bootstrap", "duld", "proxy", "duldpp")
+SHARED = (  # what all stages of a run must agree on
+    "backbone",
+    "image_size",
+    "zoom",
+    "grid",
+    "projection",
+    "width",
+    "depth",
+    "descriptor_size",
+    "position",
+    "roi",
+    "region",
+    "cache",
+)
+
+
+def get_config(arg=None):
+    """`arg`: see `common.parse`; also `backbone`, with hyper-parameters `config.bootstrap.backbone_kwargs`."""
+    arg = common.parse(arg, backbone="")
+    small = arg.preset != "paper"
+    looks = arg.backbone or ("gradient.GradientHistograms" if small else "stable_diffusion.StableDiffusion")
+    config = common.base(arg)
+    config.data.partner = True  # pairs of different images
+    config.batch_size = 12
+    config.eval_every = config.save_every = 5_000
+    config.bootstrap = common.stage("duld.Bootstrap", steps=50_000, backbone=looks)
+    config.duld = common.stage("duld.Duld", steps=100_000, backbone=looks)
+    config.proxy = common.stage("duld.Proxy", steps=50_000, backbone=looks, learning_rate=5e-5)
+    config.duldpp = common.stage("duld.DuldPP", steps=100_000, backbone=looks, learning_rate=5e-5)
+    config.stages = STAGES
+    every = [config[name] for name in STAGES]
+    if not small:
+        config.data.frame_size = 256
+    else:
+        config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=looks, candidates=6 * arg.k, pixels=30)
+        config.stages = ("zeroshot", *STAGES)
+        for stage in every:
+            stage.update(image_size=64, grid=32, zoom=0.8, projection=64, width=48, descriptor_size=64, roi=0.7)
+            stage.update(start="labels", position=2.0, nms=1, most=40, subpixel="parabola", ema=0.98, mirror=False)
+            stage.update(rotation=20.0, scale=0.1, shift=0.04, learning_rate=2e-3, schedule="cosine", warmup=50)
+        config.bootstrap.steps = 300
+        config.duld.update(steps=600, round_every=150)
+        config.proxy.update(steps=300, round_every=150, beta_steps=150)
+        config.duldpp.update(steps=300, round_every=150, beta_steps=150, memory=1024)
+        for stage in (config.proxy, config.duldpp):
+            stage.update(pose_clusters=5, latent=16, vae_width=16)
+        for stage in every[2:]:
+            stage.start = "clusters"  # their keypoints are landmarks by then
+        config.eval_every = config.save_every = 150
+    if arg.preset == "tiny":
+        common.tiny(config)
+        config.zeroshot.update(candidates=3 * arg.k, factors=4, pixels=10)
+        config.stages = ("bootstrap", "duld", "proxy", "duldpp")
+        for stage in every:
+            stage.update(image_size=32, grid=16, projection=16, width=16, descriptor_size=16, most=12, warmup=2)
+            stage.update(steps=20, ema=0.9, learning_rate=3e-3, start="clusters", restarts=1, mirror=True)
+        for stage in every[1:]:
+            stage.round_every = 10
+        for stage in every[2:]:
+            stage.update(pose_clusters=3, vae_width=8, latent=8, beta_steps=10)
+        config.duldpp.memory = 32
+    first = config[STAGES[0]]
+    for stage in every[1:]:
+        for name in SHARED:
+            stage[name] = first.get_ref(name)
+        stage.backbone_kwargs = first.backbone_kwargs
+    for name in ("pose_clusters", "latent", "vae_width"):
+        config.duldpp[name] = config.proxy.get_ref(name)
+    return config.lock()

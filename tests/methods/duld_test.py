@@ -1,0 +1,429 @@
+"""Clusters, labels and losses of D-ULD and D-ULD++ on made data with known answers, against loops in NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uld_jax.errors import UserError
+from uld_jax.method import Bank, Labels, Rows, TrainState
+from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy
+from uld_jax.models import pose_vae
+from uld_jax.ops import warp
+
+K, P, D = 3, 6, 8
+B, T = 4, 10
+N = B * T
+SIZES = dict(
+    k=K,
+    frame_size=32,
+    steps=10,
+    backbone="gradient.GradientHistograms",
+    image_size=32,
+    grid=16,
+    projection=16,
+    width=8,
+    descriptor_size=D,
+    most=P,
+    restarts=2,
+    ema=0.0,
+    mirror=False,
+)
+POSED = SIZES | dict(pose_clusters=2, latent=4, vae_width=4)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def keypoints_of(rng, prototypes, mask=None, noise=0.05):
+    """Descriptors [N,P,D] near the prototypes [K,D] or [N,K,D], in shuffled slots, their numbers [N,P] or -1, xy."""
+    prototypes = np.broadcast_to(prototypes, (N, K, D))
+    number = np.full((N, P), -1)
+    for n in range(N):
+        number[n, rng.permutation(P)[:K]] = np.arange(K)
+    if mask is not None:  # [N,K], landmarks that an image has
+        number = np.where((number >= 0) & np.take_along_axis(mask, np.maximum(number, 0), 1), number, -1)
+    z = np.take_along_axis(prototypes, np.maximum(number, 0)[..., None], 1)
+    z = unit(z + noise * rng.normal(size=z.shape))
+    return np.where(number[..., None] >= 0, z, rng.normal(size=z.shape)), number, rng.uniform(0, 31, (N, P, 2))
+
+
+def bank_of(z, xy, mask):
+    """[N,...] as a bank [B,T,...]."""
+    split = lambda x: jnp.asarray(np.asarray(x).reshape(B, T, *np.shape(x)[1:]))
+    rows = Rows(split(z.astype(np.float32)), split(xy.astype(np.float32)), split(mask))
+    return Bank(rows, split(np.arange(N, dtype=np.int32)))
+
+
+def state_of(method, step=5, before=None, labels=None):
+    return TrainState(step=jnp.int32(step), aux=method._first({}, before, labels, N))
+
+
+def refreshed(method, state, bank, seed=0):
+    return jax.jit(method.refresh)(state, {}, bank, jax.random.key(seed)).aux
+
+
+def identity_of(labels, number, xy):
+    """Which landmark each cluster is: that of the labels' points; raises where a cluster mixes two."""
+    found = {}
+    for n, k in np.argwhere(labels.score > 0):
+        slot = int(np.argmin(np.linalg.norm(xy[n] - labels.xy[n, k], axis=-1)))
+        assert np.linalg.norm(xy[n, slot] - labels.xy[n, k]) < 1e-4
+        found.setdefault(int(k), set()).add(int(number[n, slot]))
+    assert all(len(which) == 1 for which in found.values()), found
+    return {k: which.pop() for k, which in found.items()}
+
+
+def prototypes_of(rng, count=K):
+    return np.linalg.qr(rng.normal(size=(D, D)))[0][:count]
+
+
+def test_a_round_finds_the_clusters_and_keeps_them():
+    rng = np.random.default_rng()
+    seen = rng.random((N, K)) < 0.8
+    prototypes = prototypes_of(rng)
+    z, number, xy = keypoints_of(rng, prototypes, seen)
+    method = Duld(**SIZES)
+    aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0))
+    first = identity_of(aux.labels, number, xy)
+    assert sorted(first.values()) == [0, 1, 2]
+    order = [first[k] for k in range(K)]
+    np.testing.assert_array_equal(np.asarray(aux.labels.score) > 0, seen[:, order])
+    assert int(aux.round) == 1
+    assert float(aux.counts.labelled) == pytest.approx(seen.sum(1).mean())
+    # Other images of the same landmarks, turned a little: clusters stay what they are.
+    z, number, xy = keypoints_of(rng, unit(prototypes + 0.2 * rng.normal(size=(K, D))))
+    again = refreshed(method, TrainState(step=jnp.int32(6), aux=aux), bank_of(z, xy, number >= 0), seed=7)
+    assert identity_of(again.labels, number, xy) == first
+
+
+def test_exemplars_equal_loops():
+    rng = np.random.default_rng()
+    method = DuldPP(**POSED)
+    z, mask = unit(rng.normal(size=(5, P, D))), rng.random((5, P)) < 0.7
+    centroids, used = unit(rng.normal(size=(2, K, D))), np.array([[True] * K, [True, False, True]])
+    pose = rng.integers(0, 2, 5)
+    rows = Rows(jnp.asarray(z), jnp.zeros((5, P, 2)), jnp.asarray(mask))
+    slots, _ = method._exemplars((rows, jnp.asarray(pose)), jnp.asarray(centroids), jnp.asarray(used))
+    want = np.full((5, K), -1)
+    for b in range(5):
+        distance = np.sum((z[b][:, None] - centroids[pose[b]]) ** 2, -1)
+        distance[:, ~used[pose[b]]] = np.inf
+        label = np.argmin(distance, 1)
+        for k in range(K):
+            of = [p for p in range(P) if mask[b, p] and label[p] == k]
+            if of:
+                want[b, k] = min(of, key=lambda p: distance[p, k])
+    np.testing.assert_array_equal(slots, want)
+
+
+def test_given_labels_become_the_first_clusters():
+    rng = np.random.default_rng()
+    method = Duld(**SIZES | dict(start="labels"))
+    given = Labels(
+        jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(rng.random((N, K)) < 0.9, float)
+    )
+    # In the first round keypoint slots 0..K-1 hold the labels' points.
+    z = unit(rng.normal(size=(N, P, D)))
+    mask = np.arange(P) < K
+    mask = mask & np.pad(np.asarray(given.score) > 0, ((0, 0), (0, P - K)))
+    aux = refreshed(method, state_of(method, 0, labels=given), bank_of(z, rng.uniform(0, 31, (N, P, 2)), mask))
+    for k in range(K):
+        np.testing.assert_allclose(aux.anchors[k], z[mask[:, k], k].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(aux.labels.xy, given.xy)
+    np.testing.assert_array_equal(aux.labels.score, given.score)
+
+
+def test_labels_know_their_cluster_in_the_mirror():
+    rng = np.random.default_rng()
+    prototypes = prototypes_of(rng)
+    z, number, xy = keypoints_of(rng, prototypes)
+    partner = np.array([1, 0, 2])  # left and right, and one in the middle
+    turned = unit(prototypes[partner[np.maximum(number, 0)]] + 0.05 * rng.normal(size=z.shape))
+    method = Duld(**SIZES | dict(mirror=True))
+    aux = refreshed(method, state_of(method), bank_of(np.concatenate([z, turned], -1), xy, number >= 0))
+    landmark = identity_of(aux.labels, number, xy)
+    cluster = {v: k for k, v in landmark.items()}
+    want = [cluster[partner[landmark[k]]] for k in range(K)]
+    np.testing.assert_array_equal(aux.mirrored, np.broadcast_to(want, (N, K)))
+
+
+def test_training_clusters_split_landmarks():
+    rng = np.random.default_rng()
+    kind = rng.integers(0, 2, (N, K))  # each landmark looks one way or the other
+    near = unit(prototypes_of(rng, 2 * K))
+    prototypes = unit(near[np.arange(K)] + 0.6 * kind[..., None] * near[K + np.arange(K)])
+    z, number, xy = keypoints_of(rng, prototypes, noise=0.02)
+    method = Duld(**SIZES | dict(train_clusters=2 * K, restarts=8))
+    aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0))
+    assert aux.labels.xy.shape == (N, 2 * K, 2)
+    assert len(aux.anchors) == K
+    np.testing.assert_array_equal(np.sum(np.asarray(aux.labels.score) > 0, 1), K)
+    assert sorted(identity_of(aux.labels, number, xy).values()) == [0, 0, 1, 1, 2, 2]
+
+
+def posed_bank(rng, prototypes, seen=None):
+    """A bank of images of two poses, whose codes tell them apart."""
+    pose = rng.integers(0, 2, N)
+    z, number, xy = keypoints_of(rng, prototypes[pose], None if seen is None else seen[pose])
+    codes = np.where(pose[:, None] == 0, [3.0, 0, 0, 0], [0, 2.0, 0, 0]) + 0.1 * rng.normal(size=(N, 4))
+    slot = np.zeros((N, 1, D))
+    slot[:, 0, :4] = codes
+    bank = bank_of(
+        np.concatenate([z, slot], 1),
+        np.pad(xy, ((0, 0), (0, 1), (0, 0))),
+        np.pad(number >= 0, ((0, 0), (0, 1)), constant_values=True),
+    )
+    return bank, pose, number, xy
+
+
+def last_stage(**changes):
+    """The last stage and a state that knows the landmarks of all images together."""
+    method = DuldPP(**POSED | dict(least_keypoints=2) | changes)
+    proxy = Proxy(**POSED)
+    return method, state_of(method, before=state_of(proxy).aux)
+
+
+def test_two_stage_clustering_keeps_a_landmark_in_all_poses():
+    rng = np.random.default_rng()
+    base = prototypes_of(rng)
+    # In the second pose every landmark looks a good deal like the next one does in the first.
+    other = unit(base + 0.7 * np.roll(base, -1, 0) + 0.3 * prototypes_of(rng))
+    seen = np.array([[True] * K, [True, True, False]])
+    bank, pose, number, xy = posed_bank(rng, np.stack([base, other]), seen)
+    method, state = last_stage()
+    state = state.replace(
+        aux=state.aux._replace(round=jnp.int32(3), anchors=jnp.asarray(base + 0.3 * other, jnp.float32))
+    )
+    aux = refreshed(method, state, bank)
+    name = np.asarray(aux.pose)[pose == 0][0]
+    np.testing.assert_array_equal(np.asarray(aux.pose) == name, pose == 0)
+    assert aux.centroids.shape == (2, K, D)
+    for q, wanted in ((int(name), base), (1 - int(name), other)):
+        for k in range(K):
+            if seen[int(q != name), k]:
+                assert np.linalg.norm(unit(aux.centroids[q, k]) - wanted[k]) < 0.2
+    np.testing.assert_array_equal(aux.used[1 - int(name)], seen[1])
+    assert float(aux.counts.absent) == 1
+    assert float(aux.counts.active_units) == 4
+    assert identity_of(aux.labels, number, xy) == {0: 0, 1: 1, 2: 2}
+    np.testing.assert_array_equal(np.asarray(aux.labels.score) > 0, seen[pose])
+
+
+def test_a_pose_of_few_keypoints_takes_the_centroids_of_all():
+    rng = np.random.default_rng()
+    bank, *_ = posed_bank(rng, np.stack([prototypes_of(rng)] * 2))
+    method, state = last_stage(least_keypoints=N)
+    aux = refreshed(method, state, bank)
+    np.testing.assert_array_equal(aux.centroids, np.broadcast_to(aux.anchors, aux.centroids.shape))
+    assert np.all(aux.used)
+
+
+def test_clusters_of_a_pose_stay_with_their_anchors():
+    rng = np.random.default_rng()
+    method, _ = last_stage()
+    anchors = prototypes_of(rng).astype(np.float32)
+    number = rng.integers(0, K, (B, T, P))
+    z = unit(anchors[number] + 0.02 * rng.normal(size=(B, T, P, D))).astype(np.float32)
+    rows = Rows(jnp.asarray(z), jnp.zeros((B, T, P, 2)), jnp.ones((B, T, P), bool))
+    group = rng.integers(0, 2, (B, T))
+    centroids, used, moved = jax.jit(method._centroids)(rows, None, jnp.asarray(anchors), jnp.asarray(group))
+    for q in range(2):
+        for k in range(K):
+            np.testing.assert_allclose(centroids[q, k], z[(number == k) & (group[..., None] == q)].mean(0), atol=1e-5)
+    assert int(moved) == 0
+    assert np.all(used)
+
+
+def test_contrast_of_codes_equals_loops():
+    rng = np.random.default_rng()
+    method = DuldPP(**POSED)
+    codes, known = rng.normal(size=(5, 4)), rng.normal(size=(9, 4))
+    pose, known_pose = rng.integers(0, 2, 5), rng.integers(-1, 2, 9)
+    near, far = [], []
+    for i in range(5):
+        for j in range(9):
+            distance = np.linalg.norm(unit(codes[i]) - unit(known[j]))
+            if known_pose[j] == pose[i]:
+                near.append(distance)
+            elif known_pose[j] >= 0:
+                far.append(max(0.8 - distance, 0))
+    loss, values = method._code_contrast(*map(jnp.asarray, (codes, pose, known, known_pose)))
+    mean = lambda x: np.mean(x) if x else 0
+    assert loss == pytest.approx(mean(near) + mean(far), rel=1e-4)
+    assert values["same_pose"] == pytest.approx(mean(near), rel=1e-4)
+
+
+def test_cells_match_where_warps_say():
+    method = Bootstrap(**SIZES)
+    draw = lambda key: warp.uniform_warp(key, rotation=40, scale=0.2, shift=0.1)
+    warps = jax.vmap(draw)(jax.random.split(jax.random.key(np.random.default_rng().integers(1 << 30)), 4))
+    found = np.asarray(method._matches(warps)).reshape(2, 2, 256)
+    grid = np.stack(np.meshgrid(np.arange(16), np.arange(16)), -1).reshape(-1, 2) * 2 + 0.5  # cells' centres in pixels
+    size = (32, 32)
+
+    def other(a, b, xy):
+        one = lambda w, i: jax.tree.map(lambda x: x[i], w)
+        source = warp.points_to_source(one(warps, a), jnp.asarray(xy, jnp.float32), size, size)
+        return np.floor((np.asarray(warp.points_to_view(one(warps, b), source, size, size)) + 0.5) / 2).astype(int)
+
+    for pair in range(2):
+        for view in range(2):
+            there = other(2 * pair + view, 2 * pair + 1 - view, grid)
+            back = other(2 * pair + 1 - view, 2 * pair + view, grid)
+            want = np.full(256, -1)
+            for i, (x, y) in enumerate(there):
+                if 0 <= x < 16 and 0 <= y < 16 and tuple(back[16 * y + x]) == (i % 16, i // 16):
+                    want[i] = 16 * y + x
+            assert np.mean(found[pair, view] == want) > 0.99  # rounding at a cell's border
+            assert np.mean(want >= 0) > 0.2
+    still = jax.tree.map(lambda x: jnp.stack([x, x]), warp.identity())
+    np.testing.assert_array_equal(method._matches(still), np.broadcast_to(np.arange(256), (2, 256)))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The last stage with parameters, and a batch."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3), np.uint8)),
+        "index": jnp.arange(4, dtype=jnp.int32),
+    }
+    proxy, method = Proxy(**POSED), DuldPP(**POSED | dict(memory=6, warmup=0))
+    labels = Labels(jnp.asarray(rng.uniform(8, 24, (N, K, 2)), jnp.float32), jnp.ones((N, K)))
+
+    @jax.jit
+    def start(batch):
+        first = proxy.init(jax.random.key(0), batch, {}, None, N)
+        second = method.init(jax.random.key(1), batch, {}, first, N)
+        return second.replace(aux=second.aux._replace(labels=labels, pose=jnp.arange(N) % 2))
+
+    return method, start(batch), batch
+
+
+def test_codes_are_remembered_in_a_ring(trained):
+    method, state, batch = trained
+    step = jax.jit(method.train_step)
+    state, metrics = step(state, {}, batch, jax.random.key(0))
+    assert {"loss", "detector", "same_pose", "other_pose"} == set(metrics)
+    np.testing.assert_array_equal(state.aux.memory.rows, [0, 1, 2, 3, -1, -1])
+    first = np.asarray(state.aux.memory.codes)
+    assert (np.linalg.norm(first[:4], axis=1) > 0).all()
+    later = batch | {"index": batch["index"] + 10}
+    state, _ = step(state.replace(step=state.step + 1), {}, later, jax.random.key(1))
+    np.testing.assert_array_equal(state.aux.memory.rows, [12, 13, 2, 3, 10, 11])
+    np.testing.assert_array_equal(state.aux.memory.codes[2:4], first[2:4])
+
+
+def test_pieces_of_a_batch_leave_the_same_memory(trained):
+    method, state, batch = trained
+    parts = dataclasses.replace(method, accumulate_steps=2)
+    one, two = (jax.jit(m.train_step)(state, {}, batch, jax.random.key(0))[0] for m in (method, parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.aux.memory, two.aux.memory)
+
+
+def test_parts_that_are_frozen_stay(trained):
+    method, state, batch = trained
+    new = jax.jit(method.train_step)(state, {}, batch, jax.random.key(0))[0]
+    assert set(state.params) == {"aggregator", "detector", "descriptor", "encoder"}
+    changed = {
+        name: any(
+            np.any(a != b) for a, b in zip(jax.tree.leaves(state.params[name]), jax.tree.leaves(new.params[name]))
+        )
+        for name in state.params
+    }
+    assert changed == {"aggregator": False, "descriptor": False, "detector": True, "encoder": True}
+
+
+def test_what_was_not_detected_is_filled_in_or_missing(trained):
+    method, state, batch = trained
+    described = jnp.asarray(unit(np.random.default_rng().normal(size=(K, D))), jnp.float32)
+    aux = state.aux._replace(centroids=jnp.stack([described] * 2), anchors=described)
+    state = state.replace(aux=aux)
+    sure = dataclasses.replace(method, threshold=1.0)  # nothing is ever detected
+    filled = jax.jit(sure.predict)(state, {}, batch["image"])
+    assert ((filled.score > 0) & (filled.score < method.filled_below)).all()
+    missing = jax.jit(dataclasses.replace(sure, fill="none").predict)(state, {}, batch["image"])
+    assert not np.any(missing.score)
+    # Where it is filled in, no other cell is nearer to the centroid.
+    psi, _, _ = method._look(state, {}, batch["image"])
+    z = unit(np.asarray(psi.descriptors).reshape(4, -1, D))
+    cell = np.argmin(np.sum((z[:, :, None] - np.asarray(described)) ** 2, -1), 1)
+    np.testing.assert_allclose(filled.xy, np.stack([cell % 16, cell // 16], -1) * 2 + 0.5, atol=1e-4)
+
+
+def test_both_losses_of_the_last_stage_and_its_options(trained):
+    method, state, batch = trained
+    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, None, N))(batch)
+    for changes in (dict(code_loss="elbo"), dict(train_descriptors=True)):
+        other = dataclasses.replace(method, **changes)
+        start = jax.jit(lambda b, p, m=other: m.init(jax.random.key(1), b, {}, p, N))(batch, proxy)
+        start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
+        new, metrics = jax.jit(other.train_step)(start, {}, batch, jax.random.key(0))
+        assert all(np.isfinite(v) for v in metrics.values())
+        assert set(new.params) - set(state.params) == ({"decoder"} if "code_loss" in changes else set())
+        assert ("descriptor" in other.trains) == ("train_descriptors" in changes)
+
+
+def test_a_code_that_collapsed_is_told():
+    assert "collapsed" in Proxy(**POSED).warning({"active_units": 0.0})
+    assert Proxy(**POSED).warning({"active_units": 3.0}) is None
+
+
+def test_the_bound_is_that_of_the_pose_network(trained):
+    _, state, batch = trained
+    method = Proxy(**POSED)
+    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, None, N))(batch)
+    examples = method._seen(
+        first.replace(aux=first.aux._replace(labels=state.aux.labels)), {}, batch, jax.random.key(0), False
+    )
+    examples["beta"] = jnp.full(4, 0.5)
+    psi = method._psi(first.params, examples["maps"])
+    bound, _ = method._bound(first.params, psi, examples)
+    confidence = np.where(examples["inside"], 1 / (1 + np.exp(-np.asarray(psi.logits))), 0)
+    encoder, decoder = method._nets["encoder"], method._nets["decoder"]
+    mean, log_variance = encoder.apply({"params": first.params["encoder"]}, jnp.asarray(confidence))
+    decoded = decoder.apply({"params": first.params["decoder"]}, mean + jnp.exp(log_variance / 2) * examples["noise"])
+    target = np.asarray(method._target(examples["cells"], examples["there"], method.code_sigma))
+    fit = np.sum((1 / (1 + np.exp(-np.asarray(decoded))) - target) ** 2, (1, 2)) / 0.02
+    want = float(np.mean(fit + 0.5 * np.sum(pose_vae.kl_divergence(mean, log_variance), 1)) * 0.02 / 256)
+    assert bound == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "changes", "message"),
+    [
+        (Duld, {"grid": 5}, "duld.grid is 5; use a divisor of duld.image_size = 32"),
+        (Duld, {"most": 2}, "duld.most is 2; use at least k = 3"),
+        (Duld, {"negatives": "all"}, "duld.negatives is 'all'; use within or cross"),
+        (Duld, {"start": "labels", "train_clusters": 9}, "duld.start=clusters"),
+        (Duld, {"cache": "maps", "zoom": 0.8}, "duld.cache holds maps of whole frames"),
+        (Duld, {"ema": 1.0}, "duld.ema is 1.0"),
+        (Bootstrap, {"roi": 0.0}, "bootstrap.roi is 0.0"),
+        (Proxy, {"grid": 2, "image_size": 32}, "proxy.grid is 2"),
+        (DuldPP, {"code_loss": "mse"}, "duldpp.code_loss is 'mse'"),
+    ],
+)
+def test_bad_settings(cls, changes, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        cls(**(POSED if cls in (Proxy, DuldPP) else SIZES) | changes)
+
+
+def test_stages_that_need_another_before_them(trained):
+    _, _, batch = trained
+    shape = lambda method, previous=None: jax.eval_shape(
+        lambda b: method.init(jax.random.key(0), b, {}, previous, N), batch
+    )
+    with pytest.raises(UserError, match="put the stage proxy before it"):
+        shape(DuldPP(**POSED))
+    with pytest.raises(UserError, match="put a stage such as zeroshot before it"):
+        shape(Duld(**SIZES | dict(start="labels")))
+    few = TrainState(step=jnp.int32(0), aux=Memory(jnp.zeros(1), jnp.zeros(1)))
+    with pytest.raises(UserError, match="start=labels"):
+        shape(Duld(**SIZES | dict(start="labels")), few)
+    wide = jax.eval_shape(lambda b: Duld(**SIZES | dict(width=16)).init(jax.random.key(0), b, {}, None, N), batch)
+    with pytest.raises(UserError, match="the stage before has another"):
+        shape(Proxy(**POSED), wide)

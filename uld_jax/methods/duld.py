@@ -1,0 +1,1273 @@
+"""D-ULD and D-ULD++: landmarks by self-training on frozen features, and by clustering poses before keypoints.
+
+Tourani et al., "Pose-Guided Self-Training with Two-Stage Clustering for Unsupervised Landmark Discovery", CVPR 2024.
+There is no published code; what the paper leaves open is decided here and said where.
+
+    Network            a frozen backbone, an aggregator Psi_b, a detector head Psi_d (one map), a descriptor head Psi_f
+
+    Bootstrap          1) two views of an image under a known warp: dense correspondence, and where it can be trusted
+                          (SiLK; section 3.2)
+    Duld               2) keypoints are the detector's maxima, described by Psi_f; k-means: K clusters
+                       3) of an image's keypoints, each cluster takes the nearest to its centroid
+                       4) squared error of the detector to a map of these; contrastive loss of descriptors
+                       5) every round: steps 2, 3 again, from the last round's centroids                  (section 3.2)
+    Proxy              6) the detector's map is encoded into a pose code and decoded to the map of step 4
+                          (section 3.3.1)
+    DuldPP             7) k-means of codes: Q poses; in each pose k-means of its own keypoints: K clusters, started from
+                          those of all images, so that cluster k is one landmark in all poses
+                       8) step 3 among the clusters of the image's pose; contrastive loss of codes       (section 3.3.2)
+
+One structure serves all four: D-ULD is the case of one pose. Ours, and off in the preset `paper`: labels to start from
+(`start=labels`), the place as a part of descriptors (`position`).
+"""
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uld_jax import config, optimizers, rounds, weights
+from uld_jax.clustering import assignment
+from uld_jax.clustering.kmeans import assign, kmeans
+from uld_jax.errors import UserError
+from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.models import aggregator, heads, layers, pose_vae
+from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
+
+KINDS = ("dhf_aggregator",)  # of `frozen`, besides the backbone's own
+
+
+class Memory(NamedTuple):
+    """Pose codes of the last images seen.
+
+    Attributes:
+      codes: [S,Z] float32, nothing flows back into them.
+      rows: [S] int32, the images they are of; -1 for an empty place.
+    """
+
+    codes: jax.Array
+    rows: jax.Array
+
+
+class Counts(NamedTuple):
+    """How a round went; float32 scalars.
+
+    Attributes:
+      keypoints: mean number of keypoints an image.
+      labelled: of those that stand for a landmark.
+      full: images that filled every slot for keypoints, so that some may have been lost: raise `most`.
+      absent: pairs of pose and landmark that are not seen together.
+      moved: identities that the check of step 7 gave back to another cluster of a pose.
+      margin: mean squared distance from a pose's centroid to the other landmarks' nearest, less that to its own.
+      active_units: units of the pose code that vary over the images; 0 if the code has collapsed.
+    """
+
+    keypoints: jax.Array
+    labelled: jax.Array
+    full: jax.Array
+    absent: jax.Array
+    moved: jax.Array
+    margin: jax.Array
+    active_units: jax.Array
+
+
+class Discovery(NamedTuple):
+    """What is known of landmarks and poses.
+
+    Attributes:
+      round: int32, clusterings done, those of the stages before included.
+      anchors: [K,D] float32, the landmarks' centroids over all images.
+      centroids: [G,K,D], those of each pose; G is 1 without poses.
+      used: [G,K] bool, False for a landmark that is not seen in a pose.
+      labels: what is trained on, [N,M]; M is K unless training clusters are more (`train_clusters`).
+      mirrored: [N,M] int32, the cluster of a label in the mirrored image; None without mirrored views.
+      poses: [Q,Z], centroids of codes, of length 1; None before there are any.
+      pose: [N] int32, the pose of each image; None likewise.
+      teacher: mean of the parameters over the last steps; None without.
+      memory: of codes; None but in the last stage.
+      counts: of the last round.
+    """
+
+    round: jax.Array
+    anchors: jax.Array
+    centroids: jax.Array
+    used: jax.Array
+    labels: Labels
+    mirrored: jax.Array | None
+    poses: jax.Array | None
+    pose: jax.Array | None
+    teacher: Any
+    memory: Memory | None
+    counts: Counts
+
+
+class Psi(NamedTuple):
+    """The network's two maps: logits [B,h,w] of the detector, descriptors [B,h,w,D] of any length."""
+
+    logits: jax.Array
+    descriptors: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network(Stage):
+    """Network, rounds and prediction, which all four stages share.
+
+    Attributes:
+      k: K, number of landmarks.
+      frame_size: side of the frame in pixels.
+      steps: of the stage, for the schedule.
+      backbone, backbone_kwargs: frozen features, module and class below `uld_jax.backbones`.
+      image_size: side of the view in pixels that the backbone is given.
+      zoom: the view shows this central fraction of the frame.
+      grid: side of the maps in cells; it divides `image_size`. 64 in diffusion hyperfeatures, 128 to localise better.
+      projection: channels of the aggregated map.
+      width, depth, descriptor_size: of the heads (`heads.DenseHead`); D.
+      dtype: of the trained networks' arithmetic.
+      roi: keypoints are looked for in this central fraction of the frame.
+      region: and, on training images, in the csv's `box` (section 3.1 has a detector's), or `none`.
+      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has learnt
+        landmarks the surest `most` are taken, however sure: bootstrapped confidence is no good measure.
+      nms: half the side of a keypoint's box in cells.
+      most: P, keypoints an image; the surest are kept.
+      subpixel: `none`, `quarter` or `parabola`, see `ops.nms.subpixel`.
+      position: weight of the place in a descriptor, for clustering alone; ours, see `zeroshot.ZeroShot`. 0: none.
+      start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
+        table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
+      fill: where a landmark without a keypoint is in a prediction: `dense`, the cell that is nearest to its centroid,
+        with a score below 1/2; or `none`, missing. Labels are never filled.
+      iterations, restarts: of k-means; restarts of the first one.
+      ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
+      rotation (degrees), scale, shift: of the warps (`warp.uniform_warp`); 40, 0.2, 0.05 in the code of Mallis et al.
+      colour: strength of the colour changes, 1 is usual.
+      mirror: whether views are mirrored at random (paper). Of two views that correspond, both are or none: else the
+        loss asks for equal descriptors of the left eye and the right one.
+      learning_rate, clip, schedule, warmup: of Adam.
+      accumulate_steps: pieces of a batch.
+      cache: folder of the backbone's maps (`uld features`) for the passes over the training images, which then need
+        zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
+      weights: folders of converted weights by kind; `dhf_aggregator` starts the aggregator from published weights,
+        which were trained with annotated keypoints.
+    """
+
+    describes = True
+    slots_are_landmarks = False
+    needs_previous_rows = True
+    filled_below = 0.5
+
+    k: int
+    frame_size: int
+    steps: int
+    backbone: str = "stable_diffusion.StableDiffusion"
+    backbone_kwargs: Any = ()
+    image_size: int = 256
+    zoom: float = 1.0
+    grid: int = 64
+    projection: int = 384
+    width: int = 256
+    depth: int = 1
+    descriptor_size: int = 256
+    dtype: str = "float32"
+    roi: float = 1.0
+    region: str = "none"
+    threshold: float = 0.15
+    nms: float = 2
+    most: int = 60
+    subpixel: str = "quarter"
+    position: float = 0.0
+    start: str = "clusters"
+    fill: str = "dense"
+    iterations: int = 100
+    restarts: int = 3
+    ema: float = 0.999
+    rotation: float = 40.0
+    scale: float = 0.2
+    shift: float = 0.05
+    colour: float = 1.0
+    mirror: bool = True
+    learning_rate: float = 1e-4
+    clip: float = 1.0
+    schedule: str = "constant"
+    warmup: int = 500
+    accumulate_steps: int = 1
+    cache: str = ""
+    weights: Any = ()
+
+    def __post_init__(self):
+        choices = (
+            ("region", ("none", "box")),
+            ("start", ("clusters", "labels")),
+            ("fill", ("dense", "none")),
+            ("subpixel", ("none", "quarter", "parabola")),
+        )
+        self._check(choices, ("image_size", "zoom", "projection", "width", "descriptor_size", "nms", "learning_rate"))
+        if self.grid < 1 or self.image_size % self.grid:
+            raise UserError(
+                f"{self._name}.grid is {self.grid}; use a divisor of {self._name}.image_size = {self.image_size}"
+            )
+        if not 0 < self.roi <= 1:
+            raise UserError(f"{self._name}.roi is {self.roi}; use a fraction of the frame, above 0 and up to 1")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"{self._name}.ema is {self.ema}; use 0 or more, below 1")
+        if self.most < self.k:
+            raise UserError(f"{self._name}.most is {self.most}; use at least k = {self.k} keypoints an image")
+        if self.cache and (self.zoom != 1 or self.image_size != self.frame_size):
+            raise UserError(
+                f"{self._name}.cache holds maps of whole frames; set {self._name}.zoom=1 and {self._name}.image_size="
+                f"{self.frame_size}, or leave the cache out"
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.lower()
+
+    def _check(self, choices=(), positive=()):
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise UserError(f"{self._name}.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{self._name}.{name} is {getattr(self, name)}; use a number above 0")
+
+    # -- what a stage has ---------------------------------------------------------------------------------------------
+
+    trains = ("aggregator", "detector", "descriptor")  # parts that learn
+    keeps = ()  # parts that are there and stay as they are
+    codes = False  # whether images have a pose code
+
+    @property
+    def _poses(self) -> int:
+        """Q: clusters of codes; 0 without codes."""
+        return 0
+
+    @property
+    def _groups(self) -> int:
+        """Poses whose keypoints are clustered by themselves."""
+        return 1
+
+    @property
+    def _clusters(self) -> int:
+        """M: clusters that are trained on."""
+        return self.k
+
+    @property
+    def _mirrors(self) -> bool:
+        """Whether labels need to know their clusters in the mirrored image."""
+        return False
+
+    # -- network ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _backbone(self):
+        return config.backbone(self.backbone, f"{self._name}.backbone", self.backbone_kwargs, self.weights)
+
+    @property
+    def _nets(self) -> dict[str, Any]:
+        options = layers.precision(self.dtype)
+        return {
+            "aggregator": aggregator.Aggregator(self.projection, **options),
+            "detector": heads.DenseHead(1, self.width, self.depth, **options),
+            "descriptor": heads.DenseHead(self.descriptor_size, self.width, self.depth, **options),
+        }
+
+    @property
+    def _geometry(self) -> views.Geometry:
+        return views.Geometry(
+            self.frame_size, self.image_size, self.image_size // self.grid, self.zoom, layers.wide(self.dtype)
+        )
+
+    @property
+    def _optimizer(self):
+        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, min(self.warmup, self.steps // 2))
+        return optimizers.adam(rate, clip=self.clip)
+
+    def frozen(self):
+        given = {kind: dict(self.weights).get(kind, "") for kind in KINDS}
+        own = {kind: weights.load(folder, kind) for kind, folder in given.items() if folder}
+        return self._backbone.load() | own
+
+    def frozen_to_predict(self):
+        return self._backbone.load()
+
+    @property
+    def known(self):
+        """What is asked of `data.regions` about the training images."""
+        return {"boxes": ()} if self.region == "box" else {}
+
+    def backbone_frozen(self, frozen):
+        """What of `frozen` is the backbone's."""
+        return {name: value for name, value in frozen.items() if name not in (*KINDS, "rows")}
+
+    def _maps(self, frozen, seen):
+        """The backbone's maps of views [B,S,S,3] in 0..1."""
+        maps = self._backbone.features(self.backbone_frozen(frozen), color.to_uint8(seen))
+        return jax.lax.stop_gradient({name: self._wide(value) for name, value in maps.items()})
+
+    def _wide(self, x):
+        return x.astype(layers.wide(self.dtype))
+
+    def _psi(self, params, maps) -> Psi:
+        nets = self._nets
+        mixed = nets["aggregator"].apply({"params": params["aggregator"]}, maps, self._geometry.heat)
+        logits = nets["detector"].apply({"params": params["detector"]}, mixed)[..., 0]
+        return Psi(logits, nets["descriptor"].apply({"params": params["descriptor"]}, mixed))
+
+    def _code(self, params, maps):
+        """Mean and log-variance of the code [B,Z] of confidence maps [B,h,w], zero outside the region of interest."""
+        raise NotImplementedError
+
+    def _fresh(self, rng, image) -> dict[str, Any]:
+        """First parameters of all parts."""
+        heat, wide = self._geometry.heat, layers.wide(self.dtype)
+        frozen = jax.eval_shape(self._backbone.load)
+        maps = jax.eval_shape(self._maps, frozen, jax.ShapeDtypeStruct((1, *self._geometry.view, 3), wide))
+        keys = dict(zip((*self.trains, *self.keeps), jax.random.split(rng, len(self.trains + self.keeps)), strict=True))
+        mixed = jax.ShapeDtypeStruct((1, *heat, self.projection), wide)
+        shapes = {"encoder": (1, *heat), "decoder": (1, getattr(self, "latent", 1))}
+        params = {}
+        for name, key in keys.items():
+            net = self._nets[name]
+            if name == "aggregator":
+                params[name] = aggregator.initialize(net, key, maps, heat)
+            else:
+                given = jax.ShapeDtypeStruct(shapes[name], wide) if name in shapes else mixed
+                params[name], _ = layers.split(layers.initialize(net, key, given))
+        bias = params["detector"][f"Conv_{self.depth}"]["bias"]
+        params["detector"][f"Conv_{self.depth}"]["bias"] = jnp.full_like(bias, -4)  # keypoints are rare
+        return params
+
+    # -- start --------------------------------------------------------------------------------------------------------
+
+    def init(self, rng, batch, frozen, previous, rows):
+        params = self._fresh(rng, batch["image"])
+        if "dhf_aggregator" in frozen:
+            params["aggregator"] = self._converted(frozen["dhf_aggregator"], params["aggregator"])
+        before = previous.aux if previous is not None and isinstance(previous.aux, Discovery) else None
+        if before is not None:
+            known = previous.params if before.teacher is None else before.teacher
+            for name in set(params) & set(known):
+                if not same_shapes(known[name], params[name]):
+                    raise UserError(
+                        f"the stage before has another {name}; give both stages the same backbone, projection, width, "
+                        "depth, descriptor_size, grid and latent"
+                    )
+                params[name] = known[name]
+        aux = self._first(params, before, self._given(previous, rows), rows)
+        trained = {name: params[name] for name in self.trains}
+        return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(trained), aux=aux)
+
+    def _converted(self, given, params):
+        if not same_shapes(given["params"], params):
+            raise UserError(
+                "config.weights.dhf_aggregator is of other maps; use Stable Diffusion's 12 taps at as many timesteps, "
+                "and projection=384"
+            )
+        logging.warning("the aggregator starts from published weights, which were trained with annotated keypoints")
+        return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
+
+    def _given(self, previous, rows) -> Labels | None:
+        """The table of labels that the stage before left, if it is of these images."""
+        labels = getattr(previous.aux, "labels", None) if previous is not None else None
+        if self.start == "labels" and labels is None:
+            raise UserError(
+                f"{self._name}.start=labels needs landmarks to start from; put a stage such as zeroshot before it, or "
+                f"set {self._name}.start=clusters"
+            )
+        if labels is None or labels.xy.shape[:2] != (rows, self.k):
+            if self.start == "labels":
+                raise UserError(
+                    f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, not "
+                    f"{self.k} of {rows}; use the same k and images"
+                )
+            return None
+        return labels
+
+    def _first(self, params, before, labels, rows) -> Discovery:
+        """What is known before the first step."""
+        wide, size, groups = layers.wide(self.dtype), self.descriptor_size + 2 * (self.position > 0), self._groups
+        zeros = lambda *shape: jnp.zeros(shape, wide)
+        count, number = self._clusters, jnp.zeros((), jnp.float32)
+        if labels is None or count != self.k:
+            labels = Labels(zeros(rows, count, 2), zeros(rows, count))
+        anchors, steps = zeros(self.k, size), jnp.int32(0)
+        if before is not None and before.anchors.shape == anchors.shape:
+            anchors, steps = before.anchors, before.round
+        poses, pose = (zeros(self._poses, self.latent), jnp.zeros(rows, jnp.int32)) if self.codes else (None, None)
+        if self.codes and before is not None and same_shapes((before.poses, before.pose), (poses, pose)):
+            poses, pose = before.poses, before.pose
+        return Discovery(
+            round=steps,
+            anchors=anchors,
+            centroids=jnp.broadcast_to(anchors, (groups, *anchors.shape)),
+            used=jnp.ones((groups, self.k), bool),
+            labels=jax.tree.map(self._wide, labels),
+            mirrored=jnp.zeros((rows, count), jnp.int32) if self._mirrors else None,
+            poses=poses,
+            pose=pose,
+            teacher=params if self.ema else None,
+            memory=None,
+            counts=Counts(*[number] * len(Counts._fields)),
+        )
+
+    # -- what every step shares ---------------------------------------------------------------------------------------
+
+    def _views(self, batch, second, keys, flip_keys, mirror):
+        """Step of augmentation: views [2B,...] of images and `second`, neighbours in pairs; warps and flips."""
+        images = jnp.stack([batch["image"], second], 1).reshape(-1, *batch["image"].shape[1:])
+        warps, flips = self._warps(keys, flip_keys, mirror)
+        return jax.vmap(_recolour, (0, 0, None))(keys, self._geometry.look(images, warps), self.colour), warps, flips
+
+    def _warps(self, keys, flip_keys, mirror: bool):
+        draw = lambda key: warp.uniform_warp(
+            jax.random.fold_in(key, 1),
+            rotation=self.rotation,
+            scale=self.scale,
+            shift=self.shift,
+            zoom=self.zoom,
+            dtype=layers.wide(self.dtype),
+        )
+        warps = jax.vmap(draw)(keys)
+        if not mirror:
+            return warps, jnp.zeros(len(keys), bool)
+        flips = jax.vmap(jax.random.bernoulli)(flip_keys)
+        return jax.vmap(warp.mirrored)(warps, flips), flips
+
+    def _inside(self, warps, boxes=None):
+        """Cells [B,h,w] of views whose place in the frame is in the region of interest."""
+        height, width = self._geometry.heat
+        cells = jnp.asarray(coordinates.pixel_grid(height, width), layers.wide(self.dtype)).reshape(1, -1, 2)
+        xy = self._geometry.to_frame(jnp.broadcast_to(cells, (len(warps.shift), *cells.shape[1:])), warps)
+        frame = self.frame_size, self.frame_size
+        inside = jnp.all(jnp.abs(coordinates.to_unit(xy, frame)) <= self.roi, -1)
+        if boxes is not None:
+            inside &= jnp.all((xy >= boxes[:, None, :2]) & (xy <= boxes[:, None, 2:]), -1)
+        return inside.reshape(-1, height, width)
+
+    def _target(self, cells, there, sigma: float):
+        """One map [B,h,w] of Gaussians at the points that are `there`, the highest of them at every cell."""
+        places = jnp.where(there[..., None], cells, -100)
+        return jnp.max(heatmaps.gaussian(places, self._geometry.heat, sigma), -1)
+
+    def _labelled(self, labels: Labels, index, warps):
+        """Labels [B,M] of training rows in cells of their views, and which are there."""
+        rows = jax.tree.map(lambda table: table[index], labels)
+        cells = self._geometry.to_cells(rows.xy, warps)
+        high = jnp.asarray([self._geometry.heat[1], self._geometry.heat[0]], cells.dtype) - 0.5
+        return cells, (rows.score > 0) & jnp.all((cells >= -0.5) & (cells <= high), -1)
+
+    def _learn(self, state, loss, examples):
+        """One step of Adam for the parts that learn; `loss` takes all parameters and examples [B,...]."""
+        rest = {name: state.params[name] for name in self.keeps}
+
+        def partial(trained, _, examples):
+            value, metrics = loss(trained | rest, examples)
+            return value, ({}, metrics)
+
+        trained = {name: state.params[name] for name in self.trains}
+        grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, self.accumulate_steps)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, trained)
+        params = optax.apply_updates(trained, updates) | rest
+        aux = state.aux
+        if self.ema:
+            # The mean forgets faster at first, when there is little to remember.
+            keep = jnp.minimum(self.ema, (1 + state.step) / (10 + state.step)).astype(layers.wide(self.dtype))
+            mean = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, aux.teacher, params)
+            aux = aux._replace(teacher=mean)
+        return state.replace(params=params, opt_state=opt_state, aux=aux), metrics
+
+    def _latest(self, state):
+        """The parameters that see: the mean over steps, or the newest."""
+        return state.aux.teacher if self.ema else state.params
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def _look(self, state, frozen, images, boxes=None, maps=None):
+        """Network, region and codes of still frames: (Psi, inside [B,h,w], codes [B,Z] of length 1 or None)."""
+        params, still = self._latest(state), self._geometry.still(len(images))
+        if maps is None:
+            maps = self._maps(frozen, self._geometry.look(images))
+        psi = self._psi(params, {name: self._wide(value) for name, value in maps.items()})
+        inside = self._inside(still, boxes)
+        if not self.codes:
+            return psi, inside, None
+        mean, _ = self._code(params, jnp.where(inside, jax.nn.sigmoid(psi.logits), 0))
+        return psi, inside, mean
+
+    def _least(self, state):
+        """The confidence that a keypoint must exceed."""
+        return self.threshold
+
+    def _detect(self, state, psi: Psi, inside):
+        """Step 2) Keypoints in cells: xy [B,P,2] and mask [B,P]."""
+        confidence = jnp.where(inside, jax.nn.sigmoid(psi.logits), 0)
+        found = nms.points(nms.greedy(confidence, self._least(state), self.nms), confidence, self.most)
+        return nms.subpixel(confidence, found.xy, self.subpixel), found.mask
+
+    def _describe(self, psi: Psi, cells, mirrored: bool = False):
+        """Descriptors [B,P,D] of length 1 at cells of still views, with their place; or of the mirrored views there."""
+        at = cells
+        if mirrored:
+            at = jnp.stack([self._geometry.heat[1] - 1 - cells[..., 0], cells[..., 1]], -1)
+        described = keypoints.l2_normalize(keypoints.sample(psi.descriptors, at))
+        return self._placed(described, at)
+
+    def _placed(self, described, cells):
+        if not self.position:
+            return described
+        place = self.zoom * coordinates.to_unit(cells, self._geometry.heat) * (self.position / 2)
+        return jnp.concatenate([described, place.astype(described.dtype)], -1)
+
+    def _keeps_labels(self, state):
+        """Whether a round now only describes the labels that are there."""
+        return (state.step == 0) if self.start == "labels" else False
+
+    def observe(self, state, frozen, batch):
+        images, index = batch["image"], batch["index"]
+        boxes = frozen["rows"]["boxes"][index] if self.region == "box" else None
+        psi, inside, codes = self._look(state, frozen, images, boxes, batch.get("features"))
+        still = self._geometry.still(len(images))
+        cells, mask = self._detect(state, psi, inside)
+        if self.start == "labels":
+            known = jax.tree.map(
+                lambda table: jnp.take(table, index, 0, mode="fill", fill_value=0)[:, : self.k], state.aux.labels
+            )
+            pad = self.most - self.k
+            at = jnp.pad(self._geometry.to_cells(known.xy, still), ((0, 0), (0, pad), (0, 0)))
+            there = jnp.pad(known.score > 0, ((0, 0), (0, pad)))
+            keep = self._keeps_labels(state)
+            cells, mask = jnp.where(keep, at, cells), jnp.where(keep, there, mask)
+        described = self._describe(psi, cells)
+        xy = self._geometry.to_frame(cells)
+        if self._mirrors:
+            turned = self._psi(self._latest(state), self._maps(frozen, self._geometry.look(images)[:, :, ::-1]))
+            described = jnp.concatenate([described, self._describe(turned, cells, mirrored=True)], -1)
+        described = jnp.where(mask[..., None], described, 0)
+        if codes is not None:  # in a slot of its own, the last one
+            row = jnp.zeros((len(images), 1, max(described.shape[-1], self.latent)), described.dtype)
+            row = row.at[:, 0, : self.latent].set(codes)
+            described = jnp.pad(described, ((0, 0), (0, 0), (0, row.shape[-1] - described.shape[-1])))
+            described, xy = jnp.concatenate([described, row], 1), jnp.pad(xy, ((0, 0), (0, 1), (0, 0)))
+            mask = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
+        return Rows(described, xy, mask)
+
+    def refresh(self, state, frozen, bank, rng):
+        aux, rows = state.aux, bank.rows
+        total = len(aux.labels.score)
+        pose_key, first_key, more_key = jax.random.split(rng, 3)
+        poses, pose, spread = aux.poses, jnp.zeros(bank.index.shape, jnp.int32), jnp.zeros(())
+        if self.codes:
+            rows, codes = _without_codes(rows, self.latent)
+            poses, pose, spread = self._pose_clusters(codes, bank.index < total, aux, pose_key)
+        size = aux.anchors.shape[-1]
+        own = rows._replace(descriptors=rows.descriptors[..., :size])
+        turned = rows._replace(descriptors=rows.descriptors[..., size : 2 * size]) if self._mirrors else None
+
+        anchors = self._anchors(state, own, turned, first_key)
+        group = pose if self._groups > 1 else jnp.zeros_like(pose)
+        centroids, used, moved = self._centroids(own, turned, anchors, group)
+        slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, centroids, used), own, group)
+        labels = rounds.label_table(bank, rows.xy, slots, total)
+        mirrored = aux.mirrored
+        if self._mirrors:
+            partner = rounds.by_batch(lambda *part: self._nearest(part, centroids, used), turned, group)
+            mirrored = rounds.table(bank, keypoints.take_slots(partner, slots), total)
+        if self._clusters != self.k:
+            labels, mirrored = self._training_clusters(bank, own, turned, slots, total, more_key)
+        keep = self._keeps_labels(state)
+        labels = jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, aux.labels)
+        counts = Counts(
+            keypoints=jnp.sum(rows.mask) / total,
+            labelled=jnp.sum(slots >= 0) / total,
+            full=jnp.sum(jnp.sum(rows.mask, -1) >= self.most),
+            absent=jnp.sum(~used),
+            moved=moved,
+            margin=_margin(centroids, used),
+            active_units=spread,
+        )
+        aux = aux._replace(
+            round=aux.round + 1,
+            anchors=anchors,
+            centroids=centroids,
+            used=used,
+            labels=labels,
+            mirrored=mirrored,
+            poses=poses,
+            pose=rounds.table(bank, pose, total) if self.codes else None,
+            counts=jax.tree.map(lambda x: x.astype(jnp.float32), counts),
+        )
+        return state.replace(aux=aux)
+
+    def _pose_clusters(self, codes, real, aux, rng):
+        """Step 7) Centroids [Q,Z] of codes [B,T,Z], the pose [B,T] of each image, and the code's active units."""
+        flat, mask = codes.reshape(-1, codes.shape[-1]), real.reshape(-1)
+        active = pose_vae.active_units(flat, mask)
+        flat, start = self._scaled(flat), aux.poses
+        seeded = lambda: (
+            kmeans(flat, self._poses, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
+        )
+        warm = lambda: kmeans(flat, self._poses, init=start, mask=mask, iterations=self.iterations).centroids
+        poses = jax.lax.cond(jnp.any(start != 0), warm, seeded)
+        labels, _ = assign(flat, poses, mask)
+        return poses, jnp.maximum(labels, 0).reshape(real.shape), active
+
+    def _scaled(self, codes):
+        """Codes as clusters and losses compare them."""
+        return keypoints.l2_normalize(codes, eps=1e-6)
+
+    def _anchors(self, state, own, turned, rng):
+        """Step 2) The landmarks' centroids [K,D] over all images."""
+        x, mask = _both(own, turned)
+        start = state.aux.anchors
+        seeded = lambda: (
+            kmeans(x, self.k, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
+        )
+        warm = lambda: kmeans(x, self.k, init=start, mask=mask, iterations=self.iterations).centroids
+        if self.start == "labels":  # a label's slot is its landmark
+            mean = keypoints.masked_mean(own.descriptors[:, :, : self.k], own.mask[:, :, : self.k, None], (0, 1))
+            return jnp.where(self._keeps_labels(state), mean, jax.lax.cond(state.aux.round == 0, seeded, warm))
+        return jax.lax.cond(state.aux.round == 0, seeded, warm)
+
+    def _centroids(self, own, turned, anchors, group):
+        """Step 7) Centroids [G,K,D] of each pose's keypoints, from those of all; which are seen; how many moved."""
+        if self._groups == 1:
+            return anchors[None], jnp.ones((1, self.k), bool), jnp.zeros((), jnp.int32)
+        x, mask = _both(own, turned)
+        of_row = jnp.broadcast_to(group[..., None], own.mask.shape).reshape(-1)
+        of_row = jnp.tile(of_row, len(x) // len(of_row))
+
+        def one(pose):
+            found = kmeans(x, self.k, init=anchors, mask=mask & (of_row == pose), iterations=self.iterations)
+            # The start has given each cluster its landmark; where updates crossed, the nearest matching gives it back.
+            near = contrast.square_distances(anchors, found.centroids)
+            landmark = optax.assignment.hungarian_algorithm(near)[1]
+            images = jnp.sum(jnp.any(own.mask, -1) & (group == pose))
+            rare = found.counts[landmark] < self.least_share * images
+            few = jnp.sum(found.counts) < self.least_keypoints * self.k
+            centroids = jnp.where(few, anchors, found.centroids[landmark])
+            return centroids, ~rare | few, jnp.where(few, 0, jnp.sum(landmark != jnp.arange(self.k)))
+
+        centroids, used, moved = jax.lax.map(one, jnp.arange(self._groups))
+        return centroids, used, jnp.sum(moved)
+
+    def _costs(self, part, centroids, used):
+        rows, group = part
+        cost = assignment.squared_distances(rows.descriptors, centroids[group], rows.mask)
+        return jnp.where(used[group][:, None], cost, jnp.inf)
+
+    def _nearest(self, part, centroids, used):
+        """Nearest landmark [B,P] of keypoints."""
+        return jnp.argmin(self._costs(part, centroids, used), -1).astype(jnp.int32)
+
+    def _exemplars(self, part, centroids, used):
+        """Steps 3), 8) Of Rows [B,P] of images of poses [B], each landmark's keypoint [B,K], -1 if absent; distance."""
+        cost, mask = self._costs(part, centroids, used), part[0].mask
+        labels = jnp.where(mask, jnp.argmin(cost, -1), -1)
+        own = jnp.min(cost, -1)
+        slots = assignment.best_slots(labels, -own, self.k).slots
+        return slots, keypoints.take_slots(own, slots)
+
+    def _training_clusters(self, bank, own, turned, slots, total, rng):
+        """Labels [N,M] of more clusters than landmarks, of the keypoints that stand for one (Mallis et al. 2024)."""
+        count = self._clusters
+        kept = own.mask & jnp.any(slots[..., None] == jnp.arange(own.mask.shape[-1]), -2)
+        x, mask = _both(own._replace(mask=kept), turned)
+        centroids = kmeans(x, count, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
+
+        def nearest(rows):
+            return assignment.squared_distances(rows.descriptors, centroids, rows.mask)
+
+        def place(rows):
+            cost = nearest(rows)
+            labels = jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
+            return assignment.best_slots(labels, -jnp.min(cost, -1), count).slots
+
+        places = rounds.by_batch(place, own._replace(mask=kept))
+        labels = rounds.label_table(bank, own.xy, places, total)
+        if turned is None:
+            return labels, None
+        partner = rounds.by_batch(lambda rows: jnp.argmin(nearest(rows), -1).astype(jnp.int32), turned)
+        return labels, rounds.table(bank, keypoints.take_slots(partner, places), total)
+
+    def found(self, state):
+        counts = state.aux.counts._asdict()
+        return (
+            counts if self.codes else {k: v for k, v in counts.items() if k not in ("active_units", "absent", "moved")}
+        )
+
+    def passes(self, step):
+        return int(step % self.round_every == 0 or step == self.steps)
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def predict(self, state, frozen, images):
+        aux = state.aux
+        psi, inside, codes = self._look(state, frozen, images)
+        cells, mask = self._detect(state, psi, inside)
+        described = jnp.where(mask[..., None], self._describe(psi, cells), 0)
+        group = self._pose(aux, codes) if self._groups > 1 else jnp.zeros(len(images), jnp.int32)
+        slots, distance = self._exemplars((Rows(described, cells, mask), group), aux.centroids, aux.used)
+        there = slots >= 0
+        at, score = keypoints.take_slots(cells, slots), 0.5 + 0.5 * jnp.exp(-distance)
+        score = jnp.where(there, score, 0)
+        if self.fill == "dense":
+            # A landmark that is not seen in a pose is looked for as it is in all.
+            near, how = self._densest(psi, inside, jnp.where(aux.used[..., None], aux.centroids, aux.anchors)[group])
+            at = jnp.where(there[..., None], at, near)
+            score = jnp.where(there, score, 0.499 * jnp.exp(-how))
+        seen = (score > 0)[..., None]
+        xy = jnp.where(seen, self._geometry.to_frame(at), 0).astype(jnp.float32)
+        return Prediction(xy, score.astype(jnp.float32))
+
+    def _pose(self, aux, codes):
+        """Nearest pose of codes [B,Z]."""
+        return jnp.argmin(contrast.square_distances(self._scaled(codes), aux.poses), -1).astype(jnp.int32)
+
+    def _densest(self, psi: Psi, inside, centroids):
+        """The cell in the region that is nearest to each centroid [B,K,D]: (x, y) [B,K,2] and distance [B,K]."""
+        batch, height, width = inside.shape
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), centroids.dtype).reshape(-1, 2)
+        described = keypoints.l2_normalize(psi.descriptors).reshape(batch, height * width, -1)
+        described = self._placed(described, jnp.broadcast_to(grid, (batch, *grid.shape)))
+        cost = assignment.squared_distances(described, centroids)
+        cost = jnp.where(inside.reshape(batch, -1, 1), cost, jnp.inf)
+        return grid[jnp.argmin(cost, 1)], jnp.min(cost, 1)
+
+    def poses(self, state, frozen, images):
+        if not self.codes:
+            return None
+        return self._pose(state.aux, self._look(state, frozen, images)[2])
+
+    def heatmaps(self, state, frozen, images):
+        seen = self._geometry.look(images)
+        psi = self._psi(self._latest(state), self._maps(frozen, seen))
+        return color.to_uint8(seen), jax.nn.sigmoid(psi.logits)[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bootstrap(_Network):
+    """Step 1) Aggregator and heads learn dense correspondence under warps; then the first clusters are formed.
+
+    Attributes:
+      temperature: of similarities of descriptors of length 1; 0.1 between descriptors of length 1.41 in SiLK.
+      block: rows of a pair's similarities that exist at a time; 0 for all, enough for a grid of 64.
+    """
+
+    temperature: float = 0.1 / 1.41**2
+    block: int = 0
+
+    @property
+    def needs_previous_rows(self):
+        """Whether `previous` must come from the same images."""
+        return self.start == "labels"
+
+    @property
+    def uses_previous(self):
+        """Whether anything of the stage before is used."""
+        return self.start == "labels"
+
+    def passes(self, step):
+        return int(step == self.steps)
+
+    def _keeps_labels(self, state):
+        return self.start == "labels"
+
+    def _least(self, state):
+        return 0.0
+
+    def train_step(self, state, frozen, batch, rng):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        first, second, flip = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
+        keys = jnp.stack([first, second], 1).reshape(-1)
+        seen, warps, _ = self._views(batch, batch["image"], keys, jnp.repeat(flip, 2), self.mirror)
+        pair = lambda x: x.reshape(-1, 2, *x.shape[1:])
+        examples = {
+            "maps": jax.tree.map(pair, self._maps(frozen, seen)),
+            "matches": pair(self._matches(warps)),
+        }
+
+        def loss(params, examples):
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples["maps"])
+            psi = self._psi(params, flat)
+            described = keypoints.l2_normalize(psi.descriptors)
+            cells = lambda x: x.reshape(-1, 2, self.grid**2, *x.shape[3:])
+            z, logits, match = cells(described), cells(psi.logits), examples["matches"]
+            one = lambda z, at, m: contrast.reciprocal(
+                z[0], z[1], at[0], at[1], m[0], m[1], temperature=self.temperature, block=self.block
+            )
+            found = jax.tree.map(jnp.mean, jax.vmap(one)(z, logits, match))
+            metrics = {"descriptor": found.descriptor, "keypoint": found.keypoint, "correct": found.correct}
+            return found.descriptor + found.keypoint, metrics
+
+        return self._learn(state, loss, examples)
+
+    def _matches(self, warps):
+        """[2B,N] int32: the cell of the pair's other view that shows the same place, -1 for none.
+
+        A cell's centre falls into a cell of the other view, whose own centre must fall back into it.
+        """
+        height, width = self._geometry.heat
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), warps.shift.dtype).reshape(1, -1, 2)
+        grid = jnp.broadcast_to(grid, (len(warps.shift), *grid.shape[1:]))
+        swapped = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape), warps)
+        cells = jnp.floor(self._geometry.to_cells(self._geometry.to_frame(grid, warps), swapped) + 0.5)
+        inside = jnp.all((cells >= 0) & (cells < jnp.asarray([width, height])), -1)
+        index = jnp.where(inside, cells[..., 1] * width + cells[..., 0], 0).astype(jnp.int32)
+        other = index.reshape(-1, 2, height * width)[:, ::-1].reshape(index.shape)
+        there = inside.reshape(-1, 2, height * width)[:, ::-1].reshape(index.shape)
+        back = jnp.take_along_axis(other, index, 1) == jnp.arange(height * width)
+        return jnp.where(inside & jnp.take_along_axis(there, index, 1) & back, index, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounds(_Network):
+    """What the stages with pseudo-labels share: a map of the landmarks, and when it is made anew.
+
+    Attributes:
+      round_every: steps between clusterings; 5,000.
+      sigma: of the Gaussians that the detector learns, in cells.
+    """
+
+    round_every: int = 5_000
+    sigma: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check(positive=("round_every", "sigma"))
+
+    def _detector_loss(self, logits, cells, there):
+        return jnp.mean((jax.nn.sigmoid(logits) - self._target(cells, there, self.sigma)) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Duld(_Rounds):
+    """Steps 2) to 5) Detector and descriptors learn from clusters of their own keypoints.
+
+    Attributes:
+      train_clusters: M; landmarks' keypoints are clustered once more into so many, which are trained on, while K stand
+        for landmarks (the row "Mallis (D)" of the ablation: 100). 0: the K themselves (section 3.2).
+      descriptor_weight: of the contrastive loss; 10 in the code of Mallis et al.
+      squared: pairs weigh by squares, d^2 and max(0, m - d)^2 (that code); else d and max(0, m - d) (eq. 4).
+      margin: m, 0.8.
+      negatives: pairs that must be apart: `within` a view, of keypoints and of keypoints with random cells (that code);
+        or `cross`, of both images' other clusters (the words of eq. 4).
+      background: random cells a view.
+      apart: pairs of a view that are nearer, in cells of a map of 64, are left out; 5.7.
+    """
+
+    train_clusters: int = 0
+    descriptor_weight: float = 10.0
+    squared: bool = True
+    margin: float = 0.8
+    negatives: str = "within"
+    background: int = 64
+    apart: float = 5.7
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check([("negatives", ("within", "cross"))], ("margin", "background"))
+        if self.train_clusters and self.start == "labels":
+            raise UserError("duld.train_clusters needs clusters of its own; set duld.start=clusters")
+
+    @property
+    def needs_previous_rows(self):
+        """Whether `previous` must come from the same images."""
+        return self.start == "labels"
+
+    @property
+    def _clusters(self):
+        return self.train_clusters or self.k
+
+    @property
+    def _mirrors(self):
+        return self.mirror
+
+    def _least(self, state):
+        return jnp.where(state.step > 0, self.threshold, 0.0)
+
+    def train_step(self, state, frozen, batch, rng):
+        aux = state.aux
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        coin, *drawn = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 5))(keys), axis=1)
+        # Another image, or the same one again, in another view.
+        other = jax.vmap(jax.random.bernoulli)(coin)
+        index = jnp.stack([batch["index"], jnp.where(other, batch["index2"], batch["index"])], 1).reshape(-1)
+        second = jnp.where(other[:, None, None, None], batch["image2"], batch["image"])
+        keys, flip_keys = jnp.stack(drawn[:2], 1).reshape(-1), jnp.stack(drawn[2:], 1).reshape(-1)
+        seen, warps, flips = self._views(batch, second, keys, flip_keys, self.mirror)
+        cells, there = self._labelled(aux.labels, index, warps)
+        number = jnp.broadcast_to(jnp.arange(self._clusters, dtype=jnp.int32), there.shape)
+        if self.mirror:
+            # Until there is a round, nobody knows what a label is in the mirror.
+            number = jnp.where(flips[:, None], jnp.where(aux.round > 0, aux.mirrored[index], -1), number)
+        examples = {
+            "maps": self._maps(frozen, seen),
+            "cells": cells,
+            "there": there,
+            "number": number,
+            "background": jax.vmap(lambda key: _random_cells(self, key))(keys),
+        }
+        examples = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), examples)
+        return self._learn(state, self._loss, examples)
+
+    def _loss(self, params, examples):
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
+        psi, cells, there = self._psi(params, flat["maps"]), flat["cells"], flat["there"]
+        # Step 4)
+        detector = self._detector_loss(psi.logits, cells, there)
+        described = _unit(psi, jnp.where(there[..., None], cells, 0))
+        pair = lambda x: (x[0::2], x[1::2])
+        (a, b), (on_a, on_b), (is_a, is_b) = pair(described), pair(there), pair(flat["number"])
+        both = on_a[:, :, None] & on_b[:, None] & (is_a >= 0)[:, :, None] & (is_b >= 0)[:, None]
+        same = both & (is_a[:, :, None] == is_b[:, None])
+        square = contrast.square_distances(a, b)
+        total = jnp.sum(jnp.where(same, contrast.attraction(square, self.squared), 0))
+        count = jnp.sum(same)
+        far = both & ~same
+        if self.negatives == "cross":
+            total += jnp.sum(jnp.where(far, contrast.repulsion(square, self.margin, self.squared), 0))
+            count += jnp.sum(far)
+        else:
+            apart, pairs = _apart(self, psi, described, cells, there, flat["background"])
+            total, count = total + apart, count + pairs
+        contrastive = total / jnp.maximum(count, 1)
+        metrics = {
+            "detector": detector,
+            "contrast": contrastive,
+            "near": keypoints.masked_mean(square, same),  # mean squared distances
+            "far": keypoints.masked_mean(square, far),
+        }
+        return detector + self.descriptor_weight * contrastive, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Posed(_Rounds):
+    """What the stages with a pose network share.
+
+    Attributes:
+      pose_clusters: Q; 10 in the paper's table of cluster quality, 5 beside yaw.
+      latent: Z, size of the code; 64.
+      vae_width: channels of the pose network (`models/pose_vae.py`).
+      vae_weight: of the negative bound on the likelihood, which is divided by cells / (2 * 0.1^2) so that its
+        reconstruction is a mean squared error, as the detector's loss is.
+      beta, beta_steps: weight of the KL divergence, and the steps over which it rises to that.
+      code_sigma: of the Gaussians that are decoded, in cells.
+      vae_into_detector: whether the bound teaches the detector too, or the pose network alone.
+      freeze_aggregator: whether Psi_b learns no more; with the descriptors' head frozen it would drift away from it.
+    """
+
+    pose_clusters: int = 10
+    latent: int = pose_vae.LATENT
+    vae_width: int = 32
+    vae_weight: float = 1.0
+    beta: float = 1.0
+    beta_steps: int = 5_000
+    code_sigma: float = 1.5
+    vae_into_detector: bool = True
+    freeze_aggregator: bool = True
+
+    codes = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check(positive=("pose_clusters", "latent", "vae_width", "code_sigma"))
+        if self.grid < 4 or self.grid & (self.grid - 1):
+            raise UserError(f"{self._name}.grid is {self.grid}; the pose network needs a power of two from 4 on")
+
+    @property
+    def _parts(self):
+        """Parts that learn."""
+        raise NotImplementedError
+
+    @property
+    def trains(self):
+        """Parts that learn."""
+        return ("detector", *self._parts) if self.freeze_aggregator else ("aggregator", "detector", *self._parts)
+
+    @property
+    def keeps(self):
+        """Parts that are there and stay as they are."""
+        return tuple(name for name in ("aggregator", "descriptor") if name not in self.trains)
+
+    @property
+    def _poses(self):
+        return self.pose_clusters
+
+    @property
+    def _nets(self):
+        options = layers.precision(self.dtype)
+        return super()._nets | {
+            "encoder": pose_vae.Encoder(self.latent, self.vae_width, **options),
+            "decoder": pose_vae.Decoder(self.grid, self.vae_width, **options),
+        }
+
+    def _code(self, params, maps):
+        mean, log_variance = self._nets["encoder"].apply({"params": params["encoder"]}, maps)
+        return self._wide(mean), self._wide(log_variance)
+
+    def _seen(self, state, frozen, batch, rng, mirror: bool):
+        """One view an image, ready for the losses: examples of leading axis B."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
+        keys, flip_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+        warps, _ = self._warps(keys, flip_keys, mirror)
+        seen = jax.vmap(_recolour, (0, 0, None))(keys, self._geometry.look(batch["image"], warps), self.colour)
+        cells, there = self._labelled(state.aux.labels, batch["index"], warps)
+        boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, 4), (self.latent,), cells.dtype)
+        return {
+            "maps": self._maps(frozen, seen),
+            "cells": cells,
+            "there": there,
+            "inside": self._inside(warps, boxes),
+            "noise": jax.vmap(draw)(keys),
+            "beta": jnp.full(
+                len(cells), self.beta * jnp.minimum(1.0, state.step / max(self.beta_steps, 1)), cells.dtype
+            ),
+        }
+
+    def _bound(self, params, psi: Psi, examples):
+        """Step 6) The negative bound on the likelihood of the landmarks' map, given a code of the detector's map."""
+        confidence = jnp.where(examples["inside"], jax.nn.sigmoid(psi.logits), 0)
+        if not self.vae_into_detector:
+            confidence = jax.lax.stop_gradient(confidence)
+        mean, log_variance = self._code(params, confidence)
+        code = mean + jnp.exp(0.5 * log_variance) * examples["noise"]
+        decoded = self._nets["decoder"].apply({"params": params["decoder"]}, code)
+        target = self._target(examples["cells"], examples["there"], self.code_sigma)
+        deviation = 0.1
+        fit = pose_vae.reconstruction(self._wide(decoded), target, deviation)
+        kl = jnp.sum(pose_vae.kl_divergence(mean, log_variance), -1)
+        bound = jnp.mean(fit + examples["beta"] * kl) * (2 * deviation**2 / self.grid**2)
+        return bound, {"reconstruction": jnp.mean(fit) * (2 * deviation**2 / self.grid**2), "kl": jnp.mean(kl)}
+
+    def warning(self, found):
+        if found.get("active_units") == 0:
+            return (
+                f"no unit of the pose code varies, it has collapsed: lower {self._name}.beta, or train the stage proxy "
+                "longer"
+            )
+        return None
+
+    def pictures(self, state, frozen, images):
+        """The view, the detector's map, and what the pose network makes of it (where it still has a decoder)."""
+        seen = self._geometry.look(images)
+        params = self._latest(state)
+        psi = self._psi(params, self._maps(frozen, seen))
+        confidence = jnp.where(self._inside(self._geometry.still(len(images))), jax.nn.sigmoid(psi.logits), 0)
+        columns = [confidence]
+        if "decoder" in params:
+            mean, _ = self._code(params, confidence)
+            columns.append(jax.nn.sigmoid(self._nets["decoder"].apply({"params": params["decoder"]}, mean)))
+        shape = (len(images), *self._geometry.view, 3)
+        grown = [jnp.broadcast_to(jax.image.resize(m[..., None], (*shape[:3], 1), "nearest"), shape) for m in columns]
+        return {"poses": color.to_uint8(jnp.stack([seen, *grown], 1))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy(_Posed):
+    """Step 6) The detector and the pose network learn; labels are those of plain k-means, as in `Duld`.
+
+    Codes are clustered too, so that it shows how far they tell poses apart; labels do not depend on that. The last
+    stage takes these clusters up.
+    """
+
+    @property
+    def _parts(self):
+        return "encoder", "decoder"
+
+    def train_step(self, state, frozen, batch, rng):
+        examples = self._seen(state, frozen, batch, rng, self.mirror)
+
+        def loss(params, examples):
+            psi = self._psi(params, examples["maps"])
+            detector = self._detector_loss(psi.logits, examples["cells"], examples["there"])
+            bound, metrics = self._bound(params, psi, examples)
+            return detector + self.vae_weight * bound, {"detector": detector} | metrics
+
+        return self._learn(state, loss, examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class DuldPP(_Posed):
+    """Steps 7), 8) Labels come from clusters of poses and, in each, of keypoints; codes are drawn together by pose.
+
+    Attributes:
+      code_loss: `contrast` (eq. 3), the decoder being left out; or `elbo`, the bound of the proxy stage goes on instead
+        (the ablation's "TSC with full VAE").
+      code_weight: of it.
+      code_margin: m of eq. 3, between codes of length 1; 0.8.
+      code_squared: pairs weigh by squares; off in eq. 3.
+      normalize_codes: whether codes have length 1 in loss and clusters. Drawn from the prior, two codes of 64 numbers
+        are 11 apart, and no margin of 0.8 would ever push (ours; the paper does not say).
+      memory: S, codes of earlier images that a batch is compared with.
+      train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
+      descriptor_weight, squared, margin, background, apart: of that, as in `Duld`.
+      least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
+      least_share: a landmark that fewer of a pose's images have is not seen in that pose.
+    """
+
+    code_loss: str = "contrast"
+    code_weight: float = 1.0
+    code_margin: float = 0.8
+    code_squared: bool = False
+    normalize_codes: bool = True
+    memory: int = 4096
+    train_descriptors: bool = False
+    descriptor_weight: float = 10.0
+    squared: bool = True
+    margin: float = 0.8
+    background: int = 64
+    apart: float = 5.7
+    least_keypoints: int = 10
+    least_share: float = 0.05
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check([("code_loss", ("contrast", "elbo"))], ("memory", "code_margin", "margin", "background"))
+
+    @property
+    def _parts(self):
+        descriptor = ("descriptor",) if self.train_descriptors else ()
+        return (*descriptor, "encoder", "decoder") if self.code_loss == "elbo" else (*descriptor, "encoder")
+
+    @property
+    def _groups(self):
+        return self.pose_clusters
+
+    def _scaled(self, codes):
+        return super()._scaled(codes) if self.normalize_codes else codes
+
+    def _first(self, params, before, labels, rows):
+        if before is None or before.poses is None:
+            raise UserError(
+                "duldpp goes on from a pose network; put the stage proxy before it, or set config.init_from=RUN:proxy"
+            )
+        memory = None
+        if self.code_loss == "contrast":
+            codes = jnp.zeros((self.memory, self.latent), layers.wide(self.dtype))
+            memory = Memory(codes, jnp.full(self.memory, -1, jnp.int32))
+        return super()._first(params, before, labels, rows)._replace(memory=memory)
+
+    def train_step(self, state, frozen, batch, rng):
+        aux, size = state.aux, len(batch["index"])
+        # A mirrored image is of another pose than its own, so views are not mirrored here.
+        examples = self._seen(state, frozen, batch, rng, mirror=False)
+        examples |= {"pose": aux.pose[batch["index"]], "place": jnp.arange(size)}
+        if self.train_descriptors:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(rng, 1), batch["index"])
+            examples["background"] = jax.vmap(lambda key: _random_cells(self, key))(keys)
+        if self.code_loss == "contrast":
+            poses = jnp.where(aux.memory.rows >= 0, aux.pose[jnp.maximum(aux.memory.rows, 0)], -1)
+
+        def loss(params, examples):
+            psi = self._psi(params, examples["maps"])
+            detector = self._detector_loss(psi.logits, examples["cells"], examples["there"])
+            if self.code_loss == "elbo":
+                second, metrics = self._bound(params, psi, examples)
+            else:
+                codes, _ = self._code(params, jnp.where(examples["inside"], jax.nn.sigmoid(psi.logits), 0))
+                second, metrics = self._code_contrast(codes, examples["pose"], aux.memory.codes, poses)
+                # Metrics are means over the pieces of a batch; of these the sum is wanted.
+                seen = jnp.zeros((size, self.latent), codes.dtype).at[examples["place"]].set(codes)
+                metrics["codes"] = self.accumulate_steps * jax.lax.stop_gradient(seen)
+            total = detector + self.code_weight * second
+            if self.train_descriptors:
+                metrics["contrast"] = self._keypoint_contrast(psi, examples)
+                total += self.descriptor_weight * metrics["contrast"]
+            return total, {"detector": detector} | metrics
+
+        state, metrics = self._learn(state, loss, examples)
+        if self.code_loss == "contrast":  # the batch's codes take the places of the oldest
+            place = (state.step * size + jnp.arange(size)) % self.memory
+            codes = aux.memory.codes.at[place].set(metrics.pop("codes"))
+            memory = Memory(codes, aux.memory.rows.at[place].set(batch["index"]))
+            state = state.replace(aux=state.aux._replace(memory=memory))
+        return state, metrics
+
+    def _code_contrast(self, codes, pose, known, known_pose):
+        """Eq. 3 for codes [B,Z] of poses [B] beside remembered ones [S,Z] of poses [S], -1 for an empty place."""
+        square = contrast.square_distances(self._scaled(codes), self._scaled(known))
+        same = pose[:, None] == known_pose
+        other = ~same & (known_pose >= 0)
+        near = contrast.masked_pair_mean(contrast.attraction(square, self.code_squared), same)
+        far = contrast.masked_pair_mean(contrast.repulsion(square, self.code_margin, self.code_squared), other)
+        return near + far, {
+            "same_pose": keypoints.masked_mean(jnp.sqrt(square), same),  # mean distances of codes
+            "other_pose": keypoints.masked_mean(jnp.sqrt(square), other),
+        }
+
+    def _keypoint_contrast(self, psi, examples):
+        """Eq. 4: a landmark's descriptors in images of one pose are alike, and apart from others of the same view.
+
+        The same landmark in another pose is no negative: it has another cluster there, and is the same place.
+        """
+        cells, there, pose = examples["cells"], examples["there"], examples["pose"]
+        described = _unit(psi, jnp.where(there[..., None], cells, 0))
+        square = contrast.square_distances(*[jnp.moveaxis(described, 1, 0)] * 2)  # [K,B,B]
+        both = there.T[:, :, None] & there.T[:, None] & (pose[:, None] == pose) & ~jnp.tri(len(pose), dtype=bool)
+        near = jnp.sum(jnp.where(both, contrast.attraction(square, self.squared), 0))
+        far, count = _apart(self, psi, described, cells, there, examples["background"])
+        return (near + far) / jnp.maximum(jnp.sum(both) + count, 1)
+
+
+def _unit(psi: Psi, cells):
+    """Descriptors of length 1 at points of views."""
+    return keypoints.l2_normalize(keypoints.sample(psi.descriptors, cells), eps=1e-6)
+
+
+def _random_cells(stage, key):
+    """Cells [background,2] anywhere in ONE view."""
+    dtype = layers.wide(stage.dtype)
+    draw = jax.random.uniform(jax.random.fold_in(key, 3), (stage.background, 2), dtype)
+    return jnp.floor(draw * stage.grid)
+
+
+def _apart(stage, psi, described, cells, there, background):
+    """Pairs of a view to be apart: of keypoints [B,M], and of keypoints with random cells. Their sum and number."""
+    least, total, count = (stage.apart * stage.grid / 64) ** 2, 0, 0
+    once = ~jnp.tri(there.shape[1], dtype=bool)  # every two of them once
+    beside = _unit(psi, background)
+    for others, places, pairs in ((described, cells, there[:, None] & once), (beside, background, True)):
+        negative = there[..., None] & (contrast.square_distances(cells, places) > least) & pairs
+        push = contrast.repulsion(contrast.square_distances(described, others), stage.margin, stage.squared)
+        total, count = total + jnp.sum(jnp.where(negative, push, 0)), count + jnp.sum(negative)
+    return total, count
+
+
+def _recolour(key, image, strength: float):
+    """Colour, contrast, focus and noise of ONE view."""
+    s = strength
+    return color.random_color(
+        jax.random.fold_in(key, 2),
+        image,
+        brightness=0.1 * s,
+        contrast=0.25 * s,
+        saturation=0.3 * s,
+        gain=0.05 * s,
+        grey=0.05 * s,
+        blur=0.5 * s,
+        noise=0.05 * s,
+    )
+
+
+def _both(own: Rows, turned: Rows | None):
+    """All descriptors [n,D] of a bank, those of mirrored images behind them, and their mask."""
+    parts = [own] if turned is None else [own, turned]
+    x = jnp.concatenate([r.descriptors.reshape(-1, r.descriptors.shape[-1]) for r in parts])
+    return x, jnp.concatenate([r.mask.reshape(-1) for r in parts])
+
+
+def _without_codes(rows: Rows, latent: int):
+    """Keypoints of a bank, and the codes [B,T,Z] that travelled in its last slot."""
+    keypoints_ = Rows(rows.descriptors[:, :, :-1], rows.xy[:, :, :-1], rows.mask[:, :, :-1])
+    return keypoints_, rows.descriptors[:, :, -1, :latent]
+
+
+def _margin(centroids, used):
+    """How much farther other landmarks' centroids are than a landmark's own over the poses."""
+    middle = jnp.mean(centroids, 0)
+    square = jax.vmap(contrast.square_distances, (0, None))(centroids, middle)  # [G,K,K]
+    own = jnp.diagonal(square, axis1=1, axis2=2)
+    others = jnp.min(jnp.where(jnp.eye(square.shape[-1], dtype=bool), jnp.inf, square), -1)
+    return keypoints.masked_mean(jnp.where(jnp.isfinite(others), others - own, 0), used)
