@@ -375,3 +375,12 @@ def test_eight_devices_equal_one_and_move_no_rows():
 
 if __name__ == "__main__":
     sharded()
+
+
+def test_an_empty_cluster_may_stay_where_it_is():
+    x = jnp.asarray(np.random.default_rng().normal(size=(60, 2)), jnp.float32)
+    init = jnp.array([[0.0, 0.0], [50.0, 50.0]])
+    found = kmeans(x, 2, init=init, refill=False)
+    np.testing.assert_array_equal(found.counts, [60, 0])
+    np.testing.assert_allclose(found.centroids, [x.mean(0), [50.0, 50.0]], atol=1e-5)
+    assert np.all(kmeans(x, 2, init=init).counts > 0)

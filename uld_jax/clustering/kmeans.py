@@ -50,6 +50,7 @@ def kmeans(
     tol: float = 1e-4,
     restarts: int = 1,
     spherical: bool = False,
+    refill: bool = True,
     block: int = 256,
     chunk: int | None = None,
 ) -> KMeans:
@@ -76,6 +77,7 @@ def kmeans(
       restarts: seedings to try one after the other; the clustering of least inertia is kept. Unused with `init`.
       spherical: spherical k-means (Dhillon and Modha 2001): rows are scaled to length 1, and centroids after every
         update. The squared distances in the inertia are then 2 (1 - cosine).
+      refill: whether empty clusters move; else they stay where they are, which keeps the meaning that `init` gave them.
       block: centroids compared at a time.
       chunk: rows of a device visited at a time; the default suits the device. Memory beyond x, labels and a few numbers
         a row is chunk * (D + min(k, block)).
@@ -111,13 +113,14 @@ def kmeans(
         iterations=iterations,
         restarts=restarts,
         spherical=spherical,
+        refill=refill,
         block=block,
         chunk=chunk,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("k", "iterations", "restarts", "spherical", "block", "chunk"))
-def _kmeans(x, rng, init, mask, weights, tol, *, k, iterations, restarts, spherical, block, chunk):
+@functools.partial(jax.jit, static_argnames=("k", "iterations", "restarts", "spherical", "refill", "block", "chunk"))
+def _kmeans(x, rng, init, mask, weights, tol, *, k, iterations, restarts, spherical, refill, block, chunk):
     rows = _prepare(x, mask, weights, chunk or _suitable(x.shape[1] + min(k, block)), spherical=spherical)
     mean, dtype = rows.mean, rows.mean.dtype
     total = jnp.maximum(jnp.sum(rows.weights), jnp.finfo(dtype).tiny)
@@ -137,7 +140,8 @@ def _kmeans(x, rng, init, mask, weights, tol, *, k, iterations, restarts, spheri
             some &= length > jnp.finfo(dtype).eps  # or the members cancel: the centroid stays
             new = (new + mean) / jnp.where(some, length, 1)[:, None] - mean
         new = jnp.where(some[:, None], new, jnp.where(jnp.isfinite(centroids), centroids, 0))
-        new = _refill(rows, new, found.sizes > 0, found.distances)
+        if refill:
+            new = _refill(rows, new, found.sizes > 0, found.distances)
         return new, found.labels, jnp.sum((new - centroids) ** 2), found.changed, step + 1
 
     def lloyd(centroids):

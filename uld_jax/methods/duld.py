@@ -638,15 +638,18 @@ class _Network(Stage):
         of_row = jnp.tile(of_row, len(x) // len(of_row))
 
         def one(pose):
-            found = kmeans(x, self.k, init=anchors, mask=mask & (of_row == pose), iterations=self.iterations)
-            # The start has given each cluster its landmark; where updates crossed, the nearest matching gives it back.
+            here = mask & (of_row == pose)
+            found = kmeans(x, self.k, init=anchors, mask=here, iterations=self.iterations, refill=False)
+            # The start has given each cluster its landmark; where updates crossed, the best matching gives it back.
             near = contrast.square_distances(anchors, found.centroids)
-            landmark = optax.assignment.hungarian_algorithm(near)[1]
-            images = jnp.sum(jnp.any(own.mask, -1) & (group == pose))
-            rare = found.counts[landmark] < self.least_share * images
-            few = jnp.sum(found.counts) < self.least_keypoints * self.k
-            centroids = jnp.where(few, anchors, found.centroids[landmark])
-            return centroids, ~rare | few, jnp.where(few, 0, jnp.sum(landmark != jnp.arange(self.k)))
+            cluster = optax.assignment.hungarian_algorithm(near)[1]
+            near, counts = near[:, cluster], found.counts[cluster]
+            # What a cluster lives on where its landmark cannot be seen is a part of another one.
+            strange = jnp.argmin(near, 0) != jnp.arange(self.k)
+            rare = counts < self.least_share * jnp.sum(jnp.any(own.mask, -1) & (group == pose))
+            few = jnp.sum(counts) < self.least_keypoints * self.k
+            moved = jnp.where(few, 0, jnp.sum(cluster != jnp.arange(self.k)))
+            return jnp.where(few, anchors, found.centroids[cluster]), ~(rare | strange) | few, moved
 
         centroids, used, moved = jax.lax.map(one, jnp.arange(self._groups))
         return centroids, used, jnp.sum(moved)
@@ -1104,7 +1107,8 @@ class DuldPP(_Posed):
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
       descriptor_weight, squared, margin, background, apart: of that, as in `Duld`.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
-      least_share: a landmark that fewer of a pose's images have is not seen in that pose.
+      least_share: a landmark that fewer of a pose's images have is not seen in that pose; nor is one whose centroid there
+        is nearer to another landmark's.
     """
 
     code_loss: str = "contrast"
