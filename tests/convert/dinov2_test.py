@@ -99,6 +99,8 @@ def test_entries_that_do_not_fit_are_named(entries):
         convert, fused | {"blocks.0.attn.qkv.bias": np.ones(24)}
     )
     assert "ViT-g" in refusal(convert, fused | {"blocks.0.mlp.w12.weight": np.ones((2, 2))})
+    lora = {"base_model.model.encoder.layer.0.attention.attention.query.lora_A.weight": np.ones((2, 24))}
+    assert "holds a LoRA" in refusal(convert, entries | lora)
     assert "no square grid" in refusal(convert, fused | {"pos_embed": np.ones((1, 25, 24))})
     assert "do not divide into 5 heads" in refusal(convert, entries, heads=5)
     assert "not finite" in refusal(convert, entries | {"layernorm.bias": np.full(24, np.nan)})
@@ -168,5 +170,7 @@ def test_bad_folders_are_one_sentence(tmp_path):
     assert "cannot be read as a safetensors file" in refused()
     shutil.move(src / "model.safetensors", src / "weights.safetensors")
     assert "neither model.safetensors nor pytorch_model.bin" in refused()
+    (src / "adapter_config.json").write_text("{}")
+    assert "holds a LoRA" in refused()
     assert "does not exist" in refusal(converter.convert, "dinov2", str(tmp_path / "absent"), str(dst))
     assert not dst.exists()

@@ -178,6 +178,9 @@ def test_what_is_missing_is_named(folder):
         away.rename(folder / "away")
         assert f"has no {name}; get the whole folder of {away.parent.name}" in refusal(folder)
         (folder / "away").rename(away)
+    (folder / "unet" / NAME).rename(folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    (folder / "unet" / f"{NAME}.index.json").write_text("{}")
+    assert "has unet in several files; save it in one" in refusal(folder)
     shutil.move(folder / "unet", folder / "away")
     assert "has no folder unet; give the folder of diffusers" in refusal(folder)
 
@@ -187,7 +190,14 @@ def test_damaged_files_are_named(folder):
     (folder / "unet" / NAME).write_bytes(whole[: len(whole) // 2])
     assert "cannot be read as a safetensors file" in refusal(folder)
     (folder / "unet" / NAME).write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "is no PyTorch, safetensors or HDF5 file" in refusal(folder)
+    assert "is no PyTorch, safetensors or HDF5 file, but what Git LFS leaves in its place" in refusal(folder)
+    # Likewise in PyTorch's own format, whose end holds the table of contents.
+    (folder / "unet" / NAME).unlink()
+    old = folder / "unet/diffusion_pytorch_model.bin"
+    torch.save({"conv_in.bias": torch.ones(1000)}, old)
+    old.write_bytes(old.read_bytes()[:2000])
+    assert "diffusion_pytorch_model.bin cannot be read as a PyTorch file" in refusal(folder)
+    old.unlink()
     state = load_file(reference.write(folder.parent / "again") / "unet" / NAME)
     save_file(state | {"conv_in.bias": torch.full_like(state["conv_in.bias"], torch.nan)}, folder / "unet" / NAME)
     assert "'conv_in.bias' give numbers that are not finite" in refusal(folder)
@@ -231,15 +241,37 @@ def test_other_architectures_are_refused(folder, file, changes, words):
     assert words in refusal(folder)
 
 
+def test_a_unet_with_old_attention_names_is_refused(folder):
+    """As the autoencoder's, which are taken; no published UNet of 1.5 or 2.1 has them."""
+    state = load_file(folder / "unet" / NAME)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
+    save_file(state, folder / "unet" / NAME)
+    text = refusal(folder)
+    assert "/unet: the entry 'down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_" in text
+    assert "more) is missing; the entry '" in text
+    assert "more) is used by nothing; check --kind and --src" in text
+
+
 def test_xl_lora_and_single_files_are_told_apart(folder, tmp_path):
     lora = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 2)}
     (tmp_path / "lora").mkdir()
     save_file(lora, tmp_path / "lora/pytorch_lora_weights.safetensors")
     assert "holds a LoRA" in refusal(tmp_path / "lora")
+    (tmp_path / "old_lora").mkdir()
+    torch.save(lora, tmp_path / "old_lora/pytorch_lora_weights.bin")
+    assert "holds a LoRA" in refusal(tmp_path / "old_lora")
+    trained = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.ones(2, 2)}
+    save_file(trained, tmp_path / "style.safetensors")
     original = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)}
     save_file(original, tmp_path / "v1-5.safetensors")
+    xl = {"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": torch.ones(2)}
+    save_file(original | xl, tmp_path / "xl.safetensors")
     for name, words in (
         ("lora/pytorch_lora_weights.safetensors", "holds a LoRA"),
+        ("style.safetensors", "holds a LoRA"),
+        ("xl.safetensors", "is Stable Diffusion XL; give Stable Diffusion 1.5 or 2.1"),
         ("v1-5.safetensors", "is a checkpoint of the original code in one file; give the folder of diffusers"),
     ):
         with pytest.raises(UserError, match=words):

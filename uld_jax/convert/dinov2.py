@@ -37,6 +37,7 @@ FIXED = {
     "qkv_bias": (True,),
     "use_swiglu_ffn": (False,),
 }
+_LORA = re.compile(r".*(?:lora|[.]base_layer[.]).*", re.IGNORECASE)
 _GIANT = re.compile(r".*[.]mlp[.](?:w12|w3|weights_in|weights_out|gate_proj)[.]weight")
 
 
@@ -47,6 +48,11 @@ def open_folder(path: str) -> files.Opened:
       UserError: when a file is missing or cannot be read, or the folder is of another network.
     """
     weights = [os.path.join(path, name) for name in WEIGHTS if os.path.exists(os.path.join(path, name))]
+    if not weights and "adapter_config.json" in os.listdir(path):
+        raise UserError(
+            f"--src={path} holds a LoRA, which is no network of its own; merge it into its model and save that: "
+            "model.merge_and_unload().save_pretrained(DIR)"
+        )
     if not weights:
         raise UserError(f"--src={path} holds neither {' nor '.join(WEIGHTS)}; give a folder of transformers, or a file")
     try:
@@ -72,6 +78,11 @@ def convert(entries: rules.Entries, *, where: str, heads: int = 0):
     Raises:
       UserError: for entries that do not fit.
     """
+    if any(_LORA.fullmatch(key) for key in entries):
+        raise UserError(
+            f"{where} holds a LoRA, which is no network of its own; merge it into its model and save that: "
+            "model.merge_and_unload().save_pretrained(DIR)"
+        )
     if any(_GIANT.fullmatch(key) for key in entries):
         raise UserError(f"{where} is the giant DINOv2 (ViT-g), whose perceptron is another; give ViT-S, B or L")
     names = _Original if "pos_embed" in entries or "blocks.0.norm1.weight" in entries else _Transformers

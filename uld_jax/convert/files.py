@@ -80,6 +80,11 @@ def read(
             entries = _safetensors(path)
         elif head.startswith((b"PK\x03\x04", b"\x80")):
             entries = _torch(path, beside, nested)
+        elif head == b"version h":
+            raise UserError(
+                f"{flag}={path} is no PyTorch, safetensors or HDF5 file, but what Git LFS leaves in its place; "
+                "run `git lfs pull` in its folder"
+            )
         else:
             raise UserError(f"{flag}={path} is no PyTorch, safetensors or HDF5 file; give the published checkpoint")
     except ImportError as error:

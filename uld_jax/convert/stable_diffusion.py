@@ -167,6 +167,8 @@ def convert(entries: rules.Entries, *, where: str, settings: Settings | None = N
             "pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(DIR)"
         )
     if settings is None:
+        if any(key.startswith("conditioner.embedders.") for key in entries):
+            raise UserError(f"{where} is Stable Diffusion XL; {_PUBLISHED}")
         whole = any(key.startswith("model.diffusion_model.") for key in entries)
         what = "is a checkpoint of the original code in one file" if whole else "is a file"
         raise UserError(
@@ -215,7 +217,7 @@ def _refuse_others(path):
     if "text_encoder_2" in there:
         raise UserError(f"--src={path} is Stable Diffusion XL or 3 (it has a text_encoder_2); {_PUBLISHED}")
     if "unet" not in there:
-        if "pytorch_lora_weights.safetensors" in there or "adapter_config.json" in there:
+        if there & {"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_config.json"}:
             raise UserError(
                 f"--src={path} holds a LoRA, which is no network of its own; merge it into its model and save that: "
                 "pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(DIR)"
@@ -250,6 +252,11 @@ def _check(folder, found, fixed):
 
 def _weights(path, part, names):
     there = [name for name in names if os.path.exists(os.path.join(path, part, name))]
+    if not there and any(f"{name}.index.json" in os.listdir(os.path.join(path, part)) for name in names):
+        raise UserError(
+            f"--src={path} has {part} in several files; save it in one: "
+            "pipeline.save_pretrained(DIR, max_shard_size='20GB')"
+        )
     if not there:
         raise UserError(f"--src={path} has no {part}/{names[0]}; get the whole folder of {part}")
     file = os.path.join(path, part, there[0])
