@@ -128,8 +128,8 @@ class _Network(Stage):
       dtype: of the trained networks' arithmetic.
       roi: keypoints are looked for in this central fraction of the frame.
       region: and, on training images, in the csv's `box` (section 3.1 has a detector's), or `none`.
-      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has learnt
-        landmarks the surest `most` are taken, however sure: bootstrapped confidence is no good measure.
+      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has
+        learnt landmarks the surest `most` are taken, however sure: bootstrapped confidence is no good measure.
       nms: half the side of a keypoint's box in cells.
       most: P, keypoints an image; the surest are kept.
       subpixel: `none`, `quarter` or `parabola`, see `ops.nms.subpixel`.
@@ -558,8 +558,8 @@ class _Network(Stage):
         pose_key, first_key, more_key = jax.random.split(rng, 3)
         poses, pose, spread = aux.poses, jnp.zeros(bank.index.shape, jnp.int32), jnp.zeros(())
         if self.codes:
-            rows, codes = _without_codes(rows, self.latent)
-            poses, pose, spread = self._pose_clusters(codes, bank.index < total, aux, pose_key)
+            rows, codes, coded = _without_codes(rows, self.latent)
+            poses, pose, spread = self._pose_clusters(codes, coded, aux, pose_key)
         size = aux.anchors.shape[-1]
         own = rows._replace(descriptors=rows.descriptors[..., :size])
         turned = rows._replace(descriptors=rows.descriptors[..., size : 2 * size]) if self._mirrors else None
@@ -599,9 +599,9 @@ class _Network(Stage):
         )
         return state.replace(aux=aux)
 
-    def _pose_clusters(self, codes, real, aux, rng):
-        """Step 7) Centroids [Q,Z] of codes [B,T,Z], the pose [B,T] of each image, and the code's active units."""
-        flat, mask = codes.reshape(-1, codes.shape[-1]), real.reshape(-1)
+    def _pose_clusters(self, codes, there, aux, rng):
+        """Step 7) Centroids [Q,Z] of the codes [B,T,Z] that are there, the pose [B,T] of images, active units."""
+        flat, mask = codes.reshape(-1, codes.shape[-1]), there.reshape(-1)
         active = pose_vae.active_units(flat, mask)
         flat, start = self._scaled(flat), aux.poses
         seeded = lambda: (
@@ -610,7 +610,7 @@ class _Network(Stage):
         warm = lambda: kmeans(flat, self._poses, init=start, mask=mask, iterations=self.iterations).centroids
         poses = jax.lax.cond(jnp.any(start != 0), warm, seeded)
         labels, _ = assign(flat, poses, mask)
-        return poses, jnp.maximum(labels, 0).reshape(real.shape), active
+        return poses, jnp.maximum(labels, 0).reshape(there.shape), active
 
     def _scaled(self, codes):
         """Codes as clusters and losses compare them."""
@@ -1107,8 +1107,8 @@ class DuldPP(_Posed):
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
       descriptor_weight, squared, margin, background, apart: of that, as in `Duld`.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
-      least_share: a landmark that fewer of a pose's images have is not seen in that pose; nor is one whose centroid there
-        is nearer to another landmark's.
+      least_share: a landmark that fewer of a pose's images have is not seen in that pose; nor is one whose centroid
+        there is nearer to another landmark's.
     """
 
     code_loss: str = "contrast"
@@ -1263,9 +1263,9 @@ def _both(own: Rows, turned: Rows | None):
 
 
 def _without_codes(rows: Rows, latent: int):
-    """Keypoints of a bank, and the codes [B,T,Z] that travelled in its last slot."""
-    keypoints_ = Rows(rows.descriptors[:, :, :-1], rows.xy[:, :, :-1], rows.mask[:, :, :-1])
-    return keypoints_, rows.descriptors[:, :, -1, :latent]
+    """Keypoints of a bank, and the codes [B,T,Z] that travelled in its last slot, with their mask [B,T]."""
+    rest = Rows(rows.descriptors[:, :, :-1], rows.xy[:, :, :-1], rows.mask[:, :, :-1])
+    return rest, rows.descriptors[:, :, -1, :latent], rows.mask[:, :, -1]
 
 
 def _margin(centroids, used):
