@@ -1,9 +1,12 @@
 """What every stage of every method must hold, found by listing `configs/`: see also `tests/loop_test.py`."""
 
+import functools
 import importlib
 import inspect
 import json
 import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,32 @@ ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s 
 ROWS = 24
 
 
-def built(name, stage):
-    """The stage, its frozen weights, a batch, and its first state, after the stages before it have been refreshed."""
+class Built(NamedTuple):
+    """A stage with the first state that it has in a run, and its programs, which all tests share: compiling costs."""
+
+    spec: Any
+    frozen: Any
+    batch: dict
+    state: Any
+    step: Callable
+    observe: Callable
+    refresh: Callable
+
+    def bank(self):
+        """A bank [B,T,P,...] of three batches of 24 rows."""
+        parts, batch = [], self.batch
+        for t in range(-(-ROWS // len(batch["index"]))):
+            index = batch["index"] + t * len(batch["index"])
+            shown = batch | {"index": index, "image": jnp.roll(batch["image"], 5 * t, 1)}
+            rows = self.observe(self.state, self.frozen, shown)
+            real = index < ROWS
+            parts.append(Bank(rows._replace(mask=rows.mask & real[:, None]), jnp.minimum(index, ROWS)))
+        return jax.tree.map(lambda *x: jnp.stack(x, 1), *parts)
+
+
+@functools.cache
+def built(name, stage) -> Built:
+    """The stage after those before it have been refreshed."""
     config = tiny.config(name)
     rng = np.random.default_rng(3)
     side = config.data.frame_size
@@ -32,29 +59,22 @@ def built(name, stage):
     }
     if config.data.partner:
         batch |= {"image2": batch["image"][::-1], "index2": batch["index"][::-1]}
-    state = None
-    for each in config.stages:
-        spec = config_lib.stage(config, each)
-        frozen = spec.method.frozen()
-        state = jax.jit(lambda b, f, p, m=spec.method: m.init(jax.random.key(1), b, f, p, ROWS))(batch, frozen, state)
-        if each == stage:
-            return spec, frozen, batch, state
-        for i in range(spec.method.passes(0)):
-            bank = bank_of(spec, frozen, batch, state) if spec.method.observes else None
-            state = jax.jit(spec.method.refresh)(state, frozen, bank, jax.random.key(i))
-    raise AssertionError(stage)
+    spec = config_lib.stage(config, stage)
+    method, frozen = spec.method, spec.method.frozen()
+    number = config.stages.index(stage)
+    previous = after(name, config.stages[number - 1]) if number else None
+    state = jax.jit(lambda b, f, p: method.init(jax.random.key(1), b, f, p, ROWS))(batch, frozen, previous)
+    return Built(spec, frozen, batch, state, *map(jax.jit, (method.train_step, method.observe, method.refresh)))
 
 
-def bank_of(spec, frozen, batch, state):
-    """A bank [B,T,P,...] of three batches of 24 rows."""
-    parts = []
-    observe = jax.jit(spec.method.observe)
-    for t in range(-(-ROWS // len(batch["index"]))):
-        index = batch["index"] + t * len(batch["index"])
-        rows = observe(state, frozen, batch | {"index": index, "image": jnp.roll(batch["image"], 5 * t, 1)})
-        real = index < ROWS
-        parts.append(Bank(rows._replace(mask=rows.mask & real[:, None]), jnp.minimum(index, ROWS)))
-    return jax.tree.map(lambda *x: jnp.stack(x, 1), *parts)
+@functools.cache
+def after(name, stage):
+    """The state that the stage leaves to the next one, untrained."""
+    one = built(name, stage)
+    for i in range(one.spec.method.passes(0)):
+        bank = one.bank() if one.spec.method.observes else None
+        one = one._replace(state=one.refresh(one.state, one.frozen, bank, jax.random.key(i)))
+    return one.state
 
 
 def test_every_method_class_has_a_config():
@@ -69,7 +89,8 @@ def test_every_method_class_has_a_config():
 
 @ids
 def test_shapes(name, stage):
-    spec, frozen, batch, state = built(name, stage)
+    one = built(name, stage)
+    spec, frozen, batch, state = one[:4]
     # A method that finds out how many landmarks there are has room for more.
     k, size = getattr(spec.method, "room", tiny.config(name).k), len(batch["index"])
     found = jax.eval_shape(spec.method.predict, state, frozen, batch["image"])
@@ -77,23 +98,23 @@ def test_shapes(name, stage):
     assert found.score.shape == (size, k)
     assert found.xy.dtype == found.score.dtype == jnp.float32
     if spec.steps:
-        new, metrics = jax.eval_shape(spec.method.train_step, state, frozen, batch, jax.random.key(0))
+        new, metrics = one.step.eval_shape(state, frozen, batch, jax.random.key(0))
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
         assert all(v.shape == () for v in metrics.values())
         assert "loss" in metrics
     if spec.method.observes and any(spec.method.passes(s) for s in range(spec.steps + 1)):
-        rows = jax.eval_shape(spec.method.observe, state, frozen, batch)
+        rows = one.observe.eval_shape(state, frozen, batch)
         assert rows.xy.shape == (*rows.mask.shape, 2)
         assert rows.descriptors.shape[:2] == rows.mask.shape
 
 
 @ids
 def test_masked_slots_do_not_matter(name, stage):
-    spec, frozen, batch, state = built(name, stage)
+    one = built(name, stage)
+    spec = one.spec
     if not spec.method.observes or not any(spec.method.passes(s) for s in range(spec.steps + 1)):
         pytest.skip("this stage makes no passes")
-    refresh = jax.jit(spec.method.refresh)
-    bank = bank_of(spec, frozen, batch, state)
+    bank = one.bank()
     rng = np.random.default_rng(0)
     keep = jnp.asarray(rng.random(bank.rows.mask.shape) < 0.8)
     mask = bank.rows.mask & keep
@@ -102,8 +123,8 @@ def test_masked_slots_do_not_matter(name, stage):
         noise = lambda x: jnp.where(mask[..., None], x, jnp.asarray(rng.normal(0, value, x.shape), x.dtype))
         return Bank(Rows(noise(bank.rows.descriptors), noise(bank.rows.xy), mask), bank.index)
 
-    a = refresh(state, frozen, filled(1.0), jax.random.key(5))
-    b = refresh(state, frozen, filled(100.0), jax.random.key(5))
+    a = one.refresh(one.state, one.frozen, filled(1.0), jax.random.key(5))
+    b = one.refresh(one.state, one.frozen, filled(100.0), jax.random.key(5))
     jax.tree.map(np.testing.assert_array_equal, visible(a.aux), visible(b.aux))
 
 
@@ -118,32 +139,31 @@ def visible(aux):
 
 @ids
 def test_labels_that_are_missing_do_not_matter_to_a_step(name, stage):
-    spec, frozen, batch, state = built(name, stage)
+    spec, frozen, batch, state, step, *_ = built(name, stage)
     labels = getattr(state.aux, "labels", None)
     if not spec.steps or labels is None:
         pytest.skip("this stage trains on no labels")
-    step = jax.jit(spec.method.train_step)
     there = jnp.asarray(np.random.default_rng(1).random(labels.score.shape) < 0.5)
     results = []
     for value in (0.0, 11.0):
         xy = jnp.where(there[..., None], labels.xy, value)
-        changed = state.replace(aux=state.aux._replace(labels=Labels(xy, jnp.where(there, 1.0, 0.0))))
+        changed = state.replace(aux=state.aux._replace(labels=Labels(xy, there.astype(labels.score.dtype))))
         results.append(step(changed, frozen, batch, jax.random.key(2))[0].params)
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @ids
 def test_thirty_steps_lower_the_loss(name, stage):
-    spec, frozen, batch, state = built(name, stage)
+    spec, frozen, batch, state, step, *_ = built(name, stage)
     if not spec.steps:
         pytest.skip("a stage of zero steps")
-    step = jax.jit(spec.method.train_step)
     losses = []
     for i in range(30):
         state, metrics = step(state, frozen, batch, jax.random.key(i))
         # IMM divides each term of its loss by the term's own running mean: `loss` stays put, what falls is `pixels`.
         losses.append(float(metrics["pixels" if name == "imm" else "loss"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
+    assert step._cache_size() == 1, step._cache_size()
 
 
 def test_a_whole_run_measures_predicts_and_loads(finished):
