@@ -395,8 +395,9 @@ def test_plots_hold_the_numbers_they_are_given():
     assert [len(ax.collections[0].get_offsets()) for ax in both.axes] == [3, 5]
 
 
-@pytest.mark.parametrize("shares", ["0.8", pytest.param("0.4,0.8", marks=pytest.mark.slow)])
-def test_figure_2d_trains_measures_and_is_not_trained_again(tmp_path, capsys, monkeypatch, shares):
+@pytest.mark.slow
+def test_figure_2d_trains_measures_and_is_not_trained_again(tmp_path, capsys, monkeypatch):
+    shares = "0.4,0.8"
     args = ["--figure=2d", f"--config={SPEC}", f"--workdir={tmp_path}", "--grid=clusters=6", "--grid=true=4"]
     args += [f"--grid=share={shares}", "--landmarks=8"]
     args += ["--config.stage1.steps=6", "--config.stage1.warmup=3", "--config.stage1.round_every=3"]

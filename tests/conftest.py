@@ -1,4 +1,4 @@
-"""Shared by all tests: one compilation cache, real data where it is at hand, one tiny run."""
+"""Shared by all tests: one compilation cache, real data where it is at hand."""
 
 import os
 import pathlib
@@ -13,8 +13,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiles in a quarter of the time; what these leave out matters to speed alone.
 _FLAGS = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
-
-from tests import tiny  # noqa: E402
 
 
 def _shared(variable: str, default: str) -> pathlib.Path:
@@ -37,13 +35,3 @@ def faces() -> pathlib.Path:
 def weights_folder() -> pathlib.Path:
     """Folder of published checkpoints: $ULD_WEIGHTS."""
     return _shared("ULD_WEIGHTS", "weights")
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> pathlib.Path:
-    """The workdir of a finished tiny run of ZeroShot and the detector on the synthetic data set."""
-    from uld_jax import loop
-
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    loop.run(tiny.config(), workdir)
-    return workdir

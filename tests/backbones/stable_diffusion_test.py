@@ -203,8 +203,9 @@ def test_a_run_by_the_command_line_alone(folder, tmp_path, capsys, monkeypatch):
     assert f"--config.weights.stable_diffusion={weights_folder}" in said
     uld(
         "train",
-        f"--config={tiny.ROOT}/configs/zeroshot.py:dataset=synthetic,k=3,preset=tiny",
-        "--config.zeroshot.backbone=stable_diffusion.StableDiffusion",
+        f"--config={tiny.ROOT}/configs/zeroshot.py:dataset=synthetic,k=3,preset=tiny,"
+        "backbone=stable_diffusion.StableDiffusion",
+        "--config.zeroshot.backbone_kwargs.image_size=64",  # of 512 pixels it takes gigabytes
         f"--config.weights.stable_diffusion={weights_folder}",
         '--config.stages=("zeroshot",)',
         "--config.data.rows=(16,8)",

@@ -69,7 +69,7 @@ def built(name, stage) -> Built:
 
 @functools.cache
 def after(name, stage):
-    """The state that the stage leaves to the next one, untrained."""
+    """The stage's state after its first refresh: what the next one is given, untrained."""
     one = built(name, stage)
     for i in range(one.spec.method.passes(0)):
         bank = one.bank() if one.spec.method.observes else None
@@ -154,10 +154,10 @@ def test_labels_that_are_missing_do_not_matter_to_a_step(name, stage):
 
 @ids
 def test_thirty_steps_lower_the_loss(name, stage):
-    spec, frozen, batch, state, step, *_ = built(name, stage)
+    spec, frozen, batch, _, step, *_ = built(name, stage)
     if not spec.steps:
         pytest.skip("a stage of zero steps")
-    losses = []
+    losses, state = [], after(name, stage)  # as the loop has it before the first step
     for i in range(30):
         state, metrics = step(state, frozen, batch, jax.random.key(i))
         # IMM divides each term of its loss by the term's own running mean: `loss` stays put, what falls is `pixels`.
@@ -166,23 +166,12 @@ def test_thirty_steps_lower_the_loss(name, stage):
     assert step._cache_size() == 1, step._cache_size()
 
 
-def test_a_whole_run_measures_predicts_and_loads(finished):
-    metrics = json.loads((finished / "eval/test/metrics.json").read_text())
-    assert np.isfinite(metrics["forward_nme"])
-    assert np.isfinite(metrics["backward_nme"])
-    found = detector.Detector.load(finished)
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    prediction = found.predict([image, image[:, :50]])
-    assert prediction.xy.shape == (2, found.k, 2)
-    assert np.isfinite(prediction.xy).all()
-
-
 @pytest.mark.parametrize("init", ["scratch", pytest.param("zeroshot", marks=pytest.mark.slow)])
 def test_a_whole_run_of_cgb(tmp_path, init):
     """From the first stage, clusters formed of a pass, with everything that an evaluation shows."""
     short = {"detector.steps": 2, "detector.round_every": 0, "warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2}
     short = {key: value for key, value in short.items() if init == "zeroshot" or not key.startswith("detector")}
-    config = tiny.config("cgb", more=f",init={init}", eval_every=2, save_every=0, log_every=2, **short)
+    config = tiny.config("cgb", more=f",init={init}", eval_every=0, save_every=0, log_every=2, **short)
     config.cgb.update(labels_from="pass", bn_eval="batch", loss_window=0.5, projection="frozen_random")
     assert config.warmup.loss_window == 0.5  # one setting for both
     found = loop.run(config, tmp_path)
