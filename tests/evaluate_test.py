@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import doctest
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -237,6 +238,23 @@ def test_pose_clusters_and_their_sheet(still):
     assert evaluate.pose_sheet(test, {"pose": None}) is None
 
 
+def test_pictures_of_pose_clusters_stand_by_the_others(tmp_path, still):
+    config, mesh = tiny.config(**{"data.rows": (24, 8)}), sharding.make_mesh()
+    data, state = evaluate.open_data(config, mesh), TrainState(jnp.int32(0), aux=jnp.ones(5, bool))
+    given = evaluate.Predictor(Slots(), mesh), state, {}, data
+    for last in (False, True):
+        report = evaluate.in_training(config, tmp_path, "detector", 7, *given, last=last)
+        assert sum(report["pose_clusters"]["sizes"]) == 8
+        assert (tmp_path / "pictures/00000007_detector_pose_clusters.png").exists()
+        for folder in ("eval/test", "eval/test/detector"):
+            for name in ("pose_clusters.png", "landmark_accuracy.png"):
+                assert (tmp_path / folder / name).exists() == last
+    saved = json.loads((tmp_path / "eval/test/metrics.json").read_text())
+    assert saved["pose_clusters"] == report["pose_clusters"]
+    assert saved["pose_clusters"]["counted"] == 8  # the synthetic heads have a yaw
+    assert 0 <= saved["landmark_accuracy"]["exclusive"] <= saved["landmark_accuracy"]["best"] <= 1
+
+
 def test_yaw_is_told_from_68_points(still):
     class Faces(Points):
         def __init__(self, rows, seed):
@@ -286,7 +304,7 @@ class Slots(Stage):
         return state.aux
 
     def poses(self, state, frozen, images):
-        return None if state.aux is None else images[:, 0, 0, 0].astype(jnp.int32)
+        return None if state.aux is None else images[:, 0, 0, 0].astype(jnp.int32) // 32
 
     def predict(self, state, frozen, images):
         bright = jnp.mean(images.astype(jnp.float32), (1, 2, 3)) / 16
@@ -310,7 +328,7 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     np.testing.assert_array_equal(predictor.images(state, {}, data.test.images())[0], xy)
     np.testing.assert_array_equal(predictor.heatmaps(state, {}, data.test.images())[1][0, 0, 0], [1, 2, 4])
     assert evaluate.Predictor(Slots(maps=1), mesh).heatmaps(state, {}, data.test.images())[1].shape == (8, 8, 8, 1)
-    first = data.test.images()[:, 0, 0, 0]
+    first = data.test.images()[:, 0, 0, 0] // 32
     np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader), first)
     np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader, np.array([2, 5])), first[[2, 5]])
     assert predictor.poses(TrainState(jnp.int32(0), aux=None), {}, data.test_reader) is None

@@ -20,7 +20,7 @@ USAGE = """uld: unsupervised landmark discovery
                [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
-  uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density]
+  uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
   uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--dtype=float16]
   uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
@@ -304,7 +304,7 @@ def _define(command: str) -> flags.FlagValues:
         number("repeats", None, "So many fits, each on --fit_images others; errors are means, with their spread.")
     if command == "clusters":
         text("split", "train", "Split whose images' descriptors are clustered.")
-        meaning = "Ways to cluster: kmeans, gcn, density; by default all that fit the descriptors."
+        meaning = "Ways to cluster: kmeans, gcn, density, landmark (the stage's own); by default all that fit."
         flags.DEFINE_list("clustering", [], meaning, flag_values=v)
         number("most", 8000, "Descriptors at most.")
         number("clusters", 80, "Clusters of k-means.")

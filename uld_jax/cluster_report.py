@@ -2,10 +2,13 @@
 
     uld clusters --workdir=runs/cgb
 
-CGB's table 5 and figure 6 (left) for any stage that has descriptors: the same rows clustered in several ways, each
-measured by Silhouette and Calinski-Harabasz, by how consistent the rows are with their centroids, and by how well the
-clusters agree with the landmarks that the rows belong to; and drawn by t-SNE. Figure 7's curves, how the number of
-clusters and their quality changed over the run's rounds, come from its metrics.jsonl.
+CGB's table 5 and figure 6 (left) for any stage that has descriptors: the same rows clustered in several ways, and as
+the stage itself groups them, by the landmark that each is (`landmark`: the Silhouette and Calinski-Harabasz of Tourani
+et al., CVPR 2024). Each grouping of the descriptors, scaled to length 1, is measured by both, by how consistent the
+rows are with their centroids, and by how well the clusters agree with the landmarks; and drawn by t-SNE. Figure 7's
+curves, how the number of clusters and their quality changed over the run's rounds, come from its metrics.jsonl.
+
+Calinski-Harabasz grows with the number of rows: compare it at equal `rows`.
 """
 
 import logging
@@ -25,7 +28,8 @@ from uld_jax.data import make_reader
 from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
-WAYS = ("kmeans", "gcn", "density")
+WAYS = ("kmeans", "gcn", "density", "landmark")
+SAME_PX = 0.5  # a keypoint is a landmark if the stage predicts it there
 SLOTS = 1024
 DRAWN = 2000  # rows of the t-SNE picture, whose time grows with their square
 ROUNDS = [["clusters"], ["consistency"], ["silhouette"], ["calinski_harabasz"]]
@@ -36,8 +40,9 @@ class Descriptors(NamedTuple):
 
     Attributes:
       z: [R,D] float32.
-      landmark: [R] int32, which slot of its image a row is: of a detector with K channels, the landmark. None where
-        slots are keypoints in no order.
+      landmark: [R] int32, which landmark a row is, -1 for none: of a detector with K channels its slot; where slots are
+        keypoints in no order, the landmark that the stage predicts (and has not filled in) at the keypoint. None if
+        unknown.
     """
 
     z: np.ndarray
@@ -64,22 +69,31 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
         if split != "train":  # rows of another split are none that the state remembers
             batch |= {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
         rows = finished.method.observe(state, frozen, batch)
-        return rows.descriptors, rows.mask & real[:, None]
+        landmark = jnp.broadcast_to(jnp.arange(rows.mask.shape[1], dtype=jnp.int32), rows.mask.shape)
+        if not finished.method.slots_are_landmarks:
+            seen = finished.method.predict(state, frozen, batch["image"])
+            there = (seen.score > 0) & (seen.score >= finished.method.filled_below)
+            away = jnp.linalg.norm(rows.xy[:, :, None] - seen.xy[:, None], axis=-1)
+            away = jnp.where(there[:, None], away, jnp.inf)
+            near = jnp.min(away, -1, initial=jnp.inf) <= SAME_PX
+            landmark = jnp.where(near, jnp.argmin(away, -1).astype(jnp.int32), -1)
+        return rows.descriptors, rows.mask & real[:, None], landmark
 
     first = next(iter(reader.ordered()))
     slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]
     rows = evaluate.spread(len(source), max(1, most // slots))
     parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
-    z, mask = (np.concatenate(p) for p in zip(*parts, strict=True))
+    z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
     if not mask.any():
         raise UserError(f"stage {finished.stage!r} found nothing in the {split} split; there is nothing to cluster")
-    landmark = np.broadcast_to(np.arange(slots, dtype=np.int32), mask.shape)
-    return Descriptors(z[mask], landmark[mask] if finished.method.slots_are_landmarks else None)
+    return Descriptors(z[mask], landmark[mask] if (landmark[mask] >= 0).any() else None)
 
 
-def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0):
-    """Rows [R,D] by one of `WAYS`: labels [R], unit centroids [M,D], and how many of them are used."""
+def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0, landmark=None):
+    """Rows [R,D] by one of `WAYS`: labels [R] (-1: in none), unit centroids [M,D], and how many of them are used."""
+    if way == "landmark":
+        return landmark, mean_directions(z, landmark, int(landmark.max()) + 1), len(np.unique(landmark[landmark >= 0]))
     if way == "kmeans":
         found = kmeans(keypoints.l2_normalize(z), clusters, rng=jax.random.key(seed))
         return found.labels, mean_directions(z, found.labels, clusters), int((found.counts > 0).sum())
@@ -94,7 +108,8 @@ def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], 
     z, records, labels = jnp.asarray(rows.z), [], {}
     unit = keypoints.l2_normalize(z)
     for way in ways:
-        found, centroids, count = cluster(z, way, **settings)
+        found, centroids, count = cluster(z, way, landmark=rows.landmark, **settings)
+        found = jnp.asarray(found)
         slots = len(centroids)
         cosines = jnp.einsum("nd,md->nm", unit, centroids, precision="highest")
         used = jnp.sum(centroids**2, 1) > 0
@@ -102,9 +117,10 @@ def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], 
         record = {
             "clustering": way,
             "clusters": count,
+            "rows": int((found >= 0).sum()),
             "silhouette": float(quality.silhouette(unit, found, clusters=slots)),
             "calinski_harabasz": float(quality.calinski_harabasz(unit, found, clusters=slots)),
-            "consistency": float(jnp.mean(best)),
+            "consistency": float(jnp.mean(best, where=found >= 0)),
         }
         if rows.landmark is not None:
             truth = dict(
@@ -171,9 +187,14 @@ def report(
         if way not in WAYS:
             raise UserError(f"--clustering={way} is unknown; use some of {', '.join(WAYS)}")
     rows = observe(finished, mesh, split=split, most=most)
+    if "landmark" in ways and rows.landmark is None:
+        raise UserError(
+            f"--clustering=landmark: stage {finished.stage!r} predicts no landmark at its keypoints; leave it out"
+        )
     if not ways:
         fits = rows.z.shape[1] == gcn_v.size(gcn_v.load_default() if params is None else params)
-        ways = [way for way in WAYS if way != "gcn" or fits]
+        fits = {"gcn": fits, "landmark": rows.landmark is not None}
+        ways = [way for way in WAYS if fits.get(way, True)]
     settings = dict(clusters=clusters, neighbours=neighbours, tau=tau, params=params, seed=finished.config.seed)
     records, labels = measure(rows, ways, **settings)
     folder = finished.workdir / "clusters" / split / finished.stage
@@ -182,7 +203,8 @@ def report(
         workdir_lib.write_json(folder / "clusters.json", record | {"clusterings": records})
         (folder / "table.md").write_text(table(records))
         pick, places = embed(rows, finished.config.seed)
-        titles = {f"{r['clustering']}: {r['clusters']} clusters": labels[r["clustering"]][pick] for r in records}
+        drawn = [r for r in records if r["clustering"] != "landmark"]
+        titles = {f"{r['clustering']}: {r['clusters']} clusters": labels[r["clustering"]][pick] for r in drawn}
         known = {} if rows.landmark is None else {"landmark": rows.landmark[pick]}
         viz.save(viz.scatter_plot(places, known | titles), folder / "tsne.png")
         lines = _rounds(finished.workdir)

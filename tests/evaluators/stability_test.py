@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from uld_jax.evaluate import SCALED
 from uld_jax.evaluators import stability as st
 from uld_jax.ops import warp
 
@@ -44,6 +45,34 @@ def test_a_detector_that_follows_is_stable_and_a_frozen_one_is_not():
     moved = np.array([(SPOTS - 31.5) @ a + 31.5 for a in linear])
     np.testing.assert_allclose(bad.per_landmark, 2 * np.linalg.norm(moved - SPOTS, axis=-1).mean(0), rtol=1e-4)
     assert bad.px > 5 * good.px
+
+
+def test_landmarks_are_what_each_view_takes_them_for():
+    images, _ = blobs()
+
+    def by_height(batch):
+        """Follows the blobs, but the highest is landmark 0: a turn makes the upper two change places."""
+        xy, score = centroid(batch)
+        return np.take_along_axis(xy, np.argsort(xy[..., 1], 1)[..., None], 1), score
+
+    named, ranked = (st.stability(find, images, seed=1, batch_size=6) for find in (centroid, by_height))
+    assert named.px < 0.15
+    assert ranked.per_landmark[2] < 0.3  # the lowest stays the lowest
+    swapped = ranked.per_landmark[:2] / 2 * 6  # summed over the images, in their pixels
+    apart = np.linalg.norm(SPOTS[0] - SPOTS[1])
+    assert (swapped > 0.7 * apart).all()
+
+
+def test_sizes_of_the_scaled_variant():
+    key = jax.random.key(0)
+    turns = jax.vmap(lambda i: warp.random_warp(jax.random.fold_in(key, i), rotation=15, scale=SCALED, clip=40 / 15))
+    sizes = np.sqrt(np.abs(np.linalg.det(np.asarray(turns(np.arange(2000)).linear))))
+    assert 0.9 < sizes.min() < 0.91
+    assert 1.09 < sizes.max() < 1.11
+    images, _ = blobs()
+    scaled = st.stability(centroid, images, seed=1, batch_size=6, scale=SCALED).px
+    assert scaled < 0.2
+    assert scaled != st.stability(centroid, images, seed=1, batch_size=6).px
 
 
 def test_the_unit_is_pixels_at_128():
