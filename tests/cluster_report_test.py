@@ -111,6 +111,18 @@ def test_keypoints_in_no_order_are_the_landmarks_that_are_predicted_there(finish
     assert record["silhouette"] == 0  # of one cluster
 
 
+def test_a_stage_may_tell_its_groups_itself(finished):
+    class Tells(Loose):
+        def grouped(self, state, frozen, images):
+            z = jnp.broadcast_to(jnp.eye(3), (len(images), 3, 3))
+            mask = jnp.broadcast_to(jnp.array([True, True, False]), z.shape[:2])
+            return Rows(z, z[..., :2], mask), jnp.broadcast_to(jnp.array([5, -1, 0]), z.shape[:2])
+
+    rows = cluster_report.observe(finished(method=Tells(8)), sharding.make_mesh(), split="train", most=8000)
+    np.testing.assert_array_equal(rows.landmark, [5, -1] * 30)
+    np.testing.assert_array_equal(rows.z, np.tile(np.eye(3)[:2], (30, 1)))
+
+
 def test_numbers_of_groups_by_landmark_equal_those_of_scikit_learn(finished):
     rng = np.random.default_rng(0)
     z = np.concatenate([rng.normal(0, 1, (150, 6)) + 2 * np.eye(6)[rng.integers(0, 3, 150)], rng.normal(0, 1, (20, 6))])

@@ -137,6 +137,13 @@ class Method(Protocol):
         Negative: in none of them.
         """
 
+    def grouped(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[Rows, jax.Array] | None:
+        """For reports on clusters: descriptors, and which landmark each one is [B,P] int32, -1 for none.
+
+        None: those are what `observe` gives, and a row is the landmark that `predict` puts where it is. A stage whose
+        passes collect other things too, or whose landmarks are not at its keypoints, tells them here.
+        """
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
 
@@ -194,6 +201,9 @@ class Stage:
         del state
 
     def poses(self, state, frozen, images):
+        del state, frozen, images
+
+    def grouped(self, state, frozen, images):
         del state, frozen, images
 
     def heatmaps(self, state, frozen, images):
