@@ -60,11 +60,13 @@ def get_config(arg=None):
         for stage in every:
             stage.update(image_size=64, grid=32, zoom=0.8, projection=64, width=48, descriptor_size=64, roi=0.7)
             stage.update(start="labels", position=2.0, nms=1, most=40, subpixel="parabola", ema=0.98, mirror=False)
+            stage.place = "mean"
             stage.update(rotation=20.0, scale=0.1, shift=0.04, learning_rate=2e-3, schedule="cosine", warmup=50)
         config.bootstrap.steps = 300
         config.duld.update(steps=600, round_every=150)
         config.proxy.update(steps=300, round_every=150, beta_steps=150)
         config.duldpp.update(steps=300, round_every=150, beta_steps=150, memory=1024)
+        config.duldpp.update(code_weight=0.05, learning_rate=5e-4)  # more, and the detector forgets its landmarks
         for stage in (config.proxy, config.duldpp):
             stage.update(pose_clusters=5, latent=16, vae_width=16)
         for stage in every[2:]:
@@ -77,11 +79,13 @@ def get_config(arg=None):
         for stage in every:
             stage.update(image_size=32, grid=16, projection=16, width=16, descriptor_size=16, most=12, warmup=2)
             stage.update(steps=20, ema=0.9, learning_rate=3e-3, start="clusters", restarts=1, mirror=True)
+            stage.place = "mean" if stage is config.duldpp else "exemplar"
+            stage.threshold = 0.0  # few steps leave the confidence low
         for stage in every[1:]:
             stage.round_every = 10
         for stage in every[2:]:
             stage.update(pose_clusters=3, vae_width=8, latent=8, beta_steps=10)
-        config.duldpp.memory = 32
+        config.duldpp.update(memory=32, learning_rate=1e-2)
     first = config[STAGES[0]]
     for stage in every[1:]:
         for name in SHARED:

@@ -9,7 +9,7 @@ import pytest
 
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, Rows, TrainState
-from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy
+from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi
 from uld_jax.models import pose_vae
 from uld_jax.ops import warp
 
@@ -137,6 +137,46 @@ def test_given_labels_become_the_first_clusters():
     np.testing.assert_array_equal(aux.labels.score, given.score)
 
 
+def test_a_second_pass_places_the_landmarks_that_have_an_exemplar():
+    rng = np.random.default_rng()
+    seen = rng.random((N, K)) < 0.8
+    z, number, xy = keypoints_of(rng, prototypes_of(rng), seen)
+    where = rng.uniform(0, 31, (N, K, 2))
+    method = Duld(**SIZES | dict(place="mean"))
+    assert [method.passes(step) for step in (0, 1, 10)] == [2, 0, 2]
+    bank = bank_of(
+        np.pad(z, ((0, 0), (0, K), (0, 0))),
+        np.concatenate([xy, where], 1),
+        np.pad(number >= 0, ((0, 0), (0, K)), constant_values=True),
+    )
+    first = refreshed(method, state_of(method), bank)
+    assert not first.placed
+    second = refreshed(method, TrainState(step=jnp.int32(5), aux=first), bank)
+    assert second.placed
+    np.testing.assert_array_equal(second.centroids, first.centroids)
+    assert int(second.round) == 1
+    cluster = identity_of(first.labels, number, xy)
+    there = seen[:, [cluster[k] for k in range(K)]]
+    np.testing.assert_array_equal(np.asarray(second.labels.score) > 0, there)
+    np.testing.assert_allclose(second.labels.xy, np.where(there[..., None], where, 0), rtol=1e-6)
+
+
+def test_places_between_cells_equal_loops():
+    rng = np.random.default_rng()
+    method = Duld(**SIZES | dict(place="mean", sharpness=7.0))
+    logits, z = rng.normal(size=(2, 16, 16)), rng.normal(size=(2, 16, 16, D))
+    centroids, inside = unit(rng.normal(size=(2, K, D))), rng.random((2, 16, 16)) < 0.5
+    xy, least = method._where(Psi(jnp.asarray(logits), jnp.asarray(z)), jnp.asarray(inside), jnp.asarray(centroids))
+    for b in range(2):
+        for k in range(K):
+            square = np.sum((unit(z[b]) - centroids[b, k]) ** 2, -1)
+            weight = np.where(inside[b], np.exp(-7 * square) / (1 + np.exp(-logits[b])), 0)
+            y, x = np.mgrid[:16, :16]
+            want = np.array([np.sum(weight * x), np.sum(weight * y)]) / np.sum(weight)
+            np.testing.assert_allclose(xy[b, k], want, atol=1e-3)
+            np.testing.assert_allclose(least[b, k], square[inside[b]].min(), atol=1e-4)
+
+
 def test_labels_know_their_cluster_in_the_mirror():
     rng = np.random.default_rng()
     prototypes = prototypes_of(rng)
@@ -236,6 +276,23 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
             np.testing.assert_allclose(centroids[q, k], z[(number == k) & (group[..., None] == q)].mean(0), atol=1e-5)
     assert int(moved) == 0
     assert np.all(used)
+
+
+def test_a_round_fills_the_memory():
+    rng = np.random.default_rng()
+    bank, _, _, _ = posed_bank(rng, np.stack([prototypes_of(rng)] * 2))
+    mask = bank.rows.mask.at[1, 2, -1].set(False)
+    bank = bank._replace(rows=bank.rows._replace(mask=mask))
+    for size in (7, N + 3):
+        method, state = last_stage(memory=size)
+        memory = refreshed(method, state, bank).memory
+        rows = np.asarray(memory.rows)
+        assert len(rows) == size
+        for row, code in zip(rows, np.asarray(memory.codes), strict=True):
+            want = np.asarray(bank.rows.descriptors).reshape(N, P + 1, D)[row, -1, :4] if row >= 0 else np.zeros(4)
+            np.testing.assert_array_equal(code, want)
+        assert len(set(rows[rows >= 0])) == min(size, N) - (size > N)
+        assert int(bank.index[1, 2]) not in rows
 
 
 def test_contrast_of_codes_equals_loops():

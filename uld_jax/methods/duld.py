@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from uld_jax import config, optimizers, rounds, weights
+from uld_jax.backbones import finished
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
@@ -79,6 +81,7 @@ class Discovery(NamedTuple):
 
     Attributes:
       round: int32, clusterings done, those of the stages before included.
+      placed: bool, False between the two passes of a round with `place=mean`: clusters are new, labels are not yet.
       anchors: [K,D] float32, the landmarks' centroids over all images.
       centroids: [G,K,D], those of each pose; G is 1 without poses.
       used: [G,K] bool, False for a landmark that is not seen in a pose.
@@ -92,6 +95,7 @@ class Discovery(NamedTuple):
     """
 
     round: jax.Array
+    placed: jax.Array
     anchors: jax.Array
     centroids: jax.Array
     used: jax.Array
@@ -136,8 +140,12 @@ class _Network(Stage):
       position: weight of the place in a descriptor, for clustering alone; ours, see `zeroshot.ZeroShot`. 0: none.
       start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
         table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
-      fill: where a landmark without a keypoint is in a prediction: `dense`, the cell that is nearest to its centroid,
-        with a score below 1/2; or `none`, missing. Labels are never filled.
+      place: where a landmark is: `exemplar`, its nearest keypoint (paper); or `mean`, the mean over the map's cells,
+        weighted by confidence * exp(-sharpness * squared distance to the centroid). Ours: it is exact to less than a
+        cell, and takes a second pass a round, as labels are placed by the new centroids.
+      sharpness: see `place`.
+      fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
+        has it), with a score below 1/2; or `none`, missing. Labels are never filled.
       iterations, restarts: of k-means; restarts of the first one.
       ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
       rotation (degrees), scale, shift: of the warps (`warp.uniform_warp`); 40, 0.2, 0.05 in the code of Mallis et al.
@@ -178,6 +186,8 @@ class _Network(Stage):
     subpixel: str = "quarter"
     position: float = 0.0
     start: str = "clusters"
+    place: str = "exemplar"
+    sharpness: float = 10.0
     fill: str = "dense"
     iterations: int = 100
     restarts: int = 3
@@ -199,6 +209,7 @@ class _Network(Stage):
         choices = (
             ("region", ("none", "box")),
             ("start", ("clusters", "labels")),
+            ("place", ("exemplar", "mean")),
             ("fill", ("dense", "none")),
             ("subpixel", ("none", "quarter", "parabola")),
         )
@@ -399,6 +410,7 @@ class _Network(Stage):
             poses, pose = before.poses, before.pose
         return Discovery(
             round=steps,
+            placed=jnp.bool_(True),
             anchors=anchors,
             centroids=jnp.broadcast_to(anchors, (groups, *anchors.shape)),
             used=jnp.ones((groups, self.k), bool),
@@ -488,6 +500,8 @@ class _Network(Stage):
         params, still = self._latest(state), self._geometry.still(len(images))
         if maps is None:
             maps = self._maps(frozen, self._geometry.look(images))
+        else:
+            maps = finished(self._backbone, self.backbone_frozen(frozen), maps)
         psi = self._psi(params, {name: self._wide(value) for name, value in maps.items()})
         inside = self._inside(still, boxes)
         if not self.codes:
@@ -544,6 +558,13 @@ class _Network(Stage):
             turned = self._psi(self._latest(state), self._maps(frozen, self._geometry.look(images)[:, :, ::-1]))
             described = jnp.concatenate([described, self._describe(turned, cells, mirrored=True)], -1)
         described = jnp.where(mask[..., None], described, 0)
+        if (
+            self.place == "mean"
+        ):  # in K slots behind the keypoints, where each landmark is by the clusters that there are
+            where, _ = self._where(psi, inside, self._centroids_of(state.aux, codes, len(images)))
+            xy = jnp.concatenate([xy, self._geometry.to_frame(where)], 1)
+            described = jnp.pad(described, ((0, 0), (0, self.k), (0, 0)))
+            mask = jnp.pad(mask, ((0, 0), (0, self.k)), constant_values=True)
         if codes is not None:  # in a slot of its own, the last one
             row = jnp.zeros((len(images), 1, max(described.shape[-1], self.latent)), described.dtype)
             row = row.at[:, 0, : self.latent].set(codes)
@@ -553,22 +574,32 @@ class _Network(Stage):
         return Rows(described, xy, mask)
 
     def refresh(self, state, frozen, bank, rng):
-        aux, rows = state.aux, bank.rows
-        total = len(aux.labels.score)
+        rows, codes, coded = bank.rows, None, None
+        if self.codes:
+            rows, codes, coded = _without_codes(rows, self.latent)
+        where = jax.tree.map(lambda x: x[:, :, self.most :], rows)  # the landmarks, with place=mean
+        rows = jax.tree.map(lambda x: x[:, :, : self.most], rows)
+        size = self.descriptor_size + 2 * (self.position > 0)
+        own = rows._replace(descriptors=rows.descriptors[..., :size])
+        turned = rows._replace(descriptors=rows.descriptors[..., size : 2 * size]) if self._mirrors else None
+        cluster = lambda aux: self._clustered(state, bank, own, turned, codes, coded, rng)
+        if self.place == "exemplar":
+            return state.replace(aux=cluster(state.aux))
+        place = lambda aux: self._replaced(state, bank, own, where, codes, coded)
+        return state.replace(aux=jax.lax.cond(state.aux.placed, cluster, place, state.aux))
+
+    def _clustered(self, state, bank, own, turned, codes, coded, rng) -> Discovery:
+        """Steps 2, 3, 7, 8) New clusters, and labels at their exemplars."""
+        aux, total = state.aux, len(state.aux.labels.score)
         pose_key, first_key, more_key = jax.random.split(rng, 3)
         poses, pose, spread = aux.poses, jnp.zeros(bank.index.shape, jnp.int32), jnp.zeros(())
         if self.codes:
-            rows, codes, coded = _without_codes(rows, self.latent)
             poses, pose, spread = self._pose_clusters(codes, coded, aux, pose_key)
-        size = aux.anchors.shape[-1]
-        own = rows._replace(descriptors=rows.descriptors[..., :size])
-        turned = rows._replace(descriptors=rows.descriptors[..., size : 2 * size]) if self._mirrors else None
-
         anchors = self._anchors(state, own, turned, first_key)
         group = pose if self._groups > 1 else jnp.zeros_like(pose)
         centroids, used, moved = self._centroids(own, turned, anchors, group)
         slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, centroids, used), own, group)
-        labels = rounds.label_table(bank, rows.xy, slots, total)
+        labels = rounds.label_table(bank, own.xy, slots, total)
         mirrored = aux.mirrored
         if self._mirrors:
             partner = rounds.by_batch(lambda *part: self._nearest(part, centroids, used), turned, group)
@@ -578,9 +609,9 @@ class _Network(Stage):
         keep = self._keeps_labels(state)
         labels = jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, aux.labels)
         counts = Counts(
-            keypoints=jnp.sum(rows.mask) / total,
+            keypoints=jnp.sum(own.mask) / total,
             labelled=jnp.sum(slots >= 0) / total,
-            full=jnp.sum(jnp.sum(rows.mask, -1) >= self.most),
+            full=jnp.sum(jnp.sum(own.mask, -1) >= self.most),
             absent=jnp.sum(~used),
             moved=moved,
             margin=_margin(centroids, used),
@@ -588,6 +619,7 @@ class _Network(Stage):
         )
         aux = aux._replace(
             round=aux.round + 1,
+            placed=jnp.bool_(self.place == "exemplar"),
             anchors=anchors,
             centroids=centroids,
             used=used,
@@ -597,7 +629,23 @@ class _Network(Stage):
             pose=rounds.table(bank, pose, total) if self.codes else None,
             counts=jax.tree.map(lambda x: x.astype(jnp.float32), counts),
         )
-        return state.replace(aux=aux)
+        if aux.memory is not None:
+            aux = aux._replace(memory=self._remembered(codes, coded, bank.index, aux.memory))
+        return aux
+
+    def _replaced(self, state, bank, own, where, codes, coded) -> Discovery:
+        """Labels of the second pass: where the clusters of the first are, for the landmarks that have an exemplar."""
+        aux, total = state.aux, len(state.aux.labels.score)
+        group = jnp.zeros(bank.index.shape, jnp.int32)
+        if self._groups > 1:
+            flat = self._pose(aux, codes.reshape(-1, codes.shape[-1])).reshape(group.shape)
+            group = jnp.where(coded, flat, 0)
+        slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, aux.centroids, aux.used), own, group)
+        number = jnp.where((slots >= 0) & where.mask, jnp.arange(self.k), -1)
+        labels = rounds.label_table(bank, where.xy, number, total)
+        keep = self._keeps_labels(state)
+        labels = jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, aux.labels)
+        return aux._replace(placed=jnp.bool_(True), labels=labels)
 
     def _pose_clusters(self, codes, there, aux, rng):
         """Step 7) Centroids [Q,Z] of the codes [B,T,Z] that are there, the pose [B,T] of images, active units."""
@@ -700,7 +748,8 @@ class _Network(Stage):
         )
 
     def passes(self, step):
-        return int(step % self.round_every == 0 or step == self.steps)
+        due = step % self.round_every == 0 or step == self.steps
+        return int(due) * (2 if self.place == "mean" else 1)
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
@@ -709,33 +758,42 @@ class _Network(Stage):
         psi, inside, codes = self._look(state, frozen, images)
         cells, mask = self._detect(state, psi, inside)
         described = jnp.where(mask[..., None], self._describe(psi, cells), 0)
-        group = self._pose(aux, codes) if self._groups > 1 else jnp.zeros(len(images), jnp.int32)
+        group = self._group(aux, codes, len(images))
         slots, distance = self._exemplars((Rows(described, cells, mask), group), aux.centroids, aux.used)
         there = slots >= 0
-        at, score = keypoints.take_slots(cells, slots), 0.5 + 0.5 * jnp.exp(-distance)
-        score = jnp.where(there, score, 0)
-        if self.fill == "dense":
-            # A landmark that is not seen in a pose is looked for as it is in all.
-            near, how = self._densest(psi, inside, jnp.where(aux.used[..., None], aux.centroids, aux.anchors)[group])
-            at = jnp.where(there[..., None], at, near)
-            score = jnp.where(there, score, 0.499 * jnp.exp(-how))
-        seen = (score > 0)[..., None]
-        xy = jnp.where(seen, self._geometry.to_frame(at), 0).astype(jnp.float32)
-        return Prediction(xy, score.astype(jnp.float32))
+        where, near = self._where(psi, inside, self._centroids_of(aux, codes, len(images)))
+        at = where if self.place == "mean" else jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
+        guess = 0.499 * jnp.exp(-near) if self.fill == "dense" else jnp.zeros_like(near)
+        score = jnp.where(there, 0.5 + 0.5 * jnp.exp(-distance), guess)
+        xy = jnp.where((score > 0)[..., None], self._geometry.to_frame(at), 0)
+        return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32))
 
     def _pose(self, aux, codes):
         """Nearest pose of codes [B,Z]."""
         return jnp.argmin(contrast.square_distances(self._scaled(codes), aux.poses), -1).astype(jnp.int32)
 
-    def _densest(self, psi: Psi, inside, centroids):
-        """The cell in the region that is nearest to each centroid [B,K,D]: (x, y) [B,K,2] and distance [B,K]."""
+    def _group(self, aux, codes, count: int):
+        """Which of the groups of centroids each of `count` images has."""
+        return self._pose(aux, codes) if self._groups > 1 else jnp.zeros(count, jnp.int32)
+
+    def _centroids_of(self, aux, codes, count: int):
+        """Centroids [B,K,D] of images; of a landmark that is not seen in a pose, that of all poses."""
+        known = jnp.where(aux.used[..., None], aux.centroids, aux.anchors)
+        return known[self._group(aux, codes, count)]
+
+    def _where(self, psi: Psi, inside, centroids):
+        """Where in the region each centroid [B,K,D] is best matched: (x, y) [B,K,2] in cells, least distance [B,K]."""
         batch, height, width = inside.shape
         grid = jnp.asarray(coordinates.pixel_grid(height, width), centroids.dtype).reshape(-1, 2)
         described = keypoints.l2_normalize(psi.descriptors).reshape(batch, height * width, -1)
         described = self._placed(described, jnp.broadcast_to(grid, (batch, *grid.shape)))
         cost = assignment.squared_distances(described, centroids)
         cost = jnp.where(inside.reshape(batch, -1, 1), cost, jnp.inf)
-        return grid[jnp.argmin(cost, 1)], jnp.min(cost, 1)
+        if self.place == "exemplar":
+            return grid[jnp.argmin(cost, 1)], jnp.min(cost, 1)
+        sure = jax.nn.log_sigmoid(psi.logits).reshape(batch, -1, 1)
+        weight = jax.nn.softmax(sure - self.sharpness * cost, 1)
+        return jnp.einsum("bpk,pc->bkc", weight, grid, precision="highest"), jnp.min(cost, 1)
 
     def poses(self, state, frozen, images):
         if not self.codes:
@@ -771,7 +829,7 @@ class Bootstrap(_Network):
         return self.start == "labels"
 
     def passes(self, step):
-        return int(step == self.steps)
+        return int(step == self.steps) * (2 if self.place == "mean" else 1)
 
     def _keeps_labels(self, state):
         return self.start == "labels"
@@ -870,8 +928,11 @@ class Duld(_Rounds):
     def __post_init__(self):
         super().__post_init__()
         self._check([("negatives", ("within", "cross"))], ("margin", "background"))
-        if self.train_clusters and self.start == "labels":
-            raise UserError("duld.train_clusters needs clusters of its own; set duld.start=clusters")
+        if self.train_clusters and (self.start == "labels" or self.place == "mean"):
+            raise UserError(
+                "duld.train_clusters needs clusters and keypoints of its own; set duld.start=clusters and "
+                "duld.place=exemplar"
+            )
 
     @property
     def needs_previous_rows(self):
@@ -1103,7 +1164,7 @@ class DuldPP(_Posed):
       code_squared: pairs weigh by squares; off in eq. 3.
       normalize_codes: whether codes have length 1 in loss and clusters. Drawn from the prior, two codes of 64 numbers
         are 11 apart, and no margin of 0.8 would ever push (ours; the paper does not say).
-      memory: S, codes of earlier images that a batch is compared with.
+      memory: S, codes that a batch is compared with: those of the last round, then of the images seen since.
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
       descriptor_weight, squared, margin, background, apart: of that, as in `Duld`.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
@@ -1188,6 +1249,14 @@ class DuldPP(_Posed):
             memory = Memory(codes, aux.memory.rows.at[place].set(batch["index"]))
             state = state.replace(aux=state.aux._replace(memory=memory))
         return state, metrics
+
+    def _remembered(self, codes, there, index, memory):
+        """A memory of codes [B,T,Z] that a round has seen: those of images spread evenly over all."""
+        size, count = self.memory, index.size
+        place = jnp.asarray(np.linspace(0, count - 1, min(size, count)).astype(np.int32))
+        pick = lambda x: jnp.pad(x.reshape(count, -1)[place], ((0, max(size - count, 0)), (0, 0)))
+        rows = jnp.where(pick(there)[:, 0], pick(index)[:, 0], -1).astype(jnp.int32)
+        return Memory(jnp.where(rows[:, None] >= 0, pick(codes), 0).astype(memory.codes.dtype), rows)
 
     def _code_contrast(self, codes, pose, known, known_pose):
         """Eq. 3 for codes [B,Z] of poses [B] beside remembered ones [S,Z] of poses [S], -1 for an empty place."""
