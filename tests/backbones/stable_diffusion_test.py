@@ -89,7 +89,7 @@ def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, late
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[::-1], atol=1e-4), found, turned)
     # One key for all, or a key each.
     same, keys = describe(frozen, latents, jax.random.key(3)), jax.random.split(jax.random.key(3), 2)
-    jax.tree.map(np.testing.assert_array_equal, same, found)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), same, found)  # a program of its own
     each, other = describe(frozen, latents, keys), describe(frozen, latents[::-1], keys[::-1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[::-1], atol=1e-4), each, other)
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(each.values(), found.values(), strict=True))
