@@ -56,22 +56,22 @@ def get_config(arg=None):
         config.data.frame_size = 256
     else:
         config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=looks, candidates=6 * arg.k, pixels=30)
-        config.stages = ("zeroshot", *STAGES)
+        config.stages = ("zeroshot", *STAGES[1:])  # with labels to start from, bootstrapping adds nothing
         for stage in every:
             stage.update(image_size=64, grid=32, zoom=0.8, projection=64, width=48, descriptor_size=64, roi=0.7)
             stage.update(start="labels", position=2.0, nms=1, most=40, subpixel="parabola", ema=0.98, mirror=False)
             stage.place = "mean"
             stage.update(rotation=20.0, scale=0.1, shift=0.04, learning_rate=2e-3, schedule="cosine", warmup=50)
         config.bootstrap.steps = 300
-        config.duld.update(steps=600, round_every=150)
+        config.duld.update(steps=450, round_every=150)
         config.proxy.update(steps=300, round_every=150, beta_steps=150)
         config.duldpp.update(steps=300, round_every=150, beta_steps=150, memory=1024)
-        config.duldpp.update(code_weight=0.05, learning_rate=5e-4)  # more, and the detector forgets its landmarks
+        config.duldpp.update(code_weight=0.05, learning_rate=5e-4)  # with more the detector forgets its landmarks
         for stage in (config.proxy, config.duldpp):
             stage.update(pose_clusters=5, latent=16, vae_width=16)
         for stage in every[2:]:
             stage.start = "clusters"  # their keypoints are landmarks by then
-        config.eval_every = config.save_every = 150
+        config.eval_every = config.save_every = 300
     if arg.preset == "tiny":
         common.tiny(config)
         config.zeroshot.update(candidates=3 * arg.k, factors=4, pixels=10)

@@ -754,6 +754,14 @@ class _Network(Stage):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, state, frozen, images):
+        _, at, there, distance, near = self._read(state, frozen, images)
+        guess = 0.499 * jnp.exp(-near) if self.fill == "dense" else jnp.zeros_like(near)
+        score = jnp.where(there, 0.5 + 0.5 * jnp.exp(-distance), guess)
+        xy = jnp.where((score > 0)[..., None], self._geometry.to_frame(at), 0)
+        return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32))
+
+    def _read(self, state, frozen, images):
+        """Network, landmarks [B,K,2] in cells, whether they have an exemplar, its distance, the least of any cell."""
         aux = state.aux
         psi, inside, codes = self._look(state, frozen, images)
         cells, mask = self._detect(state, psi, inside)
@@ -763,10 +771,14 @@ class _Network(Stage):
         there = slots >= 0
         where, near = self._where(psi, inside, self._centroids_of(aux, codes, len(images)))
         at = where if self.place == "mean" else jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
-        guess = 0.499 * jnp.exp(-near) if self.fill == "dense" else jnp.zeros_like(near)
-        score = jnp.where(there, 0.5 + 0.5 * jnp.exp(-distance), guess)
-        xy = jnp.where((score > 0)[..., None], self._geometry.to_frame(at), 0)
-        return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32))
+        return psi, at, there, distance, near
+
+    def grouped(self, state, frozen, images):
+        """Descriptors at the landmarks that have an exemplar, without their place."""
+        psi, at, there, *_ = self._read(state, frozen, images)
+        described = keypoints.l2_normalize(keypoints.sample(psi.descriptors, at))
+        number = jnp.where(there, jnp.arange(self.k, dtype=jnp.int32), -1)
+        return Rows(described, self._geometry.to_frame(at), there), number
 
     def _pose(self, aux, codes):
         """Nearest pose of codes [B,Z]."""
@@ -1139,6 +1151,9 @@ class Proxy(_Posed):
     @property
     def _parts(self):
         return "encoder", "decoder"
+
+    def passes(self, step):
+        return super().passes(step) if step else 0  # the stage before has just made labels
 
     def train_step(self, state, frozen, batch, rng):
         examples = self._seen(state, frozen, batch, rng, self.mirror)
