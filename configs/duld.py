@@ -85,7 +85,7 @@ def get_config(arg=None):
             stage.round_every = 10
         for stage in every[2:]:
             stage.update(pose_clusters=3, vae_width=8, latent=8, beta_steps=10)
-        config.duldpp.update(memory=32, learning_rate=1e-2)
+        config.duldpp.update(memory=32, learning_rate=2e-2, code_weight=1.0, rotation=5.0, scale=0.05)
     first = config[STAGES[0]]
     for stage in every[1:]:
         for name in SHARED:
