@@ -49,6 +49,9 @@ def get_config(arg=None):
         config.stage1.update(schedule="steps", decay_at=(150_000, 180_000), learning_rate=1e-4)
         config.stage2.update(variant="extended", steps=200_000, loss_over="all", cutout=80 / 256, scale=0.2)
         config.stage2.update(schedule="steps", decay_at=(50_000, 70_000), learning_rate=1e-5, head_rate=1e-4)
+    if arg.dataset == "synthetic":
+        # Section 4: keypoints outside the object's box are dropped. Frames are no crops around it, so rounds do so too.
+        config.keypoints.region = config.stage1.region = "box"
     if arg.preset == "small":
         config.data.frame_size = 160  # generic keypoints need the detail
         config.keypoints.update(image_size=128, zoom=0.8, most=64, clusters=40)
@@ -59,6 +62,9 @@ def get_config(arg=None):
         config.stage1.update(threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
         config.stage2.update(decode="parabola", sigma=1.5)  # cells are coarser than those of 256 px
         config.eval_every = config.save_every = 250
+        if arg.dataset == "synthetic":
+            for stage in (config.keypoints, config.stage1, config.stage2):
+                stage.zoom = 0.7  # a little more than the box, as the code's crops
     if arg.preset == "tiny":
         common.tiny(config)
         config.keypoints.update(image_size=40, most=12, clusters=6, neighbours=10)

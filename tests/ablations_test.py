@@ -147,12 +147,16 @@ def test_every_figure_plans_its_runs(tmp_path):
         name = f"true={values['true']},share={values['share']},seed={values['seed']}.csv"
         assert config.keypoints.points == str(tmp_path / "points" / name)
         assert config.keypoints.most >= int(values["true"]) / float(values["share"])
+        assert (config.keypoints.outliers, config.keypoints.region, config.stage1.region) == (0, "none", "none")
         assert config.seed == int(values["seed"])
         stage = config.stage1
         assert stage.steps == ablations.STEPS["small"]
         assert 0 < stage.warmup < stage.steps
         assert (stage.steps - stage.warmup) // stage.round_every >= 3
-    cells, _ = ablations.plan("2e", SMALL, tmp_path, ["clusters=7,9"], ["stage1.steps=50", "eval_every=25"])
+    cells, _ = ablations.plan(
+        "2e", SMALL, tmp_path, ["clusters=7,9"], ["stage1.steps=50", "eval_every=25", "keypoints.region=box"]
+    )
+    assert {c.config.keypoints.region for c in cells} == {"box"}
     assert [c.config.keypoints.clusters for c in cells] == [7, 9]
     assert {(c.config.stage1.steps, c.config.eval_every) for c in cells} == {(50, 25)}
     cells, _ = ablations.plan("2c", SMALL, tmp_path)

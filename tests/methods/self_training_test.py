@@ -165,6 +165,32 @@ def test_memory_holds_the_last_round_or_all_or_nothing(memory, from_memory):
         assert np.abs(kept - [30, 12]).sum(-1).min() < 1e-3
 
 
+def test_rounds_drop_what_lies_beside_the_object_where_that_is_known():
+    stage = built("stage1", threshold=0.0, memory="all_rounds", region="mask")
+    assert list(stage.known) == ["masks"]
+    assert list(built("stage1", region="box").known) == ["boxes"]
+    assert not built("stage1", region="none").known
+    labels = Labels(jnp.full((3, M, 2), 30.0), jnp.ones((3, M)))  # of the first clusters, beside the object
+    state = state_of(stage, 3, labels)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
+    batch = {"image": images, "index": jnp.array([2, 1])}
+    box = np.array([[0, 0, SIDE, SIDE], [0, 0, 40, 25], [8, 3, 20, 25]], np.float32)
+    mask = np.zeros((3, SIDE // 4, SIDE // 4), bool)
+    mask[1, 1:5, 2:6], mask[2, 3:6] = True, True
+    everything = stage.observe(state, {}, batch)  # an image that training does not know has no region
+    for known in ({"boxes": box}, {"masks": mask}):
+        rows = stage.observe(state, {"rows": jax.tree.map(jnp.asarray, known)}, batch)
+        np.testing.assert_array_equal(rows.xy, everything.xy)
+        x, y = np.moveaxis(np.asarray(rows.xy), -1, 0)
+        cell = np.clip(np.floor(np.stack([y, x]) + 0.5).astype(int) // 4, 0, SIDE // 4 - 1)
+        for i, row in enumerate((2, 1)):
+            inside = (x[i] >= box[row, 0]) & (y[i] >= box[row, 1]) & (x[i] <= box[row, 2]) & (y[i] <= box[row, 3])
+            inside = mask[row, cell[0, i], cell[1, i]] if "masks" in known else inside
+            np.testing.assert_array_equal(rows.mask[i], np.asarray(everything.mask[i]) & inside)
+            assert 0 < rows.mask[i].sum() < everything.mask[i].sum()
+        assert not np.asarray(rows.descriptors)[~np.asarray(rows.mask)].any()
+
+
 def bank_of_groups(rng, groups, images: int, noise: float = 0.05):
     """Every image shows some of the groups' directions once, at the group's place."""
     p, size = len(groups) + 2, groups.shape[1]
@@ -267,6 +293,8 @@ def test_stage_2_goes_on_with_the_descriptor_branch():
     assert same(second.params["m0"], first.params["m0"])
     assert same(second.params["top_m_0"], first.params["top_m_1"])
     assert second.params["l_0"]["kernel"].shape[-1] == M
+    with pytest.raises(UserError, match=r"stage2\.least_images=4 leaves out every cluster of 4 images"):
+        built("stage2", least_images=4).init(jax.random.key(3), batch, {}, first, 4)
 
 
 # Keypoints
@@ -320,8 +348,10 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
     [
         ("keypoints", {"region": "circle"}, "keypoints.region"),
         ("keypoints", {"outliers": 1.0}, "keypoints.outliers"),
-        ("keypoints", {"background": "clusters"}, "keypoints.region"),
+        ("keypoints", {"scales": (1.0, 0.0)}, "keypoints.scales"),
+        ("keypoints", {"background": "clusters", "region": "none"}, "keypoints.region"),
         ("stage1", {"hinge": "soft"}, "stage1.hinge"),
+        ("stage1", {"region": "circle"}, "stage1.region"),
         ("stage1", {"round_every": 0}, "stage1.round_every"),
         ("stage2", {"merge_share": 1.5}, "stage2.merge_share"),
     ],
@@ -376,6 +406,7 @@ def test_the_extended_variant_trains_from_end_to_end(tmp_path):
     config = tiny.config("self_training", more=",variant=extended", eval_every=0, save_every=0, log_every=1, **short)
     found = loop.run(config, tmp_path)
     assert found.report["landmarks"] == config.k
+    assert detector.Detector.load(tmp_path).k == config.k
     images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     assert (detector.Detector.load(tmp_path).predict(images).score > 0).all()  # no visibility threshold
 

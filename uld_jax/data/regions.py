@@ -72,7 +72,7 @@ def boxes(source: Source) -> np.ndarray:
     if missing:
         raise UserError(
             f"the data set {source.spec.name} has no csv column {missing[0]}; "
-            f"give the columns {','.join(BOX)} in pixels of the upright files"
+            f"give the columns {','.join(BOX)} in pixels of the upright files, or set the stage's region=none"
         )
     found = np.empty((len(source), 4))
     for j, name in enumerate(BOX):
@@ -113,7 +113,7 @@ def masks(source: Source, side: int) -> np.ndarray:
     if not given and source.mask(0) is None:
         raise UserError(
             f"the data set {source.spec.name} has no csv column {MASK}; give it with the names of image files, "
-            f"white on the object"
+            f"white on the object, or set the stage's region=none"
         )
     if given and source.data_dir is None:
         raise UserError(

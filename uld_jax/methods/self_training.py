@@ -306,6 +306,8 @@ class Keypoints(Stage):
         _check("keypoints", self, choices, ("image_size", "zoom", "most", "neighbours", "clusters", "restarts"))
         if not 0 <= self.outliers < 1:
             raise UserError(f"keypoints.outliers is {self.outliers}; use a share from 0 to below 1")
+        if any(scale <= 0 for scale in self.scales):
+            raise UserError(f"keypoints.scales is {self.scales}; use numbers above 0, such as (1.0, 1.3, 1.6)")
         if self.background == "clusters" and self.region == "none":
             raise UserError("keypoints.background=clusters needs to know the object; set keypoints.region=box or mask")
 
@@ -350,8 +352,7 @@ class Keypoints(Stage):
     @property
     def known(self):
         """What is asked of `data.regions` about the training images, besides their pixels."""
-        asked = {"box": {"boxes": ()}, "mask": {"masks": (max(self.frame_size // 4, 1),)}}.get(self.region, {})
-        return asked | ({"keypoints": (self.points, self.most)} if self.points else {})
+        return _region_tables(self) | ({"keypoints": (self.points, self.most)} if self.points else {})
 
     def init(self, rng, batch, frozen, previous, rows):
         found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
@@ -366,8 +367,7 @@ class Keypoints(Stage):
         return int(step == 0)
 
     def observe(self, state, frozen, batch):
-        known = jax.tree.map(lambda table: table[batch["index"]], frozen.get("rows", {}))
-        return self._observe(frozen, batch["image"], known)
+        return self._observe(frozen, batch["image"], _known(frozen, batch))
 
     def _observe(self, frozen, images, known) -> Rows:
         """Steps 1), 2): keypoints [B,P] of frames, in their pixels, with descriptors of length 1."""
@@ -390,7 +390,7 @@ class Keypoints(Stage):
             mask = nms.greedy_points(cells, score, mask, generic.nms)
         if "keypoints" in known or generic.descriptors == "first":
             described = self._describe(view, maps, cells)
-        inside = self._inside(xy, known)
+        inside = _on_object(xy, known, self.frame_size)
         if self.background == "none":
             mask &= inside
         if xy.shape[1] > self.most:
@@ -405,17 +405,6 @@ class Keypoints(Stage):
         """Descriptors of length 1 at points in pixels of a view."""
         stride = self._backbone.spec.taps[0].stride
         return keypoints.l2_normalize(keypoints.sample(maps.descriptors, (xy + 0.5) / stride - 0.5))
-
-    def _inside(self, xy, known):
-        """Whether points [B,P,2] of the frame lie on the object."""
-        if "boxes" in known:
-            low, high = known["boxes"][:, None, :2], known["boxes"][:, None, 2:]
-            return jnp.all((xy >= low) & (xy <= high), -1)
-        if "masks" in known:
-            side = known["masks"].shape[1]
-            cells = jnp.clip(jnp.floor((xy + 0.5) * side / self.frame_size), 0, side - 1).astype(jnp.int32)
-            return jax.vmap(lambda mask, cell: mask[cell[:, 1], cell[:, 0]])(known["masks"], cells)
-        return jnp.ones(xy.shape[:2], bool)
 
     def refresh(self, state, frozen, bank, rng):
         total = len(state.aux.labels.score)
@@ -481,6 +470,28 @@ class Keypoints(Stage):
         return _predicted(rows, state.aux, self.assignment)
 
 
+def _region_tables(stage) -> dict[str, tuple]:
+    """What a stage's `region` asks of `data.regions`."""
+    return {"box": {"boxes": ()}, "mask": {"masks": (max(stage.frame_size // 4, 1),)}}.get(stage.region, {})
+
+
+def _known(frozen, batch):
+    """What `known` asked for, of the images of a batch; {} where that is not given."""
+    return jax.tree.map(lambda table: table[batch["index"]], frozen.get("rows", {}))
+
+
+def _on_object(xy, known, frame_size: int):
+    """Whether points [B,P,2] of the frame lie on the object; all do where its place is not known."""
+    if "boxes" in known:
+        low, high = known["boxes"][:, None, :2], known["boxes"][:, None, 2:]
+        return jnp.all((xy >= low) & (xy <= high), -1)
+    if "masks" in known:
+        side = known["masks"].shape[1]
+        cells = jnp.clip(jnp.floor((xy + 0.5) * side / frame_size), 0, side - 1).astype(jnp.int32)
+        return jax.vmap(lambda mask, cell: mask[cell[:, 1], cell[:, 0]])(known["masks"], cells)
+    return jnp.ones(xy.shape[:2], bool)
+
+
 def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
     """Clusters of an image's keypoints, with a score that falls with the distance to the centroid."""
     found = assign(rows.descriptors, rows.mask, aux.centroids, aux.limits, how)
@@ -516,6 +527,8 @@ class Correspondence(Stage):
       threshold: of the detector's confidence; 0.2 in the code, 0.15 in the extended one.
       nms: half the side of a keypoint's box in heatmap pixels; 1, and 2 in the extended code.
       most: P, keypoints detected in an image.
+      region: as in `Keypoints`, of what rounds detect in the training images. A choice of ours; paper and code have
+        `none` here, where the network sees crops around the boxes and little else.
       subpixel: `none`, `quarter` (extended code) or `parabola`: detections between cells.
       target: `gaussian` (section 3.2) or `pixel`, a single one (code).
       sigma: of the Gaussian, in heatmap pixels.
@@ -565,6 +578,7 @@ class Correspondence(Stage):
     threshold: float = 0.2
     nms: int = 1
     most: int = 128
+    region: str = "none"
     subpixel: str = "none"
     target: str = "gaussian"
     sigma: float = 0.75
@@ -594,6 +608,7 @@ class Correspondence(Stage):
             ("assignment", ("hungarian", "nearest")),
             ("memory", ("two_rounds", "all_rounds", "none")),
             ("seeding", ("previous", "random")),
+            ("region", ("none", "box", "mask")),
             ("subpixel", ("none", "quarter", "parabola")),
             ("target", ("gaussian", "pixel")),
             ("reading", ("bilinear", "cell")),
@@ -640,6 +655,11 @@ class Correspondence(Stage):
         return {}
 
     @property
+    def known(self):
+        """As in `Keypoints`."""
+        return _region_tables(self)
+
+    @property
     def _converted(self) -> bool:
         return self.start == "checkpoint"
 
@@ -662,7 +682,7 @@ class Correspondence(Stage):
             labels=jax.tree.map(lambda x: x.astype(wide), previous.aux.labels),
             fresh=previous.aux.labels.score > 0,
         )
-        if self._converted and frozen:  # without weights it is shapes that are asked for
+        if self._converted and "mallis" in frozen:  # without weights it is shapes that are asked for
             params, aux = _from_checkpoint(frozen["mallis"], params, aux)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -803,6 +823,7 @@ class Correspondence(Stage):
             xy, mask = jnp.concatenate([xy, cells], 1), jnp.concatenate([mask, old], 1)
             score = jnp.concatenate([score, jnp.full_like(known.score, rank)], 1)
             mask = nms.greedy_points(xy, score, mask, self.nms)
+        mask &= _on_object(self._geometry.to_frame(xy), _known(frozen, batch), self.frame_size)
         described = self._describe(maps, xy, mask)
         if self._flips:
             turned = self._net.apply({"params": state.params}, self._geometry.look(images)[:, :, ::-1])
@@ -1089,6 +1110,10 @@ class Landmarks(Stage):
             raise UserError(
                 f"the stage before left {labels.xy.shape[1]} clusters of {labels.xy.shape[0]} images, not {self.room} "
                 f"of {rows}; use the same images, and the same clusters, k and variant in stage1 and stage2"
+            )
+        if not self._flips and self.least_images >= rows:
+            raise UserError(
+                f"stage2.least_images={self.least_images} leaves out every cluster of {rows} images; use a lower number"
             )
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
         params, _ = layers.split(layers.initialize(self._net, rng, shape, train=False))
