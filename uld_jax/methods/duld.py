@@ -429,7 +429,11 @@ class _Network(Stage):
         """Step of augmentation: views [2B,...] of images and `second`, neighbours in pairs; warps and flips."""
         images = jnp.stack([batch["image"], second], 1).reshape(-1, *batch["image"].shape[1:])
         warps, flips = self._warps(keys, flip_keys, mirror)
-        return jax.vmap(_recolour, (0, 0, None))(keys, self._geometry.look(images, warps), self.colour), warps, flips
+        return self._coloured(keys, self._geometry.look(images, warps)), warps, flips
+
+    def _coloured(self, keys, seen):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)  # of the same key the warp has another part
+        return jax.vmap(color.mild_changes, (0, 0, None))(keys, seen, self.colour)
 
     def _warps(self, keys, flip_keys, mirror: bool):
         draw = lambda key: warp.uniform_warp(
@@ -1087,7 +1091,7 @@ class _Posed(_Rounds):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys, flip_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         warps, _ = self._warps(keys, flip_keys, mirror)
-        seen = jax.vmap(_recolour, (0, 0, None))(keys, self._geometry.look(batch["image"], warps), self.colour)
+        seen = self._coloured(keys, self._geometry.look(batch["image"], warps))
         cells, there = self._labelled(state.aux.labels, batch["index"], warps)
         boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, 4), (self.latent,), cells.dtype)
@@ -1321,22 +1325,6 @@ def _apart(stage, psi, described, cells, there, background):
         push = contrast.repulsion(contrast.square_distances(described, others), stage.margin, stage.squared)
         total, count = total + jnp.sum(jnp.where(negative, push, 0)), count + jnp.sum(negative)
     return total, count
-
-
-def _recolour(key, image, strength: float):
-    """Colour, contrast, focus and noise of ONE view."""
-    s = strength
-    return color.random_color(
-        jax.random.fold_in(key, 2),
-        image,
-        brightness=0.1 * s,
-        contrast=0.25 * s,
-        saturation=0.3 * s,
-        gain=0.05 * s,
-        grey=0.05 * s,
-        blur=0.5 * s,
-        noise=0.05 * s,
-    )
 
 
 def _both(own: Rows, turned: Rows | None):

@@ -34,7 +34,7 @@ from uld_jax.clustering.outliers import inliers
 from uld_jax.errors import UserError
 from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
 from uld_jax.models import fan, layers
-from uld_jax.ops import color, heatmaps, keypoints, nms, views, warp
+from uld_jax.ops import color, contrast, heatmaps, keypoints, nms, views, warp
 
 
 class Recovered(NamedTuple):
@@ -127,22 +127,7 @@ def assign(descriptors, mask, centroids, limits, how: str) -> Assigned:
     own = jnp.take_along_axis(cost, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
     keep = assignment.distance_cut(own, labels, len(limits), limits=limits)
     slots = assignment.best_slots(jnp.where(keep, labels, -1), -own, len(limits)).slots
-    return Assigned(slots, _at(own, slots))
-
-
-def _at(values, slots):
-    """values [B,P,...] of slots [B,C], where these are not -1; the first slot's elsewhere."""
-    index = jnp.maximum(slots, 0)
-    return jnp.take_along_axis(values, index.reshape(*index.shape, *[1] * (values.ndim - 2)), 1)
-
-
-def _by_batch(function, rows: Rows):
-    """`function` of Rows of [B,...], for each of the T batches of a bank; its results are [B,T,...].
-
-    One batch after the other, so that no table of all keypoints by all clusters is ever needed.
-    """
-    results = jax.lax.map(function, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rows))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), results)
+    return Assigned(slots, keypoints.take_slots(own, slots))
 
 
 def _limits(rows: Rows, centroids, cut: float):
@@ -152,7 +137,7 @@ def _limits(rows: Rows, centroids, cut: float):
         cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
         return jnp.min(cost, -1), jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
 
-    distances, labels = _by_batch(nearest, rows)
+    distances, labels = rounds.by_batch(nearest, rows)
     count = len(centroids)
     if cut:
         # A cluster of equal descriptors has limit 0 up to rounding, yet they are close to it.
@@ -161,19 +146,6 @@ def _limits(rows: Rows, centroids, cut: float):
         return jnp.where(some, jnp.maximum(limits, 1e-6), 0)
     some = jnp.any((labels[..., None] == jnp.arange(count)).reshape(-1, count), 0)
     return jnp.where(some, jnp.asarray(jnp.finfo(distances.dtype).max, distances.dtype), 0)
-
-
-def _labels(bank, xy, slots, rows: int) -> Labels:
-    """Table [N,C] of keypoints xy [B,T,P,2] at slots [B,T,C]."""
-    count = slots.shape[-1]
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    points = _at(flat(xy), flat(slots)).reshape(*slots.shape, 2)
-    there = slots >= 0
-    score = jnp.where(there, 1, 0).astype(xy.dtype)
-    return Labels(
-        rounds.table(bank, jnp.where(there[..., None], points, 0), rows).reshape(rows, count, 2),
-        rounds.table(bank, score, rows),
-    )
 
 
 def _counts(bank, labels: Labels, most: int) -> Counts:
@@ -395,7 +367,7 @@ class Keypoints(Stage):
             mask &= inside
         if xy.shape[1] > self.most:
             _, order = jax.lax.top_k(jnp.where(mask, score, -1), self.most)
-            xy, mask, described, inside = (_at(x, order) for x in (xy, mask, described, inside))
+            xy, mask, described, inside = (keypoints.take_slots(x, order) for x in (xy, mask, described, inside))
         described = jnp.where(mask[..., None], described, 0)
         if self.background != "none":  # told apart in `refresh`: a last number is 1 inside and 0 outside
             described = jnp.concatenate([described, inside[..., None].astype(described.dtype)], -1)
@@ -425,8 +397,8 @@ class Keypoints(Stage):
             ).centroids
             limits = _limits(kept.rows, centroids, self.cut)
             place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
-            slots = _by_batch(place, kept.rows).slots
-        labels = _labels(kept, kept.rows.xy, slots, total)
+            slots = rounds.by_batch(place, kept.rows).slots
+        labels = rounds.label_table(kept, kept.rows.xy, slots, total)
         aux = state.aux._replace(
             round=state.aux.round + 1,
             centroids=centroids,
@@ -453,7 +425,7 @@ class Keypoints(Stage):
                 cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
                 return jnp.min(jnp.where(used, cost, jnp.inf), -1)
 
-            nearest.append(_by_batch(distance, bank.rows._replace(descriptors=described)))
+            nearest.append(rounds.by_batch(distance, bank.rows._replace(descriptors=described)))
         mask &= inside & (nearest[0] < nearest[1])
         return bank._replace(rows=bank.rows._replace(descriptors=described, mask=mask)), rng
 
@@ -497,7 +469,9 @@ def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
     found = assign(rows.descriptors, rows.mask, aux.centroids, aux.limits, how)
     there = found.slots >= 0
     score = jnp.where(there, jnp.exp(-found.distance), 0)
-    return Prediction(jnp.where(there[..., None], _at(rows.xy, found.slots), 0).astype(jnp.float32), score)
+    return Prediction(
+        jnp.where(there[..., None], keypoints.take_slots(rows.xy, found.slots), 0).astype(jnp.float32), score
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -701,7 +675,7 @@ class Correspondence(Stage):
         warps, flips = self._warps(aux, flat(jnp.stack(drawn[:2], 1)), flat(jnp.stack(drawn[2:4], 1)))
         seen = self._geometry.look(flat(images), warps)
         coloured = flat(jnp.stack(drawn[4:], 1))
-        seen = jax.vmap(_recolour, (0, 0, None))(coloured, seen, self.colour)
+        seen = jax.vmap(color.mild_changes, (0, 0, None))(coloured, seen, self.colour)
 
         labels = jax.tree.map(lambda table: table[flat(index)], aux.labels)
         cells = self._geometry.to_cells(labels.xy, warps)
@@ -731,21 +705,21 @@ class Correspondence(Stage):
         pair = lambda x: (x[0::2], x[1::2])
         (a, b), (on_a, on_b), (is_a, is_b) = pair(described), pair(there), pair(examples["number"])
         same, apart = self._pairs(on_a, on_b, is_a, is_b)
-        square = _square_distances(a, b)
+        square = contrast.square_distances(a, b)
         total = jnp.sum(jnp.where(same, square, 0)) + jnp.sum(jnp.where(apart, self._hinge(square), 0))
         count = jnp.sum(same) + jnp.sum(apart)
         if self.negatives == "within":
             more, number = self._within(examples["key"], maps, described, at, there)
             total, count = total + more, count + number
-        contrast = total / jnp.maximum(count, 1)
+        contrastive = total / jnp.maximum(count, 1)
         metrics = {
             "detector": detector,
-            "contrast": contrast,
+            "contrast": contrastive,
             "pairs": jnp.sum(same) / len(a),  # of corresponding keypoints, an example
             "near": keypoints.masked_mean(square, same),  # mean squared distance of those
             "far": keypoints.masked_mean(square, on_a[:, :, None] & on_b[:, None] & ~same),
         }
-        return detector + self.descriptor_weight * contrast, metrics
+        return detector + self.descriptor_weight * contrastive, metrics
 
     def _pairs(self, on_a, on_b, is_a, is_b):
         """Which pairs [B,M,M] must be near, and which apart, of keypoints [B,M] that are there and have a number."""
@@ -773,8 +747,8 @@ class Correspondence(Stage):
         several = (jnp.sum(there, -1) > 2)[:, None, None]
         known = there[:, :, None] & there[:, None] & upper & far(cells, cells) & several
         beside = there[:, :, None] & far(cells, random) & several
-        total = jnp.sum(jnp.where(known, self._hinge(_square_distances(described, described)), 0))
-        others = _square_distances(described, keypoints.sample(maps, random))
+        total = jnp.sum(jnp.where(known, self._hinge(contrast.square_distances(described, described)), 0))
+        others = contrast.square_distances(described, keypoints.sample(maps, random))
         return total + jnp.sum(jnp.where(beside, self._hinge(others), 0)), jnp.sum(known) + jnp.sum(beside)
 
     def _clustered(self, aux):
@@ -856,9 +830,9 @@ class Correspondence(Stage):
         centroids = jax.lax.cond(first, seeded, warm) if self.seeding == "previous" else seeded()
         limits = _limits(bank.rows, centroids, self.cut)
         place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
-        slots = _by_batch(place, bank.rows).slots
+        slots = rounds.by_batch(place, bank.rows).slots
         total = len(aux.labels.score)
-        labels = _labels(bank, bank.rows.xy, slots, total)
+        labels = rounds.label_table(bank, bank.rows.xy, slots, total)
         fresh = rounds.table(bank, (slots >= 0) & (slots < self.most), total)
         return aux._replace(
             round=aux.round + 1,
@@ -888,18 +862,18 @@ class Correspondence(Stage):
                 cost = assignment.squared_distances(r.descriptors, found.centroids, r.mask)
                 return jnp.argmin(jnp.where(limits > 0, cost, jnp.inf), -1)
 
-            slots = _by_batch(place, own._replace(mask=mask)).slots
-            mirrored = _at3(_by_batch(nearest, turned._replace(mask=mask)), slots)
+            slots = rounds.by_batch(place, own._replace(mask=mask)).slots
+            mirrored = keypoints.take_slots(rounds.by_batch(nearest, turned._replace(mask=mask)), slots)
             return found.centroids, limits, slots, mirrored
 
         centroids, limits, slots, mirrored = clustered(self.k, first, rows.mask)
-        landmarks = _labels(bank, rows.xy, slots, total)
+        landmarks = rounds.label_table(bank, rows.xy, slots, total)
         pairs = (slots >= 0)[..., None] & (mirrored[..., None] == jnp.arange(self.k))
         flips = jnp.argmax(jnp.sum(pairs, (0, 1)), -1).astype(jnp.int32)
         kept = jnp.any((slots[..., None] == jnp.arange(rows.mask.shape[-1])), -2) & rows.mask
         several = jnp.sum(kept, -1, keepdims=True) >= 2
         _, _, slots, mirrored = clustered(self.clusters, second, kept & several)
-        labels = _labels(bank, rows.xy, slots, total)
+        labels = rounds.label_table(bank, rows.xy, slots, total)
         return aux._replace(
             round=aux.round + 1,
             centroids=centroids,
@@ -929,37 +903,10 @@ class Correspondence(Stage):
         return color.to_uint8(seen), jax.nn.sigmoid(self._net.apply({"params": state.params}, seen).logits)[..., None]
 
 
-def _at3(values, slots):
-    """values [B,T,P] of slots [B,T,C]."""
-    return jnp.take_along_axis(values, jnp.maximum(slots, 0), -1)
-
-
-def _square_distances(a, b):
-    """[B,P,D], [B,Q,D] to squared distances [B,P,Q]."""
-    cross = jnp.einsum("bpd,bqd->bpq", a, b, precision="highest")
-    return jnp.maximum(jnp.sum(a * a, -1)[:, :, None] + jnp.sum(b * b, -1)[:, None] - 2 * cross, 0)
-
-
 def _inside(cells, heat):
     """Whether points [B,P,2] lie on a map of (h, w) cells."""
     high = jnp.asarray([heat[1], heat[0]], cells.dtype) - 0.5
     return jnp.all((cells >= -0.5) & (cells <= high), -1)
-
-
-def _recolour(key, image, strength: float):
-    """Colour, contrast, focus and noise of ONE view, about as far as the published code changes them."""
-    s = strength
-    return color.random_color(
-        key,
-        image,
-        brightness=0.1 * s,
-        contrast=0.25 * s,
-        saturation=0.3 * s,
-        gain=0.05 * s,
-        grey=0.05 * s,
-        blur=0.5 * s,
-        noise=0.05 * s,
-    )
 
 
 def _from_checkpoint(given, params, aux: Recovered):
@@ -1154,7 +1101,9 @@ class Landmarks(Stage):
             flips = jax.vmap(jax.random.bernoulli)(flipped)
             warps = jax.vmap(warp.mirrored)(warps, flips)
             labels = jax.tree.map(lambda x: _where(flips, x[:, aux.flips], x), labels)
-        seen = jax.vmap(_recolour, (0, 0, None))(coloured, self._geometry.look(batch["image"], warps), self.colour)
+        seen = jax.vmap(color.mild_changes, (0, 0, None))(
+            coloured, self._geometry.look(batch["image"], warps), self.colour
+        )
         if self.cutout:
             seen = jax.vmap(_cut_out, (0, 0, None))(cut, seen, self.cutout)
         # A label that the warp moves out of the view stands for an empty map: its landmark is not to be seen.

@@ -75,6 +75,25 @@ def random_color(
     return jnp.clip(image, 0, 1).astype(dtype)
 
 
+def mild_changes(key, image, strength: float):
+    """Colour, contrast, focus and noise of ONE view, about as far as the published code of Mallis et al. changes them.
+
+    `strength` scales all of it; at 1 the largest changes are a tenth of the brightness and a quarter of the contrast.
+    """
+    s = strength
+    return random_color(
+        key,
+        image,
+        brightness=0.1 * s,
+        contrast=0.25 * s,
+        saturation=0.3 * s,
+        gain=0.05 * s,
+        grey=0.05 * s,
+        blur=0.5 * s,
+        noise=0.05 * s,
+    )
+
+
 def to_grey(image):
     """Luma [...,1] of an image [...,3]."""
     return jnp.sum(image * jnp.asarray(_GREY, image.dtype), -1, keepdims=True)
