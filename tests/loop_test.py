@@ -211,7 +211,7 @@ def test_a_killed_run_ends_bit_equal_when_the_same_command_goes_on(reference, tm
         process.wait()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "sta')  # a torn last line
-    tiny.run(*command[1:])
+    loop.run(tiny.config(**SHORT), tmp_path)
     assert final_hash(tmp_path) == final_hash(reference)
 
 
