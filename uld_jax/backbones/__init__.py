@@ -8,6 +8,12 @@ A backbone is a frozen dataclass with two members:
 
 `images` are [B,H,W,3] uint8. `features` is pure and may be traced inside any jitted program.
 
+One whose maps come in two steps, of which the first leaves little to keep, has members for both, `TwoStep`:
+
+  encode(frozen, images) -> latents [B,h,w,C] float32
+  describe(frozen, latents, rng=None) -> what `features` gives for these images
+  latents_fingerprint    changes whenever the same image would give other latents
+
 A backbone that also finds generic keypoints is a `KeypointDetector`:
 
   detect(frozen, images) -> `Detected`, a score for every pixel and descriptors on a grid
@@ -15,9 +21,13 @@ A backbone that also finds generic keypoints is a `KeypointDetector`:
 There `images` are float in 0..1, since they may come out of a warp.
 """
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+
+LATENTS = "latents"  # what the one map of `Latents` is called
 
 
 class Tap(NamedTuple):
@@ -72,3 +82,40 @@ class KeypointDetector(Protocol):
     def load(self) -> Any: ...
 
     def detect(self, frozen: Any, images: jax.Array) -> Detected: ...
+
+
+class TwoStep(Backbone, Protocol):
+    """The interface that `Latents` and `finished` see."""
+
+    @property
+    def latents_fingerprint(self) -> str: ...
+
+    def encode(self, frozen: Any, images: jax.Array) -> jax.Array: ...
+
+    def describe(self, frozen: Any, latents: jax.Array, rng: jax.Array | None = None) -> dict[str, jax.Array]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """The first step of a backbone as a backbone of its own, with the one map `latents`."""
+
+    backbone: TwoStep
+
+    @property
+    def spec(self) -> Spec:
+        # No taps: what is computed is for `describe` alone, which knows where its cells are.
+        return self.backbone.spec._replace(taps=(), fingerprint=self.backbone.latents_fingerprint)
+
+    def load(self) -> Any:
+        return self.backbone.load()
+
+    def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
+        return {LATENTS: self.backbone.encode(frozen, images)}
+
+
+def finished(backbone: Backbone, frozen: Any, cached: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The maps of images, of which `cached` holds the maps or the latents: {tap: [B,h,w,C]}."""
+    if set(cached) != {LATENTS}:
+        return cached
+    latents = cached[LATENTS]
+    return backbone.describe(frozen, latents.astype(jnp.promote_types(latents.dtype, jnp.float32)))
