@@ -23,6 +23,7 @@ One structure serves all four: D-ULD is the case of one pose. Ours, and off in t
 
 import dataclasses
 import logging
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -154,8 +155,8 @@ class _Network(Stage):
         loss asks for equal descriptors of the left eye and the right one.
       learning_rate, clip, schedule, warmup: of Adam.
       accumulate_steps: pieces of a batch.
-      cache: folder of the backbone's maps (`uld features`) for the passes over the training images, which then need
-        zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
+      cache: folder of the backbone's maps or latents (`uld features`) for the passes over the training images, which
+        then need zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
       weights: folders of converted weights by kind; `dhf_aggregator` starts the aggregator from published weights,
         which were trained with annotated keypoints.
     """
@@ -312,9 +313,18 @@ class _Network(Stage):
         return {name: value for name, value in frozen.items() if name not in (*KINDS, "rows")}
 
     def _maps(self, frozen, seen):
-        """The backbone's maps of views [B,S,S,3] in 0..1."""
-        maps = self._backbone.features(self.backbone_frozen(frozen), color.to_uint8(seen))
-        return jax.lax.stop_gradient({name: self._wide(value) for name, value in maps.items()})
+        """The backbone's maps of views [B,S,S,3] in 0..1, in the pieces of a batch."""
+        parts = math.gcd(self.accumulate_steps, len(seen))
+        # Still views lie on fractions of pixels, half-way between two bytes often: a hair more, and all round one way.
+        seen = color.to_uint8(seen + 1e-3 / 255)
+        pieces = jnp.moveaxis(seen.reshape(-1, parts, *seen.shape[1:]), 1, 0)
+        done = []
+        for piece in pieces:
+            done.append(self._backbone.features(self.backbone_frozen(frozen), piece))
+            if parts > 1:  # one after the other, see `optimizers.accumulated_gradients`
+                done, frozen = jax.lax.optimization_barrier((done, frozen))
+        maps = jax.tree.map(lambda *x: self._wide(jnp.stack(x, 1).reshape(len(seen), *x[0].shape[1:])), *done)
+        return jax.lax.stop_gradient(maps)
 
     def _wide(self, x):
         return x.astype(layers.wide(self.dtype))
@@ -520,7 +530,9 @@ class _Network(Stage):
     def _detect(self, state, psi: Psi, inside):
         """Step 2) Keypoints in cells: xy [B,P,2] and mask [B,P]."""
         confidence = jnp.where(inside, jax.nn.sigmoid(psi.logits), 0)
-        found = nms.points(nms.greedy(confidence, self._least(state), self.nms), confidence, self.most)
+        # Where an image is flat, cells are equally sure: they shall not be ranked by how sums were rounded.
+        ranked = jnp.round(confidence * 2**16) / 2**16
+        found = nms.points(nms.greedy(ranked, self._least(state), self.nms), ranked, self.most)
         return nms.subpixel(confidence, found.xy, self.subpixel), found.mask
 
     def _describe(self, psi: Psi, cells, mirrored: bool = False):
