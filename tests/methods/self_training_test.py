@@ -157,7 +157,9 @@ def test_memory_holds_the_last_round_or_all_or_nothing(memory, from_memory):
     fresh[1, 4] = True  # the last detection found one of the two
     state = state.replace(aux=state.aux._replace(fresh=jnp.asarray(fresh)))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
-    rows = stage.observe(state, {}, {"image": images, "index": jnp.array([1, 9])})  # 9: a photo that is not trained on
+    rows = jax.jit(stage.observe)(
+        state, {}, {"image": images, "index": jnp.array([1, 9])}
+    )  # 9: a photo that is not trained on
     assert int(rows.mask[0].sum()) == from_memory
     assert not rows.mask[1].any()
     if from_memory:
@@ -318,10 +320,10 @@ def test_keypoints_outside_the_box_or_the_mask_are_dropped(images):
     mask[:, 2:7, 1:6] = True
     batch = {"image": images, "index": jnp.arange(3)}
     stage = built("keypoints")
-    everything = stage.observe(None, stage.frozen(), batch)
+    everything = jax.jit(stage.observe)(None, stage.frozen(), batch)
     for region, known in (("box", {"boxes": box}), ("mask", {"masks": mask})):
         stage = built("keypoints", region=region)
-        rows = stage.observe(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch)
+        rows = jax.jit(stage.observe)(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch)
         xy = np.asarray(rows.xy)[np.asarray(rows.mask)]
         assert 0 < len(xy) < int(everything.mask.sum())
         if region == "box":
@@ -400,15 +402,13 @@ def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
 
 
 def test_the_extended_variant_trains_from_end_to_end(tmp_path):
-    from uld_jax import detector, loop
+    from uld_jax import loop
 
     short = {"stage1.steps": 4, "stage1.warmup": 2, "stage1.round_every": 2, "stage2.steps": 2}
     config = tiny.config("self_training", more=",variant=extended", eval_every=0, save_every=0, log_every=1, **short)
     found = loop.run(config, tmp_path)
     assert found.report["landmarks"] == config.k
-    assert detector.Detector.load(tmp_path).k == config.k
-    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
-    assert (detector.Detector.load(tmp_path).predict(images).score > 0).all()  # no visibility threshold
+    assert found.report["found_share"] == 1  # no visibility threshold
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
