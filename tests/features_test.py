@@ -5,16 +5,19 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from tests import tiny
 from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
-from uld_jax import evaluate, features, loop, runs, sharding
+from uld_jax import convert, evaluate, features, loop, runs, sharding
 from uld_jax.backbones.gradient import GradientHistograms
+from uld_jax.backbones.stable_diffusion import StableDiffusion
 from uld_jax.data.feature_cache import FeatureCache
 from uld_jax.errors import UserError
+from uld_jax.rounds import Rounds
 
 SPEC = f"--config={tiny.ROOT}/configs/zeroshot.py:dataset=synthetic,k=4,preset=tiny"
 ALONE = {"stages": ("zeroshot",)}
@@ -101,6 +104,76 @@ def test_the_command(uld, tmp_path):
     code, _, err = uld("features", SPEC, f"--out={out}")
     assert code == 1
     assert "holds features of other images" in err
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    """A function that makes configs which look through a tiny Stable Diffusion."""
+    from tests.models.stable_diffusion import reference  # skips where PyTorch or diffusers is missing
+
+    folder = tmp_path_factory.mktemp("sd")
+    convert.convert("stable_diffusion", str(reference.write(folder / "published")), str(folder / "converted"))
+
+    def make(name, stage, **changes):
+        kwargs = {"taps": ((1, 1), (2, 0)), "image_size": 48} | changes
+        kwargs = {f"{stage}.{key if key == 'cache' else 'backbone_kwargs.' + key}": kwargs[key] for key in kwargs}
+        kwargs |= {"weights.stable_diffusion": str(folder / "converted"), "data.rows": (16, 8)}
+        kwargs |= {"bootstrap.zoom": 1.0, "bootstrap.image_size": 40, "bootstrap.grid": 20} if name == "duld" else {}
+        return tiny.config(name, more=",backbone=stable_diffusion.StableDiffusion", **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def latents(diffusion, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents") / "sd"
+    found, _ = features.main(diffusion("zeroshot", "zeroshot"), str(folder), mesh(), what="latents", dtype="float32")
+    assert (found.what, found.taps, found.rows) == ("latents", (("latents", (12, 12, 4)),), 16)
+    assert found.image_bytes == 12 * 12 * 4 * 4
+    return folder
+
+
+@pytest.mark.parametrize(("name", "stage"), [("zeroshot", "zeroshot"), ("duld", "bootstrap")])
+def test_a_pass_through_latents_equals_one_without(diffusion, latents, monkeypatch, name, stage):
+    """They were written for one stage, and serve another's settings too."""
+    banks = []
+    for changes in ({}, {"cache": str(latents)}):
+        config = diffusion(
+            name, stage, **changes | ({} if name == "zeroshot" else {"mode": "noise", "timesteps": (9,)})
+        )
+        method, data = config_lib.stage(config, stage).method, evaluate.open_data(config, mesh())
+        frozen = method.frozen()
+        cache = features.opened(config_lib.stage(config, stage), data.train, frozen)
+        state = loop.Start(method, data.train_reader, mesh(), frozen, jax.random.key(0)).state(None)
+        if changes:
+            monkeypatch.delattr(StableDiffusion, "encode")  # nothing is encoded again
+        banks.append(Rounds(method, data.train_reader, mesh(), cache=cache).collect(state, frozen))
+    plain, cached = jax.device_get(banks)
+    np.testing.assert_array_equal(cached.rows.mask, plain.rows.mask)
+    assert plain.rows.mask.sum() > 30
+    assert np.abs(plain.rows.descriptors[plain.rows.mask]).max() > 0.1
+    np.testing.assert_allclose(cached.rows.descriptors, plain.rows.descriptors, atol=1e-4)
+    np.testing.assert_allclose(cached.rows.xy, plain.rows.xy, atol=1e-2)
+
+
+def test_latents_of_anything_else_are_refused(diffusion, latents, tmp_path):
+    def opened(config, stage="zeroshot"):
+        built = config_lib.stage(config, stage)
+        return features.opened(built, evaluate.open_split(config, "train"), built.method.frozen())
+
+    asked = lambda **changes: diffusion("zeroshot", "zeroshot", cache=str(latents), **changes)
+    assert len(opened(asked(timesteps=(5, 7), taps=()))) == 16
+    with pytest.raises(UserError, match="holds features of another backbone or other settings"):
+        opened(asked(image_size=64))
+    with pytest.raises(UserError, match="sd holds latents, and the backbone gradient has none; use its maps"):
+        opened(tiny.config(**{"zeroshot.cache": str(latents), "data.rows": (16, 8)}))
+    with pytest.raises(UserError, match=r"holds features of another kind \(latents, not maps\); give another folder"):
+        features.main(asked(), str(latents), mesh())
+    with pytest.raises(
+        UserError, match=r"^--what asks for latents, and the backbone gradient has none; .* --what=maps"
+    ):
+        features.main(tiny.config(), str(tmp_path / "new"), mesh(), what="latents")
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_input_is_one_sentence_before_any_compute(uld, written, tmp_path):

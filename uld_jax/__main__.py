@@ -21,7 +21,7 @@ USAGE = """uld: unsupervised landmark discovery
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
-  uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--dtype=float16]
+  uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--what=maps] [--dtype=float16]
   uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
   uld gcn      --descriptors=FILE.npz|--synthetic --dst=DIR
@@ -136,7 +136,7 @@ def _features(v: flags.FlagValues) -> int:
 
     first = _first_process()
     say = lambda done, of: print(f"features {done}/{of}", file=sys.stderr) if first else None
-    options = dict(stage=v.stage, split=v.split, dtype=v.dtype, batch_size=v.batch_size, report=say)
+    options = dict(stage=v.stage, split=v.split, what=v.what, dtype=v.dtype, batch_size=v.batch_size, report=say)
     found, stage = features.main(v.config, v.out, sharding.make_mesh(), **options)
     if first:
         for name, shape in found.taps:
@@ -322,6 +322,8 @@ def _define(command: str) -> flags.FlagValues:
         text("out", None, "Folder to make; one that a killed writer left is finished.")
         text("stage", "", "Stage whose backbone is looked through; by default the first that has one.")
         text("split", "train", "Split whose images are described; runs read those of `train`.")
+        meaning = "The maps, or the latents of Stable Diffusion, which are small and leave the UNet to be computed."
+        flags.DEFINE_enum("what", "maps", ["maps", "latents"], meaning, flag_values=v)
         choices = ["float16", "bfloat16", "float32"]
         flags.DEFINE_enum("dtype", "float16", choices, "Of the features on disk.", flag_values=v)
         number("batch_size", 0, "Images at a time; 0: config.eval.batch_size.")

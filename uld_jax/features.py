@@ -2,6 +2,9 @@
 
 A stage with a hyper-parameter `cache` reads its passes over the training images from the folder that this makes. What
 predicts for images from anywhere, and so evaluation too, computes features as ever.
+
+Of a backbone in two steps (`backbones.TwoStep`) the folder may hold the latents between them instead, which are small,
+and good for all settings of the second step; passes then compute that step alone.
 """
 
 import os
@@ -10,6 +13,7 @@ from typing import Any
 
 from uld_jax import config as config_lib
 from uld_jax import evaluate
+from uld_jax.backbones import Latents
 from uld_jax.config import Config, StageSpec
 from uld_jax.data import Source
 from uld_jax.data.feature_cache import Description, FeatureCache, write
@@ -23,6 +27,7 @@ def main(
     *,
     stage: str = "",
     split: str = "train",
+    what: str = "maps",
     dtype: str = "float16",
     batch_size: int = 0,
     report: Callable[[int, int], None] = lambda done, of: None,
@@ -35,6 +40,7 @@ def main(
       mesh: the devices.
       stage: whose backbone; by default the first stage that has one.
       split: whose images.
+      what: `maps`, or the `latents` of a backbone in two steps.
       dtype: of the maps on disk.
       batch_size: images at a time, of all devices together; 0 for the config's `eval.batch_size`.
       report: is given the numbers of images done and to be done.
@@ -43,7 +49,7 @@ def main(
       What the folder holds, and the name of the stage.
 
     Raises:
-      UserError: no such stage, no backbone, or whatever is wrong with data, weights or folder.
+      UserError: no such stage, no backbone, no latents, or whatever is wrong with data, weights or folder.
     """
     names = [stage] if stage else list(config.stages)
     built = [config_lib.stage(config, name) for name in names]
@@ -51,7 +57,7 @@ def main(
     if not looking:
         what = f"stage {stage} looks" if stage else f"none of the stages {', '.join(names)} looks"
         raise UserError(f"{what} through a frozen backbone; name another by --stage, or another config")
-    backbone = _backbone(looking[0])
+    backbone = _kept(_backbone(looking[0]), what, "--what asks for")
     frozen = backbone.load()
     source = evaluate.open_split(config, split)
     batch_size = batch_size or evaluate.eval_batch(config, mesh)
@@ -68,7 +74,8 @@ def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None
         return None
     cache = FeatureCache(os.path.expanduser(folder))
     own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other weights besides
-    cache.check(source, _backbone(stage), own(frozen))
+    backbone = _kept(_backbone(stage), cache.description.what, f"{cache.folder} holds")
+    cache.check(source, backbone, own(frozen))
     return cache
 
 
@@ -79,3 +86,12 @@ def _looks(stage: StageSpec) -> bool:
 def _backbone(stage: StageSpec):
     method = stage.method
     return config_lib.backbone(method.backbone, f"{stage.name}.backbone", method.backbone_kwargs, method.weights)
+
+
+def _kept(backbone, what: str, who: str):
+    """The backbone, or its first step; `who` begins the sentence of what is wrong with it."""
+    if what == "maps":
+        return backbone
+    if not hasattr(backbone, "encode"):
+        raise UserError(f"{who} latents, and the backbone {backbone.spec.name} has none; use its maps, by --what=maps")
+    return Latents(backbone)

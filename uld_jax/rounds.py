@@ -23,8 +23,8 @@ class Rounds:
       reader: the training data (see `data.pipeline`).
       mesh: all devices.
       check: called between batches; it may raise to stop the pass, which leaves the state as it was.
-      cache: maps of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in its batch as
-        `features`, {tap: [B,h,w,C]}; or None.
+      cache: maps or latents of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in
+        its batch as `features`, {tap: [B,h,w,C]}; or None.
     """
 
     def __init__(self, method: Method, reader, mesh, check: Callable[[], None] = lambda: None, cache=None):

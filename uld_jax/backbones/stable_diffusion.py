@@ -85,6 +85,13 @@ class StableDiffusion:
         setting = dataclasses.replace(self, folder=source["sha256"], compute=self._type, attention="auto")
         return Spec("stable_diffusion", tuple(taps), 1, f"stable_diffusion-1 {setting}")
 
+    @property
+    def latents_fingerprint(self) -> str:
+        """Of what `encode` returns: no timestep, mode or tap changes it. Raises UserError when there are no weights."""
+        source = weights.read_source(self.folder, "stable_diffusion")
+        setting = f"image_size={self.image_size}, compute={self._type!r}, folder={source['sha256']!r}"
+        return f"stable_diffusion-1 latents({setting})"
+
     def load(self) -> Any:
         """The converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "stable_diffusion")

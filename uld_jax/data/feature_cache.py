@@ -9,7 +9,8 @@ DIR/features-00003-of-00012.array_record     runs of rows in order, one record a
 
 A folder is good for one backbone with its settings and weights, one source and one type, and refuses any other. Shards
 are written beside their place and renamed when they are whole, so a writer that was killed goes on with the next one.
-Maps are a function of the image alone: a backbone that draws noise is given none to draw from.
+Maps are a function of the image alone: a backbone that draws noise is given none to draw from. What `backbones.Latents`
+gives is kept likewise: a folder whose one map is called `latents` holds latents.
 """
 
 import dataclasses
@@ -67,6 +68,11 @@ class Description:
     taps: tuple[tuple[str, tuple[int, int, int]], ...]
     shard_rows: int
     version: int = _VERSION
+
+    @property
+    def what(self) -> str:
+        """`latents` or `maps`."""
+        return "latents" if [name for name, _ in self.taps] == ["latents"] else "maps"
 
     @property
     def image_bytes(self) -> int:
@@ -299,6 +305,7 @@ def _whole(folder, description, shard) -> bool:
 
 _DIFFERENCES = {
     "version": "in another layout",
+    "what": "of another kind",
     "backbone": "of another backbone or other settings",
     "weights": "of other weights",
     "source": "of other images",

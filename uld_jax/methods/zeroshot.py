@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from uld_jax import config, optimizers, rounds
+from uld_jax.backbones import finished
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
@@ -108,8 +109,8 @@ class ZeroShot(Stage):
         where the candidate was found.
       iterations: of k-means, at most.
       weights: folders of converted weights by kind, for backbones that have any.
-      cache: folder of the backbone's maps of the training images (`uld features`), which the passes over these then
-        read; predictions compute them. "" computes them in every pass.
+      cache: folder of the backbone's maps or latents of the training images (`uld features`), which the passes over
+        these then read; predictions compute them. "" computes them in every pass.
     """
 
     uses_previous = False
@@ -257,9 +258,10 @@ class ZeroShot(Stage):
     def _describe(self, frozen, images, maps=None):
         """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place.
 
-        `maps` are the backbone's for these images, where they are known.
+        `maps` are the backbone's for these images, where they or its latents are known.
         """
-        maps = self._backbone.features(frozen, images) if maps is None else maps
+        backbone = self._backbone
+        maps = backbone.features(frozen, images) if maps is None else finished(backbone, frozen, maps)
         # By name, since a dict that comes into a jitted program is sorted.
         taps = [maps[name].astype(jnp.promote_types(maps[name].dtype, jnp.float32)) for name in sorted(maps)]
         height, width = max(t.shape[1:3] for t in taps)
