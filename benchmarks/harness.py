@@ -11,12 +11,17 @@ from typing import Any
 
 import jax
 
-# Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, bfloat16).
-# Vendors' data sheets; a device that is not listed reports no utilisation.
+# Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, 16 bits).
+# Vendors' data sheets, where those of NVIDIA from A100 on tell of twice as much, with sparsity: "H200 Tensor Core GPU",
+# "H100 Tensor Core GPU" (SXM), "A100 Tensor Core GPU", "L4 Tensor Core GPU", "V100" (SXM2), "T4" (its 16 bits are
+# float16); Cloud TPU's pages of system architecture. A device that is not listed reports no utilisation.
 _PEAKS = {
     "NVIDIA H200": (494e12, 989e12),
     "NVIDIA H100": (494e12, 989e12),
     "NVIDIA A100": (156e12, 312e12),
+    "NVIDIA L4": (60e12, 121e12),
+    "Tesla V100": (15.7e12, 125e12),
+    "Tesla T4": (8.1e12, 65e12),
     "TPU v4": (None, 275e12),
     "TPU v5 lite": (None, 197e12),
     "TPU v5p": (None, 459e12),
@@ -29,6 +34,9 @@ _WHOLE_FLOAT32 = {
     "NVIDIA H200": (67e12, 4.8e12),
     "NVIDIA H100": (67e12, 3.35e12),
     "NVIDIA A100": (19.5e12, 2.0e12),
+    "NVIDIA L4": (30.3e12, 0.3e12),
+    "Tesla V100": (15.7e12, 0.9e12),
+    "Tesla T4": (8.1e12, 0.32e12),
 }
 
 
@@ -42,6 +50,7 @@ class Timing:
       calls: how many were timed.
       flops: of one call as XLA counts them, None where it does not say.
       peak_bytes: of device memory during the call: the device's own count, or what the executable asks for.
+      own_bytes: of results and temporaries, by XLA's analysis; None where it does not say.
     """
 
     median: float
@@ -51,6 +60,7 @@ class Timing:
     calls: int
     flops: float | None
     peak_bytes: int | None
+    own_bytes: int | None = None
 
 
 def measure(
@@ -91,14 +101,21 @@ def measure(
         calls=len(seconds),
         flops=_flops(compiled),
         peak_bytes=_peak_bytes(compiled),
+        own_bytes=_own_bytes(compiled),
     )
 
 
-def utilisation(timing: Timing, dtype: str = "float32") -> float | None:
-    """Share of the devices' peak that the counted FLOPs reach; None where either is unknown."""
-    peak = next((v for k, v in _PEAKS.items() if jax.devices()[0].device_kind.startswith(k)), None)
-    peak = peak and peak[dtype == "bfloat16"]
-    return None if not peak or not timing.flops else timing.flops / timing.median / (peak * jax.device_count())
+def utilisation(timing: Timing, dtype: str = "float32", exact: bool = False, devices: int = 0) -> float | None:
+    """Share of the devices' peak that the counted FLOPs reach; None where either is unknown.
+
+    `exact` float32 is never rounded to TF32 (precision "highest"); `devices` took part, or all.
+    """
+    known = lambda table: next((v for k, v in table.items() if jax.devices()[0].device_kind.startswith(k)), None)
+    half = dtype in ("bfloat16", "float16")
+    peak = known(_WHOLE_FLOAT32 if exact and not half else _PEAKS)
+    peak = peak and peak[half]
+    devices = devices or jax.device_count()
+    return None if not peak or not timing.flops else timing.flops / timing.median / (peak * devices)
 
 
 def environment() -> dict[str, Any]:
@@ -142,13 +159,20 @@ def _peak_bytes(compiled) -> int | None:
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    own, memory = _own_bytes(compiled), _memory(compiled)
+    return None if own is None else own + memory.argument_size_in_bytes
+
+
+def _own_bytes(compiled) -> int | None:
+    memory = _memory(compiled)
+    return memory and memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def _memory(compiled):
     try:
-        memory = compiled.memory_analysis()
+        return compiled.memory_analysis()
     except (NotImplementedError, RuntimeError):
         return None
-    if memory is None:
-        return None
-    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def _cell(value) -> str:

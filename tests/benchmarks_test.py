@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import harness, kmeans, knn, step
+from benchmarks import features, harness, kmeans, knn, step
 from benchmarks import round as a_round
 from tests import tiny
 
@@ -21,6 +21,7 @@ def test_measure_says_what_a_call_takes():
     assert timing.compile > 0
     assert timing.flops == pytest.approx(2 * side**3, rel=0.1)
     assert timing.peak_bytes >= 3 * side**2 * 4
+    assert side**2 * 4 <= timing.own_bytes <= timing.peak_bytes - 2 * side**2 * 4
 
 
 def test_a_step_may_destroy_its_state():
@@ -43,6 +44,8 @@ def test_utilisation_is_counted_work_over_the_peak(monkeypatch):
     monkeypatch.setattr(harness, "_PEAKS", {device.device_kind: (12e9, None)})
     assert harness.utilisation(timing) == pytest.approx(3e9 / 0.5 / 12e9 / jax.device_count())
     assert harness.utilisation(timing, "bfloat16") is None
+    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device.device_kind: (4e9, 1e9)})
+    assert harness.utilisation(timing, exact=True, devices=1) == pytest.approx(3e9 / 0.5 / 4e9)
     monkeypatch.setattr(harness, "_PEAKS", {})
     assert harness.utilisation(timing) is None
 
@@ -110,6 +113,39 @@ def test_roofline_is_the_larger_of_reading_and_arithmetic(monkeypatch):
     assert harness.distance_share(1000, 1, 256, 0.1) == pytest.approx(4 * 1000 * 256 / 1e9 / 0.1)
     monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {})
     assert harness.distance_share(1000, 1, 256, 0.1) is None
+
+
+def test_features_are_timed_computed_and_cached(tmp_path, capsys):
+    features.main(["--backbones=gradient@32", "--batch_size=2", "--calls=3", f"--json={tmp_path}/rows.json"])
+    computed, cached = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["what"] for row in (computed, cached)] == ["computed", "cached"]
+    assert computed["times computed"] == 1
+    assert cached["times computed"] == pytest.approx(cached["images/s"] / computed["images/s"])
+    assert cached["cache, MB an image"] == 2 * 16 * 16 * 128 * 2 / 1e6  # two maps in half precision
+    assert computed["GFLOP an image"] > 0
+    assert computed["MiB an image"] >= 2 * 16 * 16 * 128 * 4 / 2**20
+    assert "| gradient | 32 | cached |" in capsys.readouterr().out
+    for wrong in ("nobody", "gradient@big"):
+        with pytest.raises(SystemExit):
+            features.main([f"--backbones={wrong}"])
+
+
+@pytest.mark.parametrize("name", [name for name in features.BACKBONES if name not in ("gradient", "corners")])
+def test_networks_are_timed_with_the_weights_that_they_ask_for(name):
+    known = features.BACKBONES[name]
+    images = jax.ShapeDtypeStruct((2, known.side, known.side, 3), np.uint8)
+    maps = jax.eval_shape(known.make(known.side).features, known.frozen(), images)
+    assert all(len(found.shape) == 4 and found.shape[0] == 2 for found in maps.values())
+    some = features.random(
+        {
+            "a": jax.ShapeDtypeStruct((3, 200, 50), np.float32),
+            "b": np.ones(2),
+            "c": jax.ShapeDtypeStruct((), np.float32),
+        }
+    )
+    assert some["a"].std() == pytest.approx(600**-0.5, rel=0.05)
+    assert some["b"].tolist() == [1, 1]
+    assert some["c"].shape == ()
 
 
 @pytest.mark.slow
