@@ -9,7 +9,8 @@ numbers for weights, on which neither time nor memory depends.
 `cached` is the time from files to maps on the device, of a cache that was just written and is likely still in memory;
 `latents` is that of latents, and the second step of the backbone. FLOPs are XLA's count. The share of the peak is of
 the arithmetic's type: float32 is never rounded to TF32 here. Memory is what the program needs for an image besides its
-arguments: maps and temporaries, by XLA's analysis.
+arguments: maps and temporaries, by XLA's analysis, which on CPU seems to leave out what a library takes: it finds
+hardly any temporaries in R2D2 and SuperPoint.
 """
 
 import argparse
