@@ -17,6 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from uld_jax.backbones import concat
 from uld_jax.errors import UserError
 from uld_jax.method import Method
 
@@ -154,7 +155,12 @@ def stage(config: Config, name: str) -> StageSpec:
 
 
 def defaults(package: str, path: str) -> Config:
-    """The hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared."""
+    """The hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared.
+
+    Of `module.Class+module.Class` they are in a section for each, named by its module.
+    """
+    if "+" in path:
+        return Config({part.partition(".")[0]: defaults(package, part) for part in path.split("+")})
     cls = find_class(f"uld_jax.{package}", path, path)
     unset = dataclasses.MISSING
     return Config(
@@ -172,10 +178,13 @@ def _hashable(value):
 def backbone(path: str, field: str, kwargs=(), weights=()):
     """The frozen network `module.Class` of `uld_jax.backbones`, built.
 
-    One that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`.
+    One that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`. Several are
+    joined by `+` (`backbones/concat.py`); `kwargs` then has those of each under its module.
 
     Raises UserError for an unknown class or hyper-parameter; `field` is named in the error.
     """
+    if "+" in path:
+        return _joined(path.split("+"), field, dict(kwargs), weights)
     cls = find_class("uld_jax.backbones", path, field)
     fields, kwargs = {f.name for f in dataclasses.fields(cls)}, dict(kwargs)
     if unknown := sorted(set(kwargs) - fields):
@@ -184,6 +193,16 @@ def backbone(path: str, field: str, kwargs=(), weights=()):
     if "folder" in fields and not kwargs.get("folder"):
         kwargs["folder"] = dict(weights).get(path.partition(".")[0], "")
     return cls(**kwargs)
+
+
+def _joined(paths, field: str, kwargs, weights):
+    modules = [path.partition(".")[0] for path in paths]
+    if len(set(modules)) < len(modules):
+        raise UserError(f"{field} is {'+'.join(paths)!r}; join backbones of different modules")
+    if unknown := sorted(set(kwargs) - set(modules)):
+        raise UserError(f"{field}_kwargs.{unknown[0]} is none of its backbones; they are {', '.join(modules)}")
+    parts = [backbone(p, field, kwargs.get(m, ()), weights) for m, p in zip(modules, paths, strict=True)]
+    return concat.ConcatBackbone(tuple(zip(modules, parts, strict=True)))
 
 
 def find_class(package: str, path: str, field: str):

@@ -263,10 +263,15 @@ class ZeroShot(Stage):
         backbone = self._backbone
         maps = backbone.features(frozen, images) if maps is None else finished(backbone, frozen, maps)
         # By name, since a dict that comes into a jitted program is sorted.
-        taps = [maps[name].astype(jnp.promote_types(maps[name].dtype, jnp.float32)) for name in sorted(maps)]
+        names = sorted(maps)
+        taps = [maps[name].astype(jnp.promote_types(maps[name].dtype, jnp.float32)) for name in names]
         height, width = max(t.shape[1:3] for t in taps)
         parts = [jax.image.resize(t, (len(t), height, width, t.shape[-1]), "bilinear", antialias=False) for t in taps]
-        parts = [keypoints.l2_normalize(t) / len(parts) ** 0.5 for t in parts]
+        # Joined backbones weigh the same, and so do the maps of each.
+        of = [name.rpartition("/")[0] for name in names]
+        parts = [
+            keypoints.l2_normalize(t) / (len(set(of)) * of.count(o)) ** 0.5 for t, o in zip(parts, of, strict=True)
+        ]
         place = coordinates.to_unit(coordinates.pixel_grid(height, width), (height, width)) * (self.position / 2)
         place = jnp.broadcast_to(jnp.asarray(place, parts[0].dtype), (*parts[0].shape[:3], 2))
         return jnp.concatenate([*parts, place], -1)

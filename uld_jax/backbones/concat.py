@@ -1,0 +1,49 @@
+"""Several backbones looked through at once, such as DINOv2 beside Stable Diffusion.
+
+    uld train --config=configs/zeroshot.py:backbone=dinov2.Dinov2+stable_diffusion.StableDiffusion \
+        --config.weights.dinov2=weights/dino --config.weights.stable_diffusion=weights/sd15 \
+        --config.zeroshot.backbone_kwargs.dinov2.image_size=224 ...
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from uld_jax.backbones import Backbone, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class ConcatBackbone:
+    """The maps of all parts, named `<part>/<map>`.
+
+    They are put together where they are looked at: ZeroShot gives each part the same weight, however many maps it has;
+    an aggregator learns how much of each map it takes.
+
+    Attributes:
+      parts: (name, backbone) of each.
+    """
+
+    parts: tuple[tuple[str, Backbone], ...]
+
+    @property
+    def spec(self) -> Spec:
+        """Strides are in pixels of the image as the part resizes it. Raises what the parts do."""
+        specs = [(name, part.spec) for name, part in self.parts]
+        taps = tuple(tap._replace(name=f"{name}/{tap.name}") for name, spec in specs for tap in spec.taps)
+        multiple = math.lcm(*[spec.size_multiple for _, spec in specs])
+        return Spec("+".join(name for name, _ in specs), taps, multiple, "+".join(s.fingerprint for _, s in specs))
+
+    def load(self) -> dict[str, Any]:
+        """The weights of each part by name."""
+        return {name: part.load() for name, part in self.parts}
+
+    def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
+        """Images [B,H,W,3] uint8 to {"<part>/<map>": [B,h,w,C] float32}; sides differ between parts."""
+        keys = [None if rng is None else jax.random.fold_in(rng, i) for i in range(len(self.parts))]
+        return {
+            f"{name}/{tap}": values
+            for (name, part), key in zip(self.parts, keys, strict=True)
+            for tap, values in part.features(frozen[name], images, key).items()
+        }
