@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,17 @@ def test_as_a_backbone(tmp_path):
     method = ZeroShot(k=3, frame_size=16, backbone="r2d2.R2D2", backbone_kwargs={"folder": backbone.folder})
     state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, frozen, None, 1), images)
     assert state.aux.centroids.shape == (3, tap.channels + 2)
-    assert backbone.spec.fingerprint != R2D2().spec.fingerprint
+    assert backbone.spec.fingerprint != R2D2(folder=backbone.folder, reliability=0.5).spec.fingerprint
+
+
+def test_fingerprint_is_of_the_weights_not_their_place(tmp_path):
+    named = {}
+    for name, sha256 in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "source.json").write_text(json.dumps({"kind": "r2d2", "sha256": sha256}))
+        named[name] = R2D2(folder=str(tmp_path / name)).spec.fingerprint
+    assert named["a"] == named["b"]
+    assert named["a"] != named["c"]
 
 
 def test_without_weights_one_sentence_says_so():

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +66,17 @@ def test_as_a_backbone(tmp_path, frozen):
     method = ZeroShot(k=3, frame_size=16, backbone="superpoint.SuperPoint", backbone_kwargs={"folder": backbone.folder})
     state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, loaded, None, 1), images)
     assert state.aux.centroids.shape == (3, tap.channels + 2)
-    assert backbone.spec.fingerprint != SuperPoint().spec.fingerprint
     assert SuperPoint().spec.fingerprint != SuperPoint(gray="bgr_swapped").spec.fingerprint
+
+
+def test_fingerprint_is_of_the_weights_not_their_place(tmp_path):
+    named = {}
+    for name, sha256 in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "source.json").write_text(json.dumps({"kind": "superpoint", "sha256": sha256}))
+        named[name] = SuperPoint(folder=str(tmp_path / name)).spec.fingerprint
+    assert named["a"] == named["b"]
+    assert named["a"] != named["c"]
 
 
 def test_bad_input_is_named(frozen):

@@ -30,7 +30,10 @@ class R2D2:
 
     @property
     def spec(self) -> Spec:
-        return Spec("r2d2", (Tap("descriptors", r2d2.DESCRIPTOR_SIZE, 1),), 1, f"r2d2-1 {self}")
+        # Which weights they are, wherever they lie.
+        source = weights.read_source(self.folder, "r2d2") if self.folder else {}
+        setting = dataclasses.replace(self, folder=source.get("sha256", ""))
+        return Spec("r2d2", (Tap("descriptors", r2d2.DESCRIPTOR_SIZE, 1),), 1, f"r2d2-1 {setting}")
 
     def load(self):
         """The converted weights. Raises UserError when there are none."""

@@ -34,7 +34,10 @@ class SuperPoint:
     @property
     def spec(self) -> Spec:
         tap = Tap("descriptors", superpoint.DESCRIPTOR_SIZE, superpoint.CELL)
-        return Spec("superpoint", (tap,), superpoint.CELL, f"superpoint-1 {self}")
+        # Which weights they are, wherever they lie.
+        source = weights.read_source(self.folder, "superpoint") if self.folder else {}
+        setting = dataclasses.replace(self, folder=source.get("sha256", ""))
+        return Spec("superpoint", (tap,), superpoint.CELL, f"superpoint-1 {setting}")
 
     def load(self):
         """The converted weights. Raises UserError when there are none."""
