@@ -104,8 +104,9 @@ def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading)
     seen = jnp.asarray(rng.random((4, stage.image_size, stage.image_size, 3)), jnp.float32)
     cells = rng.integers(0, heat, (4, M, 2)).astype(np.float32)
     there, number = rng.random((4, M)) < 0.7, np.tile(np.arange(M), (4, 1))
-    examples = dict(seen=seen, cells=jnp.asarray(cells), there=jnp.asarray(there), number=jnp.asarray(number), key=None)
-    loss, metrics = jax.jit(stage._loss)(params, {k: v for k, v in examples.items() if v is not None})
+    examples = dict(seen=seen, cells=jnp.asarray(cells), there=jnp.asarray(there), number=jnp.asarray(number))
+    compiled = jax.jit(stage._loss)
+    loss, metrics = compiled(params, examples | {"learned": jnp.ones(4, bool)})
     out = stage._net.apply({"params": params}, seen)
     target, values = np.zeros((4, heat, heat)), []
     for b in range(4):
@@ -123,6 +124,38 @@ def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading)
     want = detector[::2].mean() + detector[1::2].mean() + 10 * np.mean(values)
     assert float(loss) == pytest.approx(want, rel=1e-4)
     assert metrics["pairs"] == (there[0] & there[1]).sum() / 2 + (there[2] & there[3]).sum() / 2
+    # A view of an image with too few labels is no picture without keypoints: nothing is learned of its map.
+    learned = np.array([True, False, True, True])
+    there[1] = False
+    few = examples | {"there": jnp.asarray(there), "learned": jnp.asarray(learned)}
+    assert float(compiled(params, few)[1]["detector"]) == pytest.approx(2 * detector[learned].mean(), rel=1e-4)
+
+
+def test_images_with_few_labels_are_not_learned_from():
+    score = np.zeros((4, M), np.float32)
+    score[0, 0] = score[1, :3] = score[2] = 1  # 1, 3, M and no labels
+    stage = built("stage1", least_points=3)
+    state = state_of(stage, 4, Labels(jnp.full((4, M, 2), 20.0), jnp.asarray(score)))
+    seen = {}
+    stage_loss = type(stage)._loss
+
+    class Noted(type(stage)):
+        def _loss(self, params, examples):
+            seen.update(learned=examples["learned"], there=examples["there"])
+            return stage_loss(self, params, examples)
+
+    noted = Noted(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
+    images = jnp.zeros((4, SIDE, SIDE, 3), jnp.uint8)
+    batch = {"image": images, "image2": images, "index": jnp.arange(4), "index2": jnp.arange(4)}
+
+    def step(state):
+        noted.train_step(state, {}, batch, jax.random.key(0))
+        return seen["learned"], seen["there"]
+
+    learned, there = jax.jit(step)(state)
+    np.testing.assert_array_equal(learned, np.repeat([False, True, True, False], 2))
+    assert not np.asarray(there)[~np.asarray(learned)].any()
+    assert np.asarray(there)[np.asarray(learned)].any()
 
 
 def net_params(stage):
@@ -412,7 +445,7 @@ def test_the_extended_variant_trains_from_end_to_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
-def test_both_stages_start_from_converted_weights(tmp_path, name):
+def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
     given = built(name)
     rng = np.random.default_rng(10)
     draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
@@ -429,6 +462,12 @@ def test_both_stages_start_from_converted_weights(tmp_path, name):
     else:
         np.testing.assert_array_equal(state.aux.active, extra["active"] > 0)
     assert stage.predict(state, {}, batch["image"]).xy.shape == (2, M, 2)
+    if name == "stage1":  # centroids of other clusters are of no use
+        other = {"params": params, "centroids": draw(np.zeros((M + 1, 16)))}
+        weights.save(tmp_path / "o", "mallis", other, {"file": "a", "sha256": "b", "licence": ""})
+        stage = dataclasses.replace(stage, weights=(("mallis", str(tmp_path / "o")),))
+        assert stage.init(jax.random.key(0), batch, stage.frozen(), first, 4).aux.round == 0
+        assert f"has {M + 1} clusters and stage1 {M}: its centroids are left out" in caplog.text
     wider = dataclasses.replace(stage, width=24)
     with pytest.raises(UserError, match="of another network"):
         wider.init(jax.random.key(0), batch, stage.frozen(), first if name == "stage1" else first.replace(params={}), 4)

@@ -680,11 +680,12 @@ class Correspondence(Stage):
         labels = jax.tree.map(lambda table: table[flat(index)], aux.labels)
         cells = self._geometry.to_cells(labels.xy, warps)
         there = (labels.score > 0) & _inside(cells, self._geometry.heat)
-        there &= (jnp.sum(labels.score > 0, -1) >= self.least_points)[:, None]
+        learned = jnp.sum(labels.score > 0, -1) >= self.least_points
+        there &= learned[:, None]
         number = jnp.broadcast_to(jnp.arange(self.clusters), there.shape)
         if self._flips:
             number = jnp.where(flips[:, None], aux.mirrored[flat(index)], number)
-        examples = {"seen": seen, "cells": cells, "there": there, "number": number, "key": coloured}
+        examples = {"seen": seen, "cells": cells, "there": there, "number": number, "key": coloured, "learned": learned}
         (loss, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, examples)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -698,7 +699,8 @@ class Correspondence(Stage):
         sigma, places = (self.sigma, cells) if self.target == "gaussian" else (0.1, jnp.round(cells))
         places = jnp.where(there[..., None], places, -100)  # nothing is drawn of a keypoint that is not there
         target = jnp.max(heatmaps.gaussian(places, self._geometry.heat, sigma), -1)
-        detector = 2 * jnp.mean((jax.nn.sigmoid(logits) - target) ** 2)  # the sum of the two views' means
+        error = jnp.mean((jax.nn.sigmoid(logits) - target) ** 2, (1, 2))
+        detector = 2 * keypoints.masked_mean(error, examples["learned"])  # the sum of the two views' means
         # Contrastive loss: an example's two views are neighbours in the batch.
         at = jnp.where(there[..., None], jnp.round(cells) if self.reading == "cell" else cells, 0)
         described = keypoints.sample(maps, at)
@@ -918,7 +920,13 @@ def _from_checkpoint(given, params, aux: Recovered):
         )
     params = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
     centroids = given.get("centroids")
-    if centroids is not None and centroids.shape == aux.centroids.shape:
+    if centroids is not None and centroids.shape != aux.centroids.shape:
+        logging.warning(
+            "config.weights.mallis has %d clusters and stage1 %d: its centroids are left out, and found anew",
+            len(centroids),
+            len(aux.centroids),
+        )
+    elif centroids is not None:
         limits = jnp.full(aux.limits.shape, jnp.finfo(aux.limits.dtype).max, aux.limits.dtype)
         aux = aux._replace(centroids=jnp.asarray(centroids, aux.centroids.dtype), limits=limits, round=jnp.int32(1))
     return params, aux
