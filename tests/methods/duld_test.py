@@ -191,6 +191,19 @@ def test_labels_know_their_cluster_in_the_mirror():
     np.testing.assert_array_equal(aux.mirrored, np.broadcast_to(want, (N, K)))
 
 
+def test_labels_that_are_kept_know_their_cluster_in_the_mirror():
+    rng = np.random.default_rng()
+    z, turned = unit(rng.normal(size=(N, P, D))), unit(rng.normal(size=(N, P, D)))  # far from their own means
+    score = rng.random((N, K)) < 0.9
+    given = Labels(jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(score, jnp.float32))
+    method = Duld(**SIZES | dict(start="labels", mirror=True))
+    bank = bank_of(np.concatenate([z, turned], -1), rng.uniform(0, 31, (N, P, 2)), np.pad(score, ((0, 0), (0, P - K))))
+    aux = refreshed(method, state_of(method, 0, labels=given), bank)
+    means = np.stack([z[score[:, k], k].mean(0) for k in range(K)])
+    want = np.sum((turned[:, :K, None] - means) ** 2, -1).argmin(-1)
+    np.testing.assert_array_equal(np.asarray(aux.mirrored)[score], want[score])
+
+
 def test_training_clusters_split_landmarks():
     rng = np.random.default_rng()
     kind = rng.integers(0, 2, (N, K))  # each landmark looks one way or the other

@@ -620,6 +620,9 @@ class _Network(Stage):
         if self._mirrors:
             partner = rounds.by_batch(lambda *part: self._nearest(part, centroids, used), turned, group)
             mirrored = rounds.table(bank, keypoints.take_slots(partner, slots), total)
+            if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
+                known = rounds.table(bank, partner[..., : self.k], total)
+                mirrored = jnp.where(self._keeps_labels(state), known, mirrored)
         if self._clusters != self.k:
             labels, mirrored = self._training_clusters(bank, own, turned, slots, total, more_key)
         keep = self._keeps_labels(state)
