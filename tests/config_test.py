@@ -109,7 +109,7 @@ def bad(**changes):
 def test_a_bad_stage_is_refused():
     with pytest.raises(UserError, match="no stage 'last' in this config; its stages are zeroshot, detector"):
         config_lib.stage(config_lib.load(SPEC), "last")
-    with pytest.raises(UserError, match="no stage 'third'"):
+    with pytest.raises(UserError, match=r"no stage 'third' in this config; its stages are detector, zeroshot$"):
         config_lib.stage(bad(stages=("zeroshot", "third")), "third")
     with pytest.raises(UserError, match=r"config\.detector\.steps is -1; use 0 or more"):
         config_lib.stage(bad(detector__steps=-1), "detector")

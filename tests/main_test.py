@@ -268,6 +268,7 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
         assert not where.exists(), "a refused run leaves nothing behind"
         return error
 
+    other = ("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}", "--config.seed=5")
     assert "data_dir" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
     assert "does not exist" in training(tmp_path / "absent")
     assert "is empty" in training(folder())
@@ -279,11 +280,12 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
     assert "colour" in training(photos, "--config.colour=3")
     assert "wdith" in training(photos, "--config.detector.wdith=3")
     assert "multiple" in training(photos, "--config.detector.image_size=33")
+    assert "config.stages is empty; name one stage" in training(photos, "--config.stages=()")
+    assert "config.stages is empty; name one stage" in refused(*other, "--config.stages=()")
     assert "normaliser" in training(photos, "--config.data.normaliser=nose")
     assert "preset" in refused("train", "--config=zeroshot:preset=huge", f"--workdir={tmp_path / 'w'}")
     assert "no config" in refused("train", "--config=nothing", f"--workdir={tmp_path / 'w'}")
     assert "config.json is missing" in refused("evaluate", f"--workdir={tmp_path / 'w'}")
-    other = ("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}", "--config.seed=5")
     assert "use another --workdir" in refused(*other)
     assert "no stage 'last'" in refused("evaluate", f"--workdir={run}", "--stage=last")
     assert "does not exist" in refused(

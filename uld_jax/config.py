@@ -124,7 +124,10 @@ def stage(config: Config, name: str) -> StageSpec:
     Raises UserError for an unknown stage, method or hyper-parameter.
     """
     if name not in config.stages or name not in config:
-        raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(config.stages)}")
+        known = config.stages
+        if name in known:  # the list itself is wrong
+            known = [key for key, part in config.items() if isinstance(part, Config) and "method" in part]
+        raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(known)}")
     values = config[name].to_dict()
     steps, path = int(values.pop("steps")), values.pop("method")
     if steps < 0:

@@ -81,6 +81,8 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
 
     Raises UserError, also when `workdir` holds a run of another config.
     """
+    if not config.stages:
+        raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
     sharding.local_slice(mesh, config.batch_size)
     stages = [config_lib.stage(config, name) for name in config.stages]
