@@ -120,6 +120,17 @@ def test_a_bad_stage_is_refused():
         config_lib.stage(bad(detector__wdith=3), "detector")
 
 
+def test_steps_that_a_stage_cannot_take_are_refused():
+    with pytest.raises(UserError, match=r"the stage zeroshot has nothing to train; set config\.zeroshot\.steps=0"):
+        config_lib.stage(bad(zeroshot__steps=5), "zeroshot")
+    for spec, alone, pairs in (("self_training", ("keypoints", "stage2"), "stage1"), ("duld", ("bootstrap",), "duld")):
+        config = config_lib.load(f"{spec}:preset=tiny", **{"data.partner": False})
+        with pytest.raises(UserError, match=rf"{pairs} learns from pairs of images; set config\.data\.partner=True"):
+            config_lib.stage(config, pairs)
+        for name in alone:
+            config_lib.stage(config, name)
+
+
 def test_defaults_are_those_of_the_class():
     found = config_lib.defaults("methods", "zeroshot.HeatmapDetector").to_dict()
     fields = {f.name: f for f in dataclasses.fields(zeroshot.HeatmapDetector)}

@@ -154,7 +154,12 @@ def stage(config: Config, name: str) -> StageSpec:
         "weights": dict(config.get("weights", {})),  # runs from before there were any have no such key
     }
     values = {k: v for k, v in shared.items() if k in fields} | values
-    return StageSpec(name, steps, cls(**{k: _hashable(v) for k, v in values.items()}))
+    method = cls(**{k: _hashable(v) for k, v in values.items()})
+    if steps and not getattr(method, "trainable", True):
+        raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
+    if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):
+        raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")
+    return StageSpec(name, steps, method)
 
 
 def defaults(package: str, path: str) -> Config:
@@ -164,7 +169,7 @@ def defaults(package: str, path: str) -> Config:
     """
     if "+" in path:
         return Config({part.partition(".")[0]: defaults(package, part) for part in path.split("+")})
-    cls = find_class(f"uld_jax.{package}", path, path)
+    cls = find_class(f"uld_jax.{package}", path, package.removesuffix("s"))
     unset = dataclasses.MISSING
     return Config(
         {f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED}
@@ -192,7 +197,10 @@ def backbone(path: str, field: str, kwargs=(), weights=()):
     fields, kwargs = {f.name for f in dataclasses.fields(cls)}, dict(kwargs)
     if unknown := sorted(set(kwargs) - fields):
         known = ", ".join(sorted(fields))
-        raise UserError(f"{field}_kwargs.{unknown[0]} is no hyper-parameter of {path}; it has {known}")
+        raise UserError(
+            f"{field}_kwargs.{unknown[0]} is no hyper-parameter of {path}; it has {known} (a config for another "
+            "backbone is --config=NAME:backbone=module.Class)"
+        )
     if "folder" in fields and not kwargs.get("folder"):
         kwargs["folder"] = dict(weights).get(path.partition(".")[0], "")
     return cls(**kwargs)

@@ -157,6 +157,8 @@ class Stage:
     Attributes:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
+      needs_partner: whether `train_step` takes a second image with each.
+      trainable: whether there is anything to train; a stage without takes no steps.
       describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
       slots_are_landmarks: whether a slot of what `observe` gives is the same landmark in every image.
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
@@ -168,6 +170,8 @@ class Stage:
 
     uses_previous = True
     needs_previous_rows = False
+    needs_partner = False
+    trainable = True
     describes = False
     slots_are_landmarks = True
     observes = True

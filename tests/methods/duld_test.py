@@ -1,6 +1,7 @@
 """Clusters, labels and losses of D-ULD and D-ULD++ on made data with known answers, against loops in NumPy."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -367,7 +368,7 @@ def trained():
 
     @jax.jit
     def start(batch):
-        first = proxy.init(jax.random.key(0), batch, {}, None, N)
+        first = proxy.init(jax.random.key(0), batch, {}, state_of(Duld(**SIZES)), N)
         second = method.init(jax.random.key(1), batch, {}, first, N)
         return second.replace(aux=second.aux._replace(labels=labels, pose=jnp.arange(N) % 2))
 
@@ -429,7 +430,7 @@ def test_what_was_not_detected_is_filled_in_or_missing(trained):
 
 def test_both_losses_of_the_last_stage_and_its_options(trained):
     method, state, batch = trained
-    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, None, N))(batch)
+    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
     for changes in (dict(code_loss="elbo"), dict(train_descriptors=True)):
         other = dataclasses.replace(method, **changes)
         start = jax.jit(lambda b, p, m=other: m.init(jax.random.key(1), b, {}, p, N))(batch, proxy)
@@ -448,7 +449,7 @@ def test_a_code_that_collapsed_is_told():
 def test_the_bound_is_that_of_the_pose_network(trained):
     _, state, batch = trained
     method = Proxy(**POSED)
-    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, None, N))(batch)
+    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
     examples = method._seen(
         first.replace(aux=first.aux._replace(labels=state.aux.labels)), {}, batch, jax.random.key(0), False
     )
@@ -474,13 +475,15 @@ def test_the_bound_is_that_of_the_pose_network(trained):
         (Duld, {"start": "labels", "train_clusters": 9}, "duld.start=clusters"),
         (Duld, {"cache": "maps", "zoom": 0.8}, "duld.cache holds maps of whole frames"),
         (Duld, {"ema": 1.0}, "duld.ema is 1.0"),
+        (Duld, {"train_clusters": -3}, "duld.train_clusters is -3; use 0, or how many"),
+        (Bootstrap, {"block": 7}, "bootstrap.block is 7; use a divisor of grid * grid = 256, or 0"),
         (Bootstrap, {"roi": 0.0}, "bootstrap.roi is 0.0"),
         (Proxy, {"grid": 2, "image_size": 32}, "proxy.grid is 2"),
         (DuldPP, {"code_loss": "mse"}, "duldpp.code_loss is 'mse'"),
     ],
 )
 def test_bad_settings(cls, changes, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         cls(**(POSED if cls in (Proxy, DuldPP) else SIZES) | changes)
 
 
@@ -499,3 +502,8 @@ def test_stages_that_need_another_before_them(trained):
     wide = jax.eval_shape(lambda b: Duld(**SIZES | dict(width=16)).init(jax.random.key(0), b, {}, None, N), batch)
     with pytest.raises(UserError, match="the stage before has another"):
         shape(Proxy(**POSED), wide)
+    # Without labels the proxy stage would learn empty maps until its first round.
+    many = jax.eval_shape(lambda: state_of(Duld(**SIZES | dict(train_clusters=7))))
+    for previous in (None, many):
+        with pytest.raises(UserError, match="put the stage duld, with train_clusters=0, before it"):
+            shape(Proxy(**POSED), previous)

@@ -337,6 +337,8 @@ def test_bad_values_of_zeroshot_are_refused():
         clusterer(place="nearest")
     with pytest.raises(UserError, match=r"zeroshot\.candidates is 5; use 0, or at least k = 12"):
         clusterer(candidates=5)
+    with pytest.raises(UserError, match=r"zeroshot\.pixels is 0; use 1 or more an image"):
+        clusterer(pixels=0)
     with pytest.raises(UserError, match=r"zeroshot\.region is 'mask'; use none, box or foreground"):
         clusterer(region="mask")
     with pytest.raises(UserError, match=r"set zeroshot\.candidates=0 or place=mean"):

@@ -849,6 +849,12 @@ class Bootstrap(_Network):
     temperature: float = 0.1 / 1.41**2
     block: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._check(positive=("temperature",))
+        if self.block < 0 or (self.block and self.grid**2 % self.block):
+            raise UserError(f"bootstrap.block is {self.block}; use a divisor of grid * grid = {self.grid**2}, or 0")
+
     @property
     def needs_previous_rows(self):
         """Whether `previous` must come from the same images."""
@@ -948,6 +954,8 @@ class Duld(_Rounds):
       apart: pairs of a view that are nearer, in cells of a map of 64, are left out; 5.7.
     """
 
+    needs_partner = True
+
     train_clusters: int = 0
     descriptor_weight: float = 10.0
     squared: bool = True
@@ -959,6 +967,8 @@ class Duld(_Rounds):
     def __post_init__(self):
         super().__post_init__()
         self._check([("negatives", ("within", "cross"))], ("margin", "background"))
+        if self.train_clusters < 0:
+            raise UserError(f"duld.train_clusters is {self.train_clusters}; use 0, or how many")
         if self.train_clusters and (self.start == "labels" or self.place == "mean"):
             raise UserError(
                 "duld.train_clusters needs clusters and keypoints of its own; set duld.start=clusters and "
@@ -1170,6 +1180,15 @@ class Proxy(_Posed):
     @property
     def _parts(self):
         return "encoder", "decoder"
+
+    def _given(self, previous, rows):
+        labels = super()._given(previous, rows)
+        if labels is None:
+            raise UserError(
+                f"proxy learns from a table of {self.k} landmarks of the stage before; put the stage duld, with "
+                "train_clusters=0, before it, or set config.init_from=RUN:duld"
+            )
+        return labels
 
     def passes(self, step):
         return super().passes(step) if step else 0  # the stage before has just made labels

@@ -244,6 +244,7 @@ class Keypoints(Stage):
     """
 
     uses_previous = False
+    trainable = False
 
     frame_size: int
     detector: str = "auto"
@@ -526,6 +527,7 @@ class Correspondence(Stage):
     describes = True
     slots_are_landmarks = False
     needs_previous_rows = True
+    needs_partner = True
 
     k: int
     frame_size: int

@@ -114,6 +114,7 @@ class ZeroShot(Stage):
     """
 
     uses_previous = False
+    trainable = False
 
     k: int
     frame_size: int
@@ -145,6 +146,8 @@ class ZeroShot(Stage):
                 "zeroshot.dense=False with place=exemplar leaves clusters missing, and candidates are read off all of "
                 "them; set zeroshot.candidates=0 or place=mean"
             )
+        if self.pixels < 1:
+            raise UserError(f"zeroshot.pixels is {self.pixels}; use 1 or more an image")
         if self.candidates and self.candidates < self.k:
             raise UserError(f"zeroshot.candidates is {self.candidates}; use 0, or at least k = {self.k}")
 
