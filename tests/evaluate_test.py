@@ -286,6 +286,17 @@ def test_yaw_is_told_from_68_points(still):
         measure(Points(9, 1), few, group_by="yaw", thorough=False)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"), [("age", "the test csv has no column 'age'"), ("yaw_proxy:0,a", "--group_by")]
+)
+def test_groups_that_cannot_be_are_refused_before_anything_is_predicted(monkeypatch, asked, words):
+    monkeypatch.setattr(Finds, "read", lambda *_: pytest.fail("landmarks were predicted"))
+    train, test = Points(9, seed=1), Points(9, seed=2)
+    test.columns = {"yaw_proxy": ["0"] * 9}
+    with pytest.raises(UserError, match=words):
+        measure(train, test, group_by=asked)
+
+
 def test_runs_from_before_there_were_settings_have_the_defaults():
     config = tiny.config()
     assert evaluate.Settings.of(config) == evaluate.Settings()

@@ -267,6 +267,8 @@ def measure(
         test, reader, rows = data.train, data.train_reader, train_rows
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
+    if group_by:
+        _check_groups(group_by, test)
     xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
     normaliser = test.spec.eyes or test.spec.normaliser
@@ -304,11 +306,6 @@ def measure(
             values = test.columns.get(column)
             if values is None and column == "yaw":
                 values = yaw_of(test)
-            if values is None:
-                known = ", ".join(test.columns) or "none"
-                raise UserError(
-                    f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}"
-                )
             edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
             result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
         if label_counts:
@@ -332,6 +329,16 @@ def measure(
         clusters = pose_clusters.pose_clusters(pose, None if yaw is None else yaw[rows])
         result |= {"pose": pose, "pose_clusters": clusters}
     return result | {"found": xy, "score": score, "rows": rows}
+
+
+def _check_groups(group_by: str, test: Source) -> None:
+    """Raises UserError for a column that there is not, or edges that are no numbers."""
+    column, _, edges = group_by.partition(":")
+    if column not in test.columns and (column != "yaw" or yaw_of(test) is None):
+        known = ", ".join(test.columns) or "none"
+        raise UserError(f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}")
+    for edge in edges.split(",") if edges else ():
+        _number(edge, "--group_by")
 
 
 def yaw_of(source: Source) -> np.ndarray | None:
