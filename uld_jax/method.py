@@ -100,6 +100,9 @@ class Method(Protocol):
     def frozen_to_predict(self) -> Any:
         """The part of `frozen` that `predict`, `heatmaps` and the shapes of `init` need."""
 
+    def frozen_to_init(self) -> Any:
+        """The part of that which the shapes of `init` need."""
+
     def init(self, rng: jax.Array, batch: Batch, frozen: Any, previous: TrainState | None, rows: int) -> TrainState:
         """First state of the stage. `previous` is the final state of the stage before; `rows` is N."""
 
@@ -183,6 +186,9 @@ class Stage:
 
     def frozen_to_predict(self):
         return self.frozen()
+
+    def frozen_to_init(self):
+        return self.frozen_to_predict()
 
     def passes(self, step):
         del step

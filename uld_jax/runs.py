@@ -76,7 +76,8 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
     state = shapes(origin["init_from"])[2] if origin["init_from"] else None
     for name in config.stages:
         stage = config_lib.stage(config, name)
-        frozen = stage.method.frozen_to_predict()
+        # Of earlier stages only shapes are wanted: weights that these needed may be gone.
+        frozen = stage.method.frozen_to_predict() if name == origin["stage"] else stage.method.frozen_to_init()
 
         def init(batch, frozen, previous, method=stage.method):
             return method.init(jax.random.key(0), batch, frozen, previous, origin["rows"])

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import weights
+from uld_jax import runs, weights
 from uld_jax.clustering import merge
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, Rows
@@ -401,6 +401,27 @@ def test_stages_out_of_order_are_refused():
     for stage in ("stage1", "stage2"):
         with pytest.raises(UserError, match="put the stage"):
             built(stage).init(jax.random.key(0), batch, {}, None, 4)
+
+
+@pytest.mark.parametrize("detector", ["corners", "r2d2"])
+def test_what_follows_is_read_without_the_generic_detector(tmp_path, detector):
+    config = tiny.config("self_training", **{"keypoints.detector": detector, "weights.r2d2": str(tmp_path / "gone")})
+    origin = {"config": config.to_dict(), "rows": 8, "init_from": None}
+    _, frozen, state = runs.shapes(origin | {"stage": "stage2"})
+    assert frozen == {}
+    assert state.aux.labels.xy.shape == (8, M, 2)
+    if detector == "r2d2":  # what looks through it must have it
+        with pytest.raises(UserError, match="does not exist"):
+            runs.shapes(origin | {"stage": "keypoints"})
+    else:
+        assert runs.shapes(origin | {"stage": "keypoints"})[2].aux.centroids.shape == first_size(config, 8)
+
+
+def first_size(config, rows):
+    """Of the centroids that the first stage keeps, when it is not told of any weights."""
+    stage = config_lib.stage(config, "keypoints").method
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    return stage.init(jax.random.key(0), batch, stage.frozen_to_init(), None, rows).aux.centroids.shape
 
 
 # The extended variant

@@ -322,14 +322,20 @@ class Keypoints(Stage):
             logging.warning("keypoints: %sthe generic detector is %s", given, self._detector)
         return {"detector": self._backbone.load()}
 
+    def frozen_to_init(self):
+        return {}
+
     @property
     def known(self):
         """What is asked of `data.regions` about the training images, besides their pixels."""
         return _region_tables(self) | ({"keypoints": (self.points, self.most)} if self.points else {})
 
     def init(self, rng, batch, frozen, previous, rows):
-        found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
-        size = found.descriptors.shape[-1] - (self.background != "none")
+        if frozen:
+            found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
+            size = found.descriptors.shape[-1] - (self.background != "none")
+        else:
+            size = config.backbone(self._generic.backbone, "keypoints.detector").spec.taps[0].channels
         aux = _empty(rows, self.clusters, size, jnp.float32)
         return TrainState(step=jnp.int32(0), aux=aux)
 
