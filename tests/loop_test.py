@@ -140,6 +140,7 @@ class _StopAt:
         return self.heads == 0
 
 
+LATER = ("duld", "proxy", "duldpp")
 OTHERS = {
     "cgb": {"warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2, "cgb.ring_every": 1, "warmup.ring_every": 1},
     "imm": {"imm.steps": 3},
@@ -151,6 +152,7 @@ OTHERS = {
         "stage2.merge_from": 1,
         "stage2.merge_every": 2,
     },
+    "duld": {"bootstrap.steps": 1} | {f"{s}.{key}": v for s in LATER for key, v in (("steps", 2), ("round_every", 1))},
 }
 
 
@@ -174,9 +176,10 @@ def references(reference, tmp_path_factory):
 
 # Heads of the loop, in all. zeroshot: one, then steps 0 to 4 of the detector, with a round before step 2. cgb: steps 0
 # to 2 of the warm-up, then 0 to 4 with rounds before 0 and 2. imm: steps 0 to 3. self_training: one, then 0 to 4 of
-# stage 1 with rounds before 2 and after 4, then 0 to 4 of stage 2 with mergings before 1 and 3.
+# stage 1 with rounds before 2 and after 4, then 0 to 4 of stage 2 with mergings before 1 and 3. duld: steps 0 and 1 of
+# the bootstrap, then 0 to 2 of each of the others with rounds before all of them (proxy: but the first).
 QUICK = [("zeroshot", 4)]
-EVERY = [("zeroshot", 6), ("cgb", 8), ("imm", 4), ("self_training", 11)]
+EVERY = [("zeroshot", 6), ("cgb", 8), ("imm", 4), ("self_training", 11), ("duld", 11)]
 SLOW = [(name, head) for name, count in EVERY for head in range(1, count + 1) if (name, head) not in QUICK]
 
 
