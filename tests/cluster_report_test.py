@@ -162,5 +162,5 @@ def test_bad_input_is_named(finished):
     mesh = sharding.make_mesh()
     with pytest.raises(UserError, match="--clustering=x is unknown; use some of kmeans, gcn, density, landmark"):
         cluster_report.report(finished(), mesh, ways=["x"])
-    with pytest.raises(UserError, match="'told' has no descriptors"):
+    with pytest.raises(UserError, match="'told' has no descriptors to cluster; give a run of another method"):
         cluster_report.report(finished(method=Stage()), mesh)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from uld_jax import config as config_lib
 from uld_jax import evaluate, sharding, viz
 from uld_jax import workdir as workdir_lib
 from uld_jax.clustering import gcn_v, quality
@@ -55,9 +56,9 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     Raises UserError for a stage that has no descriptors.
     """
     if not finished.method.describes:
-        raise UserError(
-            f"stage {finished.stage!r} has no descriptors to cluster; give another one with --stage, or a run of cgb"
-        )
+        stages = [name for name in finished.config.stages if config_lib.stage(finished.config, name).method.describes]
+        other = f"give another one with --stage: {', '.join(stages)}" if stages else "give a run of another method"
+        raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; {other}")
     source = evaluate.open_split(finished.config, split)
     size = evaluate.eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")

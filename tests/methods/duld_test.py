@@ -441,6 +441,15 @@ def test_both_losses_of_the_last_stage_and_its_options(trained):
         assert ("descriptor" in other.trains) == ("train_descriptors" in changes)
 
 
+def test_a_code_does_not_depend_on_the_box(trained):
+    method, state, batch = trained
+    boxes = jnp.tile(jnp.array([[8.0, 8.0, 20.0, 24.0]]), (4, 1))
+    look = jax.jit(method._look)
+    free, boxed = look(state, {}, batch["image"]), look(state, {}, batch["image"], boxes)
+    assert (np.asarray(free[1]).sum((1, 2)) > np.asarray(boxed[1]).sum((1, 2))).all()
+    np.testing.assert_array_equal(free[2], boxed[2])
+
+
 def test_a_code_that_collapsed_is_told():
     assert "collapsed" in Proxy(**POSED).warning({"active_units": 0.0})
     assert Proxy(**POSED).warning({"active_units": 3.0}) is None

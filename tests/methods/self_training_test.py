@@ -496,6 +496,31 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
         built(name, start="checkpoint").frozen()
 
 
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
+    """No keypoints, no training: the command of the README."""
+    from uld_jax import loop, runs, sharding
+
+    given = built(name)
+    rng = np.random.default_rng(11)
+    draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    params = jax.tree.map(draw, net_params(given) if name == "stage1" else second_params(given))
+    extra = {"centroids": draw(np.zeros((M, 16)))} if name == "stage1" else {"active": np.arange(M) % 2}
+    source = {"file": "a", "sha256": "b", "licence": ""}
+    weights.save(tmp_path / "w", "mallis", {"params": params} | extra, source)
+    keys = {"stages": (name,), f"{name}.steps": 0, f"{name}.start": "checkpoint", "eval_every": 0}
+    config = tiny.config("self_training", **keys, **{"weights.mallis": str(tmp_path / "w")})
+    report = loop.run(config, tmp_path / "run").report
+    assert report["landmarks"] == (M if name == "stage1" else M // 2)
+    found = runs.load(tmp_path / "run", sharding.make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, found.state.params, params)
+    if name == "stage1":
+        weights.save(tmp_path / "o", "mallis", {"params": params}, source)
+        config = tiny.config("self_training", **keys, **{"weights.mallis": str(tmp_path / "o")})
+        with pytest.raises(UserError, match="have centroids of 0 clusters, and stage1 without steps needs those of 6"):
+            loop.run(config, tmp_path / "other")
+
+
 def second_params(stage):
     from uld_jax.models import layers
 

@@ -156,14 +156,14 @@ def landmark_health(found, score, frame_size: float) -> Health:
         warnings.warn(f"{what}; {remedy}", LandmarkWarning, stacklevel=3)
 
     if missing:
-        warn(f"landmarks found on no image: {_list(missing)}", "fewer landmarks (k) may do")
+        warn(f"landmarks found on no image: {_list(missing)}", "fewer may do (k, or clusters where k is found)")
     if constant:
         warn(
             f"landmarks at the same place on every image: {_list(constant)}",
             "they have no part of the object to follow",
         )
     if pairs:
-        warn(f"landmarks that lie on one another: {_list(pairs)}", "fewer landmarks (k) may do")
+        warn(f"landmarks that lie on one another: {_list(pairs)}", "fewer may do (k, or clusters where k is found)")
     return Health(missing, constant, pairs)
 
 

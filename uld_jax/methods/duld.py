@@ -520,7 +520,8 @@ class _Network(Stage):
         inside = self._inside(still, boxes)
         if not self.codes:
             return psi, inside, None
-        mean, _ = self._code(params, jnp.where(inside, jax.nn.sigmoid(psi.logits), 0))
+        # Without the boxes, which new images do not have.
+        mean, _ = self._code(params, jnp.where(self._inside(still), jax.nn.sigmoid(psi.logits), 0))
         return psi, inside, mean
 
     def _least(self, state):
@@ -1118,13 +1119,12 @@ class _Posed(_Rounds):
         warps, _ = self._warps(keys, flip_keys, mirror)
         seen = self._coloured(keys, self._geometry.look(batch["image"], warps))
         cells, there = self._labelled(state.aux.labels, batch["index"], warps)
-        boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, 4), (self.latent,), cells.dtype)
         return {
             "maps": self._maps(frozen, seen),
             "cells": cells,
             "there": there,
-            "inside": self._inside(warps, boxes),
+            "inside": self._inside(warps),
             "noise": jax.vmap(draw)(keys),
             "beta": jnp.full(
                 len(cells), self.beta * jnp.minimum(1.0, state.step / max(self.beta_steps, 1)), cells.dtype
@@ -1221,8 +1221,8 @@ class DuldPP(_Posed):
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
       descriptor_weight, squared, margin, background, apart: of that, as in `Duld`.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
-      least_share: a landmark that fewer of a pose's images have is not seen in that pose; nor is one whose centroid
-        there is nearer to another landmark's.
+      least_share: a landmark with fewer keypoints than this times a pose's images is not seen in that pose; nor is one
+        whose centroid there is nearer to another landmark's.
     """
 
     code_loss: str = "contrast"

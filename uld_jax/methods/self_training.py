@@ -492,7 +492,7 @@ class Correspondence(Stage):
       variant: `neurips`, or `extended`: K clusters for the landmarks, M for training, of descriptors of images and
         mirrored images; training pairs are views of one image until the first clustering; views are mirrored at random.
       start: `previous` learns from the labels of the stage before, with a new network; `checkpoint` also has the
-        network and centroids of `config.weights.mallis`.
+        network and centroids of `config.weights.mallis`, and with steps=0 from nothing else.
       pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training (figure 2c).
       image_size, zoom: of the view that the network sees, as in `zeroshot.HeatmapDetector`.
       width, depth, downsample, descriptor_size: of the network (`models/fan.py`).
@@ -532,7 +532,6 @@ class Correspondence(Stage):
 
     describes = True
     slots_are_landmarks = False
-    needs_previous_rows = True
     needs_partner = True
 
     k: int
@@ -645,27 +644,39 @@ class Correspondence(Stage):
     def _converted(self) -> bool:
         return self.start == "checkpoint"
 
+    @property
+    def uses_previous(self):
+        """Whether there is anything to learn from what the stage before left."""
+        return bool(self.steps) or not self._converted
+
+    @property
+    def needs_previous_rows(self):
+        """Whether that must be of these images."""
+        return self.uses_previous
+
     def init(self, rng, batch, frozen, previous, rows):
         wide = layers.wide(self.dtype)
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
         params, _ = layers.split(layers.initialize(self._net, rng, shape))
         aux = _empty(rows, self.clusters, self.descriptor_size, wide, self.k if self._flips else 0)
-        if previous is None or not isinstance(previous.aux, Recovered):
-            raise UserError(
-                "stage1 learns from keypoints; put the stage keypoints before it, or set config.init_from=RUN:keypoints"
+        if self.uses_previous:
+            if previous is None or not isinstance(previous.aux, Recovered):
+                raise UserError(
+                    "stage1 learns from keypoints; put the stage keypoints before it, or set "
+                    "config.init_from=RUN:keypoints"
+                )
+            if previous.aux.labels.xy.shape != aux.labels.xy.shape:
+                images, slots = previous.aux.labels.xy.shape[:2]
+                raise UserError(
+                    f"the stage before left {slots} clusters of {images} images, not {self.clusters} of {rows}; use "
+                    "the same images, and the same clusters in keypoints and stage1"
+                )
+            aux = aux._replace(
+                labels=jax.tree.map(lambda x: x.astype(wide), previous.aux.labels),
+                fresh=previous.aux.labels.score > 0,
             )
-        if previous.aux.labels.xy.shape != aux.labels.xy.shape:
-            images, slots = previous.aux.labels.xy.shape[:2]
-            raise UserError(
-                f"the stage before left {slots} clusters of {images} images, not {self.clusters} of {rows}; use the "
-                "same images, and the same clusters in keypoints and stage1"
-            )
-        aux = aux._replace(
-            labels=jax.tree.map(lambda x: x.astype(wide), previous.aux.labels),
-            fresh=previous.aux.labels.score > 0,
-        )
         if self._converted and "mallis" in frozen:  # without weights it is shapes that are asked for
-            params, aux = _from_checkpoint(frozen["mallis"], params, aux)
+            params, aux = _from_checkpoint(frozen["mallis"], params, aux, needs_centroids=not self.uses_previous)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -919,7 +930,7 @@ def _inside(cells, heat):
     return jnp.all((cells >= -0.5) & (cells <= high), -1)
 
 
-def _from_checkpoint(given, params, aux: Recovered):
+def _from_checkpoint(given, params, aux: Recovered, needs_centroids: bool):
     """Network and centroids of a converted stage 1."""
     if not same_shapes(given["params"], params):
         raise UserError(
@@ -928,6 +939,12 @@ def _from_checkpoint(given, params, aux: Recovered):
         )
     params = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
     centroids = given.get("centroids")
+    if needs_centroids and (centroids is None or centroids.shape != aux.centroids.shape):
+        raise UserError(
+            f"the weights of config.weights.mallis have centroids of {0 if centroids is None else len(centroids)} "
+            f"clusters, and stage1 without steps needs those of {len(aux.centroids)}; set keypoints.clusters to "
+            "theirs, or train stage1 after keypoints"
+        )
     if centroids is not None and centroids.shape != aux.centroids.shape:
         logging.warning(
             "config.weights.mallis has %d clusters and stage1 %d: its centroids are left out, and found anew",
@@ -950,7 +967,8 @@ class Landmarks(Stage):
       steps: of the stage, for the schedule; 80,000 in the code.
       variant: `neurips`, or `extended`: K heatmaps of the landmarks of stage 1, no merging, mirrored views, predictions
         that are the mean of a view's and its mirror image's, and no visibility threshold.
-      start: `previous`, from stage 1's network but its last layer; `checkpoint`, from `config.weights.mallis`.
+      start: `previous`, from stage 1's network but its last layer; `checkpoint`, from `config.weights.mallis`, and with
+        steps=0 from nothing else.
       image_size, zoom, width, depth, downsample, dtype: as in stage 1.
       clusters: M, that of stage 1.
       least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
@@ -971,8 +989,6 @@ class Landmarks(Stage):
       accumulate_steps: pieces of a batch.
       weights: folders of converted weights by kind.
     """
-
-    needs_previous_rows = True
 
     k: int
     frame_size: int
@@ -1059,8 +1075,49 @@ class Landmarks(Stage):
     def _converted(self) -> bool:
         return self.start == "checkpoint"
 
+    @property
+    def uses_previous(self):
+        """Whether there is anything to learn from what the stage before left."""
+        return bool(self.steps) or not self._converted
+
+    @property
+    def needs_previous_rows(self):
+        """Whether that must be of these images."""
+        return self.uses_previous
+
     def init(self, rng, batch, frozen, previous, rows):
-        wide = layers.wide(self.dtype)
+        labels, flips = self._learns_from(previous, rows)
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, _ = layers.split(layers.initialize(self._net, rng, shape, train=False))
+        images = jnp.sum(labels.score > 0, 0)
+        active = images > (0 if self._flips else self.least_images)
+        if self._converted:
+            if frozen:  # without weights it is shapes that are asked for
+                params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips)
+                if self._flips and not self.uses_previous and "flips" not in frozen["mallis"]:
+                    raise UserError(
+                        "the weights of config.weights.mallis do not say which landmarks mirror one another; convert a "
+                        "file of the extended variant, or set stage2.variant=neurips"
+                    )
+        elif previous.params:
+            # Step 8) The descriptor branch goes on; the last layer is new.
+            branch = fan.descriptor_branch(previous.params, self.room, rng)
+            if not same_shapes(branch, params):
+                raise UserError("stage2 goes on with stage1's network; give both the same width, depth and downsample")
+            params = branch
+        aux = Merged(
+            round=jnp.int32(0),
+            active=active,
+            labels=jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels),
+            flips=flips,
+        )
+        return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
+
+    def _learns_from(self, previous, rows):
+        """The labels that stage 1 left, and its mirrored partners of landmarks; empty ones where nothing is learned."""
+        if not self.uses_previous:
+            empty = _empty(rows, self.room, 1, jnp.float32, self.k if self._flips else 0)
+            return empty.labels, empty.flips
         if previous is None or not isinstance(previous.aux, Recovered):
             raise UserError(
                 "stage2 learns from the clusters of stage1; put the stages keypoints and stage1 before it, or set "
@@ -1078,27 +1135,7 @@ class Landmarks(Stage):
             raise UserError(
                 f"stage2.least_images={self.least_images} leaves out every cluster of {rows} images; use a lower number"
             )
-        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
-        params, _ = layers.split(layers.initialize(self._net, rng, shape, train=False))
-        images = jnp.sum(labels.score > 0, 0)
-        active = images > (0 if self._flips else self.least_images)
-        flips = previous.aux.flips
-        if self._converted:
-            if frozen:  # without weights it is shapes that are asked for
-                params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips)
-        elif previous.params:
-            # Step 8) The descriptor branch goes on; the last layer is new.
-            branch = fan.descriptor_branch(previous.params, self.room, rng)
-            if not same_shapes(branch, params):
-                raise UserError("stage2 goes on with stage1's network; give both the same width, depth and downsample")
-            params = branch
-        aux = Merged(
-            round=jnp.int32(0),
-            active=active,
-            labels=jax.tree.map(lambda x: x.astype(wide), labels),
-            flips=flips,
-        )
-        return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
+        return labels, previous.aux.flips
 
     def train_step(self, state, frozen, batch, rng):
         aux, heat = state.aux, self._geometry.heat
