@@ -388,6 +388,8 @@ def test_plots_hold_the_numbers_they_are_given():
     )
     np.testing.assert_array_equal(lines.axes[0].lines[0].get_xydata(), [[1, 0.4], [2, 0.5]])
     assert len(lines.axes[0].collections) == 1  # a band where there is a spread
+    near = viz.lines_plot({"F": {"a": [(1, 0.4, None), (2, 0.41, None)]}}, x="M").axes[0].get_ylim()
+    assert near == pytest.approx((0, 0.435), abs=0.005)  # no marker is cut off
     assert lines.axes[1].lines[0].get_color() == lines.axes[0].lines[1].get_color()
     assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in lines.axes] == [("M", "NMI"), ("M", "F")]
     bars = viz.bars_plot({"NMI": {"a": (0.5, None), "b": (0.25, 0.1)}, "F": {"b": (1.0, None)}})

@@ -385,7 +385,7 @@ def ced_plot(
         marker = "o" if len(count) <= 30 else None
         axes[1].plot(count, error, label=name, marker=marker, markersize=3.5, **_style(name))
     if landmarks:
-        axes[1].set_ylim(bottom=0)
+        _from_zero(axes[1])
         axes[1].xaxis.get_major_locator().set_params(integer=True)
         _titles(axes[1], None, "landmarks, best first", "mean NME of these, %")
         axes[1].legend(frameon=False, fontsize=8, loc="lower right")
@@ -460,7 +460,7 @@ def label_count_plot(rows: Sequence[Mapping[str, Any]], *, title: str | None = N
     ax.set_xscale("log")
     ax.set_xticks(n, [str(v) for v in n])
     ax.minorticks_off()
-    ax.set_ylim(bottom=0)
+    _from_zero(ax)
     _titles(ax, title, "labelled images", "NME, % of the normaliser")
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
@@ -504,7 +504,7 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
             place = {"xy": (line["step"], 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
             ax.annotate(str(line["stage"]), xytext=(2, 4), fontsize=8, color=SOFT, **place)
         if any(name.endswith("nme") for name in names):
-            ax.set_ylim(bottom=0)
+            _from_zero(ax)
         _titles(
             ax, None, "step", "NME, % of the normaliser" if any(n.endswith("nme") for n in names) else ", ".join(names)
         )
@@ -601,6 +601,11 @@ def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _from_zero(ax):
+    """Lets the y axis begin at 0 and end a little above what is drawn."""
+    ax.set_ylim(0, 1.06 * max(ax.get_ylim()[1], 1e-9))
+
+
 def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
     """Several lines in each of several panels, with bands where a value has a spread.
 
@@ -618,7 +623,7 @@ def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -
             if np.isfinite(spread).any():
                 spread = np.nan_to_num(spread)
                 ax.fill_between(at, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
-        ax.set_ylim(bottom=0)
+        _from_zero(ax)
         _titles(ax, None, x, name)
     if len(labels) > 1:
         axes[0].legend(frameon=False, fontsize=8)
