@@ -166,8 +166,7 @@ def test_pictures_are_stacked_and_sheets_may_have_no_legend():
 @pytest.mark.parametrize("count", [5, 20])
 def test_accuracy_bars(count):
     areas = {f"area {i}": dict(points=3, matched=1, exclusive=None if i else 0.5, best=0.9) for i in range(count)}
-    per_point = {"exclusive": np.array([0.5, np.nan, np.nan]), "best": np.array([0.9, 0.9, 0.9])}
-    found = {"areas": areas, "exclusive": 0.5, "best": 0.9, "radius": 0.2, "per_point": per_point}
+    found = {"areas": areas, "exclusive": 0.5, "best": 0.9, "radius": 0.2, "matched": 1}
     figure = viz.accuracy_plot(found)
     (ax,) = figure.axes
     bars = [max(p.get_width(), p.get_height()) for p in ax.patches]
@@ -175,7 +174,7 @@ def test_accuracy_bars(count):
     labels = ax.get_yticklabels() if count > 8 else ax.get_xticklabels()
     assert [t.get_text() for t in labels][:2] == ["area 0\n1 of 3", "area 1\n1 of 3"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert legend == ["exclusive, mean of 1 points 50 %", "best, mean of 3 points 90 %"]
+    assert legend == ["exclusive, mean of the 1 matched 50 %", "best, mean of all 90 %"]
     assert len(viz.png(figure)) > 1000
 
 

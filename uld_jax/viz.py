@@ -664,8 +664,8 @@ def accuracy_plot(found: Mapping[str, Any], *, title: str | None = None) -> Figu
     bar, colours = (ax.barh if lying else ax.bar), {"exclusive": BLUE, "best": ORANGE}
     for i, (name, colour) in enumerate(colours.items()):
         value = np.array([np.nan if area[name] is None else 100 * area[name] for area in areas.values()], np.float64)
-        points = int(np.isfinite(found["per_point"][name]).sum())
-        mean = "" if found[name] is None else f", mean of {points} points {100 * found[name]:.0f} %"
+        of = f"the {found['matched']} matched" if name == "exclusive" else "all"
+        mean = "" if found[name] is None else f", mean of {of} {100 * found[name]:.0f} %"
         bar(at + 0.38 * i - 0.19, value, 0.36, color=colour, label=f"{name}{mean}")
         for x, y in zip(at + 0.38 * i - 0.19, value):
             if np.isfinite(y):
