@@ -132,7 +132,12 @@ def test_missing_landmarks_are_compared_with_the_annotation():
     assert measure(train, test, {"eval.min_found": 0.5}, thorough=False)["often_found"]["landmarks"] == 3
     rows = np.linspace(0, 59, 30).astype(int)
     some = Points(60, seed=1)
-    assert measure(some, None, {"eval.match_radius": 0.2}, thorough=False).keys() == {"found", "score", "rows"}
+    assert measure(some, None, {"eval.match_radius": 0.2}, thorough=False).keys() == {
+        "landmarks",
+        "found",
+        "score",
+        "rows",
+    }
     some.score[:, 0] = 0
     alone = measure(some, None, {"eval.match_radius": 0.2}, thorough=False)
     np.testing.assert_array_equal(alone["rows"], rows)
