@@ -481,8 +481,32 @@ def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
     )
 
 
+class _Trained(Stage):
+    """What both stages share: they learn from the stage before, and may start from a published checkpoint."""
+
+    def frozen(self):
+        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
+
+    def frozen_to_predict(self):
+        return {}
+
+    @property
+    def _converted(self) -> bool:
+        return self.start == "checkpoint"
+
+    @property
+    def uses_previous(self):
+        """Whether there is anything to learn from what the stage before left."""
+        return bool(self.steps) or not self._converted
+
+    @property
+    def needs_previous_rows(self):
+        """Whether that must be of these images."""
+        return self.uses_previous
+
+
 @dataclasses.dataclass(frozen=True)
-class Correspondence(Stage):
+class Correspondence(_Trained):
     """Stage 1: where keypoints are, and which of them correspond.
 
     Attributes:
@@ -629,30 +653,10 @@ class Correspondence(Stage):
         )
         return optimizers.rmsprop(rate, l2=self.l2)
 
-    def frozen(self):
-        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
-
-    def frozen_to_predict(self):
-        return {}
-
     @property
     def known(self):
         """As in `Keypoints`."""
         return _region_tables(self)
-
-    @property
-    def _converted(self) -> bool:
-        return self.start == "checkpoint"
-
-    @property
-    def uses_previous(self):
-        """Whether there is anything to learn from what the stage before left."""
-        return bool(self.steps) or not self._converted
-
-    @property
-    def needs_previous_rows(self):
-        """Whether that must be of these images."""
-        return self.uses_previous
 
     def init(self, rng, batch, frozen, previous, rows):
         wide = layers.wide(self.dtype)
@@ -958,7 +962,7 @@ def _from_checkpoint(given, params, aux: Recovered, needs_centroids: bool):
 
 
 @dataclasses.dataclass(frozen=True)
-class Landmarks(Stage):
+class Landmarks(_Trained):
     """Stage 2: one heatmap a cluster, and fewer and fewer of them.
 
     Attributes:
@@ -1065,26 +1069,6 @@ class Landmarks(Stage):
             lambda path: "head" if path[0] in HEAD else "rest",
         )
 
-    def frozen(self):
-        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
-
-    def frozen_to_predict(self):
-        return {}
-
-    @property
-    def _converted(self) -> bool:
-        return self.start == "checkpoint"
-
-    @property
-    def uses_previous(self):
-        """Whether there is anything to learn from what the stage before left."""
-        return bool(self.steps) or not self._converted
-
-    @property
-    def needs_previous_rows(self):
-        """Whether that must be of these images."""
-        return self.uses_previous
-
     def init(self, rng, batch, frozen, previous, rows):
         labels, flips = self._learns_from(previous, rows)
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
@@ -1093,12 +1077,8 @@ class Landmarks(Stage):
         active = images > (0 if self._flips else self.least_images)
         if self._converted:
             if frozen:  # without weights it is shapes that are asked for
-                params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips)
-                if self._flips and not self.uses_previous and "flips" not in frozen["mallis"]:
-                    raise UserError(
-                        "the weights of config.weights.mallis do not say which landmarks mirror one another; convert a "
-                        "file of the extended variant, or set stage2.variant=neurips"
-                    )
+                needed = self._flips and not self.uses_previous
+                params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips, needed)
         elif previous.params:
             # Step 8) The descriptor branch goes on; the last layer is new.
             branch = fan.descriptor_branch(previous.params, self.room, rng)
@@ -1270,12 +1250,17 @@ def _cut_out(key, image, fraction: float):
     return jnp.where(inside[..., None], 0, image)
 
 
-def _second_from_checkpoint(given, params, active, flips):
+def _second_from_checkpoint(given, params, active, flips, needs_flips: bool):
     """Network, active heatmaps and mirrored partners of a converted stage 2."""
     if not same_shapes(given["params"], params):
         raise UserError(
             "the weights of config.weights.mallis are of another network; set stage2's width, depth and clusters (k in "
             "the extended variant) to theirs and give a file of stage 2"
+        )
+    if needs_flips and "flips" not in given:
+        raise UserError(
+            "the weights of config.weights.mallis do not say which landmarks mirror one another; convert a file of the "
+            "extended variant, or set stage2.variant=neurips"
         )
     params = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given["params"], params)
     active = jnp.asarray(given["active"]) > 0 if "active" in given else jnp.ones_like(active)
