@@ -267,8 +267,7 @@ def measure(
         test, reader, rows = data.train, data.train_reader, train_rows
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
-    if group_by:
-        _check_groups(group_by, test)
+    groups = _groups(group_by, test) if group_by else None  # before anything is predicted
     xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
     normaliser = test.spec.eyes or test.spec.normaliser
@@ -300,13 +299,9 @@ def measure(
             near = {name: kept["landmark_accuracy"][name] for name in ("exclusive", "best")}
             result["detected"]["landmark_accuracy"] = near
         if not group_by and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
-            group_by = "yaw:0,30,60,90"
-        if group_by:
-            column, _, edges = group_by.partition(":")
-            values = test.columns.get(column)
-            if values is None and column == "yaw":
-                values = yaw_of(test)
-            edges = [_number(e, "--group_by") for e in edges.split(",")] if edges else None
+            groups = _groups("yaw:0,30,60,90", test)
+        if groups:
+            column, values, edges = groups
             result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
         if label_counts:
             result["label_counts"] = regression.label_counts(*sets, counts=label_counts, seed=config.seed, **options)
@@ -331,14 +326,16 @@ def measure(
     return result | {"found": xy, "score": score, "rows": rows}
 
 
-def _check_groups(group_by: str, test: Source) -> None:
-    """Raises UserError for a column that there is not, or edges that are no numbers."""
+def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
+    """Column, its values and edges of bins. Raises UserError for an unknown column, or edges that are no numbers."""
     column, _, edges = group_by.partition(":")
-    if column not in test.columns and (column != "yaw" or yaw_of(test) is None):
+    values = test.columns.get(column)
+    if values is None and column == "yaw":
+        values = yaw_of(test)
+    if values is None:
         known = ", ".join(test.columns) or "none"
         raise UserError(f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}")
-    for edge in edges.split(",") if edges else ():
-        _number(edge, "--group_by")
+    return column, values, [_number(e, "--group_by") for e in edges.split(",")] if edges else None
 
 
 def yaw_of(source: Source) -> np.ndarray | None:
