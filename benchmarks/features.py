@@ -202,12 +202,10 @@ def main(argv=None) -> None:
             parser.error(f"there is no backbone {name!r}; write NAME or NAME@SIDE with NAME in {', '.join(BACKBONES)}")
     rows = []
     for name in names:
-        rows += benchmark(name, args.batch_size, args.calls)
-        harness.show(rows[-3:] if rows[-1]["what"] == "latents" else rows[-2:])  # a long list is seen to go on
-    print(harness.environment())
-    print(harness.markdown(rows))
-    if args.json:
-        harness.write(args.json, rows)
+        found = benchmark(name, args.batch_size, args.calls)
+        harness.show(found)  # a long list is seen to go on
+        rows += found
+    harness.report(rows, args.json)
 
 
 if __name__ == "__main__":

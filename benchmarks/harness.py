@@ -145,6 +145,14 @@ def write(path: str, rows: list[dict[str, Any]]) -> None:
     pathlib.Path(path).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
 
 
+def report(rows: list[dict[str, Any]], path: str = "") -> None:
+    """The environment and rows as a Markdown table on stdout; both as JSON in a file too, if one is named."""
+    print(environment())
+    print(markdown(rows))
+    if path:
+        write(path, rows)
+
+
 def _flops(compiled) -> float | None:
     try:
         analysis = compiled.cost_analysis()

@@ -168,10 +168,7 @@ def main(argv=None) -> None:
     rows = []
     for n in map(int, args.n.split(",")):
         rows += benchmark(n, args.k, args.dim, args.iterations, args.repeats)
-    print(harness.environment())
-    print(harness.markdown(rows))
-    if args.json:
-        harness.write(args.json, rows)
+    harness.report(rows, args.json)
 
 
 if __name__ == "__main__":

@@ -163,10 +163,7 @@ def main(argv=None) -> None:
     table = []
     for n in map(int, args.n.split(",")):
         table += benchmark(n, args.k, args.dim, args.repeats, args.peers.split(","), args.memory == "True")
-    print(harness.environment())
-    print(harness.markdown(table))
-    if args.json:
-        harness.write(args.json, table)
+    harness.report(table, args.json)
 
 
 if __name__ == "__main__":

@@ -124,10 +124,7 @@ def main(argv=None) -> None:
         row = benchmark(args.preset, args.calls, changes)
     else:
         row = with_pass(args.name, args.preset, args.images, args.calls, changes)
-    print(harness.environment())
-    print(harness.markdown([row]))
-    if args.json:
-        harness.write(args.json, [row])
+    harness.report([row], args.json)
 
 
 if __name__ == "__main__":
