@@ -23,6 +23,31 @@ def _shared(variable: str, default: str) -> pathlib.Path:
     return path
 
 
+@pytest.fixture
+def uld(capsys, monkeypatch):
+    """Exit code, stdout and stderr of a command, run in this process."""
+    from uld_jax import __main__ as cli
+
+    def run(*args):
+        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
+        code, out = cli.main(), capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def uld_says(uld):
+    """Stdout of a command that is expected to succeed."""
+
+    def run(*args):
+        code, out, err = uld(*args)
+        assert code == 0, err
+        return out
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def faces() -> pathlib.Path:
     """Folder of real annotated faces: $ULD_DATA/ytf_faces."""

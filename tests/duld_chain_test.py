@@ -8,29 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uld_jax import __main__ as cli
-
 STAGES, STEPS = ("bootstrap", "duld", "proxy", "duldpp"), 20
 
 
 @pytest.mark.slow
-def test_four_stages_by_the_command_line_alone(tmp_path, capsys, monkeypatch):
+def test_four_stages_by_the_command_line_alone(tmp_path, uld_says):
     from tests.models.stable_diffusion import reference  # skips where PyTorch or diffusers is missing
 
-    def uld(*args):
-        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
-        code = cli.main()
-        said = capsys.readouterr()
-        assert code == 0, said.err
-        return said.out
-
     reference.write(tmp_path / "published")
-    said = uld(
+    said = uld_says(
         "convert", "--kind=stable_diffusion", f"--src={tmp_path}/published", f"--dst={tmp_path}/weights/of/anybody"
     )
     assert f"--config.weights.stable_diffusion={tmp_path}/weights/of/anybody" in said
     run = tmp_path / "run"
-    uld(
+    uld_says(
         "train",
         "--config=duld:backbone=stable_diffusion.StableDiffusion,preset=tiny,dataset=synthetic,k=3",
         f"--config.weights.stable_diffusion={tmp_path}/weights/of/anybody",
@@ -53,7 +44,7 @@ def test_four_stages_by_the_command_line_alone(tmp_path, capsys, monkeypatch):
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (50, 60, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
-    uld("predict", f"--workdir={run}", f"--images={tmp_path}/photos", f"--out={tmp_path}/out")
+    uld_says("predict", f"--workdir={run}", f"--images={tmp_path}/photos", f"--out={tmp_path}/out")
     with (tmp_path / "out/landmarks.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["0.png", "1.png"]

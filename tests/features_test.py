@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
 from uld_jax import convert, evaluate, features, loop, runs, sharding
 from uld_jax.backbones.gradient import GradientHistograms
@@ -25,18 +24,6 @@ ALONE = {"stages": ("zeroshot",)}
 
 def mesh():
     return sharding.make_mesh()
-
-
-@pytest.fixture
-def uld(capsys, monkeypatch):
-    """Exit code, stdout and stderr of a command, run in this process."""
-
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
-        code, out = cli.main(), capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

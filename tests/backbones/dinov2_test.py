@@ -9,7 +9,6 @@ from PIL import Image
 from tests import tiny
 from tests.models import dinov2_test as reference
 from tests.models import twins
-from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
 from uld_jax import convert, weights
 from uld_jax.backbones.dinov2 import Dinov2
@@ -93,13 +92,8 @@ def test_bad_input_is_named(folder):
         Dinov2(compute="float16")
 
 
-def test_zeroshot_finds_landmarks_in_its_features(twin, tmp_path, monkeypatch, capsys):
+def test_zeroshot_finds_landmarks_in_its_features(twin, tmp_path, uld):
     """From a folder of transformers to landmarks, by commands alone."""
-
-    def uld(*args):
-        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
-        code, out = cli.main(), capsys.readouterr()
-        return code, out.out, out.err
 
     twin.save_pretrained(tmp_path / "src")
     converted = tmp_path / "dinov2"

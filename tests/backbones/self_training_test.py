@@ -8,7 +8,6 @@ import pytest
 
 from tests import tiny
 from tests.convert import self_training_test as runs
-from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
 from uld_jax import convert, weights
 from uld_jax.backbones import self_training
@@ -103,13 +102,8 @@ def test_a_config_names_it_by_its_kind(trained):
 
 
 @pytest.mark.slow
-def test_zeroshot_finds_landmarks_in_its_features(trained, tmp_path, monkeypatch, capsys):
+def test_zeroshot_finds_landmarks_in_its_features(trained, tmp_path, uld):
     """From a run to landmarks, by commands alone; its own training is `tests/methods/self_training_test.py`'s."""
-
-    def uld(*args):
-        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
-        code, out = cli.main(), capsys.readouterr()
-        return code, out.out, out.err
 
     converted = tmp_path / "weights"
     code, out, err = uld("convert", "--kind=self_training", f"--src={trained[2] / 'run'}:stage1", f"--dst={converted}")

@@ -9,7 +9,6 @@ import pytest
 
 from tests import tiny
 from tests.models.stable_diffusion import reference
-from uld_jax import __main__ as cli
 from uld_jax import convert, weights
 from uld_jax.backbones import stable_diffusion
 from uld_jax.backbones.stable_diffusion import StableDiffusion
@@ -190,18 +189,11 @@ def test_bad_input_is_named(folder, frozen, images):
         StableDiffusion().load()
 
 
-def test_a_run_by_the_command_line_alone(folder, tmp_path, capsys, monkeypatch):
-    def uld(*args):
-        monkeypatch.setattr("sys.argv", ["uld", *map(str, args)])
-        code = cli.main()
-        said = capsys.readouterr()
-        assert code == 0, said.err
-        return said.out
-
+def test_a_run_by_the_command_line_alone(folder, tmp_path, uld_says):
     weights_folder = tmp_path / "weights"
-    said = uld("convert", "--kind=stable_diffusion", f"--src={folder}/published", f"--dst={weights_folder}")
+    said = uld_says("convert", "--kind=stable_diffusion", f"--src={folder}/published", f"--dst={weights_folder}")
     assert f"--config.weights.stable_diffusion={weights_folder}" in said
-    uld(
+    uld_says(
         "train",
         f"--config={tiny.ROOT}/configs/zeroshot.py:dataset=synthetic,k=3,preset=tiny,"
         "backbone=stable_diffusion.StableDiffusion",
