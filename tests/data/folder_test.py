@@ -1,6 +1,7 @@
 """Folders of photos, with and without csv, good and bad."""
 
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def test_annotation(tmp_path):
         np.testing.assert_allclose(source.landmarks[row, point], np.array(xy) * fmap[:2] + fmap[2:], atol=1e-5)
         back = coordinates.frame_to_file(source.landmarks[row].astype(float), source.frame_maps[row])
         np.testing.assert_allclose(back[point], xy, atol=1e-5)
+
+
+def test_files_are_found_whatever_unicode_form_the_csv_is_typed_in(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Zoë/é.png") for form in ("NFC", "NFD"))
+    photos(tmp_path, {composed: (8, 8), "a.png": (8, 9)})
+    table = tmp_path / "train.csv"
+    table.write_text(f"file,x0,y0\n{decomposed},1,2\na.png,3,4\n", encoding="utf-8")
+    source = Folder(tmp_path, "train", frame_size=8)
+    assert source.names == [composed, "a.png"]
+    assert source.image(0).shape == (8, 8, 3)
+    table.write_text(f"file,x0,y0\n{decomposed},1,2\n{composed},3,4\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 3: .* is the file of line 2, typed otherwise; keep one of them"):
+        Folder(tmp_path, "train", frame_size=8)
 
 
 def test_csv_without_points_and_without_visibility(tmp_path):

@@ -208,6 +208,13 @@ def test_keypoints_fill_the_slots_of_their_images(root):
         regions.keypoints(source, path, 1)
 
 
+def test_keypoints_of_a_name_in_another_unicode_form(root):
+    source = opened(root)
+    source.names = ["\u00e9.jpg", *source.names[1:]]
+    (root / "points.txt").write_text("file,x0,y0\ne\u0301.jpg,60,19\n", encoding="utf-8")
+    assert regions.keypoints(source, root / "points.txt", 1).mask.tolist() == [[True], [False], [False]]
+
+
 def test_keypoints_outside_the_frame_are_masked(root):
     path = root / "points.txt"
     path.write_text("file,x0,y0,x1,y1\na.jpg,2,10,30,10\n")  # crop keeps the middle 20 of 61 columns

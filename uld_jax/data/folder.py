@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data import decode
+from uld_jax.data.names import Lookup
 from uld_jax.data.specs import Source, decode_threads, fingerprint_of, set_sides, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
@@ -85,6 +86,8 @@ class Folder(Source):
                 raise UserError(f"{self._root} holds no JPEG or PNG images; give another data_dir")
             note = Annotation(names, [], None, None, {})
         self.names, self.columns = note.names, note.columns
+        if splits:
+            self.names = _as_on_disk(self._root, table, note)
         self._table, self._lines = table, note.lines
         self.spec = spec_of(
             "folder", None if note.landmarks is None else note.landmarks.shape[1], normaliser=normaliser, splits=splits
@@ -267,6 +270,20 @@ def read_names(path, lines, cells) -> list[str]:
         first[name] = line
         names.append(name)
     return names
+
+
+def _as_on_disk(root, table, note: Annotation) -> list[str]:
+    """The files that a csv names, as the disk has them. Raises UserError for one that is named in two ways."""
+    files, line_of, found = Lookup(root), {}, []
+    for line, typed in zip(note.lines, note.names, strict=True):
+        name = files.find(typed) or typed  # an absent one is told with all others
+        if name in line_of:
+            raise UserError(
+                f"{table}, line {line}: {typed} is the file of line {line_of[name]}, typed otherwise; keep one of them"
+            )
+        line_of[name] = line
+        found.append(name)
+    return found
 
 
 def _numbers(path, lines, names, cells) -> np.ndarray:

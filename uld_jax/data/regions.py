@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uld_jax.data import crops, decode, folder
+from uld_jax.data.names import Index
 from uld_jax.data.specs import Source, decode_threads
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
@@ -200,8 +201,8 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
         raise UserError(f"{path} lists no images; add one line an image below the header")
     lines = [line for line, _ in read]
     names = folder.read_names(path, lines, [cells[0] for _, cells in read])
-    rows = {name: row for row, name in enumerate(source.names)}
-    others = [name for name in names if name not in rows]
+    rows, known = {name: row for row, name in enumerate(source.names)}, Index(source.names)
+    others = [name for name in names if known.find(name) is None]
     if others:
         raise UserError(
             f"{path} names {len(others)} of {len(names)} files that are not among the images, first {others[0]}; "
@@ -220,8 +221,9 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
         if half.any():
             point = int(np.flatnonzero(half)[0])
             raise UserError(f"{place}: one of x{point} and y{point} is empty; fill both or none")
-        line_of[rows[name]] = line
-        found[rows[name]] = xy
+        row = rows[known.find(name)]
+        line_of[row] = line
+        found[row] = xy
     folder.check_points(found, source.file_sizes, lambda row: f"{path}, line {line_of[row]}")
     there = np.isfinite(found).all(-1)
     counts = there.sum(-1)
