@@ -292,7 +292,7 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
         "predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}"
     )
     with pytest.raises(UserError, match="does not divide over 3 devices; use a multiple of 3"):
-        sharding.local_slice(type("Mesh", (), {"size": 3})(), 8)
+        sharding.local_rows(type("Mesh", (), {"size": 3})(), 8)
 
 
 def test_every_config_loads_with_every_data_set_it_names():

@@ -1,11 +1,13 @@
 """Placement: host values to devices and back. How several devices compute together is tested with every method."""
 
-import types
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 
 from uld_jax import sharding
 
@@ -38,17 +40,101 @@ def test_a_mesh_has_one_axis(mesh):
     assert sharding.make_mesh().size == jax.device_count()
 
 
-def test_the_rows_of_a_process(mesh, monkeypatch):
-    assert sharding.local_slice(mesh, 6) == slice(0, 6)
-    devices = np.array([types.SimpleNamespace(process_index=p) for p in (0, 0, 1, 1, 2, 2)])
-    six = types.SimpleNamespace(size=6, devices=devices)
-    found = []
-    for process in range(3):
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX's mesh code asks of a device of a TPU slice."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    device_kind: str = "cpu"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+def tpu(kind, shape, slices=1):
+    """Chips as `jax.devices()` lists them, by process; a host has 2 x 2 x 1 of them, and ids run along x, y, z."""
+    coords = [(x, y, z) for z in range(shape[2]) for y in range(shape[1]) for x in range(shape[0])]
+    host = lambda x, y, z: (z * (shape[1] // 2) + y // 2) * (shape[0] // 2) + x // 2
+    hosts, chips = len(coords) // 4, []
+    for s in range(slices):
+        chips += [Chip(s * len(coords) + i, s * hosts + host(*xyz), xyz, s, kind) for i, xyz in enumerate(coords)]
+    return sorted(chips, key=lambda chip: (chip.process_index, chip.id))
+
+
+def fed(mesh, batch_size, monkeypatch):
+    """{process: its rows} of a global batch."""
+    found = {}
+    for process in {device.process_index for device in mesh.devices.flat}:
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        found.append(sharding.local_slice(six, 18))
-    assert found == [slice(0, 6), slice(6, 12), slice(12, 18)]
+        found[process] = sharding.local_rows(mesh, batch_size).tolist()
+    return found
+
+
+def check_fed(mesh, monkeypatch, each=3):
+    """Every process feeds the rows that its own devices take, and all rows are fed once."""
+    rows, devices = fed(mesh, each * mesh.size, monkeypatch), list(mesh.devices.flat)
+    for process, some in rows.items():
+        own = [i for i, device in enumerate(devices) if device.process_index == process]
+        assert some == [each * i + j for i in own for j in range(each)]
+    assert sorted(row for some in rows.values() for row in some) == list(range(each * mesh.size))
+    return rows
+
+
+SLICES = {
+    "v4-16": ("TPU v4", (2, 2, 2)),
+    "v4-128": ("TPU v4", (4, 4, 4)),
+    "v5e-8": ("TPU v5 lite", (2, 4, 1)),
+    "v5e-16": ("TPU v5 lite", (4, 4, 1)),
+    "v5e-32": ("TPU v5 lite", (4, 8, 1)),
+    "v5e-256": ("TPU v5 lite", (16, 16, 1)),
+    "v5p-16": ("TPU v5", (2, 2, 2)),
+    "v5p-128": ("TPU v5", (4, 4, 4)),
+    "v6e-16": ("TPU v6 lite", (4, 4, 1)),
+    "v6e-32": ("TPU v6 lite", (4, 8, 1)),
+    "v6e-64": ("TPU v6 lite", (8, 8, 1)),
+}
+
+
+@pytest.mark.parametrize(("kind", "shape"), SLICES.values(), ids=SLICES)
+def test_every_host_of_a_tpu_slice_feeds_its_rows_once(kind, shape, monkeypatch):
+    chips = tpu(kind, shape)
+    for mesh in (sharding.make_mesh(chips), sharding.make_mesh(chips[::-1])):
+        for rows in check_fed(mesh, monkeypatch).values():
+            assert rows == list(range(rows[0], rows[-1] + 1))  # a host reads one run
+    # A mesh that is handed in as `jax.make_mesh` orders it: along the torus, back to a host that it has left.
+    torus = jax.make_mesh((len(chips),), (sharding.AXIS,), devices=chips)
+    order = [chip.process_index for chip in torus.devices.flat]
+    runs = 1 + sum(a != b for a, b in itertools.pairwise(order))
+    assert (runs > len(set(order))) == (shape != (2, 4, 1))
+    check_fed(torus, monkeypatch)
+
+
+def test_several_slices_of_tpus_stay_together(monkeypatch):
+    chips = tpu("TPU v5 lite", (4, 4, 1), slices=2)
+    mixed = [chips[i] for i in np.random.default_rng(0).permutation(len(chips))]
+    mesh = sharding.make_mesh(mixed)
+    assert [chip.slice_index for chip in mesh.devices.flat] == [0] * 16 + [1] * 16
+    assert list(check_fed(mesh, monkeypatch)) == list(range(8))
+    torus = mesh_utils.create_hybrid_device_mesh((16,), (2,), mixed)
+    for order in (torus, np.array(mixed)):
+        check_fed(jax.sharding.Mesh(order, (sharding.AXIS,)), monkeypatch)
+
+
+def test_hosts_with_different_numbers_of_devices(monkeypatch):
+    chips = [Chip(i, process, (i, 0, 0)) for i, process in enumerate((0, 1, 1, 0, 1, 2))]
+    rows = check_fed(jax.sharding.Mesh(np.array(chips), (sharding.AXIS,)), monkeypatch, each=2)
+    assert rows == {0: [0, 1, 6, 7], 1: [2, 3, 4, 5, 8, 9], 2: [10, 11]}
+
+
+def test_the_rows_of_a_process(mesh, monkeypatch):
+    assert sharding.local_rows(mesh, 6).tolist() == list(range(6))
     with pytest.raises(ValueError, match="batch_size 16 does not divide over 6 devices; use a multiple of 6"):
-        sharding.local_slice(six, 16)
+        sharding.local_rows(sharding.make_mesh([Chip(i, i // 2, (i, 0, 0)) for i in range(6)]), 16)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    with pytest.raises(ValueError, match="process 3 has no device in the mesh"):
+        sharding.local_rows(mesh, 6)
 
 
 def test_arguments_become_arrays_with_automatic_axes():

@@ -200,7 +200,7 @@ class Predictor:
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
         """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
-        local = images[sharding.local_slice(self._mesh, len(images))]
+        local = images[sharding.local_rows(self._mesh, len(images))]
         found = self._heatmaps(state, frozen, sharding.put_batch(self._mesh, local))
         if found is None:
             return None
@@ -211,7 +211,7 @@ class Predictor:
 
     def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
         """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
-        local = images[sharding.local_slice(self._mesh, len(images))]
+        local = images[sharding.local_rows(self._mesh, len(images))]
         return sharding.to_host(self._pictures(state, frozen, sharding.put_batch(self._mesh, local)))
 
     def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +219,7 @@ class Predictor:
         n = len(images)
         whole = -(-n // self._mesh.size) * self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
-        local = padded[sharding.local_slice(self._mesh, whole)]
+        local = padded[sharding.local_rows(self._mesh, whole)]
         xy, score = sharding.to_host(self._images(state, frozen, sharding.put_batch(self._mesh, local)))
         return self._in_use(state, xy[:n], score[:n])
 

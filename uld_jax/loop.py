@@ -84,7 +84,7 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     if not config.stages:
         raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
-    sharding.local_slice(mesh, config.batch_size)
+    sharding.local_rows(mesh, config.batch_size)  # raises at once if the batch does not divide
     stages = [config_lib.stage(config, name) for name in config.stages]
     chunks = [_chunk(config, stage) for stage in stages]
     workdir_lib.claim(workdir, _absolute(config), write=False)

@@ -58,7 +58,7 @@ class Rounds:
         if self._cache is None:
             return {}
         rows = sharding.to_host(payload["index"])
-        mine = rows[sharding.local_slice(self._mesh, len(rows))]
+        mine = rows[sharding.local_rows(self._mesh, len(rows))]
         maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
         return {"features": sharding.put_batch(self._mesh, maps)}
 

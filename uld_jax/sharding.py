@@ -2,7 +2,12 @@
 
 Training is one global-view `jax.jit`: the state is replicated, the batch is split over `data`, and XLA writes the
 collectives. (`jax.pmap` has been a wrapper over jit and shard_map since JAX 0.8; this is its successor.)
+
+Which rows of a batch a process feeds is read from the sharding itself, so that any mesh of this one axis works, in
+whichever order its devices stand.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +22,17 @@ AXIS = "data"
 
 
 def make_mesh(devices=None) -> Mesh:
-    """All devices of all processes (or those given) in one axis."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    """All devices of all processes (or those given) in one axis, those of a slice and of a process side by side.
+
+    `jax.make_mesh` would follow the torus of a TPU slice, where the chips of a host need not be neighbours, and takes a
+    single slice only. Here each host reads one run of rows.
+    """
+    devices = sorted(jax.devices() if devices is None else devices, key=_place)
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _place(device):
+    return getattr(device, "slice_index", 0) or 0, device.process_index, device.id
 
 
 def split(mesh: Mesh) -> NamedSharding:
@@ -32,23 +45,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def local_slice(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a global batch that this process feeds.
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process feeds, increasing, [n] int64; they need not be neighbours.
 
-    Raises UserError when the batch does not divide over the devices.
+    Raises UserError when the batch does not divide over the devices, or none of them belongs to this process.
     """
     if batch_size % mesh.size:
         raise UserError(
             f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
         )
-    mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
-    per_device = batch_size // mesh.size
-    return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
+    return _rows_of(mesh, batch_size, jax.process_index())
 
 
-def put_batch(mesh: Mesh, tree):
-    """This process's rows (NumPy, leading axis) as global arrays split over `data`."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), np.asarray(x)), tree)
+@functools.lru_cache(maxsize=256)
+def _rows_of(mesh, batch_size, process):
+    where = split(mesh).devices_indices_map((batch_size,))
+    mine = [np.arange(batch_size)[index] for device, index in where.items() if device.process_index == process]
+    if not mine:
+        raise UserError(f"process {process} has no device in the mesh; give the mesh one, or leave the process out")
+    rows = np.sort(np.concatenate(mine))
+    rows.setflags(write=False)  # all callers share it
+    return rows
+
+
+def put_batch(mesh: Mesh, tree, axis: int = 0):
+    """This process's rows (NumPy, in the order of `local_rows`) as global arrays split over `data` along `axis`."""
+    where = NamedSharding(mesh, P(*(None,) * axis, AXIS))
+    here = len(local_rows(mesh, mesh.size))  # devices
+
+    def put(x):
+        x = np.asarray(x)
+        shape = list(x.shape)
+        shape[axis] = shape[axis] // here * mesh.size
+        return jax.make_array_from_process_local_data(where, x, tuple(shape))
+
+    return jax.tree.map(put, tree)
 
 
 def put_replicated(mesh: Mesh, tree):
@@ -67,9 +98,13 @@ def to_host(tree):
     """Global arrays as NumPy, whole, on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return jax.tree.map(
-        lambda x: np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True), tree
-    )
+
+    def get(x):
+        # Of an array that is here whole, `process_allgather` would give one copy for each process.
+        here = x.is_fully_replicated or x.is_fully_addressable
+        return np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(get, tree)
 
 
 def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:

@@ -145,7 +145,7 @@ def write(
         that are not finite in this type.
     """
     folder = _local(folder)
-    sharding.local_slice(mesh, batch_size)  # raises at once if the batch does not divide
+    sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
     asked = describe(source, backbone, frozen, dtype=dtype, shard_bytes=shard_bytes)
     there = _read_description(folder)
     if there is not None:

@@ -21,8 +21,6 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
 from uld_jax.data.specs import Source, decode_threads
@@ -133,7 +131,7 @@ class StreamReader:
     """
 
     def __init__(self, source: Source, mesh, batch_size: int, *, workers: int = 0, partner: bool = False):
-        sharding.local_slice(mesh, batch_size)  # raises at once if the batch does not divide
+        sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
         self._source, self._mesh, self._workers, self._partner = source, mesh, workers, partner
         self.batch_size, self.rows, self.store = batch_size, len(source), {}
 
@@ -162,7 +160,7 @@ class StreamReader:
         return payload
 
     def _mine(self, batch_size):
-        return sharding.local_slice(self._mesh, batch_size), batch_size
+        return sharding.local_rows(self._mesh, batch_size), batch_size
 
     def _read(self, examples, chunk):
         per_step = examples.per_step
@@ -186,17 +184,17 @@ class StreamReader:
 class _Examples:
     """Rows of this process by position, in the order of an `Order` or `OnePass`; what Grain reads."""
 
-    def __init__(self, source, order, mine: slice, batch_size, first_step, steps, partner):
+    def __init__(self, source, order, mine: np.ndarray, batch_size, first_step, steps, partner):
         self._source, self._order, self._partner = source, order, partner
-        self._first, self._batch_size = first_step * batch_size + mine.start, batch_size
-        self.per_step, self._steps = mine.stop - mine.start, steps
+        self._mine, self._first, self._batch_size = mine, first_step * batch_size, batch_size
+        self.per_step, self._steps = len(mine), steps
 
     def __len__(self):
         return self.per_step * self._steps
 
     def __getitem__(self, position):
         step, place = divmod(int(position), self.per_step)
-        sample = np.asarray(self._first + step * self._batch_size + place)
+        sample = np.asarray(self._first + step * self._batch_size + self._mine[place])
         index = self._order.at(sample)
         out = {"image": self._image(index), "index": index}
         if self._partner:
@@ -215,12 +213,8 @@ def put(mesh, batch, chunk: int):
     """This process's rows as global arrays: [n,...] -> [B,...], or with chunk = S > 1 [S*n,...] -> [S,B,...]."""
     if chunk == 1:
         return sharding.put_batch(mesh, batch)
-    split = NamedSharding(mesh, P(None, sharding.AXIS))
-
-    def one(x):
-        return jax.make_array_from_process_local_data(split, x.reshape(chunk, -1, *x.shape[1:]))
-
-    return jax.tree.map(one, batch)
+    stacked = jax.tree.map(lambda x: x.reshape(chunk, -1, *x.shape[1:]), batch)
+    return sharding.put_batch(mesh, stacked, axis=1)
 
 
 def ahead_of(items: Iterable, depth: int = 2) -> Iterator:

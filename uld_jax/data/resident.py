@@ -40,7 +40,7 @@ class ResidentReader:
     """
 
     def __init__(self, source: Source, mesh, batch_size: int, *, partner: bool = False, sharded: bool | None = None):
-        sharding.local_slice(mesh, batch_size)  # raises at once if the batch does not divide
+        sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
         if sharded is None:
             need, budget = image_bytes(source), memory_budget(mesh)
             sharded = need > budget
@@ -74,7 +74,7 @@ class ResidentReader:
         `rows`, increasing row numbers, only these; split over devices they may take more batches.
         """
         batch_size = batch_size or self.batch_size
-        sharding.local_slice(self._mesh, batch_size)
+        sharding.local_rows(self._mesh, batch_size)
         per_block = batch_size // self._blocks.count
         chosen = self._blocks.locally(np.arange(self.rows) if rows is None else np.asarray(rows))
         passes = self._of_blocks(lambda lane, size: OnePass(size, chosen[lane]))
@@ -109,13 +109,13 @@ class ResidentReader:
 
     def _of_blocks(self, make):
         """{block: make(block, its rows)} for the blocks that this process draws from."""
-        here = sharding.local_slice(self._mesh, self._mesh.size) if self.sharded else slice(None)
-        return {k: make(k, self._blocks.sizes[k]) for k in range(self._blocks.count)[here]}
+        here = sharding.local_rows(self._mesh, self._mesh.size).tolist() if self.sharded else [0]
+        return {k: make(k, self._blocks.sizes[k]) for k in here}
 
     def _mine(self, local) -> np.ndarray:
         """{block: its part of the batch, counted within the block} -> rows of this process, [n] int32."""
         rows = np.concatenate([self._blocks.globally(k, x) for k, x in local.items()])
-        return rows if self.sharded else rows[sharding.local_slice(self._mesh, len(rows))]
+        return rows if self.sharded else rows[sharding.local_rows(self._mesh, len(rows))]
 
     def _whole(self, source):
         return sharding.put_replicated(self._mesh, source.images())
