@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from uld_jax import files
+
 # Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, 16 bits).
 # Vendors' data sheets, where those of NVIDIA from A100 on tell of twice as much, with sparsity: "H200 Tensor Core GPU",
 # "H100 Tensor Core GPU" (SXM), "A100 Tensor Core GPU", "L4 Tensor Core GPU", "V100" (SXM2), "T4" (its 16 bits are
@@ -142,7 +144,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def write(path: str, rows: list[dict[str, Any]]) -> None:
     """Rows with the environment as JSON."""
-    pathlib.Path(path).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+    files.write(path, json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
 
 
 def report(rows: list[dict[str, Any]], path: str = "") -> None:

@@ -19,9 +19,7 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluators/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
-import csv
 import gc
-import io
 import itertools
 import math
 import os
@@ -34,7 +32,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from uld_jax import cluster_report, evaluate, loop, runs, sharding, sweep, viz
+from uld_jax import cluster_report, evaluate, files, loop, runs, sharding, sweep, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.clustering import quality
@@ -190,14 +188,10 @@ def _most(true: int, share: float) -> int:
 
 def write_points(path, names: Sequence[str], xy) -> None:
     """Points [N,P,2] of files, NaN for none, as the csv `file,x0,y0,...` that `keypoints.points` takes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *(f"{axis}{i}" for i in range(xy.shape[1]) for axis in "xy")])
+    header = ["file", *(f"{axis}{i}" for i in range(xy.shape[1]) for axis in "xy")]
     cell = lambda value: f"{value:.3f}" if np.isfinite(value) else ""
-    writer.writerows([name, *map(cell, points.ravel())] for name, points in zip(names, xy, strict=True))
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.getvalue())
+    rows = ([name, *map(cell, points.ravel())] for name, points in zip(names, xy, strict=True))
+    files.write(path, files.csv_text([header, *rows]))
 
 
 # Runs
@@ -598,7 +592,7 @@ def _compare(where: str, workdir, mesh) -> sweep.Table:
     table = sweep.Table(record, f"{cluster_report.table(records)}\n{caption}\n", [])
     if jax.process_index() == 0:
         workdir_lib.write_json(workdir / "figure.json", record)
-        (workdir / "figure.md").write_text(table.markdown)
+        files.write(workdir / "figure.md", table.markdown)
         titles = {title: f"{title}: {r['rows']} descriptors" for title, r in zip(places, records, strict=True)}
         plot = viz.scatter_plot({titles[t]: places[t] for t in places}, {titles[t]: groups[t] for t in places})
         viz.save(plot, workdir / "figure.png")
@@ -674,7 +668,7 @@ def _write(
     table = sweep.Table(record, _markdown(record), list(errors))
     if jax.process_index() == 0 and figure.columns:
         workdir_lib.write_json(workdir / "figure.json", record)
-        (workdir / "figure.md").write_text(table.markdown)
+        files.write(workdir / "figure.md", table.markdown)
         viz.save(plot(record), workdir / "figure.png")
     return table
 

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import config as config_lib
-from uld_jax import evaluate, sharding, viz
+from uld_jax import evaluate, files, sharding, viz
 from uld_jax import workdir as workdir_lib
 from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
@@ -204,7 +204,7 @@ def report(
     if jax.process_index() == 0:
         record = {"stage": finished.stage, "split": split, "rows": len(rows.z), "size": rows.z.shape[1]}
         workdir_lib.write_json(folder / "clusters.json", record | {"clusterings": records})
-        (folder / "table.md").write_text(table(records))
+        files.write(folder / "table.md", table(records))
         pick, places = embed(rows, finished.config.seed)
         drawn = [r for r in records if r["clustering"] != "landmark"]
         titles = {f"{r['clustering']}: {r['clusters']} clusters": labels[r["clustering"]][pick] for r in drawn}

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from uld_jax import checkpoint, evaluate, loop, runs, sharding, viz
+from uld_jax import checkpoint, evaluate, files, loop, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config
@@ -347,7 +347,7 @@ def _write(spec, every: Sequence[Cell], workdir, columns, errors) -> Table:
     table = Table(record, _markdown(record), [name for name in state if name in errors])
     if jax.process_index() == 0:
         workdir_lib.write_json(workdir / "table.json", record)
-        (workdir / "table.md").write_text(table.markdown)
+        files.write(workdir / "table.md", table.markdown)
         curves = {
             _label(values): [_lines(workdir / cell.name) for cell in group if state[cell.name] == "done"]
             for values, group in _rows(every)

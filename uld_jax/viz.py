@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from uld_jax import files
 from uld_jax.ops.coordinates import frame_map
 
 INK, SOFT, FAINT, PAPER = "#22262b", "#8a9099", "#e6e8eb", "#ffffff"
@@ -739,10 +740,8 @@ def png(picture: Image.Image | Figure) -> bytes:
 
 
 def save(picture: Image.Image | Figure, path) -> None:
-    """Writes a picture or a plot as PNG; folders on the way are made."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture))
+    """Writes a picture or a plot as PNG, whole or not at all; folders on the way are made."""
+    files.write(path, png(picture))
 
 
 def load(path) -> Image.Image:

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from uld_jax import sharding
+from uld_jax import files, sharding
 from uld_jax.errors import UserError
 
 # A run may be resumed with other values of these; any other difference is another experiment.
@@ -26,15 +26,10 @@ _FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep
 
 
 def write_json(path, value: Any) -> None:
-    """Written beside and renamed, so that a reader never sees half a file. Process 0 alone writes."""
+    """See `files.write`. Process 0 alone writes."""
     if jax.process_index():
         return
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n"
-    part = path.parent / (path.name + ".part")
-    part.write_text(text)
-    part.rename(path) if "://" in str(path) else os.replace(part, path)
+    files.write(path, json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
 def read_lines(path) -> list[dict[str, Any]]:
@@ -139,8 +134,7 @@ class Metrics:
             return
         if self._path.exists():
             self._lines = self._path.read_text().splitlines(keepends=True)[:lines]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(self._lines))
+        files.write(self._path, "".join(self._lines))
         from tensorboardX import SummaryWriter  # imported late: only this process needs it
 
         last = json.loads(self._lines[-1]) if self._lines else {}
@@ -176,7 +170,7 @@ class Metrics:
         if not self._writer:
             return
         if self._remote:
-            self._path.write_text("".join(self._lines))
+            files.write(self._path, "".join(self._lines))
         else:
             self._board.flush()
 

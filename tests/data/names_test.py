@@ -3,7 +3,8 @@
 import os
 import unicodedata
 
-from uld_jax.data.names import Lookup, printable
+from uld_jax.data.names import Lookup
+from uld_jax.files import printable
 
 NFC, NFD = (unicodedata.normalize(form, "Zoë/café.jpg") for form in ("NFC", "NFD"))
 

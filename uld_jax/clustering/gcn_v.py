@@ -11,12 +11,15 @@ in half precision, which moves a confidence by less than 1e-3. How, and how well
 
 import functools
 import importlib.resources
+import io
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax import files
 from uld_jax.clustering import affinity
 from uld_jax.errors import UserError
 from uld_jax.models.gcn_v import DESCRIPTOR_SIZE, HIDDEN, GcnV
@@ -92,4 +95,7 @@ def _shipped():
 def write_half(path: str, params: Any) -> None:
     """Writes parameters as the shipped file has them: in half precision, but for the last bias, a single number."""
     flat = {f"{module}/{leaf}": x for module, part in params.items() for leaf, x in part.items()}
-    np.savez(path, **{name: np.asarray(x, np.float16 if np.size(x) > 1 else np.float32) for name, x in flat.items()})
+    data = io.BytesIO()
+    np.savez(data, **{name: np.asarray(x, np.float16 if np.size(x) > 1 else np.float32) for name, x in flat.items()})
+    path = os.fspath(path)
+    files.write(path if path.endswith(".npz") else f"{path}.npz", data.getvalue())

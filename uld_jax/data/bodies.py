@@ -10,7 +10,6 @@ The official selection: training frames of subjects 1, 5, 6, 7, 8 and 9, every 1
 50th; of the actions Directions, Discussion, Posing, Waiting, Greeting and Walking.
 """
 
-import csv
 import io
 from collections.abc import Iterable
 
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from uld_jax import files
 from uld_jax.data import crops, folder, regions
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
@@ -93,13 +93,10 @@ def write_bodies(
         folder.check_points(points[None, :landmarks], np.array([[size, size]]), lambda _, n=name: n)
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, format="JPEG", quality=quality)
-        (root / name).write_bytes(encoded.getvalue())
+        files.write(root / name, encoded.getvalue())
         rows.append([name, *("" if np.isnan(v) else f"{v:.3f}" for v in points.ravel())])
     if not rows:
         raise UserError(f"there are no bodies to write to {table}; give at least one")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *(f"{axis}{i}" for i in range(landmarks) for axis in "xy"), *regions.BOX])
-    writer.writerows(rows)
-    table.write_text(text.getvalue())  # last, so that a split that was not finished is none
+    header = ["file", *(f"{axis}{i}" for i in range(landmarks) for axis in "xy"), *regions.BOX]
+    files.write(table, files.csv_text([header, *rows]))  # last, so that a split that was not finished is none
     return table

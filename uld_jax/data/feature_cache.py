@@ -29,7 +29,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jax.experimental import multihost_utils
 
-from uld_jax import sharding
+from uld_jax import files, sharding
 from uld_jax.data.pipeline import StreamReader, ahead_of
 from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
@@ -328,10 +328,7 @@ def _same(folder, there: Description, asked: Description, remedy: str) -> None:
 
 def _dump(path, description):
     """The file is there whole or not at all."""
-    with open(path + _PART, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(description), file, indent=2)
-        file.write("\n")
-    os.replace(path + _PART, path)
+    files.write(path, json.dumps(dataclasses.asdict(description), indent=2) + "\n")
 
 
 def _read_description(folder) -> Description | None:

@@ -1,18 +1,11 @@
-"""File names: as the disk holds them, as people and other machines type them, and as text files can hold them."""
+"""File names, as the disk holds them and as people and other machines type them."""
 
 import unicodedata
 from collections.abc import Iterable
 
 from etils import epath
 
-
-def printable(name: str) -> str:
-    """A name as text that any file and terminal can hold: bytes that are not UTF-8 become `\\xNN`.
-
-    >>> printable("caf\\udce9.jpg"), printable("café.jpg")
-    ('caf\\\\xe9.jpg', 'café.jpg')
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+from uld_jax.files import printable
 
 
 class Index:
@@ -35,8 +28,8 @@ class Index:
     def find(self, name: str, *, any_case: bool = False) -> str | None:
         """The name that is meant; None if there is none, or several that fit equally well.
 
-        The name as it stands goes first; then any Unicode form of it, and `printable` ones; then, with `any_case`,
-        letters of the other case (`.JPG` for `.jpg`).
+        The name as it stands goes first; then any Unicode form of it, and what `files.printable` gives; then, with
+        `any_case`, letters of the other case (`.JPG` for `.jpg`).
         """
         for kind in ("same", "form", "case") if any_case else ("same", "form"):
             if (key := _KEYS[kind](name)) in self._tables[kind]:

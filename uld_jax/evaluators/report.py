@@ -1,7 +1,5 @@
 """What an evaluation leaves in a folder: numbers, a table of landmarks, and plots."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from uld_jax import viz
+from uld_jax import files, viz
 from uld_jax.evaluators.curves import ced, ced_over_landmarks
 from uld_jax.evaluators.missing import or_none
 
@@ -105,9 +103,9 @@ def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
     ]:
         old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
     written = metrics(result)
-    (folder / "metrics.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+    files.write(folder / "metrics.json", json.dumps(written, indent=2, allow_nan=False) + "\n")
     if "per_landmark" in result:
-        (folder / "per_landmark.csv").write_text(_per_landmark_csv(result["per_landmark"]))
+        files.write(folder / "per_landmark.csv", _per_landmark_csv(result["per_landmark"]))
         per_image, limit = result["per_image"], result["ced_limit"]
         viz.save(
             viz.ced_plot(
@@ -139,10 +137,8 @@ def _per_landmark_csv(table: Mapping[str, Any]) -> str:
     Annotated ones also have how often a discovered one is where they are, and which: of the exclusive matching, and the
     best one, see `landmark_accuracy`.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     more = [name for name in ("exclusive", "exclusive_of", "best", "best_of") if name in table]
-    writer.writerow(["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test", *more])
+    rows = [["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test", *more]]
 
     def cell(value):
         return f"{value:.6g}" if np.isfinite(value) else ""
@@ -150,8 +146,8 @@ def _per_landmark_csv(table: Mapping[str, Any]) -> str:
     for i, (error, baseline) in enumerate(zip(table["forward"], table["mean_shape"])):
         values = [table[name][i] for name in more]
         hits = [("" if v < 0 else v) if name.endswith("_of") else cell(v) for name, v in zip(more, values)]
-        writer.writerow(["annotated", i, cell(error), cell(baseline), "", "", *hits])
+        rows.append(["annotated", i, cell(error), cell(baseline), "", "", *hits])
     for j, values in enumerate(zip(table["backward"], table["found_train"], table["found_test"])):
         found = [cell(values[1]), cell(values[2])]
-        writer.writerow(["discovered", j, cell(values[0]), "", *found, *("" for _ in more)])
-    return text.getvalue()
+        rows.append(["discovered", j, cell(values[0]), "", *found, *("" for _ in more)])
+    return files.csv_text(rows)

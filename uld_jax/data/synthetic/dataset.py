@@ -1,6 +1,5 @@
 """The data set: rows from a seed, rendered once; and the same as a folder of files."""
 
-import csv
 import functools
 import threading
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from uld_jax import files
 from uld_jax.data import regions
 from uld_jax.data.specs import DatasetSpec, Source, fingerprint_of
 from uld_jax.data.synthetic.head import LANDMARKS, MIRROR, make_world
@@ -192,11 +192,11 @@ def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame
         source = Synthetic(split, number, seed, frame_size, **pose)
         (root / split).mkdir(parents=True, exist_ok=True)
         for row, name in enumerate(source.names):
-            (root / name).write_bytes(source.encoded(row))
+            files.write(root / name, source.encoded(row))
         angles = zip(*source.columns.values(), strict=True)
-        with (root / f"{split}.csv").open("w") as file:
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow(header)
-            rows = zip(source.names, angles, source.landmarks, source.visible, regions.boxes(source), strict=True)
-            for name, turn, xy, seen, box in rows:
-                out.writerow([name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int), *map(float, box)])
+        every = zip(source.names, angles, source.landmarks, source.visible, regions.boxes(source), strict=True)
+        table = (
+            [name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int), *map(float, box)]
+            for name, turn, xy, seen, box in every
+        )
+        files.write(root / f"{split}.csv", files.csv_text([header, *table]))  # last: then the split is whole

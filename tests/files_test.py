@@ -1,0 +1,62 @@
+"""Whole files or none, and text that holds any name."""
+
+import csv
+import doctest
+import io
+import os
+
+import pytest
+
+from uld_jax import files
+
+
+def test_doctests():
+    assert doctest.testmod(files).attempted == 2
+    assert doctest.testmod(files).failed == 0
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.txt"
+    files.write(path, "é\udce9\n")
+    assert path.read_bytes() == b"\xc3\xa9\\xe9\n"
+    files.write(path, b"second")
+
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    part = type(files.epath.Path(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(part, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            files.write(path, b"third")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_names_of_the_greatest_length(tmp_path):
+    for name in ("a" * 251 + ".png", "é" * 125 + ".txt"):
+        files.write(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+NAMES = ["plain", "com,ma", 'quo"te', "new\nline", "re\rturn", "both\r\n", "-dash", " space ", "a;b\tc", "", "=1+1"]
+
+
+def test_cells_of_any_kind_come_back():
+    text = files.csv_text([[n, i] for i, n in enumerate(NAMES)])
+    assert [r[0] for r in csv.reader(io.StringIO(text, newline=""), strict=True)] == NAMES
+
+
+def test_rows_are_there_as_they_come(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    growing = files.GrowingCsv(path, ["file", "x"])
+    growing.add([[name, 1] for name in NAMES])
+    with open(growing.partial, newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["file", *NAMES]
+    assert growing.partial.name == "rows.partial.csv"
+    assert not path.exists()
+    growing.add([["bad\udce9", 2]])
+    growing.finish()
+    assert path.read_text(encoding="utf-8").endswith("bad\\xe9,2\n")
+    assert os.listdir(path.parent) == ["rows.csv"]

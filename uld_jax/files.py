@@ -1,0 +1,103 @@
+"""Files that are there whole or not at all, and text that every file can hold."""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+_LONGEST = 255  # bytes of a name, on nearly all file systems
+
+
+def printable(text: str) -> str:
+    """Text that any file and terminal can hold: of file names, bytes that are not UTF-8 become `\\xNN`.
+
+    >>> printable("caf\\udce9.jpg"), printable("café.jpg")
+    ('caf\\\\xe9.jpg', 'café.jpg')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no byte stands for
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def write(path, data: bytes | str) -> None:
+    """Writes a file beside and renames it, so that nobody ever sees half of it; folders on the way are made.
+
+    Args:
+      path: local or gs://.
+      data: text is written as UTF-8, see `printable`.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / _part(path.name)
+    try:
+        part.write_bytes(printable(data).encode() if isinstance(data, str) else data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)  # the disk may be full
+        raise
+
+
+def _part(name: str) -> str:
+    """The name of a file that is being written; a name may have the greatest length already."""
+    if len(os.fsencode(name)) + 5 <= _LONGEST:
+        return f"{name}.part"
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.part"
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    r"""Rows as csv; whatever a cell holds, `csv.reader` gives it back (with `newline=""`, as always).
+
+    >>> csv_text([["a,b", 1], ["c\rd", ""]])
+    '"a,b",1\n"c\rd",\n'
+    """
+    out, line = io.StringIO(), io.StringIO()
+    writer = csv.writer(line, lineterminator="\r\n")  # only characters of the line's end are quoted
+    for row in rows:
+        writer.writerow(row)
+        out.write(line.getvalue()[:-2] + "\n")
+        line.seek(0)
+        line.truncate()
+    return out.getvalue()
+
+
+class GrowingCsv:
+    """A csv that is written row by row as `NAME.partial.csv`, and gets its own name when it is whole.
+
+    A program that is killed leaves the rows that it had. A bucket, whose files cannot be appended to, gets all at the
+    end.
+
+    Args:
+      path: `.../NAME.csv`, local or gs://; folders on the way are made.
+      header: the first line.
+    """
+
+    def __init__(self, path, header: Sequence[Any]):
+        self.path = epath.Path(path)
+        self.partial = self.path.parent / f"{self.path.stem}.partial{self.path.suffix}"
+        self._remote, self._text, self._file = "://" in str(path), [], None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._remote:
+            self._file = open(self.partial, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed by `finish`)
+        self.add([header])
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Writes rows, so that they are in the file when this returns."""
+        text = printable(csv_text(rows))
+        if self._remote:
+            self._text.append(text)
+            return
+        self._file.write(text)
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        if self._remote:
+            write(self.path, "".join(self._text))
+            return
+        self._file.close()
+        self.partial.replace(self.path)
