@@ -23,6 +23,12 @@ def _shared(variable: str, default: str) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _unannounced(monkeypatch):
+    """What commands say first, of processes and devices, is `processes_test`'s affair, and the machine's."""
+    monkeypatch.setattr("uld_jax.processes.announce", lambda: None)
+
+
 @pytest.fixture
 def uld(capsys, monkeypatch):
     """Exit code, stdout and stderr of a command, run in this process."""

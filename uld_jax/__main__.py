@@ -353,20 +353,11 @@ def _define(command: str) -> flags.FlagValues:
 
 
 def _start_processes(v: flags.FlagValues) -> None:
-    """Joins the other processes: by flags, by environment, or as TPU pods and SLURM announce it."""
-    import jax
+    """Joins the other processes, and says which devices there are."""
+    from uld_jax import processes
 
-    address = v.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        count = os.environ.get("JAX_NUM_PROCESSES") if v.num_processes is None else v.num_processes
-        number = os.environ.get("JAX_PROCESS_ID") if v.process_id is None else v.process_id
-        if count is None or number is None:
-            raise UserError(
-                "--coordinator also needs --num_processes and --process_id (or JAX_NUM_PROCESSES, JAX_PROCESS_ID)"
-            )
-        jax.distributed.initialize(address, int(count), int(number))
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    processes.start(v.coordinator, v.num_processes, v.process_id)
+    processes.announce()
 
 
 COMMANDS = {
