@@ -62,8 +62,9 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data = ConfigDict()
     config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
     config.data.fit = "pad"  # pad | crop | stretch
-    config.data.normaliser = "auto"  # auto | eyes | shoulders | box | image, or two landmark numbers such as "36,45"
-    config.data.sides = "auto"  # of a body's joints: auto | object | image (Human3.6M's, in the published code)
+    config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7
+    config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | shoulders | box | image, or such as "36,45"
+    config.data.sides = "auto"  # of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
     config.data.workers = 0  # Grain worker processes; 0 reads with threads
     config.data.partner = False  # whether batches carry a second, random image

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import tiny
 from uld_jax import evaluate, sharding
-from uld_jax.data.specs import MIRRORS, DatasetSpec, Source, spec_of
+from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
 from uld_jax.detector import Detector, predict_folder
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
@@ -266,14 +266,15 @@ def test_yaw_is_told_from_68_points(still):
         def __init__(self, rows, seed):
             super().__init__(rows, seed)
             yaw, rng = np.linspace(-70, 70, rows), np.random.default_rng(0)
-            shape, mirror = rng.uniform((0, -10, 0), (10, 10, 3), (68, 3)), np.array(MIRRORS[68])
+            shape, mirror = rng.uniform((0, -10, 0), (10, 10, 3), (68, 3)), np.array(SCHEMES["ibug68"].mirror)
             shape[:, 2] += shape[:, 0]
             shape[:, 0] *= np.where(np.arange(68) < mirror, -1, np.where(np.arange(68) == mirror, 0, 1))
             partner = np.arange(68) > mirror
             shape[partner] = (shape * (-1, 1, 1))[mirror[partner]]
             x = shape[:, 0] * np.cos(np.radians(yaw))[:, None] - shape[:, 2] * np.sin(np.radians(yaw))[:, None]
             self.landmarks = np.stack([x, np.broadcast_to(shape[:, 1], x.shape)], -1) + 20
-            self.spec, self.visible, self.columns = spec_of("points", 68), None, {"yaw_proxy": ["0"] * rows}
+            self.spec, self.visible = spec_of("points", 68, scheme="ibug68"), None
+            self.columns = {"yaw_proxy": ["0"] * rows}
             self.pose = np.digitize(yaw, [-30, 30])
 
     train, test = Faces(41, seed=1), Faces(31, seed=2)
@@ -282,6 +283,9 @@ def test_yaw_is_told_from_68_points(still):
     assert [g["group"] for g in result["groups"]["yaw"]] == ["± 0 to 30", "± 30 to 90"]
     assert result["pose_clusters"]["yaw_range"] == ["-60 to -30", "-30 to 30", "30 to 60"]
     assert list(result["landmark_accuracy"]["areas"]) == ["jaw", "brows", "nose", "eyes", "mouth"]
+    test.spec = spec_of("points", 68)  # 68 points of anything else
+    assert evaluate.yaw_of(test) is None
+    assert list(measure(train, test, thorough=False)["landmark_accuracy"]["areas"]) == []
     assert evaluate.yaw_of(Points(5, 0)).tolist() == [0] * 5
     few = Points(5, 0)
     few.columns = {}
@@ -289,6 +293,19 @@ def test_yaw_is_told_from_68_points(still):
     few.pose = None
     with pytest.raises(UserError, match="no column 'yaw'"):
         measure(Points(9, 1), few, group_by="yaw", thorough=False)
+
+
+def test_runs_of_before_keep_their_protocol(tmp_path):
+    """They have no `data.scheme`: schemes were told by the number of points then."""
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "train.csv").write_text("file,x0,y0,x1,y1,x2,y2,x3,y3,x4,y4\na.png,1,2,3,4,5,6,7,8,9,10\n")
+    config = tiny.config(dataset="folder", data_dir=str(tmp_path))
+    assert evaluate.open_split(config, "train").spec.protocol == "folder_5_box"
+    with config.unlocked():
+        config.data.scheme = "eyes_nose_mouth5"
+        assert evaluate.open_split(config, "train").spec.protocol == "folder_5_eyes"
+        del config.data.scheme
+    assert evaluate.open_split(config, "train").spec.protocol == "folder_5_eyes"
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--group_by=age")
     assert code == 1
     assert "no column 'age'" in err
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--scheme=ibug68")
+    assert code == 1
+    assert "data.scheme=ibug68 has 68 points, and folder has 20 landmarks" in err
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--normaliser=image", "--stage=zeroshot")
+    assert code == 0, err
+    assert json.loads((run / "eval/test/zeroshot/metrics.json").read_text())["protocol"] == "folder_20_image"
 
 
 def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatch):

@@ -17,12 +17,12 @@ USAGE = """uld: unsupervised landmark discovery
   uld ablate   --figure=2a|2b|2c|2d|2e --config=self_training:dataset=synthetic,preset=small --workdir=DIR
                [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
-               [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
+               [--scheme=NAME] [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
-  uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS
+  uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
   uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--what=maps] [--dtype=float16]
-  uld prepare  --dataset=NAME [--src=DIR] --data_dir=OUT
+  uld prepare  --dataset=NAME [--src=DIR] [--scheme=NAME] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
   uld gcn      --descriptors=FILE.npz|--synthetic --dst=DIR
 
@@ -68,6 +68,7 @@ def _evaluate(v: flags.FlagValues) -> int:
         group_by=v.group_by,
         label_counts=counts,
         settings={key: v[key].value for key in ("fit_images", "repeats") if v[key].value is not None},
+        reading={key: v[key].value for key in ("scheme", "normaliser") if v[key].value},
     )
     if _first_process():
         print(f"{finished.stage}: {evaluate.summary(report)}")
@@ -97,7 +98,7 @@ def _fit(v: flags.FlagValues) -> int:
     from uld_jax.detector import Detector, fit_folder
 
     detector = Detector.load(_stage_of(v))
-    fitted, images = fit_folder(detector, v.data_dir)
+    fitted, images = fit_folder(detector, v.data_dir, scheme=v.scheme)
     if _first_process():
         print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
         print(f"  leave-one-out error  {detector.leave_one_out}")
@@ -113,10 +114,11 @@ def _prepare(v: flags.FlagValues) -> int:
     if v.dataset == "folder":
         raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
     name = "synthetic" if v.dataset == "synthetic" else "folder"
-    first = open_source(name, "train", data_dir=v.src, frame_size=v.frame_size)
+    reading = dict(data_dir=v.src, frame_size=v.frame_size, scheme=v.scheme)
+    first = open_source(name, "train", **reading)
     sources = {"train": first}
     if "test" in first.spec.splits:
-        sources["test"] = open_source(name, "test", data_dir=v.src, frame_size=v.frame_size)
+        sources["test"] = open_source(name, "test", **reading)
     written = prepared.prepare(v.dataset, sources, v.data_dir)
     print(f"written to {written}; use it with --config=...:dataset=folder --config.data_dir={written}")
     return OK
@@ -298,6 +300,8 @@ def _define(command: str) -> flags.FlagValues:
         text("split", "test", "Split to measure on.")
         text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")
         text("data_dir", "", "Its folder.")
+        text("scheme", "", "What the annotated points are, in place of the run's data.scheme.")
+        text("normaliser", "", "What errors are divided by, in place of the run's data.normaliser.")
         text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
         flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
         number("fit_images", None, "Most training images that the regressors are fitted on; 0: all.")
@@ -318,6 +322,7 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_enum("points", "discovered", choices, "Which landmarks to write.", flag_values=v)
     if command == "fit":
         text("data_dir", None, "Folder with train.csv: file,x0,y0,...")
+        text("scheme", "none", "What the annotated points are, as data.scheme.")
     if command == "features":
         text("out", None, "Folder to make; one that a killed writer left is finished.")
         text("stage", "", "Stage whose backbone is looked through; by default the first that has one.")
@@ -330,6 +335,7 @@ def _define(command: str) -> flags.FlagValues:
     if command == "prepare":
         text("dataset", None, "Its name; `synthetic` is rendered, others are read from --src.")
         text("src", "", "Folder of photos, with or without train.csv and test.csv.")
+        text("scheme", "none", "What the annotated points are, as data.scheme.")
         number("frame_size", 128, "Side of the synthetic images in pixels.")
         text("data_dir", None, "Folder to write ArrayRecord files to.")
     if command == "convert":

@@ -14,7 +14,7 @@ from etils import epath
 
 from uld_jax import runs, sharding, viz
 from uld_jax import workdir as workdir_lib
-from uld_jax.data import decode, open_source
+from uld_jax.data import decode, open_source, specs
 from uld_jax.data.specs import decode_threads
 from uld_jax.errors import UserError
 from uld_jax.evaluate import Predictor, eval_batch
@@ -320,15 +320,16 @@ def _write_csv(path, header: Iterable[str], rows) -> None:
     path.write_text(text.getvalue())
 
 
-def fit_folder(detector: Detector, data_dir, split: str = "train") -> tuple[regression.ForwardMap, int]:
+def fit_folder(
+    detector: Detector, data_dir, split: str = "train", scheme: str = specs.NO_SCHEME
+) -> tuple[regression.ForwardMap, int]:
     """`Detector.fit` on a labelled folder (`train.csv`); also how many images it used.
 
     `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
     folder has no landmarks, or one that is annotated nowhere.
     """
-    source = open_source(
-        "folder", split, data_dir=data_dir, frame_size=detector.frame_size, fit=detector.config.data.fit
-    )
+    reading = dict(frame_size=detector.frame_size, fit=detector.config.data.fit, scheme=scheme)
+    source = open_source("folder", split, data_dir=data_dir, **reading)
     if source.landmarks is None:
         raise UserError(f"{data_dir} has no {split}.csv with landmarks; add one with the columns file,x0,y0,x1,y1,...")
     normaliser = source.spec.eyes or source.spec.normaliser

@@ -12,7 +12,7 @@ from etils import epath
 
 from uld_jax import sharding, viz
 from uld_jax.config import Config
-from uld_jax.data import Source, make_reader, open_source
+from uld_jax.data import Source, make_reader, open_source, specs
 from uld_jax.errors import UserError
 from uld_jax.evaluators import curves, pose_clusters
 from uld_jax.evaluators import landmark_regression as regression
@@ -95,6 +95,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
         data_dir=config.data_dir if data_dir is None else data_dir,
         frame_size=config.data.frame_size,
         fit=config.data.fit,
+        scheme=config.data.get("scheme", specs.BY_NUMBER),  # runs from before have no such key
         normaliser=config.data.normaliser,
         sides=config.data.get("sides", "auto"),  # runs from before have no such key
         **options,
@@ -270,7 +271,7 @@ def measure(
     groups = _groups(group_by, test) if group_by else None  # before anything is predicted
     xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
-    normaliser = test.spec.eyes or test.spec.normaliser
+    normaliser, scheme = test.spec.eyes or test.spec.normaliser, specs.scheme_of(test.spec.scheme)
     if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
         draws = _draws(config.seed, settings, len(data.train), most, thorough)
         train_rows = np.unique(np.concatenate(draws))
@@ -286,7 +287,8 @@ def measure(
             errors = regression.averaged([regression.evaluate(train.take(fit), test, **chosen) for fit in fits])
             near = {"normaliser": normaliser, "image_side": data.test.frame_size, "radius": settings.accuracy_radius}
             matched = train.take(spread(len(train.found), MATCHED))
-            accuracy = landmark_accuracy(matched, test, names=data.test.spec.landmark_names, **near)
+            known = {"names": data.test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
+            accuracy = landmark_accuracy(matched, test, **known, **near)
             errors["per_landmark"] |= accuracy.pop("per_point")
             return errors | {"landmark_accuracy": accuracy}
 
@@ -341,16 +343,17 @@ def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
 def yaw_of(source: Source) -> np.ndarray | None:
     """Yaw of a split's images in degrees, [N], NaN where unknown; None if it cannot be told.
 
-    From the column `yaw`; without one, from 68 points (`pose_clusters.yaw_of_points`).
+    From the column `yaw`; without one, from the points of a scheme that tell it (`pose_clusters.yaw_of_points`).
     """
     if "yaw" in source.columns:
         try:
             return np.array([float(v) if str(v).strip() else np.nan for v in source.columns["yaw"]])
         except ValueError:
             return None  # words, such as left and right
-    if source.landmarks is None or source.spec.landmarks not in pose_clusters.FIXED:
+    scheme = specs.scheme_of(source.spec.scheme)
+    if source.landmarks is None or scheme is None or not scheme.fixed:
         return None
-    yaw = pose_clusters.yaw_of_points(source.landmarks, source.spec.mirror).yaw
+    yaw = pose_clusters.yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
     return yaw if np.isfinite(yaw).any() else None
 
 
@@ -481,16 +484,19 @@ def evaluate_run(
     group_by: str,
     label_counts: Sequence[Any],
     settings: Mapping[str, Any] = types.MappingProxyType({}),
+    reading: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], epath.Path]:
     """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
 
-    `settings` stand in for those keys of the run's `config.eval`.
+    `settings` stand in for those keys of the run's `config.eval`, `reading` for those of `config.data`.
 
     Returns the numbers as in `metrics.json`, and the folder that they are in.
     """
     config = finished.config.copy_and_resolve_references().unlock()
     for key, value in settings.items():
         config.eval[key] = value
+    for key, value in reading.items():
+        config.data[key] = value
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
     # Images alone, or a train split alone: then there is stability to measure and nothing else.

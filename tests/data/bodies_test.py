@@ -37,7 +37,7 @@ def test_joints_and_boxes_move_with_the_pixels(tmp_path, view):
         table = bodies.write_bodies(tmp_path, split, (m[:3] for m in made), view=view)
         assert table == tmp_path / f"{split}.csv"
     size = {"square": 450, "fan": 256}[view]
-    source = data.open_source("folder", "train", data_dir=tmp_path, frame_size=size)
+    source = data.open_source("folder", "train", data_dir=tmp_path, frame_size=size, scheme="human36m_32")
     assert source.names == ["train/000000.jpg", "train/000001.jpg", "train/000002.jpg"]
     assert source.file_sizes.tolist() == [[size, size]] * 3
     assert source.spec.protocol == "folder_32_shoulders_image_sides"
@@ -79,7 +79,7 @@ def test_joints_may_be_missing_and_seven_are_bbc_pose(tmp_path):
     joints = joints.copy()
     joints[2] = np.nan
     bodies.write_bodies(tmp_path, "train", [(image, joints, mask)], view="fan")
-    source = data.open_source("folder", "train", data_dir=tmp_path, frame_size=64)
+    source = data.open_source("folder", "train", data_dir=tmp_path, frame_size=64, scheme="bbc_pose7")
     assert source.spec.protocol == "folder_7_shoulders"
     assert source.spec.eyes == (5, 6)
     assert specs.annotated(source)[0].tolist() == [True, True, False, True, True, True, True]

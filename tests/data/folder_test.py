@@ -142,8 +142,11 @@ def test_the_sides_of_32_joints(tmp_path):
     header = ",".join(f"{axis}{i}" for i in range(32) for axis in "xy")
     cells = ",".join(f"{32 - i},{i / 2}" for i in range(32))  # every joint stands right of the next
     (tmp_path / "train.csv").write_text(f"file,{header}\nb/1.JPG,{cells}\n")
-    kept = Folder(tmp_path, "train", frame_size=32, sides="object")
-    turned = Folder(tmp_path, "train", frame_size=32)
+    own = Folder(tmp_path, "train", frame_size=32)
+    kept = Folder(tmp_path, "train", frame_size=32, scheme="human36m_32", sides="object")
+    turned = Folder(tmp_path, "train", frame_size=32, scheme="human36m_32")
+    np.testing.assert_array_equal(own.landmarks, kept.landmarks)
+    assert own.spec.protocol == "folder_32_box"
     assert kept.landmarks[0, :, 0].tolist() == list(range(32, 0, -1))
     np.testing.assert_array_equal(turned.landmarks, specs.image_sides(kept.landmarks))
     assert turned.landmarks[0, [1, 6, 2, 7], 0].tolist() == [26, 31, 25, 30]

@@ -10,27 +10,52 @@ from uld_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("landmarks", "normaliser", "protocol", "eyes"),
+    ("scheme", "landmarks", "normaliser", "protocol", "eyes"),
     [
-        (68, "auto", "folder_68_eyes", (36, 45)),
-        (5, "auto", "folder_5_eyes", (0, 1)),
-        (20, "auto", "folder_20_box", None),
-        (68, "box", "folder_68_box", None),
-        (68, "image", "folder_68_image", None),
-        (68, "36,45", "folder_68_eyes", (36, 45)),
-        (20, "3,7", "folder_20_3-7", (3, 7)),
-        (20, " 7 - 3", "folder_20_7-3", (7, 3)),
-        (32, "auto", "folder_32_shoulders", (25, 17)),
-        (32, "25,17", "folder_32_shoulders", (25, 17)),
-        (32, "box", "folder_32_box", None),
-        (7, "auto", "folder_7_shoulders", (5, 6)),
-        (7, "image", "folder_7_image", None),
-        (None, "auto", None, None),
+        ("ibug68", 68, "auto", "folder_68_eyes", (36, 45)),
+        ("eyes_nose_mouth5", 5, "auto", "folder_5_eyes", (0, 1)),
+        ("none", 20, "auto", "folder_20_box", None),
+        ("ibug68", 68, "box", "folder_68_box", None),
+        ("none", 68, "image", "folder_68_image", None),
+        ("ibug68", 68, "36,45", "folder_68_eyes", (36, 45)),
+        ("ibug68", 68, "30,45", "folder_68_30-45", (30, 45)),
+        ("none", 68, "36,45", "folder_68_36-45", (36, 45)),
+        ("none", 20, "3,7", "folder_20_3-7", (3, 7)),
+        ("none", 20, " 7 - 3", "folder_20_7-3", (7, 3)),
+        ("human36m_32", 32, "auto", "folder_32_shoulders", (25, 17)),
+        ("human36m_32", 32, "25,17", "folder_32_shoulders", (25, 17)),
+        ("human36m_32", 32, "box", "folder_32_box", None),
+        ("bbc_pose7", 7, "auto", "folder_7_shoulders", (5, 6)),
+        ("bbc_pose7", 7, "image", "folder_7_image", None),
+        ("bbc_pose7", None, "auto", None, (5, 6)),
+        ("none", None, "auto", None, None),
+        # Runs from before there were schemes keep their protocol.
+        ("by_number", 68, "auto", "folder_68_eyes", (36, 45)),
+        ("by_number", 7, "auto", "folder_7_shoulders", (5, 6)),
+        ("by_number", 20, "auto", "folder_20_box", None),
     ],
 )
-def test_protocol_ids(landmarks, normaliser, protocol, eyes):
-    spec = specs.spec_of("folder", landmarks, normaliser=normaliser)
+def test_protocol_ids(scheme, landmarks, normaliser, protocol, eyes):
+    spec = specs.spec_of("folder", landmarks, scheme=scheme, normaliser=normaliser)
     assert (spec.protocol, spec.eyes) == (protocol, eyes)
+
+
+@pytest.mark.parametrize("known", specs.SCHEMES.values(), ids=specs.SCHEMES)
+def test_the_number_of_points_tells_nothing(known):
+    """An own set that happens to have 5, 7, 32 or 68 points is normalised by the box and keeps its sides."""
+    own = Bodies(known.landmarks, "none")
+    points = own.landmarks.copy()
+    assert (own.spec.normaliser, own.spec.eyes, own.spec.mirror) == ("box", None, None)
+    specs.set_sides(own)
+    np.testing.assert_array_equal(own.landmarks, points)
+    assert own.spec.sides == "object"
+
+
+def test_schemes_are_checked():
+    with pytest.raises(UserError, match=r"data.scheme is 'ibug'; use none or one of ibug68, eyes_nose_mouth5, "):
+        specs.spec_of("folder", 68, scheme="ibug")
+    with pytest.raises(UserError, match=r"data.scheme=ibug68 has 68 points, and folder has 20 landmarks"):
+        specs.spec_of("folder", 20, scheme="ibug68")
 
 
 @pytest.mark.parametrize("normaliser", ["eye", "20,3", "3,3", "1,2,3", "eyes", "shoulders"])
@@ -40,22 +65,23 @@ def test_bad_normalisers_are_named(normaliser):
 
 
 def test_bodies_have_no_eyes_and_faces_no_shoulders():
-    with pytest.raises(UserError, match=r"folder has 32 landmarks \(known for 5 and 68\)"):
-        specs.spec_of("folder", 32, normaliser="eyes")
-    with pytest.raises(UserError, match=r"folder has 68 landmarks \(known for 7 and 32\)"):
-        specs.spec_of("folder", 68, normaliser="shoulders")
+    with pytest.raises(UserError, match=r"set data.scheme \(ibug68 or eyes_nose_mouth5\), or give the two points"):
+        specs.spec_of("folder", 32, scheme="human36m_32", normaliser="eyes")
+    with pytest.raises(UserError, match=r"which points of folder the shoulders are; set data.scheme \(human36m_32 or"):
+        specs.spec_of("folder", 68, scheme="ibug68", normaliser="shoulders")
 
 
-@pytest.mark.parametrize("landmarks", specs.MIRRORS)
-def test_mirroring_twice_is_the_identity(landmarks):
-    mirror = np.array(specs.MIRRORS[landmarks])
-    np.testing.assert_array_equal(mirror[mirror], np.arange(landmarks))
-    a, b = specs.TWO_POINTS[landmarks][1]
+@pytest.mark.parametrize("scheme", specs.SCHEMES.values(), ids=specs.SCHEMES)
+def test_mirroring_twice_is_the_identity(scheme):
+    mirror = np.array(scheme.mirror)
+    np.testing.assert_array_equal(mirror[mirror], np.arange(scheme.landmarks))
+    a, b = scheme.eyes
     assert mirror[a] == b
+    assert all(mirror[i] in scheme.fixed for i in scheme.fixed)
 
 
 def test_mirror_of_68_points_follows_the_parts_of_the_face():
-    mirror = np.array(specs.MIRRORS[68])
+    mirror = np.array(specs.SCHEMES["ibug68"].mirror)
     assert np.flatnonzero(mirror == np.arange(68)).tolist() == [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
     parts = [range(17), range(17, 27), range(27, 36), range(36, 48), range(48, 60), range(60, 68)]
     for part in parts:
@@ -76,7 +102,7 @@ def test_every_joint_of_human36m_has_its_partner():
     expected = np.arange(32)
     for name in right:
         expected[right[name]], expected[left[name]] = left[name], right[name]
-    np.testing.assert_array_equal(specs.MIRRORS[32], expected)
+    np.testing.assert_array_equal(specs.SCHEMES["human36m_32"].mirror, expected)
 
 
 def swapped(points):
@@ -99,16 +125,14 @@ def test_image_sides():
     np.testing.assert_array_equal(found, expected)
     assert (found != points).any((-1, -2)).mean() > 0.5
     np.testing.assert_array_equal(specs.image_sides(found), found)
-    with pytest.raises(UserError, match=r"data.sides=image needs the 32 joints of Human3.6M, and the data have 5"):
-        specs.image_sides(points[..., :5, :])
 
 
 class Bodies(specs.Source):
     """Joints without images."""
 
-    def __init__(self, landmarks=32):
+    def __init__(self, landmarks=32, scheme="human36m_32"):
         rng = np.random.default_rng(1)
-        self.spec = specs.spec_of("bodies", landmarks)
+        self.spec = specs.spec_of("bodies", landmarks, scheme=scheme)
         self.landmarks = rng.normal(size=(9, landmarks, 2)).astype(np.float32)
         self.visible = rng.random((9, landmarks)) < 0.5
 
@@ -132,10 +156,10 @@ def test_sides_of_a_source():
 
 
 def test_sides_of_other_sources():
-    face = Bodies(5)
+    face = Bodies(5, "eyes_nose_mouth5")
     specs.set_sides(face)
     assert face.spec.protocol == "bodies_5_eyes"
-    with pytest.raises(UserError, match=r"data.sides=image needs the 32 joints"):
+    with pytest.raises(UserError, match=r"needs the joints of data.scheme=human36m_32, and .* is eyes_nose"):
         specs.set_sides(face, "image")
     with pytest.raises(UserError, match=r"data.sides is 'left'; use one of auto, object, image"):
         specs.set_sides(face, "left")

@@ -5,9 +5,12 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from tests.evaluators.shapes import landmarks
+from uld_jax.data.specs import SCHEMES
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_accuracy as la
 from uld_jax.evaluators import landmark_regression as lr
+
+IBUG = dict(normaliser=(36, 45), areas=SCHEMES["ibug68"].areas)
 
 
 def shares(part, radius):
@@ -72,7 +75,7 @@ def face(n, seed, missing=()):
 
 
 def test_areas_of_the_face_and_missing_landmarks():
-    found = la.landmark_accuracy(face(20, 0), face(10, 1), normaliser=(36, 45))
+    found = la.landmark_accuracy(face(20, 0), face(10, 1), **IBUG)
     assert found["matched"] == 5
     assert found["exclusive"] == 1
     np.testing.assert_array_equal(found["per_point"]["exclusive_of"][[8, 19, 30, 36, 60]], range(5))
@@ -80,11 +83,15 @@ def test_areas_of_the_face_and_missing_landmarks():
     assert {name: area["points"] for name, area in areas.items()} == dict(jaw=17, brows=10, nose=9, eyes=12, mouth=20)
     assert all(area["matched"] == 1 and area["exclusive"] == 1 for area in areas.values())
     assert areas["jaw"]["best"] == pytest.approx(found["per_point"]["best"][:17].mean())
-    missing = la.landmark_accuracy(face(20, 0), face(10, 1, missing=[2]), normaliser=(36, 45))
+    missing = la.landmark_accuracy(
+        face(20, 0), face(10, 1, missing=[2]), normaliser=(36, 45), areas=SCHEMES["ibug68"].areas
+    )
     assert missing["areas"]["nose"]["exclusive"] == 0
     assert missing["areas"]["nose"]["matched"] == 1
     assert missing["exclusive"] == pytest.approx(0.8)
-    never = la.landmark_accuracy(face(20, 0, missing=range(5)), face(10, 1), normaliser=(36, 45))
+    never = la.landmark_accuracy(
+        face(20, 0, missing=range(5)), face(10, 1), normaliser=(36, 45), areas=SCHEMES["ibug68"].areas
+    )
     assert never["matched"] == 5  # to no point with good reason
 
 

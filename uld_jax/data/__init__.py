@@ -7,7 +7,7 @@ make_reader(source, mesh, B)      its images as training batches
 from uld_jax.data.decode import decode_image, image_size, list_images
 from uld_jax.data.pipeline import Order, StreamReader
 from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
-from uld_jax.data.specs import DatasetSpec, Source, annotated, spec_of
+from uld_jax.data.specs import NO_SCHEME, DatasetSpec, Source, annotated, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -34,6 +34,7 @@ def open_source(
     data_dir=None,
     frame_size: int,
     fit: str = "pad",
+    scheme: str = NO_SCHEME,
     normaliser: str = "auto",
     sides: str = "auto",
     **options,
@@ -47,6 +48,7 @@ def open_source(
       data_dir: where the data lie; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
       fit: how files are fitted into the frame, `pad`, `crop` or `stretch`.
+      scheme: what the annotated points are, a name in `specs.SCHEMES`, or `none`: what a prepared data set says itself.
       normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
       sides: whether left and right joints of a body are the `object`'s or the `image`'s (see `specs.set_sides`).
       **options: for `synthetic` alone: its seed, numbers of images and pose.
@@ -61,8 +63,8 @@ def open_source(
         from uld_jax.data.synthetic import Synthetic  # its renderer is compiled only by those who use it
 
         source = Synthetic(split, frame_size=frame_size, **options)
-        if normaliser != "auto":
-            asked = spec_of(name, source.spec.landmarks, normaliser=normaliser)
+        if (scheme, normaliser) != (NO_SCHEME, "auto"):
+            asked = spec_of(name, source.spec.landmarks, scheme=scheme, normaliser=normaliser)
             source.spec = source.spec._replace(normaliser=asked.normaliser, eyes=asked.eyes)
         return source
     if options:
@@ -71,15 +73,16 @@ def open_source(
     from uld_jax.data.folder import Folder, existing_folder
 
     root = existing_folder(data_dir)
+    reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, sides=sides)
     version = prepared.find(root, None if name == "folder" else name)
     if version is not None:
-        return prepared.Prepared(version, split, frame_size=frame_size, fit=fit, normaliser=normaliser, sides=sides)
+        return prepared.Prepared(version, split, **reading)
     if name != "folder":
         raise UserError(
             f"there is no data set {name} under {root}; write it with `prepare`, "
             f"or use dataset=folder for a folder of photos"
         )
-    return Folder(root, split, frame_size=frame_size, fit=fit, normaliser=normaliser, sides=sides)
+    return Folder(root, split, **reading)
 
 
 def make_reader(

@@ -26,7 +26,7 @@ from etils import epath
 
 from uld_jax.data import decode
 from uld_jax.data.names import Lookup
-from uld_jax.data.specs import Source, decode_threads, fingerprint_of, set_sides, spec_of
+from uld_jax.data.specs import NO_SCHEME, Source, decode_threads, fingerprint_of, set_sides, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -54,7 +54,7 @@ class Annotation(NamedTuple):
 class Folder(Source):
     """One split of a folder. Raises UserError for whatever is wrong with it.
 
-    For `frame_size`, `fit` and `normaliser` see `data.open_source`, for `sides` see `specs.set_sides`.
+    For `frame_size`, `fit`, `scheme` and `normaliser` see `data.open_source`, for `sides` see `specs.set_sides`.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Folder(Source):
         *,
         frame_size: int,
         fit: str = "pad",
+        scheme: str = NO_SCHEME,
         normaliser: str = "auto",
         sides: str = "auto",
     ):
@@ -89,9 +90,8 @@ class Folder(Source):
         if splits:
             self.names = _as_on_disk(self._root, table, note)
         self._table, self._lines = table, note.lines
-        self.spec = spec_of(
-            "folder", None if note.landmarks is None else note.landmarks.shape[1], normaliser=normaliser, splits=splits
-        )
+        count = None if note.landmarks is None else note.landmarks.shape[1]
+        self.spec = spec_of("folder", count, scheme=scheme, normaliser=normaliser, splits=splits)
         heads = self._probe(table if splits else None)
         self.file_sizes = np.array([h.size for h in heads], np.int32)
         self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])

@@ -9,7 +9,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,21 +22,6 @@ from uld_jax.errors import UserError
 NORMALISERS = ("auto", "eyes", "shoulders", "box", "image")
 SIDES = ("auto", "object", "image")
 _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
-
-# The two points whose distance errors are divided by, and what they are, by the number of landmarks. 32 are the joints
-# of Human3.6M (right and left shoulder, official code of Mallis et al. 2020). 7 are those of BBC Pose in the order of
-# its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives its normaliser, so
-# the shoulders are taken as for Human3.6M.
-TWO_POINTS = {68: ("eyes", (36, 45)), 5: ("eyes", (0, 1)), 32: ("shoulders", (25, 17)), 7: ("shoulders", (5, 6))}
-
-# Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right where the
-# first pair of a group stands the wrong way round: arms and hips by the hips, legs by the knees.
-IMAGE_SIDES = {
-    32: (
-        ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)),
-        ((2, 7), (3, 8), (4, 9), (5, 10)),
-    )
-}
 
 
 def mirror_permutation(landmarks: int, *pairs: tuple[int, int]) -> tuple[int, ...]:
@@ -55,21 +41,76 @@ def _runs(*spans: tuple[int, int, int]):
     return [(a + i, b - i) for a, b, count in spans for i in range(count)]
 
 
-# Left and right partners by the number of landmarks. 68 is the iBUG order, 5 the order eyes, nose, mouth corners, 32
-# Human3.6M (its shoulder anchors, 16 and 24, both lie at the neck and are no pair in the official code), 7 BBC Pose.
-# Contours of eyes run from the outer corner inwards on the left, from the inner corner outwards on the right.
-MIRRORS = {
-    68: mirror_permutation(
-        68,
-        *_runs((0, 16, 8), (17, 26, 5), (31, 35, 2), (36, 45, 4), (48, 54, 3), (55, 59, 2), (60, 64, 2)),
-        (40, 47),
-        (41, 46),
-        (65, 67),
+class Scheme(NamedTuple):
+    """Which points an annotation has, and in which order.
+
+    Attributes:
+      landmarks: L.
+      normaliser: what the distance of the two points in `eyes` is: `eyes` or `shoulders`.
+      eyes: the two points whose distance errors are divided by.
+      mirror: permutation [L] of the points in a mirrored image.
+      areas: {name: (first, last point)} of a face.
+      fixed: the points that are at one place of the head, from which its yaw can be told.
+      image_sides: groups of pairs that change places where their first pair stands the wrong way (`image_sides`).
+    """
+
+    landmarks: int
+    normaliser: str
+    eyes: tuple[int, int]
+    mirror: tuple[int, ...]
+    areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    fixed: tuple[int, ...] = ()
+    image_sides: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+# Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right: arms and hips
+# by the hips, legs by the knees. (The shoulder anchors, 16 and 24, both lie at the neck and are no pair there.)
+_HUMAN36M_SIDES = (
+    ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)),
+    ((2, 7), (3, 8), (4, 9), (5, 10)),
+)
+
+# The schemes that `data.scheme` names. A number of points tells nothing about what they are, so none is ever guessed.
+SCHEMES = {
+    # The iBUG order. Contours of eyes run from the outer corner inwards on the left, from the inner corner outwards on
+    # the right. Points of the jaw are put on its outline in the picture, and so glide over the head as it turns.
+    "ibug68": Scheme(
+        landmarks=68,
+        normaliser="eyes",
+        eyes=(36, 45),
+        mirror=mirror_permutation(
+            68,
+            *_runs((0, 16, 8), (17, 26, 5), (31, 35, 2), (36, 45, 4), (48, 54, 3), (55, 59, 2), (60, 64, 2)),
+            (40, 47),
+            (41, 46),
+            (65, 67),
+        ),
+        areas={"jaw": (0, 16), "brows": (17, 26), "nose": (27, 35), "eyes": (36, 47), "mouth": (48, 67)},
+        fixed=tuple(range(17, 68)),
     ),
-    5: mirror_permutation(5, (0, 1), (3, 4)),
-    32: mirror_permutation(32, *IMAGE_SIDES[32][0], *IMAGE_SIDES[32][1]),
-    7: mirror_permutation(7, (1, 2), (3, 4), (5, 6)),
+    # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
+    "eyes_nose_mouth5": Scheme(5, "eyes", (0, 1), mirror_permutation(5, (0, 1), (3, 4))),
+    # Right and left shoulder: official code of Mallis et al. 2020.
+    "human36m_32": Scheme(
+        landmarks=32,
+        normaliser="shoulders",
+        eyes=(25, 17),
+        mirror=mirror_permutation(32, *_HUMAN36M_SIDES[0], *_HUMAN36M_SIDES[1]),
+        image_sides=_HUMAN36M_SIDES,
+    ),
+    # In the order of its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives
+    # its normaliser, so the shoulders are taken as for Human3.6M.
+    "bbc_pose7": Scheme(7, "shoulders", (5, 6), mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
 }
+NO_SCHEME = "none"
+BY_NUMBER = "by_number"  # of runs from before there were schemes: the one with as many points
+
+
+def scheme_of(name: str) -> Scheme | None:
+    """The scheme of that name; None for `none`. Raises UserError for any other word."""
+    if name != NO_SCHEME and name not in SCHEMES:
+        raise UserError(f"data.scheme is {name!r}; use {NO_SCHEME} or one of {', '.join(SCHEMES)}")
+    return SCHEMES.get(name)
 
 
 class DatasetSpec(NamedTuple):
@@ -87,6 +128,7 @@ class DatasetSpec(NamedTuple):
       splits: the splits that exist; () if any name gives all images.
       sides: what `left` means in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
         the image (see `image_sides`). Errors of the two may not be compared.
+      scheme: a name in `SCHEMES`, or `none`.
     """
 
     name: str
@@ -97,6 +139,7 @@ class DatasetSpec(NamedTuple):
     landmark_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "test")
     sides: str = "object"
+    scheme: str = NO_SCHEME
 
     @property
     def protocol(self) -> str | None:
@@ -110,29 +153,37 @@ def spec_of(
     name: str,
     landmarks: int | None,
     *,
+    scheme: str = NO_SCHEME,
     normaliser: str = "auto",
     splits: tuple[str, ...] = ("train", "test"),
     landmark_names: tuple[str, ...] = (),
 ) -> DatasetSpec:
-    """The spec of a data set of which no more is known than its number of landmarks.
+    """The spec of a data set of which no more is known than its number of landmarks and their scheme.
 
-    `normaliser='auto'` takes the eyes or the shoulders where the number of points tells which they are (eyes, 68:
-    points 36 and 45; 5: points 0 and 1; shoulders, 32: joints 25 and 17 of Human3.6M; 7: joints 5 and 6 of BBC Pose),
-    else the box. Two point numbers, `'30,45'`, take their distance. Raises UserError for any other word, for points
-    that do not exist, and for `eyes` or `shoulders` where they are unknown.
+    `normaliser='auto'` takes the eyes or the shoulders of the scheme, without a scheme the box. Two point numbers,
+    `'30,45'`, take their distance. Raises UserError for any other word, for points that do not exist, for a scheme of
+    other points, and for `eyes` or `shoulders` where they are unknown.
 
-    >>> spec_of('folder', 68).protocol, spec_of('folder', 20).protocol, spec_of('folder', 20, normaliser='3,4').protocol
-    ('folder_68_eyes', 'folder_20_box', 'folder_20_3-4')
-    >>> spec_of('folder', 32).protocol, spec_of('folder', 7).protocol
-    ('folder_32_shoulders', 'folder_7_shoulders')
+    >>> spec_of('folder', 68).protocol, spec_of('folder', 68, scheme='ibug68').protocol
+    ('folder_68_box', 'folder_68_eyes')
+    >>> spec_of('folder', 20, normaliser='3,4').protocol, spec_of('folder', 7, scheme='bbc_pose7').protocol
+    ('folder_20_3-4', 'folder_7_shoulders')
     """
-    word, eyes = known = TWO_POINTS.get(landmarks, (None, None))
+    if scheme == BY_NUMBER:
+        scheme = next((word for word, known in SCHEMES.items() if known.landmarks == landmarks), NO_SCHEME)
+    known = scheme_of(scheme)
+    if known is not None and landmarks not in (None, known.landmarks):
+        raise UserError(
+            f"data.scheme={scheme} has {known.landmarks} points, and {name} has {landmarks} landmarks; use the scheme "
+            f"that they were annotated by, or {NO_SCHEME}"
+        )
+    word, eyes = (known.normaliser, known.eyes) if known else (None, None)
     two = _TWO_POINTS.fullmatch(normaliser)
     if two:
-        eyes = int(two[1]), int(two[2])
-        if eyes[0] == eyes[1] or (landmarks is not None and max(eyes) >= landmarks):
+        asked = int(two[1]), int(two[2])
+        if asked[0] == asked[1] or (landmarks is not None and max(asked) >= landmarks):
             raise UserError(f"data.normaliser is {normaliser}; give two different points below {landmarks}")
-        normaliser = word if eyes == known[1] else "-".join(str(n) for n in eyes)
+        normaliser, eyes = word if asked == eyes else "-".join(str(n) for n in asked), asked
     elif normaliser not in NORMALISERS:
         raise UserError(
             f"data.normaliser is {normaliser!r}; use one of {', '.join(NORMALISERS)} or two point numbers such as 36,45"
@@ -140,36 +191,32 @@ def spec_of(
     elif normaliser == "auto":
         normaliser = word or "box"
     if normaliser in ("eyes", "shoulders") and landmarks is not None and normaliser != word:
-        numbers = " and ".join(str(n) for n, (w, _) in sorted(TWO_POINTS.items()) if w == normaliser)
+        of = [name for name, scheme in SCHEMES.items() if scheme.normaliser == normaliser]
         raise UserError(
-            f"data.normaliser={normaliser} needs to know the {normaliser}, and {name} has {landmarks} landmarks (known "
-            f"for {numbers}); use data.normaliser=box, image or two point numbers"
+            f"data.normaliser={normaliser} needs to know which points of {name} the {normaliser} are; set data.scheme "
+            f"({' or '.join(of)}), or give the two points, such as data.normaliser=36,45"
         )
     return DatasetSpec(
         name=name,
         landmarks=landmarks,
         normaliser=normaliser,
         eyes=None if normaliser in ("box", "image") else eyes,
-        mirror=MIRRORS.get(landmarks),
+        mirror=known and known.mirror,
         landmark_names=landmark_names,
         splits=splits,
+        scheme=scheme,
     )
 
 
-def image_order(points: np.ndarray) -> np.ndarray:
+def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
     """For each image which joint stands where the image's left and right put it, [...,L] int64; see `image_sides`.
 
     >>> image_order(np.zeros((32, 2)))[:8].tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
     landmarks = points.shape[-2]
-    if landmarks not in IMAGE_SIDES:
-        raise UserError(
-            f"data.sides=image needs the 32 joints of Human3.6M, and the data have {landmarks} landmarks; "
-            f"use data.sides=object"
-        )
     order = np.broadcast_to(np.arange(landmarks), points.shape[:-1])
-    for pairs in IMAGE_SIDES[landmarks]:
+    for pairs in groups:
         a, b = pairs[0]
         turned = points[..., a, 0] > points[..., b, 0]  # False where one of the two is not annotated
         order = np.where(turned[..., None], np.array(mirror_permutation(landmarks, *pairs))[order], order)
@@ -260,8 +307,8 @@ def set_sides(source: Source, sides: str = "auto") -> None:
 
     Args:
       source: its `landmarks`, `visible` and `spec` change; without landmarks nothing does.
-      sides: `object` keeps the annotation; `image` goes by the image (`image_sides`); `auto` is `image` for the 32
-        joints of Human3.6M, as in the official evaluation of Mallis et al. 2020, else what the source has.
+      sides: `object` keeps the annotation; `image` goes by the image (`image_sides`); `auto` is `image` for the scheme
+        `human36m_32`, as in the official evaluation of Mallis et al. 2020, else what the source has.
 
     Raises:
       UserError: another word, `image` for landmarks whose partners are unknown, or `object` for a prepared data set
@@ -271,15 +318,23 @@ def set_sides(source: Source, sides: str = "auto") -> None:
         raise UserError(f"data.sides is {sides!r}; use one of {', '.join(SIDES)}")
     if source.landmarks is None:
         return
+    known = scheme_of(source.spec.scheme)
+    groups = known.image_sides if known else ()
     if sides == "auto":
-        sides = "image" if source.spec.landmarks in IMAGE_SIDES else source.spec.sides
+        sides = "image" if groups else source.spec.sides
     if sides == source.spec.sides:
         return
     if sides == "object":
         raise UserError(
             f"the data set {source.spec.name} was written with data.sides=image; write it again with data.sides=object"
         )
-    order = image_order(source.landmarks)
+    if not groups:
+        of = ", ".join(name for name, scheme in SCHEMES.items() if scheme.image_sides)
+        raise UserError(
+            f"data.sides=image needs the joints of data.scheme={of}, and the scheme of {source.spec.name} is "
+            f"{source.spec.scheme}; use data.sides=object"
+        )
+    order = image_order(source.landmarks, groups)
     source.landmarks = np.take_along_axis(source.landmarks, order[..., None], -2)
     source.visible = np.take_along_axis(source.visible, order, -1)
     source.spec = source.spec._replace(sides=sides)

@@ -11,6 +11,8 @@ the training images, and how often it is near is counted on the test images, in 
 A landmark that was not found on an image is a miss there. Of two with equally many hits the nearer one is taken.
 """
 
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,9 +25,6 @@ from uld_jax.evaluators.missing import known_mean, or_none
 
 RADIUS = 0.2  # of the normaliser
 _CHUNK = 1 << 22  # distances at a time
-
-# Areas of the face by the number of landmarks: points first to last of the iBUG order.
-AREAS = {68: {"jaw": (0, 16), "brows": (17, 26), "nose": (27, 35), "eyes": (36, 47), "mouth": (48, 67)}}
 
 
 class Hits(NamedTuple):
@@ -86,6 +85,7 @@ def landmark_accuracy(
     image_side: float | None = None,
     radius: float = RADIUS,
     names=(),
+    areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Matches on `train`, counts on `test`; the module says what the numbers mean.
 
@@ -94,13 +94,14 @@ def landmark_accuracy(
       normaliser, image_side: see `landmark_regression.normaliser_lengths`.
       radius: in shares of the normaliser, inclusive.
       names: of the L annotated landmarks; () if unknown.
+      areas: {name: (first, last)} of annotated landmarks, see `data.specs.Scheme`; {} if unknown.
 
     Returns:
       radius, n_train, n_test
       exclusive, best      means over the annotated landmarks that have a value, in 0..1; None if none has
       matched              how many annotated landmarks the exclusive matching serves
-      areas                for 68 points area -> points, matched, exclusive, best; else one entry for every point,
-                           up to 40 of them; {} beyond
+      areas                area -> points, matched, exclusive, best; without areas one entry for every point, up to 40
+                           of them; {} beyond
       per_point            exclusive, best [L], NaN for none; exclusive_of, best_of [L] the discovered landmark, -1 for
                            none
 
@@ -114,7 +115,7 @@ def landmark_accuracy(
     values, chosen = {}, dict(zip(("exclusive", "best"), match(seen[0]), strict=True))
     for name, of in chosen.items():
         values[name] = np.where((of >= 0) & counted, seen[1].share[np.maximum(of, 0), np.arange(points)], np.nan)
-    spans = AREAS.get(points) or {}
+    spans = dict(areas)
     if not spans and points <= 40:
         spans = {name: (i, i) for i, name in enumerate(names or map(str, range(points)))}
 
@@ -124,12 +125,12 @@ def landmark_accuracy(
             **{name: or_none(known_mean(value[part])) for name, value in values.items()},
         }
 
-    areas = {name: (slice(first, last + 1), last + 1 - first) for name, (first, last) in spans.items()}
+    spans = {name: (slice(first, last + 1), last + 1 - first) for name, (first, last) in spans.items()}
     return {
         "radius": float(radius),
         "n_train": len(train.found),
         "n_test": len(test.found),
         **means(slice(None)),
-        "areas": {name: {"points": count} | means(part) for name, (part, count) in areas.items()},
+        "areas": {name: {"points": count} | means(part) for name, (part, count) in spans.items()},
         "per_point": values | {f"{name}_of": of for name, of in chosen.items()},
     }

@@ -20,10 +20,6 @@ from uld_jax.evaluators.missing import known_mean
 
 EDGES = (-90.0, -60.0, -30.0, 30.0, 60.0, 90.0)  # degrees
 
-# Points that are at one place of the head, by the number of landmarks: of 68 all but the jaw's, which are put on its
-# outline in the picture and so glide over the head as it turns.
-FIXED = {68: tuple(range(17, 68))}
-
 
 def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> dict[str, Any]:
     """How clusters of images and their yaw go together.
@@ -124,12 +120,11 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
     Args:
       points: [N,L,2] `(x, y)` in pixels, NaN where not annotated.
       mirror: [L] permutation of the points in a mirrored image, as `data.specs.DatasetSpec.mirror`.
-      use: numbers of the points to use, mirror partners with them; None: those of `FIXED`, or all.
+      use: numbers of the points to use, mirror partners with them; None: all.
       rounds: of refinement.
       most: images that the shape is made of, spread evenly; the poses of all are given.
     """
     points, mirror = np.asarray(points, np.float64), np.asarray(mirror)
-    use = FIXED.get(points.shape[1]) if use is None else use
     if use is not None:
         use = np.asarray(use)
         points, mirror = points[:, use], np.argsort(use)[np.searchsorted(np.sort(use), mirror[use])]

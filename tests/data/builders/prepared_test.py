@@ -1,5 +1,6 @@
 """Writing a source as TFDS ArrayRecord and reading it back, without TensorFlow."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -11,7 +12,7 @@ from PIL import Image
 
 from uld_jax import data
 from uld_jax.data.builders import prepared
-from uld_jax.data.specs import DatasetSpec, Source
+from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
 from uld_jax.errors import UserError
 
 
@@ -95,7 +96,7 @@ def test_normaliser_may_be_chosen_when_it_is_read(root):
 
     assert spec("image").protocol == "my_faces_2_image"
     assert (spec("0,1").protocol, spec("0,1").eyes) == ("my_faces_2_0-1", (0, 1))
-    with pytest.raises(UserError, match=r"normaliser=eyes needs to know the eyes"):
+    with pytest.raises(UserError, match=r"normaliser=eyes needs to know which points of my_faces"):
         spec("eyes")
 
 
@@ -120,6 +121,43 @@ def test_a_source_without_files_is_written_as_png(tmp_path):
     np.testing.assert_array_equal(found.images(), Drawn().images(rows))
     np.testing.assert_allclose(found.landmarks, Drawn().landmarks[rows], atol=1e-6)
     assert found.spec == Drawn().spec
+
+
+class Annotated(Drawn):
+    """Three images with as many points as a scheme has."""
+
+    def __init__(self, count, scheme):
+        super().__init__()
+        self.spec = spec_of("own", count, scheme=scheme, splits=("train",))
+        self.landmarks = np.random.default_rng(0).normal(3, 1, (3, count, 2)).astype(np.float32)
+        self.visible = np.ones((3, count), bool)
+
+
+def test_a_prepared_data_set_knows_its_scheme(tmp_path):
+    def spec(name, **asked):
+        return data.open_source(name, "train", data_dir=tmp_path, frame_size=6, **asked).spec
+
+    for name, count, scheme in (("face", 5, "eyes_nose_mouth5"), ("own", 5, "none"), ("body", 32, "human36m_32")):
+        prepared.prepare(name, {"train": Annotated(count, scheme)}, tmp_path)
+    assert (spec("face").protocol, spec("own").protocol) == ("face_5_eyes", "own_5_box")
+    assert (spec("own").mirror, spec("own").scheme) == (None, "none")
+    assert spec("own", scheme="eyes_nose_mouth5") == spec("face")._replace(name="own")
+    assert spec("face", scheme="eyes_nose_mouth5", normaliser="box").protocol == "face_5_box"
+    assert (spec("body").sides, spec("body", sides="object").sides) == ("image", "object")
+    with pytest.raises(UserError, match=r"data.scheme=ibug68 has 68 points, and face has 5 landmarks"):
+        spec("face", scheme="ibug68")
+
+
+def test_a_data_set_of_before_keeps_what_was_written(tmp_path):
+    """Schemes were told by the number of points then, and not written."""
+    prepared.prepare("face", {"train": Annotated(5, "eyes_nose_mouth5")}, tmp_path)
+    path = tmp_path / "face/1.0.0/metadata.json"
+    written = json.loads(path.read_text())
+    del written["scheme"]
+    path.write_text(json.dumps(written))
+    found = data.open_source("face", "train", data_dir=tmp_path, frame_size=6).spec
+    assert (found.protocol, found.scheme, found.mirror) == ("face_5_eyes", "eyes_nose_mouth5", (1, 0, 2, 4, 3))
+    assert found.eyes == SCHEMES[found.scheme].eyes
 
 
 def test_it_can_go_to_worker_processes(root):

@@ -25,7 +25,17 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from uld_jax.data import decode
-from uld_jax.data.specs import DatasetSpec, Source, decode_threads, fingerprint_of, set_sides, spec_of
+from uld_jax.data.specs import (
+    BY_NUMBER,
+    NO_SCHEME,
+    SCHEMES,
+    DatasetSpec,
+    Source,
+    decode_threads,
+    fingerprint_of,
+    set_sides,
+    spec_of,
+)
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -136,7 +146,15 @@ class Prepared(Source):
     """One split of a prepared data set; `folder` is what `find` gave. Raises UserError for whatever is wrong."""
 
     def __init__(
-        self, folder, split: str, *, frame_size: int, fit: str = "pad", normaliser: str = "auto", sides="auto"
+        self,
+        folder,
+        split: str,
+        *,
+        frame_size: int,
+        fit: str = "pad",
+        scheme: str = NO_SCHEME,
+        normaliser: str = "auto",
+        sides: str = "auto",
     ):
         self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
         info = tfds.builder_from_directory(self._folder).info
@@ -160,7 +178,7 @@ class Prepared(Source):
             self.visible = np.isfinite(landmarks).all(-1)
             if "visible" in info.features:
                 self.visible &= np.stack([h["visible"] for h in heads]).astype(bool)
-        self.spec = _spec(info, count, normaliser)
+        self.spec = _spec(info, count, scheme, normaliser)
         set_sides(self, sides)
         self.fingerprint = fingerprint_of(
             frame_size, fit, [(h["file"], h["size"], h["bytes"], h["checksum"]) for h in heads]
@@ -205,17 +223,28 @@ class Prepared(Source):
         return record | known
 
 
-def _spec(info, landmarks, normaliser) -> DatasetSpec:
-    """The spec that was written, with the normaliser asked for; `auto` is the one that was written."""
+def _spec(info, landmarks, scheme, normaliser) -> DatasetSpec:
+    """The spec that was written, with what is asked for; scheme `none` and normaliser `auto` ask for nothing."""
     splits = tuple(info.splits)
     written = dict(info.metadata or {})
-    if not set(DatasetSpec._fields) - {"sides"} <= set(written):  # which data sets of before have not
-        return spec_of(info.name, landmarks, normaliser=normaliser, splits=splits)
+    if not set(DatasetSpec._fields) - {"sides", "scheme"} <= set(written):  # which data sets of before have not
+        return spec_of(info.name, landmarks, scheme=scheme, normaliser=normaliser, splits=splits)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items() if k in DatasetSpec._fields}
     spec = DatasetSpec(**tuples)._replace(splits=splits)
-    if normaliser == "auto":
+    if "scheme" not in written:  # it had one by its number of points, which its partners tell
+        known = [name for name, one in SCHEMES.items() if one.mirror == spec.mirror]
+        spec = spec._replace(scheme=known[0] if known else NO_SCHEME)
+    if scheme in (NO_SCHEME, BY_NUMBER, spec.scheme):
+        scheme = spec.scheme
+    elif spec.sides == "image":
+        raise UserError(
+            f"the data set {info.name} was written by data.scheme={spec.scheme}, and its joints stand by the sides of "
+            f"the image; read it with that scheme, or write it again with {scheme}"
+        )
+    if normaliser == "auto" and scheme == spec.scheme:
         return spec
-    if normaliser == "eyes" and spec.eyes is not None and spec.normaliser == "eyes":
+    if normaliser == "eyes" and spec.eyes is not None and spec.normaliser == "eyes" and scheme == spec.scheme:
         return spec
-    asked = spec_of(info.name, landmarks, normaliser=normaliser)
-    return spec._replace(normaliser=asked.normaliser, eyes=asked.eyes)
+    asked = spec_of(info.name, landmarks, scheme=scheme, normaliser=normaliser)
+    mirror = spec.mirror if scheme == spec.scheme else asked.mirror
+    return spec._replace(normaliser=asked.normaliser, eyes=asked.eyes, mirror=mirror, scheme=scheme)
