@@ -13,13 +13,14 @@ from PIL import Image
 from tests import tiny
 from uld_jax import evaluate, sharding
 from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
-from uld_jax.detector import Detector, predict_folder
+from uld_jax.detector import Detector
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.correspondence import correspondence
 from uld_jax.evaluators.report import metrics
 from uld_jax.evaluators.stability import Stability
 from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.predict import predict_folder
 from uld_jax.runs import Finished
 
 

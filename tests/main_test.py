@@ -150,6 +150,24 @@ def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatc
     assert not (out / "skipped.csv").exists()
 
 
+def test_predict_says_what_it_left_out_and_takes_single_files(run, photos, tmp_path, uld):
+    out = tmp_path / "out put"
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "red.png")
+    one = photos / "test/000.png"
+    code, said, err = uld("predict", f"--workdir={run}", f"--out={out}", "--images", one, tmp_path / "red.png")
+    assert code == 0, err
+    assert said.startswith(f"2 images: {out}/landmarks.csv")
+    assert "warning: 1 of 2 images show nothing (all of one colour), and have no landmarks: " in err
+    assert err.strip().endswith("red.png")
+    code, said, err = uld("predict", f"--workdir={run}", f"--out={out}", f"--images={one}")
+    assert (code, said.partition(":")[0]) == (0, "1 images")
+    assert [p.name for p in out.joinpath("overlays").rglob("*.png")] == ["000.png"]
+    assert "predict 1/1" in err
+    assert "warning" not in err
+    code, _, err = uld("predict", f"--workdir={run}", f"--out={out}", f"--images={photos}/test/*.gif")
+    assert (code, "no file is called like that" in err) == (1, True)
+
+
 def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)

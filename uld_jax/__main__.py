@@ -18,7 +18,7 @@ USAGE = """uld: unsupervised landmark discovery
                [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
                [--scheme=NAME] [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
-  uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated]
+  uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
   uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--what=maps] [--dtype=float16]
@@ -31,6 +31,7 @@ USAGE = """uld: unsupervised landmark discovery
 
 OK, BAD_INPUT, SKIPPED = 0, 1, 3
 SWEEPING = ("sweep", "ablate")
+NAMED = 5  # files of a kind that a line names
 
 
 def _train(v: flags.FlagValues) -> int:
@@ -82,16 +83,29 @@ def _evaluate(v: flags.FlagValues) -> int:
 
 
 def _predict(v: flags.FlagValues) -> int:
-    from uld_jax.detector import Detector, predict_folder
+    from uld_jax.detector import Detector
+    from uld_jax.predict import predict_folder
 
-    done, skipped = predict_folder(Detector.load(_stage_of(v)), v.images, v.out, points=v.points)
-    if _first_process():
-        print(f"{done} images: {os.path.join(v.out, 'landmarks.csv')}, {os.path.join(v.out, 'contact_sheet.png')}")
-        for file in skipped:
+    first = _first_process()
+    say = lambda done, of: print(f"predict {done}/{of}", file=sys.stderr) if first else None
+    options = dict(points=v.points, outside=v.outside, report=say)
+    done = predict_folder(Detector.load(_stage_of(v)), v.images, v.out, **options)
+    if first:
+        table, sheet = (os.path.join(v.out, name) for name in ("landmarks.csv", "contact_sheet.png"))
+        print(f"{done.images} images: {table}, {sheet}")
+        if done.beyond:
+            now = "missing" if v.outside == "missing" else "given at its edge"
+            print(f"{done.beyond} landmarks lay outside their photo, and each is {now}", file=sys.stderr)
+        if done.empty:
+            some = ", ".join(done.empty[:NAMED]) + (", ..." if len(done.empty) > NAMED else "")
+            what = f"{len(done.empty)} of {done.images} images show nothing (all of one colour), and have no landmarks"
+            print(f"warning: {what}: {some}", file=sys.stderr)
+        for file in done.skipped:
             print(f"skipped {file.reason}", file=sys.stderr)
-        if skipped:
-            print(f"{len(skipped)} of {done + len(skipped)} files were skipped, see skipped.csv", file=sys.stderr)
-    return SKIPPED if skipped else OK
+        if done.skipped:
+            of = done.images + len(done.skipped)
+            print(f"{len(done.skipped)} of {of} files were skipped, see skipped.csv", file=sys.stderr)
+    return SKIPPED if done.skipped else OK
 
 
 def _fit(v: flags.FlagValues) -> int:
@@ -316,10 +330,13 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_float("tau", 0.8, "Rows link above this cosine.", flag_values=v)
         text("gcn_v", "", "Folder of a converted or trained GCN-V; by default the one that ships.")
     if command == "predict":
-        text("images", None, "Folder of JPEG and PNG images, nested or not.")
+        meaning = "Folder of JPEG and PNG images, nested or not; or an image, or a pattern; again for another one."
+        flags.DEFINE_multi_string("images", None, meaning, flag_values=v, required=True)
         text("out", None, "Folder for landmarks.csv, overlays and the contact sheet.")
         choices = ["discovered", "annotated"]
         flags.DEFINE_enum("points", "discovered", choices, "Which landmarks to write.", flag_values=v)
+        meaning = "What becomes of landmarks beyond their photo: missing, or moved to its edge."
+        flags.DEFINE_enum("outside", "missing", ["missing", "clip"], meaning, flag_values=v)
     if command == "fit":
         text("data_dir", None, "Folder with train.csv: file,x0,y0,...")
         text("scheme", "none", "What the annotated points are, as data.scheme.")
@@ -397,7 +414,11 @@ def main() -> int:
         print(f"uld {command}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"uld {command}: interrupted; `uld train` goes on from its last checkpoint", file=sys.stderr)
+        more = {
+            "train": "the same command goes on from the last checkpoint",
+            "predict": "rows so far are in *.partial.csv",
+        }
+        print(f"uld {command}: interrupted; {more.get(command, 'nothing is half-written')}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -419,13 +440,15 @@ def _run(command: str, argv: list[str]) -> int:
         rest = v(argv)
     except config_lib.FLAG_ERRORS as error:
         raise config_lib.flag_error(error) from error
-    if len(rest) > 1:
+    if command == "predict":
+        v["images"].value = [*v.images, *rest[1:]]  # a shell puts them there for `--images *.jpg`
+    elif len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; flags are written --name=value")
-    for name in ("workdir", "run", "images", "out", "data_dir", "src", "dst", "core", "descriptors", "npz"):
+    for name in ("workdir", "run", "out", "data_dir", "src", "dst", "core", "descriptors", "npz"):
         if name in v and v[name].value is not None:
             v[name].value = os.path.expanduser(v[name].value)
     for name in ("workdir", "images", "out", "dst"):
-        if name in v and not v[name].value:
+        if name in v and (not v[name].value or v[name].value == [""]):
             raise UserError(f"--{name} is empty; give a folder")
     _start_processes(v)
     return COMMANDS[command](v)

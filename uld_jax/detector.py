@@ -1,29 +1,21 @@
 """A finished run as a user holds it: photos in, landmarks out."""
 
-import collections
-import csv
 import functools
-import io
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from uld_jax import runs, sharding, viz
+from uld_jax import runs, sharding
 from uld_jax import workdir as workdir_lib
 from uld_jax.data import decode, open_source, specs
-from uld_jax.data.specs import decode_threads
 from uld_jax.errors import UserError
 from uld_jax.evaluate import Predictor, eval_batch
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.method import Prediction
 from uld_jax.ops import coordinates
-
-_SHEET_CELL = 160  # px, of the pictures kept for the contact sheet
-_SHEET_MOST = 64
 
 
 class LeaveOneOut(NamedTuple):
@@ -80,12 +72,17 @@ class Detector:
     def _fit_path(self) -> epath.Path:
         return self.workdir / f"annotated_{self.stage}.json"
 
-    def predict(self, images, points: str = "discovered") -> Prediction:
+    def predict(self, images, points: str = "discovered", outside: str = "missing") -> Prediction:
         """Landmarks of images.
+
+        No point lies outside its image. One that was found beyond it, on what fills up the square frame, or that `fit`
+        places there, is missing (score 0); see `coordinates.on_file`. Of an image that shows nothing (`shows_nothing`)
+        all landmarks are missing, with a warning.
 
         Args:
           images: [N,H,W,3] uint8, or a sequence of [H,W,3] uint8 images of any sizes.
           points: `discovered`, or `annotated` for the landmarks that `fit` learned to place.
+          outside: `missing`, or `clip` for landmarks beyond an image to be given at its edge, with their score.
 
         Returns:
           NumPy arrays: xy [N,K,2] (or [N,L,2]) in pixels of the images given, score [N,K] (for annotated points 1).
@@ -93,9 +90,33 @@ class Detector:
         Raises:
           UserError: images of another kind, or `annotated` before `fit`.
         """
-        frames, maps = self._frames(images)
+        frames, maps, sizes = self._frames(images)
+        found = self.predict_files(frames, maps, sizes, points, outside)
+        if len(found.empty):
+            some = ", ".join(map(str, found.empty[:5])) + (", ..." if len(found.empty) > 5 else "")
+            warnings.warn(
+                f"{len(found.empty)} of {len(frames)} images show nothing (all of one colour), and have no landmarks: "
+                f"image {some}",
+                stacklevel=2,
+            )
+        return Prediction(found.xy.astype(np.float32), found.score)
+
+    def predict_files(
+        self, frames: np.ndarray, maps: np.ndarray, sizes, points: str = "discovered", outside: str = "missing"
+    ) -> "OnFiles":
+        """As `predict`, of images that are fitted to the frame already, in pixels of their files.
+
+        Args:
+          frames: [N,F,F,3] uint8.
+          maps: [N,4] from the files to the frame.
+          sizes: [N,2] (height, width) of the files.
+          points, outside: as in `predict`.
+        """
         xy, score = self.predict_frames(frames, points)
-        return Prediction(coordinates.frame_to_file(xy, maps).astype(np.float32), score)
+        empty = shows_nothing(frames)
+        score = np.where(empty[:, None], np.float32(0), score)
+        xy = coordinates.frame_to_file(xy, maps)
+        return OnFiles(*coordinates.on_file(xy, score, sizes, maps, outside), np.flatnonzero(empty))
 
     def predict_frames(self, frames: np.ndarray, points: str = "discovered") -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of [N,F,F,3] uint8 images that are fitted to the frame already: xy in its pixels, score."""
@@ -134,7 +155,7 @@ class Detector:
           UserError: no images, points of another shape, or a point that is annotated on none of the images.
         """
         points = np.asarray(points, np.float64)
-        frames, maps = self._frames(images)
+        frames, maps, _ = self._frames(images)
         if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(frames):
             raise UserError(f"points have shape {list(points.shape)}; give [N,L,2] for the {len(frames)} images")
         return self.fit_frames(frames, coordinates.file_to_frame(points, maps), maps)
@@ -158,9 +179,9 @@ class Detector:
             _write_map(self._fit_path, self.annotated, self.leave_one_out, self._hash)
         return self.annotated
 
-    def _frames(self, images) -> tuple[np.ndarray, np.ndarray]:
-        """Images of any size in the frame [N,F,F,3], and their maps [N,4]."""
-        frames, maps = [], []
+    def _frames(self, images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images of any size in the frame [N,F,F,3], their maps [N,4] and sizes [N,2]."""
+        frames, maps, sizes = [], [], []
         for i, image in enumerate(images):
             image = np.asarray(image)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -168,9 +189,34 @@ class Detector:
             frame, fmap = decode.fit_array(image, self.frame_size, self.config.data.fit)
             frames.append(frame)
             maps.append(fmap)
+            sizes.append(image.shape[:2])
         if not frames:
             raise UserError("there are no images; give at least one")
-        return np.stack(frames), np.stack(maps)
+        return np.stack(frames), np.stack(maps), np.array(sizes)
+
+
+class OnFiles(NamedTuple):
+    """Landmarks of files.
+
+    Attributes:
+      xy: [N,K,2] float64 `(x, y)` in pixels of the files, none outside.
+      score: [N,K] float32; 0 means missing.
+      beyond: [N,K] bool, which lay beyond their photos.
+      empty: rows of the images that show nothing, whose landmarks are all missing.
+    """
+
+    xy: np.ndarray
+    score: np.ndarray
+    beyond: np.ndarray
+    empty: np.ndarray
+
+
+def shows_nothing(frames: np.ndarray) -> np.ndarray:
+    """Which images [N,F,F,3] uint8 are of one colour all over, but for noise: [N] bool.
+
+    Every channel's standard deviation is below one level of 255.
+    """
+    return (frames.std((1, 2), dtype=np.float32) < 1).all(-1)
 
 
 def _check_annotated(points) -> None:
@@ -214,110 +260,6 @@ def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut
         raise UserError(f"{path} is not a map that `uld fit` wrote; run `uld fit` again")
     arrays = {k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()}
     return regression.ForwardMap(**arrays), error and LeaveOneOut(**error)
-
-
-class Skipped(NamedTuple):
-    """A file that could not be read, and why."""
-
-    file: str
-    reason: str
-
-
-def predict_folder(detector: Detector, folder, out, *, points: str = "discovered") -> tuple[int, list[Skipped]]:
-    """Landmarks of every JPEG and PNG below `folder`, at any depth.
-
-    Writes, in `out`: `landmarks.csv` (file,x0,y0,score0,... in pixels of the upright file; a missing landmark has empty
-    coordinates and score 0), `overlays/<path>.png`, `contact_sheet.png`, and `skipped.csv` when files were unreadable.
-
-    Returns:
-      The number of images done, and the files that were skipped.
-
-    Raises:
-      UserError: no such folder, no images in it, or none that can be read.
-    """
-    folder, out = epath.Path(folder), epath.Path(out)
-    if str(out.absolute() / "x").startswith(str(folder.absolute()) + "/"):
-        raise UserError(
-            f"--out={out} lies in --images={folder}, so its pictures would be read next time; choose another"
-        )
-    names = decode.list_images(folder)
-    overlays = _overlay_names(names)
-    if not names:
-        raise UserError(f"{folder} holds no JPEG or PNG images; give another folder with --images")
-    lines, skipped, sheet = [], [], []
-    keep = set(np.unique(np.linspace(0, len(names) - 1, min(_SHEET_MOST, len(names))).astype(int)).tolist())
-    size = detector.config.eval.batch_size
-    with ThreadPoolExecutor(decode_threads()) as pool:
-        for start in range(0, len(names), size):
-            some = names[start : start + size]
-            read = list(pool.map(lambda name: _read(detector, folder / name), some))
-            skipped += [Skipped(n, r) for n, r in zip(some, read, strict=True) if isinstance(r, str)]
-            good = [
-                (start + i, n, r) for i, (n, r) in enumerate(zip(some, read, strict=True)) if not isinstance(r, str)
-            ]
-            if not good:
-                continue
-            frames = np.stack([r[0] for _, _, r in good])
-            xy, score = detector.predict_frames(frames, points)
-            file_xy = coordinates.frame_to_file(xy, np.stack([r[1] for _, _, r in good]))
-            for (place, name, (_, _, picture, scale)), points_xy, value in zip(good, file_xy, score, strict=True):
-                lines.append(_csv_row(name, points_xy, value))
-                if jax.process_index():
-                    continue
-                shown = coordinates.rescale_points(points_xy, scale[0], scale[1])
-                viz.save(viz.draw_overlay(picture, shown, value), out / "overlays" / overlays[name])
-                if place in keep:
-                    sheet.append((picture, shown, value))
-    if not lines:
-        raise UserError(f"none of the {len(names)} images in {folder} can be read; first: {skipped[0].reason}")
-    if jax.process_index() == 0:
-        count = len(xy[0])
-        header = ["file", *(f"{c}{k}" for k in range(count) for c in ("x", "y", "score"))]
-        _write_csv(out / "landmarks.csv", header, lines)
-        viz.save(viz.contact_sheet(*zip(*sheet, strict=True)), out / "contact_sheet.png")
-        if skipped:
-            _write_csv(out / "skipped.csv", Skipped._fields, skipped)
-        elif (out / "skipped.csv").exists():
-            (out / "skipped.csv").unlink()  # of an earlier call
-    return len(lines), skipped
-
-
-def _read(detector: Detector, path) -> tuple[Any, ...] | str:
-    """Frame, map, picture for overlays and (file size, its size), or why the file cannot be read."""
-    try:
-        frame, fmap, size = decode.decode_image(path, detector.frame_size, detector.config.data.fit)
-        picture = decode.decode_picture(path)
-        return frame, fmap, picture, (size, picture.shape[:2])
-    except UserError as error:
-        return str(error)
-
-
-def _overlay_names(names: Sequence[str]) -> dict[str, str]:
-    """`a/b.jpg` -> `a/b.png`; files that differ in their ending alone keep it, `a/b.jpg.png`.
-
-    >>> _overlay_names(["a.jpg", "b.jpg", "b.png"])
-    {'a.jpg': 'a.png', 'b.jpg': 'b.jpg.png', 'b.png': 'b.png.png'}
-    """
-    stems = collections.Counter(name.rpartition(".")[0] for name in names)
-    whole = set(names)
-    short = {n: n.rpartition(".")[0] for n in names}
-    return {n: f"{short[n] if stems[short[n]] == 1 and short[n] not in whole else n}.png" for n in names}
-
-
-def _csv_row(name: str, xy, score) -> list[str]:
-    row = [name]
-    for (x, y), s in zip(xy, score, strict=True):
-        row += [f"{x:.3f}", f"{y:.3f}", f"{s:.4f}"] if s > 0 else ["", "", "0"]
-    return row
-
-
-def _write_csv(path, header: Iterable[str], rows) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.getvalue())
 
 
 def fit_folder(

@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, and text that every file can hold."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -33,20 +35,30 @@ def write(path, data: bytes | str) -> None:
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / _part(path.name)
+    part = part_of(path)
     try:
         part.write_bytes(printable(data).encode() if isinstance(data, str) else data)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)  # the disk may be full
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # the disk may be full
         raise
 
 
-def _part(name: str) -> str:
-    """The name of a file that is being written; a name may have the greatest length already."""
-    if len(os.fsencode(name)) + 5 <= _LONGEST:
-        return f"{name}.part"
-    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.part"
+def part_of(path) -> epath.Path:
+    """Where a file is while it is being written; its own name may have the greatest length already."""
+    path = epath.Path(path)
+    name = os.fsencode(path.name)
+    return path.parent / f"{path.name if len(name) + 5 <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]}.part"
+
+
+def is_about_the_name(error: OSError) -> bool:
+    """Whether a file could not be written because of how it is called: another name may do."""
+    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+        return True
+    return isinstance(
+        error, FileExistsError | NotADirectoryError | IsADirectoryError
+    )  # a folder is called so, or a file
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
@@ -94,10 +106,12 @@ class GrowingCsv:
         self._file.write(text)
         self._file.flush()
 
-    def finish(self) -> None:
-        """Gives the file its name."""
-        if self._remote:
-            write(self.path, "".join(self._text))
-            return
-        self._file.close()
-        self.partial.replace(self.path)
+    def finish(self, rows: Iterable[Sequence[Any]] | None = None) -> None:
+        """Gives the file its name; `rows`, if given, become its content."""
+        if self._file is not None:
+            self._file.close()
+        if rows is not None or self._remote:
+            write(self.path, "".join(self._text) if rows is None else csv_text(rows))
+            self.partial.unlink(missing_ok=True)
+        else:
+            self.partial.replace(self.path)

@@ -65,7 +65,12 @@ def _form(name: str) -> str:
     return unicodedata.normalize("NFC", printable(name)).strip()  # as cells of a csv are
 
 
-_KEYS = {"same": str, "form": _form, "case": lambda name: unicodedata.normalize("NFC", _form(name).casefold())}
+def same_on_disk(name: str) -> str:
+    """A key that is the same for names that are one on some file system: of another case, or Unicode form."""
+    return unicodedata.normalize("NFC", _form(name).casefold())
+
+
+_KEYS = {"same": str, "form": _form, "case": same_on_disk}
 
 
 def _listed(folder) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from uld_jax.errors import UserError
 
 FITS = ("pad", "crop", "stretch")
+OUTSIDE = ("missing", "clip")
 
 
 def pixel_grid(height: int, width: int) -> np.ndarray:
@@ -85,3 +86,33 @@ def file_to_frame(xy, fmap):
 def frame_to_file(xy, fmap):
     """Inverse of `file_to_frame`."""
     return (xy - fmap[..., None, 2:]) / fmap[..., None, :2]
+
+
+def on_file(xy, score, file_sizes, frame_maps, outside: str = "missing"):
+    """Landmarks of files, none of which lies outside its file any more.
+
+    The frame may show more than the file (`pad` fills it up with the file's border), and regression may place a point
+    anywhere. A point beyond the file's edge by up to one pixel of the frame, which is as finely as anything was looked
+    at, is moved to the edge. One that lies farther out is not on the photo.
+
+    Args:
+      xy: [N,K,2] in pixels of the files.
+      score: [N,K], 0 means missing.
+      file_sizes: [N,2] (height, width).
+      frame_maps: [N,4] from the files to the frame.
+      outside: what becomes of points that are not on the photo: `missing` (their score is 0) or `clip` (moved to the
+        edge too).
+
+    Returns:
+      xy, all of it from 0 to width - 1 and height - 1; score; and which landmarks lay beyond their photos, [N,K] bool.
+
+    Raises:
+      UserError: another word for `outside`.
+    """
+    if outside not in OUTSIDE:
+        raise UserError(f"outside is {outside!r}; use {' or '.join(OUTSIDE)}")
+    last = np.asarray(file_sizes, np.float64)[:, None, ::-1] - 1
+    over = np.maximum(-0.5 - xy, xy - (last + 0.5)) * np.asarray(frame_maps)[:, None, :2]
+    beyond = (over > 1).any(-1) & (score > 0)
+    score = np.where(beyond, 0, score).astype(score.dtype) if outside == "missing" else score
+    return np.clip(xy, 0, last), score, beyond

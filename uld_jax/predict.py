@@ -1,0 +1,322 @@
+"""Landmarks of photos on disk, as a table and as pictures: `uld predict`."""
+
+import collections
+import csv
+import glob
+import hashlib
+import io
+import os
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from uld_jax import files, viz
+from uld_jax.data import decode
+from uld_jax.data.decode import is_local
+from uld_jax.data.names import same_on_disk
+from uld_jax.data.specs import decode_threads
+from uld_jax.detector import Detector
+from uld_jax.errors import UserError
+from uld_jax.ops import coordinates
+
+_SHEET_CELL = 160  # px, of the pictures kept for the contact sheet
+_SHEET_MOST = 64
+_LONGEST = 1024, 4096  # px, of overlays: of usual photos, and of very wide and very tall ones
+
+
+class Skipped(NamedTuple):
+    """A file that could not be read, and why."""
+
+    file: str
+    reason: str
+
+
+class Predicted(NamedTuple):
+    """What was done.
+
+    Attributes:
+      images: how many have a row.
+      skipped: files that could not be read.
+      empty: images that show nothing, see `detector.shows_nothing`; their landmarks are missing.
+      beyond: how many landmarks lay beyond their photos, see `coordinates.on_file`.
+    """
+
+    images: int
+    skipped: list[Skipped]
+    empty: list[str]
+    beyond: int
+
+
+class _Photo(NamedTuple):
+    """A file that was read."""
+
+    name: str
+    frame: np.ndarray
+    map: np.ndarray
+    size: tuple[int, int]  # height, width
+    picture: np.ndarray  # for overlays, perhaps smaller
+
+
+def predict_folder(
+    detector: Detector,
+    images,
+    out,
+    *,
+    points: str = "discovered",
+    outside: str = "missing",
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> Predicted:
+    """Landmarks of every JPEG and PNG below a folder, at any depth, or of single files.
+
+    Writes, in `out`:
+      landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, none of them outside it; a missing landmark
+        has empty coordinates and score 0. It grows as landmarks.partial.csv, which a killed program leaves behind.
+      overlays/<path>.png: and overlays/index.csv, which of them belongs to which file. Of overlays that an earlier
+        call wrote and this one did not, those that nobody has changed are removed.
+      contact_sheet.png
+      skipped.csv: when files were unreadable.
+
+    Args:
+      detector: a finished run's.
+      images: a folder, a file, a pattern such as `photos/*.jpg`, or a sequence of these.
+      out: folder to write, local or gs://.
+      points, outside: see `Detector.predict`.
+      report: called with the number of files done, and of all, after each batch.
+
+    Raises:
+      UserError: there are no such files, or none that can be read.
+    """
+    out = epath.Path(out)
+    root, names = _inputs(images, out)
+    writer, skipped, empty, beyond, done = None, [], [], 0, 0
+    keep = set(np.unique(np.linspace(0, len(names) - 1, min(_SHEET_MOST, len(names))).astype(int)).tolist())
+    kept, sheet = {names[i] for i in keep}, []
+    with ThreadPoolExecutor(decode_threads()) as pool:
+        for batch in _batches(names, detector.config.eval.batch_size):
+            read = list(pool.map(lambda name: _read(detector, root, name), batch))
+            skipped += [photo for photo in read if isinstance(photo, Skipped)]
+            photos = [photo for photo in read if isinstance(photo, _Photo)]
+            if photos:
+                _, frames, maps, sizes, _ = zip(*photos, strict=True)
+                found = detector.predict_files(np.stack(frames), np.stack(maps), sizes, points, outside)
+                empty += [photos[i].name for i in found.empty]
+                beyond += int(found.beyond.sum())
+                done += len(photos)
+                if jax.process_index() == 0:
+                    writer = writer or _Writer(out, found.xy.shape[1], names)
+                    shown = writer.add(photos, found.xy, found.score)
+                    sheet += [_small(*one) for photo, one in zip(photos, shown, strict=True) if photo.name in kept]
+            report(done + len(skipped), len(names))
+    if not done:
+        raise UserError(f"none of the {len(names)} images in {root} can be read; first: {skipped[0].reason}")
+    if writer is not None:
+        viz.save(viz.contact_sheet(*zip(*sheet, strict=True)), out / "contact_sheet.png")
+        if skipped:
+            files.write(out / "skipped.csv", files.csv_text([Skipped._fields, *skipped]))
+        else:
+            (out / "skipped.csv").unlink(missing_ok=True)  # of an earlier call
+        writer.finish()
+    return Predicted(done, skipped, empty, beyond)
+
+
+# Which files
+
+
+def _inputs(images, out) -> tuple[epath.Path, list[str]]:
+    """The files to read, relative to one folder."""
+    images = [images] if isinstance(images, str | os.PathLike) else list(images)
+    found = [path for given in images for path in _expanded(os.fspath(given))]
+    folders = [str(path if path.is_dir() else path.parent) for path in found]
+    for path, folder in zip(found, folders, strict=True):
+        _check_apart(path, folder, out)
+    if len(set(folders)) > 1 and not all(map(is_local, folders)):
+        raise UserError("--images names several folders, some of them in a bucket; give one folder")
+    root = epath.Path(os.path.commonpath(folders) if len(set(folders)) > 1 else folders[0])
+    names = []
+    for path in found:
+        below = os.fspath(path)[len(os.fspath(root)) :].strip("/")
+        names += [posixpath.join(below, n) for n in decode.list_images(path)] if path.is_dir() else [below]
+    if not names:
+        raise UserError(f"{root} holds no JPEG or PNG images; give another folder with --images")
+    return root, list(dict.fromkeys(names))
+
+
+def _expanded(given: str) -> list[epath.Path]:
+    """The folders and files that one argument means. Raises UserError if it means none."""
+    path = epath.Path(given).expanduser()
+    if not is_local(path):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give a folder of JPEG or PNG images, or one image")
+        return [path]
+    path = epath.Path(os.path.abspath(path))
+    if path.exists():
+        return [path]
+    if os.path.lexists(path):
+        raise UserError(f"{path} is a link to nothing; mend or remove it")
+    if found := sorted(glob.glob(os.path.abspath(os.path.expanduser(given)), recursive=True)):
+        return [epath.Path(name) for name in found]
+    what = "no file is called like that" if glob.has_magic(given) else "it does not exist"
+    raise UserError(f"--images={given}: {what}; give a folder of JPEG or PNG images, an image, or a pattern of images")
+
+
+def _check_apart(path, folder: str, out) -> None:
+    """Raises UserError if a later call would read these pictures, or this one would write over its photos."""
+    inside = lambda inner, outer: f"{os.path.abspath(inner)}/".startswith(f"{os.path.abspath(outer)}/")
+    if path.is_dir() and inside(out, path):
+        raise UserError(f"--out={out} lies in --images={path}, so its pictures would be read next time; choose another")
+    if inside(folder, out / "overlays"):
+        raise UserError(f"--images={path} lies in the overlays of --out={out}, which would replace it; choose another")
+
+
+def _batches(names: list[str], size: int) -> list[list[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def _read(detector: Detector, root, name: str) -> "_Photo | Skipped":
+    try:
+        path = root / name
+        frame, fmap, size = decode.decode_image(path, detector.frame_size, detector.config.data.fit)
+        longest = np.clip(_LONGEST[0] * np.sqrt(max(size) / min(size) / 4), *_LONGEST)
+        return _Photo(name, frame, fmap, size, decode.decode_picture(path, int(longest)))
+    except UserError as error:
+        return Skipped(name, str(error))
+
+
+def _small(picture, xy, score) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """A picture for the contact sheet, of which there are many in memory."""
+    small = Image.fromarray(picture)
+    small.thumbnail((2 * _SHEET_CELL, 2 * _SHEET_CELL))
+    return small, coordinates.rescale_points(xy, picture.shape[:2], small.size[::-1]), score
+
+
+# What is written
+
+
+class _Writer:
+    """The table and the overlays, row by row. Process 0 alone has one."""
+
+    def __init__(self, out: epath.Path, count: int, names: Sequence[str]):
+        header = ["file", *(f"{c}{k}" for k in range(count) for c in ("x", "y", "score"))]
+        self._table = files.GrowingCsv(out / "landmarks.csv", header)
+        self._overlays, self._named = Overlays(out / "overlays"), overlay_names(names)
+
+    def add(self, photos: Sequence[_Photo], xy, score) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Writes rows and overlays. Returns each picture with its landmarks where they lie on it, and their scores."""
+        self._table.add(_row(*one) for one in zip((p.name for p in photos), xy, score, strict=True))
+        shown = []
+        for photo, points, value in zip(photos, xy, score, strict=True):
+            points = coordinates.rescale_points(points, photo.size, photo.picture.shape[:2])
+            shown.append((photo.picture, points, value))
+            self._overlays.add(photo.name, self._named[photo.name], viz.png(viz.draw_overlay(*shown[-1])))
+        return shown
+
+    def finish(self) -> None:
+        self._overlays.finish()
+        self._table.finish()
+
+
+def _row(name: str, xy, score) -> list[str]:
+    row = [name]
+    for (x, y), s in zip(xy, score, strict=True):
+        row += [f"{x:.3f}", f"{y:.3f}", f"{s:.4f}"] if s > 0 else ["", "", "0"]
+    return row
+
+
+class Overlays:
+    """The folder of overlays, and which of them were written by these calls.
+
+    `index.csv` has a line for each: file, overlay, and the sha256 of what was written. While a call is at work it is
+    `index.partial.csv`. A name that the file system does not take, as it is too long, say, becomes a shorter one.
+
+    Args:
+      folder: local or gs://.
+    """
+
+    HEADER = ("file", "overlay", "sha256")
+
+    def __init__(self, folder):
+        self._folder = epath.Path(folder)
+        self._torn = _index(self._folder / "index.partial.csv")  # of a call that was killed
+        self._earlier = _index(self._folder / "index.csv") + self._torn
+        self._index = files.GrowingCsv(self._folder / "index.csv", self.HEADER)
+        self._index.add(self._torn)
+        self._rows: list[tuple[str, str, str]] = []
+
+    def add(self, file: str, name: str, data: bytes) -> None:
+        """Writes an overlay. It is in the index before it is on the disk, so that there is none that is not."""
+        digest = hashlib.sha256(data).hexdigest()
+        for wanted in (name, _plain_name(name)):
+            row = (file, wanted, digest)
+            self._index.add([row])
+            try:
+                files.write(self._folder / wanted, data)
+            except OSError as error:
+                if wanted == name and files.is_about_the_name(error):
+                    continue
+                raise
+            self._rows.append(row)
+            return
+
+    def finish(self) -> None:
+        """Removes what earlier calls wrote and this one did not, and gives the index its name."""
+        for _, overlay, _ in self._torn:
+            files.part_of(self._folder / overlay).unlink(missing_ok=True)
+        mine = {overlay for _, overlay, _ in self._rows}
+        for _, overlay, digest in self._earlier:
+            if overlay not in mine:
+                self._remove(self._folder / overlay, digest)
+        self._index.finish([self.HEADER, *self._rows])
+
+    def _remove(self, path: epath.Path, digest: str) -> None:
+        """Removes a file unless somebody has changed it since, and folders that are empty then."""
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            path.unlink()
+        above = path.parent
+        while above != self._folder and above.exists() and next(iter(above.iterdir()), None) is None:
+            above.rmdir()
+            above = above.parent
+
+
+def _index(path) -> list[tuple[str, str, str]]:
+    """Rows of an index, without a torn last one, and without any that leads out of the folder."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "replace")
+    rows = [tuple(row) for row in csv.reader(io.StringIO(text, newline="")) if len(row) == 3 and len(row[2]) == 64]
+    return [row for row in rows if not row[1].startswith("/") and ".." not in row[1].split("/")]
+
+
+def overlay_names(names: Sequence[str]) -> dict[str, str]:
+    """Names of overlays: `a/b.jpg` -> `a/b.png`, if no other file's overlay could be called that.
+
+    Files that differ in their ending alone keep it, `a/b.jpg.png`; those whose names are the same on some disks (other
+    case, other Unicode form) get a number that is made from their name. Bytes that are not UTF-8 become `\\xNN`.
+
+    >>> overlay_names(["a.jpg", "b.jpg", "b.png", "folder.1/c"])
+    {'a.jpg': 'a.png', 'b.jpg': 'b.jpg.png', 'b.png': 'b.png.png', 'folder.1/c': 'folder.1/c.png'}
+    """
+    shown = {name: files.printable(name) for name in names}
+    choices = {n: (f"{posixpath.splitext(s)[0]}.png", f"{s}.png") for n, s in shown.items()}
+    taken = collections.Counter(same_on_disk(c) for some in choices.values() for c in dict.fromkeys(some))
+    named = {}
+    for name, some in choices.items():
+        free = [choice for choice in some if taken[same_on_disk(choice)] == 1]
+        named[name] = free[0] if free else f"{some[0].removesuffix('.png')}~{_number(name)}.png"
+    return named
+
+
+def _plain_name(name: str) -> str:
+    """A name that every file system takes."""
+    start = re.sub(r"[^A-Za-z0-9_-]+", "_", posixpath.basename(name).removesuffix(".png"))[:40].strip("_")
+    return f"{start}~{_number(name)}.png"
+
+
+def _number(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
