@@ -1,10 +1,13 @@
 # `make demo` and `make test` set themselves up: they need Python 3.11 or newer and nothing else.
+# `CONSTRAINTS=`, empty, takes the newest versions of everything, in a folder of their own.
 
 PYTHON ?= python3
-VENV := .venv
+CONSTRAINTS ?= constraints.txt
+VENV ?= $(if $(CONSTRAINTS),.venv,.venv-newest)
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy=eager)
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-newest test-slow lint format bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/uld train --config=configs/zeroshot.py:dataset=synthetic,k=10,preset=small --workdir=runs/demo \
@@ -13,6 +16,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist=loadfile
+
+test-newest:
+	rm -f .venv-newest/.test
+	$(MAKE) test CONSTRAINTS= VENV=.venv-newest
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -29,17 +36,17 @@ bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-newest build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "uld_jax needs Python 3.11 or newer; set PYTHON=python3.11, say"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+$(VENV)/.core: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/.core

@@ -1,7 +1,12 @@
 """Shared by all tests: one compilation cache, real data where it is at hand."""
 
+import contextlib
+import importlib.metadata
+import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -11,9 +16,42 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiles in a quarter of the time; what these leave out matters to speed alone.
-_FLAGS = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
+_FLAGS = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "true",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
+
+
+def _known(flags: dict[str, str]) -> list[str]:
+    """Those that this jaxlib knows. One that it does not know would end the process at its first computation.
+
+    Only a process that may end so can tell; its answer is kept beside the compiled programs, for this version.
+    """
+    kept = _CACHE.parent / f"xla_flags_{importlib.metadata.version('jaxlib')}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_text())
+    known = [f"--{name}={value}" for name, value in flags.items()]
+    while known:
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"XLA_FLAGS": " ".join(known), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        refused = [flag for flag in known if flag.partition("=")[0] in tried.stderr]
+        if not refused:
+            break
+        known = [flag for flag in known if flag not in refused]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    new = kept.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(known))
+    new.replace(kept)
+    return known
+
+
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_known(_FLAGS)])
 
 
 def _shared(variable: str, default: str) -> pathlib.Path:
