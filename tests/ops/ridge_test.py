@@ -51,6 +51,20 @@ def test_no_penalty_is_least_squares():
     np.testing.assert_allclose(ridge.predict(ridge.fit_ridge(x, y, 0.0), x), reference.predict(x), rtol=1e-8)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.02])
+def test_without_an_intercept_equals_sklearn(strength):
+    x, y = data(seed=8)
+    alpha = strength * ((x.T @ x).max() + 1e-12)
+    reference = Reference(alpha=alpha, fit_intercept=False, solver="cholesky") if strength else None
+    reference = (reference or LinearRegression(fit_intercept=False)).fit(x, y)
+    ours = ridge.fit_ridge(x, y, strength, intercept=False)
+    np.testing.assert_allclose(ours.weights, reference.coef_, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(ridge.predict(ours, x), reference.predict(x), rtol=1e-10)
+    assert not ours.x_mean.any()
+    assert not ours.y_mean.any()
+    assert abs(ridge.predict(ours, x) - ridge.predict(ridge.fit_ridge(x, y, strength), x)).max() > 0.1
+
+
 def test_the_unit_of_the_coordinates_does_not_matter():
     x, y = data(seed=5)
     small = ridge.predict(ridge.fit_ridge(x / 256 - 0.5, y / 256 - 0.5, 0.01), x / 256 - 0.5)

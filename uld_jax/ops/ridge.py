@@ -5,7 +5,7 @@ nothing here is worth a device, and float64 keeps the numbers equal on every mac
 
 The strength is *relative* by default: the penalty is `strength` times the largest entry of `X'X` (centred), as in the
 evaluators of Mallis et al. (NeurIPS 2020, TPAMI 2024), so that it depends neither on the unit of the coordinates nor,
-for large N, on the number of rows. The intercept is not penalised.
+for large N, on the number of rows. The intercept is not penalised; a fit may also do without one.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Ridge(NamedTuple):
 
     Attributes:
       weights: [O,I] float64.
-      x_mean: [I] float64, the (weighted) mean of the inputs.
-      y_mean: [O] float64, the (weighted) mean of the outputs.
+      x_mean: [I] float64, the (weighted) mean of the inputs; 0 without an intercept.
+      y_mean: [O] float64, the (weighted) mean of the outputs; 0 without an intercept.
     """
 
     weights: np.ndarray
@@ -53,10 +53,10 @@ def _penalty(largest: float, strength: float, relative: bool) -> float:
     return strength * (largest + 1e-12) if relative else strength
 
 
-def fit_ridge(x, y, strength: float = 0.01, relative: bool = True, weights=None) -> Ridge:
-    """Ridge regression from x [N,I] to y [N,O] with a free intercept.
+def fit_ridge(x, y, strength: float = 0.01, relative: bool = True, weights=None, *, intercept: bool = True) -> Ridge:
+    """Ridge regression from x [N,I] to y [N,O].
 
-    With X and Y centred by their (weighted) means and W = diag(weights):
+    With X and Y centred by their (weighted) means, or as they are without an intercept, and W = diag(weights):
 
       R = Y'WX (X'WX + a I)^-1,   a = strength * (max entry of X'WX + 1e-12)   or   a = strength
 
@@ -66,9 +66,10 @@ def fit_ridge(x, y, strength: float = 0.01, relative: bool = True, weights=None)
       strength: the penalty; `relative=False` takes it as it is, which is scikit-learn's `alpha`.
       relative: whether `strength` counts in units of the largest entry of X'WX (found on its diagonal).
       weights: [N] row weights >= 0, or None for ones. A row of weight 0 is as good as absent.
+      intercept: whether the map is affine. Without an intercept it is linear, so the origin of x and y matters.
 
     Returns:
-      A `Ridge`. With one row the prediction is that row's y, whatever x.
+      A `Ridge`. With one row and an intercept the prediction is that row's y, whatever x.
 
     Raises:
       ValueError: shapes that do not fit, values that are not finite, weights that are negative or sum to 0.
@@ -81,7 +82,7 @@ def fit_ridge(x, y, strength: float = 0.01, relative: bool = True, weights=None)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     if w.shape != (len(x),) or not (w >= 0).all() or not w.sum() > 0:
         raise ValueError("the row weights of a ridge regression are one number >= 0 a row, and not all 0")
-    x_mean, y_mean = w @ x / w.sum(), w @ y / w.sum()
+    x_mean, y_mean = (w @ x / w.sum(), w @ y / w.sum()) if intercept else (np.zeros(x.shape[1]), np.zeros(y.shape[1]))
     root = np.sqrt(w)[:, None]
     xc, yc = root * (x - x_mean), root * (y - y_mean)
     gram, cross = xc.T @ xc, xc.T @ yc
