@@ -73,6 +73,9 @@ def test_sizes_of_the_scaled_variant():
     scaled = st.stability(centroid, images, seed=1, batch_size=6, scale=SCALED).px
     assert scaled < 0.2
     assert scaled != st.stability(centroid, images, seed=1, batch_size=6).px
+    assert (
+        st.stability(centroid, images, seed=1, batch_size=6, scale=SCALED).protocol == "turned_15_scaled_0.0375_px_128"
+    )
 
 
 def test_the_unit_is_pixels_at_128():
@@ -107,6 +110,36 @@ def test_points_missing_or_turned_out_of_the_frame_do_not_count():
     assert result.counted[3] < 8
     nothing = st.stability(lambda i: (np.zeros((len(i), 2, 2)), np.zeros((len(i), 2))), images, batch_size=4)
     assert np.isnan(nothing.px)
+
+
+def test_the_error_is_averaged_over_images_and_then_over_landmarks():
+    images, _ = blobs(8)
+
+    def detector(batch):
+        """The centroids, the first twice as far from the middle and found on few images alone."""
+        xy, score = centroid(batch)
+        xy[:, 0] = 31.5 + 2 * (SPOTS[0] - 31.5)  # it does not follow
+        score[:, 0] = xy[:, 1, 0] > 40
+        return xy, score
+
+    result = st.stability(detector, images, seed=3, batch_size=8)
+    key = jax.random.key(3)
+    sums, counts = np.zeros(3), np.zeros(3)
+    for i, image in enumerate(images):  # one image after the other
+        a = warp.random_warp(jax.random.fold_in(key, i), rotation=15, clip=40 / 15)
+        view = warp.warp_image(a, image.astype(np.float32), image.shape[:2])
+        xy, score = detector(image[None])
+        other, other_score = detector(np.clip(np.round(np.asarray(view)), 0, 255)[None])
+        wanted = np.asarray(warp.points_to_view(a, xy[0].astype(np.float32), (64, 64), (64, 64)))
+        for k in range(3):
+            if score[0, k] and other_score[0, k] and (np.abs(wanted[k] - 31.5) <= 32).all():
+                sums[k] += 2 * np.hypot(*(other[0, k] - wanted[k]))
+                counts[k] += 1
+    np.testing.assert_array_equal(result.counted, counts)
+    assert 0 < counts[0] < counts[1]
+    assert result.px == pytest.approx(np.mean(sums / counts), rel=1e-4)
+    assert result.px != pytest.approx(sums.sum() / counts.sum(), rel=0.1)
+    assert result.protocol == "turned_15_px_128"
 
 
 def test_bad_images_are_refused():

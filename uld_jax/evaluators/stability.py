@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax.evaluators.missing import known_mean
 from uld_jax.ops import warp
 
 STABILITY_SIDE = 128  # errors are told in pixels of an image of this side
@@ -23,14 +24,16 @@ class Stability(NamedTuple):
     """Result of `stability`.
 
     Attributes:
-      px: mean distance over images and landmarks, in pixels at 128 px; NaN if no landmark was counted.
-      per_landmark: [K] float64, the same per landmark; NaN for one that was never counted.
+      px: mean of `per_landmark` over the landmarks that were counted, in pixels at 128 px; NaN if none was.
+      per_landmark: [K] float64, mean distance over the images on which the landmark was counted; NaN for none.
       counted: [K] int, images on which the landmark was counted.
+      protocol: id of the number, such as `turned_15_px_128`, or `turned_15_scaled_0.0375_px_128`.
     """
 
     px: float
     per_landmark: np.ndarray
     counted: np.ndarray
+    protocol: str
 
 
 @jax.jit
@@ -59,9 +62,11 @@ def stability(
 
       e_k = |Psi_k(A x) - A Psi_k(x)|,      A a random similarity about the image's centre, one an image
 
-    (Consistency of Sanchez & Tzimiropoulos, NeurIPS 2019, in pixels at 128 px; also Tourani et al., CVPR 2024.) Where
-    the turned frame reaches beyond the image, the border goes on. A landmark counts on an image if it was found in both
-    views and A moves it to a place inside the frame. A frozen detector does not pass: its points stay where they are.
+    (Consistency of Sanchez & Tzimiropoulos, NeurIPS 2019, in pixels at 128 px; also Awan et al., "stability analysis",
+    and Tourani et al., CVPR 2024, section 8.) As in these the distance is averaged over images for each landmark and
+    then over landmarks, so that a landmark that is found rarely weighs as much as any other. Where the turned frame
+    reaches beyond the image, the border goes on. A landmark counts on an image if it was found in both views and A
+    moves it to a place inside the frame. A frozen detector does not pass: its points stay where they are.
 
     Args:
       predict_fn: [B,F,F,3] uint8 -> (xy [B,K,2] in pixels of the frame, score [B,K], 0 = missing). It always sees
@@ -97,11 +102,9 @@ def stability(
         distance = np.linalg.norm(turned_xy - expected, axis=-1) * (STABILITY_SIDE / side)
         errors.append(np.where(counts, distance, np.nan)[:real])
     errors = np.concatenate(errors).astype(np.float64)
-    known = np.isfinite(errors)
-    counted, total = known.sum(0), np.where(known, errors, 0.0)
-    per_landmark = np.where(counted > 0, total.sum(0) / np.maximum(counted, 1), np.nan)
-    px = float(total.sum() / counted.sum()) if counted.sum() else float("nan")
-    return Stability(px, per_landmark, counted)
+    per_landmark, counted = known_mean(errors, 0), np.isfinite(errors).sum(0)
+    protocol = f"turned_{rotation:g}" + (f"_scaled_{scale:g}" if scale else "") + f"_px_{STABILITY_SIDE}"
+    return Stability(float(known_mean(per_landmark)), per_landmark, counted, protocol)
 
 
 class Health(NamedTuple):
