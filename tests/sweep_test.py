@@ -132,6 +132,7 @@ class Training:
 
     def __init__(self, monkeypatch):
         self.ran, self.fails, self.stops = [], "", ""
+        self.protocol = lambda config: "heads"
         monkeypatch.setattr(loop, "run", self)
         monkeypatch.setattr(checkpoint, "has_final", lambda folder, stage: (folder / "final").exists())
         monkeypatch.setattr(sweep.runs, "shapes", lambda *a: None)  # tracing takes longest, and is tested above
@@ -155,7 +156,7 @@ class Training:
         lines += [{"step": steps, "stage": "detector", "seconds": 120, "done": True}]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (workdir / "eval/test").mkdir(parents=True, exist_ok=True)
-        report = {"forward_nme": error, "backward_nme": None, "stability_px": 1234.5}
+        report = {"forward_nme": error, "backward_nme": None, "stability_px": 1234.5, "protocol": self.protocol(config)}
         (workdir / "eval/test/metrics.json").write_text(json.dumps(report))
         (workdir / "final").touch()
 
@@ -188,10 +189,18 @@ def test_the_table_has_mean_and_spread_over_seeds(tmp_path, monkeypatch):
     lines = table.markdown.splitlines()
     assert lines[0].startswith("| detector.learning_rate | runs | forward_nme | backward_nme | mean_shape_nme | stab")
     assert lines[2] == "| 0.1 | 3 | 11.33 ± 1.53 |  (0) |  (0) | 1234 | 1.167 ± 0.764 | 4 | 2 |".replace(" (0)", "")
+    assert "Protocol `heads`." in lines[-1]
+    assert {cell["protocol"] for row in table.record["rows"] for cell in row["cells"]} == {"heads"}
     assert Image.open(tmp_path / "curves.png").width > 1000
     other = sweep.run(SPEC, GRIDS, tmp_path, overrides=SHORT, columns=["loss", "nothing"])
     assert other.record["columns"] == ["loss", "nothing"]
     assert other.record["rows"][0]["columns"]["loss"]["mean"] == 0.5
+
+
+def test_the_table_says_where_protocols_differ(tmp_path, monkeypatch):
+    Training(monkeypatch).protocol = lambda config: f"heads+seed_{min(config.seed, 1)}"
+    last = sweep.run(SPEC, ["seed=0,1,3"], tmp_path, overrides=SHORT).markdown.splitlines()[-1]
+    assert "may not be compared: `heads+seed_0` (seed=0); `heads+seed_1` (seed=1, seed=3)." in last
 
 
 def test_two_grids_of_numbers_are_a_heat_map(tmp_path, monkeypatch):

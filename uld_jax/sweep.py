@@ -291,9 +291,7 @@ def measured(folder, columns: Sequence[str]) -> dict[str, float | None]:
 
     `steps` and `minutes` (of wall time, without that between a stop and its resumption) are those of the last line.
     """
-    lines = _lines(folder)
-    paths = [folder / "eval" / split / "metrics.json" for split in ("test", "train")]
-    report = next((workdir_lib.read_json(path) for path in paths if path.exists()), {})
+    lines, report = _lines(folder), _report(folder)
     last = lines[-1] if lines else {}
     out = {"steps": last.get("step"), "minutes": last["seconds"] / 60 if "seconds" in last else None}
     for name in columns:
@@ -301,6 +299,12 @@ def measured(folder, columns: Sequence[str]) -> dict[str, float | None]:
             logged = (line[name] for line in reversed(lines) if _is_number(line.get(name)))
             out[name] = report[name] if _is_number(report.get(name)) else next(logged, None)
     return {name: out[name] for name in columns}
+
+
+def _report(folder) -> dict[str, Any]:
+    """The numbers of a run's last evaluation; {} if there is none."""
+    paths = [folder / "eval" / split / "metrics.json" for split in ("test", "train")]
+    return next((workdir_lib.read_json(path) for path in paths if path.exists()), {})
 
 
 def _is_number(value) -> bool:
@@ -312,13 +316,14 @@ def _is_number(value) -> bool:
 
 def _write(spec, every: Sequence[Cell], workdir, columns, errors) -> Table:
     """The table of all cells as they are now, written by process 0."""
-    found, state = {}, {}
+    found, state, protocols = {}, {}, {}
     for cell in every:
         folder = workdir / cell.name
         done = cell.name not in errors and _finished(cell, folder)
         started = "started" if (folder / "config.json").exists() else "waiting"
         state[cell.name] = "failed" if cell.name in errors else "done" if done else started
         found[cell.name] = measured(folder, columns or (*COLUMNS, *IF_MEASURED, *LAST)) if done else {}
+        protocols[cell.name] = _report(folder).get("protocol") if done else None
     names = list(columns) or [
         name
         for name in (*COLUMNS, *IF_MEASURED, *LAST)
@@ -336,6 +341,7 @@ def _write(spec, every: Sequence[Cell], workdir, columns, errors) -> Table:
                         "seed": cell.values.get(SEED),
                         "status": state[cell.name],
                         "error": errors.get(cell.name),
+                        "protocol": protocols.get(cell.name),
                         "columns": {name: found[cell.name].get(name) for name in names},
                     }
                     for cell in group
@@ -421,7 +427,19 @@ def _markdown(record: dict[str, Any]) -> str:
         f"`{record['config']}`: mean ± sample standard deviation over the runs, which differ in their seed; NME in "
         "percent of the normaliser, stability in pixels of an image of 128."
     )
+    caption += _protocols(record)
     return "\n".join([*body, "", caption, *(["", "Not in the table:", "", *notes] if notes else [])]) + "\n"
+
+
+def _protocols(record: dict[str, Any]) -> str:
+    """The sentence of a caption that names the protocol of the errors; "" without errors."""
+    used: dict[str, list[str]] = {}
+    for cell in (cell for row in record["rows"] for cell in row["cells"] if cell["protocol"]):
+        used.setdefault(cell["protocol"], []).append(cell["name"])
+    if len(used) > 1:
+        named = "; ".join(f"`{protocol}` ({', '.join(names)})" for protocol, names in used.items())
+        return f" Errors of different protocols may not be compared: {named}."
+    return f" Protocol `{next(iter(used))}`." if used else ""
 
 
 def _number(value: dict[str, Any], done: int) -> str:
