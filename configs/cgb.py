@@ -22,7 +22,7 @@ INITS = ("checkpoint", "zeroshot", "scratch")
 
 def get_config(arg=None):
     """`arg`: see `common.parse`; also `init`."""
-    arg = common.parse(arg, init="")
+    arg = common.parse(arg, init="", protocol="awan2023")
     init = arg.init or ("checkpoint" if arg.preset == "paper" else "zeroshot")
     if init not in INITS:
         raise UserError(f"init is {init!r}; use one of {', '.join(INITS)}")

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
+from uld_jax.evaluators import protocol
 
 PRESETS = ("paper", "small", "tiny")
 
@@ -11,9 +12,11 @@ PRESETS = ("paper", "small", "tiny")
 def parse(arg: str | None, **defaults) -> ConfigDict:
     """`dataset=celeba,k=10,preset=small` to values; types follow the defaults.
 
+    `protocol`, a name in `evaluators/protocol.py`, is that of the evaluation.
+
     Raises UserError for an unknown key, preset or malformed number.
     """
-    out = {"dataset": "synthetic", "k": 10, "preset": "paper"} | defaults
+    out = {"dataset": "synthetic", "k": 10, "preset": "paper", "protocol": "awan2023"} | defaults
     for item in filter(None, (arg or "").split(",")):
         key, eq, value = item.partition("=")
         if not eq or key not in out:
@@ -101,17 +104,22 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.keep_every = 0
 
     config.eval = ConfigDict()
-    config.eval.ridge = 0.01  # of the largest entry of X'X (Mallis et al., NeurIPS 2020 code)
     config.eval.batch_size = 64
     config.eval.stability_images = 200
-    config.eval.train_images = 5000  # most images that evaluations before a stage's last one fit on; 0: all
-    config.eval.fit_images = 0  # most images that any evaluation fits on (published, for self-training: 1000); 0: all
-    config.eval.repeats = 1  # fits of a stage's last evaluation, each on other fit_images images (published: 5 or 10)
+    config.eval.train_images = 5000  # training images that evaluations before a stage's last one look at; 0: all
+    config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
+    # The protocol, see evaluators/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's.
+    config.eval.ridge_forward = 0.01  # in units of the largest entry of X'X
+    config.eval.ridge_backward = 0.01
+    config.eval.intercept = True  # of both regressions
+    config.eval.pool_images = 0  # training images that are completed, filled in and counted on; 0: all
+    config.eval.fit_images = 0  # images of these that each fit draws; 0: all
+    config.eval.repeats = 1  # fits, each on other fit_images images
     config.eval.missing = "mean"  # what stands in for landmarks that were not found, in the fit: mean | svt
-    config.eval.min_found = 0.8  # share of images on which a landmark counts as found often
+    config.eval.min_found = 0.8  # a landmark that is found on a larger share of the images is found often
     config.eval.match_radius = 0.1  # of the normaliser: how far a keypoint may be from an annotated point it matches
     config.eval.accuracy_radius = 0.2  # of the normaliser: how near to an annotated point a discovered one is right
-    config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
+    config.eval.update(protocol.published(arg.protocol, "protocol").asdict())
     return config
 
 

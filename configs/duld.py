@@ -13,6 +13,9 @@ Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's ablation
 As the paper writes it, where this config does not: --config.duld.squared=False --config.duld.negatives=cross
     --config.duldpp.learning_rate=5e-4 (perhaps a misprint of 5e-5) --config.duldpp.train_descriptors=True (algorithm 2)
 
+Evaluation is the paper's (`evaluators/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
+colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
+
 Presets: `paper` looks through Stable Diffusion for 300,000 steps; `small` needs no weights: it looks through gradient
 histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` takes seconds.
 The measured numbers are in the README's results table.
@@ -39,7 +42,7 @@ SHARED = (  # what all stages of a run must agree on
 
 def get_config(arg=None):
     """`arg`: see `common.parse`; also `backbone`, with hyper-parameters `config.bootstrap.backbone_kwargs`."""
-    arg = common.parse(arg, backbone="")
+    arg = common.parse(arg, backbone="", protocol="tourani2024")
     small = arg.preset != "paper"
     looks = arg.backbone or ("gradient.GradientHistograms" if small else "stable_diffusion.StableDiffusion")
     config = common.base(arg)

@@ -4,6 +4,7 @@
 
 Presets: `paper` is the published code's network at 128 px, batch 50; the code trains until it is stopped, here for
 300,000 steps. `small` is what two laptop cores train in minutes; `tiny` takes seconds.
+Evaluation is the published code's: least squares without an intercept (`evaluators/protocol.py`).
 The measured numbers are in the README's results table.
 """
 
@@ -12,7 +13,7 @@ from uld_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: see `common.parse`."""
-    arg = common.parse(arg)
+    arg = common.parse(arg, protocol="jakab2018")
     config = common.base(arg)
     config.batch_size = 50
     config.eval_every = 10_000

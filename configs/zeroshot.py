@@ -13,7 +13,7 @@ from uld_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: see `common.parse`; also `backbone`, whose hyper-parameters `config.zeroshot.backbone_kwargs` then has."""
-    arg = common.parse(arg, backbone="gradient.GradientHistograms")
+    arg = common.parse(arg, backbone="gradient.GradientHistograms", protocol="tourani2024")
     config = common.base(arg)
     config.stages = ("zeroshot", "detector")
     config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=arg.backbone)

@@ -60,7 +60,7 @@ class Finds:
 
 
 def measure(train, test, changes=(), filled_below=0.0, **options):
-    config = tiny.config(**{"eval.train_images": 30} | dict(changes))
+    config = tiny.config(more=",protocol=awan2023", **{"eval.train_images": 30} | dict(changes))
     data = evaluate.Data(train, test, train, test)
     return evaluate.measure(config, Finds(filled_below), None, None, data, **options)
 
@@ -68,7 +68,7 @@ def measure(train, test, changes=(), filled_below=0.0, **options):
 @pytest.fixture
 def still(monkeypatch):
     """Stability that takes no time."""
-    px = lambda *a, scale=0.0, **k: Stability(1.5 + scale, np.zeros(3), np.ones(3, int))
+    px = lambda *a, scale=0.0, **k: Stability(1.5 + scale, np.zeros(3), np.ones(3, int), "turned")
     monkeypatch.setattr(evaluate, "stability", px)
 
 
@@ -84,14 +84,17 @@ def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(
             regression.LandmarkSet(s.found[r], np.ones((len(r), 3)), s.landmarks[r])
             for s, r in ((train, rows), (test, np.arange(50)))
         ]
-        return regression.evaluate(*sets, protocol="p", normaliser="image", image_side=40)
+        return regression.evaluate(*sets, data="p", normaliser="image", image_side=40)
 
     some = measure(train, test, thorough=False)
     few = np.linspace(0, 199, 30).astype(int)
     assert (some["n_train"], some["n_test"]) == (30, 50)
+    assert some["protocol"] == "points_5_image+pool_30"
     assert some["forward_nme"] == pytest.approx(expected(few)["forward_nme"])
     last = measure(train, test)
     assert last["n_train"] == 200
+    assert last["protocol"] == "points_5_image"
+    assert last["stability_protocol"] == "turned"
     assert last["forward_nme"] == pytest.approx(expected(np.arange(200))["forward_nme"])
     assert last["forward_nme"] != pytest.approx(some["forward_nme"])
     assert (last["stability_px"], last["stability_scaled_px"]) == (1.5, 1.5 + evaluate.SCALED)
@@ -158,13 +161,14 @@ def test_the_images_that_regressors_are_fitted_on_may_be_few(still, thorough, mo
     ("changes", "word"),
     [
         ({"eval.missing": "nearest"}, "missing"),
-        ({"eval.min_found": 0.0}, "min_found"),
+        ({"eval.min_found": 1.1}, "min_found"),
+        ({"eval.ridge_forward": -1.0}, "ridge_forward"),
+        ({"eval.pool_images": -1}, "pool_images"),
         ({"eval.fit_images": -1}, "fit_images"),
         ({"eval.match_radius": -0.1}, "match_radius"),
         ({"eval.accuracy_radius": 0.0}, "accuracy_radius"),
         ({"eval.repeats": 0}, "repeats"),
-        ({"eval.repeats": 5}, "repeats"),  # all training images each time
-        ({"eval.repeats": 5, "eval.fit_images": 48}, "repeats"),
+        ({"eval.repeats": 5, "eval.fit_images": 0}, "repeats"),  # all training images each time
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_the_run(changes, word):
@@ -178,10 +182,10 @@ def test_repeats_fit_on_other_images_each_time(still):
     changes = {"eval.fit_images": 12, "eval.repeats": 3, "seed": 7}
     result = measure(train, test, changes)
     alone = []
+    sets = [regression.LandmarkSet(s.found, s.score, s.landmarks) for s in (train, test)]
     for repeat in range(3):
         rows = np.random.default_rng((7, repeat)).permutation(60)[:12]
-        sets = [regression.LandmarkSet(s.found[r], s.score[r], s.landmarks[r]) for s, r in ((train, rows), (test, ...))]
-        alone.append(regression.evaluate(*sets, protocol="p", normaliser="image", image_side=40))
+        alone.append(regression.evaluate(*sets, data="p", normaliser="image", image_side=40, fits=[rows]))
     for name in ("forward_nme", "backward_nme"):
         values = [one[name] for one in alone]
         assert result[name] == pytest.approx(np.mean(values))
@@ -189,15 +193,29 @@ def test_repeats_fit_on_other_images_each_time(still):
         assert result["spread"][name] > 0
         np.testing.assert_allclose(result["per_image"][name], np.mean([a["per_image"][name] for a in alone], 0))
     assert result["spread"]["repeats"] == 3
-    assert result["n_train"] == 12
+    assert (result["n_train"], result["n_pool"]) == (12, 60)
+    assert result["protocol"] == "points_5_image+fit_12x3+missing_mean"
+    assert result["found_train"] == pytest.approx(1 - 15 / 180)  # of all training images
     assert result["per_image"]["forward_nme"].mean() == pytest.approx(result["forward_nme"])
     assert metrics(result)["spread"] == result["spread"]
-    assert result["landmark_accuracy"]["n_train"] > 12  # all images that were looked at
+    assert result["landmark_accuracy"]["n_train"] == 60  # all images that were looked at
     again = measure(train, test, changes)
     assert again["forward_nme"] == result["forward_nme"]
-    assert "spread" not in measure(train, test, changes, thorough=False)  # not on the way
-    with pytest.raises(UserError, match=r"eval\.repeats is 3, but .* all 12 training"):
-        measure(Points(12, seed=1), test, changes)
+    on_the_way = measure(train, test, changes, thorough=False)
+    assert on_the_way["protocol"] == "points_5_image+pool_30+fit_12x3+missing_mean"
+    whole = measure(Points(12, seed=1), test, changes)  # there is but one way to draw 12 of 12
+    assert whole["protocol"] == "points_5_image"
+    assert "spread" not in whole
+    pooled = measure(train, test, changes | {"eval.pool_images": 20})
+    rows = np.linspace(0, 59, 20).astype(int)
+    drawn = [rows[np.random.default_rng((7, r)).permutation(20)[:12]] for r in range(3)]
+    known = regression.complete_inputs(sets[0].take(rows)).xy
+    assert (pooled["n_train"], pooled["n_pool"]) == (12, 20)
+    assert pooled["found_train"] == pytest.approx((train.score[rows] > 0).mean())
+    same = [regression.LandmarkSet(known, np.ones((20, 3)), train.landmarks[rows]), sets[1]]
+    fits = [np.searchsorted(rows, draw) for draw in drawn]
+    wanted = regression.evaluate(*same, data="p", normaliser="image", image_side=40, fits=fits)
+    assert pooled["forward_nme"] == pytest.approx(wanted["forward_nme"])
 
 
 def test_landmarks_that_were_filled_in_also_count_as_missing(still):
@@ -208,7 +226,7 @@ def test_landmarks_that_were_filled_in_also_count_as_missing(still):
         part.found += np.where(filled[..., None], np.random.default_rng(seed).normal(0, 8, part.found.shape), 0)
     result = measure(train, test, filled_below=0.1)
     sets = [regression.LandmarkSet(s.found, np.where(s.score < 0.1, 0, s.score), s.landmarks) for s in (train, test)]
-    wanted = regression.evaluate(*sets, protocol="p", normaliser="image", image_side=40)
+    wanted = regression.evaluate(*sets, data="p", normaliser="image", image_side=40)
     for name in ("forward_nme", "backward_nme", "found_test", "found_share"):
         assert result["detected"][name] == wanted[name]
     assert result["found_share"] == 1
@@ -318,15 +336,6 @@ def test_groups_that_cannot_be_are_refused_before_anything_is_predicted(monkeypa
     test.columns = {"yaw_proxy": ["0"] * 9}
     with pytest.raises(UserError, match=words):
         measure(train, test, group_by=asked)
-
-
-def test_runs_from_before_there_were_settings_have_the_defaults():
-    config = tiny.config()
-    assert evaluate.Settings.of(config) == evaluate.Settings()
-    with config.unlocked():
-        for name in evaluate.Settings._fields:
-            del config.eval[name]
-    assert evaluate.Settings.of(config) == evaluate.Settings()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"ops", "sharding"},
     "evaluators": {"ops", "clustering", "viz"},
     "convert": {"ops", "models", "weights"},
-    "configs": {"configs", "config"},
+    "configs": {"configs", "config", "evaluators"},
 }
 
 

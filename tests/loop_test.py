@@ -98,7 +98,7 @@ def test_a_run_writes_what_scripts_rely_on(reference):
         assert (reference / name).exists(), name
     metrics = json.loads((reference / "eval/test/metrics.json").read_text())
     assert metrics["stage"] == "detector"
-    assert metrics["protocol"] == "synthetic_20_box"
+    assert metrics["protocol"] == "synthetic_20_box+ridge_0.001_0.1"
     assert 0 < metrics["forward_nme"] < 100 < 1e9
     assert {"n_train", "n_test", "backward_nme", "mean_shape_nme", "stability_px", "ced_auc", "groups"} <= set(metrics)
     written = lines(reference)

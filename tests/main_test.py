@@ -67,7 +67,7 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     code, out, err = uld(capsys, monkeypatch, *args)
     assert code == 0, err
     metrics = json.loads((run / "eval/test/metrics.json").read_text())
-    assert metrics["protocol"] == "folder_20_box"
+    assert metrics["protocol"] == "folder_20_box+ridge_0.001_0.1"  # fewer images than the paper draws
     assert metrics["n_train"] == 24
     assert sum(g["n"] for g in metrics["groups"]["yaw"]) == 8
     assert [r["n"] for r in metrics["label_counts"]] == [1, 5, 24]
@@ -79,7 +79,14 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     few = json.loads((run / "eval/test/metrics.json").read_text())
     assert (few["n_train"], few["spread"]["repeats"]) == (10, 3)
     assert few["spread"]["forward_nme"] > 0
-    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--repeats=3")
+    assert few["protocol"] == "folder_20_box+ridge_0.001_0.1+fit_10x3"
+    code, out, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--protocol=jakab2018")
+    assert code == 0, err
+    assert "folder_20_box+ridge_0+no_intercept" in out
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--protocol=jakob2018")
+    assert code == 1
+    assert "use one of jakab2018, " in err
+    code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--protocol=awan2023", "--repeats=3")
     assert code == 1
     assert "set eval.fit_images to the number that each repeat draws" in err
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--stage=zeroshot")

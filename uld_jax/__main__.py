@@ -17,7 +17,7 @@ USAGE = """uld: unsupervised landmark discovery
   uld ablate   --figure=2a|2b|2c|2d|2e --config=self_training:dataset=synthetic,preset=small --workdir=DIR
                [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
-               [--scheme=NAME] [--label_counts=1,10,100,all] [--fit_images=300 --repeats=5]
+               [--scheme=NAME] [--label_counts=1,10,100,all] [--protocol=NAME] [--fit_images=300 --repeats=5]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
@@ -68,6 +68,7 @@ def _evaluate(v: flags.FlagValues) -> int:
         data_dir=v.data_dir,
         group_by=v.group_by,
         label_counts=counts,
+        protocol=v.protocol,
         settings={key: v[key].value for key in ("fit_images", "repeats") if v[key].value is not None},
         reading={key: v[key].value for key in ("scheme", "normaliser") if v[key].value},
     )
@@ -311,6 +312,8 @@ def _define(command: str) -> flags.FlagValues:
     if command in ("evaluate", "predict", "fit", "clusters"):
         text("stage", "", "Stage of the run; the last one by default.")
     if command == "evaluate":
+        from uld_jax.evaluators import protocol
+
         text("split", "test", "Split to measure on.")
         text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")
         text("data_dir", "", "Its folder.")
@@ -318,7 +321,9 @@ def _define(command: str) -> flags.FlagValues:
         text("normaliser", "", "What errors are divided by, in place of the run's data.normaliser.")
         text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
         flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
-        number("fit_images", None, "Most training images that the regressors are fitted on; 0: all.")
+        meaning = "That of a paper, in place of the run's own: " + ", ".join(protocol.PAPERS) + "."
+        text("protocol", "", meaning)
+        number("fit_images", None, "Training images that each fit draws; 0: all.")
         number("repeats", None, "So many fits, each on --fit_images others; errors are means, with their spread.")
     if command == "clusters":
         text("split", "train", "Split whose images' descriptors are clustered.")

@@ -41,6 +41,7 @@ from uld_jax.data import Source, annotated, make_reader
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.correspondence import correspondence
+from uld_jax.evaluators.protocol import Protocol
 from uld_jax.ops import coordinates, keypoints
 
 BOTH = ("keypoints", "stage1")  # what shows the quality of detector and descriptors; stage2 only removes clusters
@@ -475,7 +476,7 @@ class _Mixed:
         """Writes NMI and F of a finished run on the test split."""
         if self._test is None:
             self._test = evaluate.open_split(self._config, "test")
-        test, radius = self._test, evaluate.Settings.of(cell.config).match_radius
+        test, radius = self._test, Protocol.of(cell.config).match_radius
         seen = look(cell.config, found.method, found.state, found.frozen, mesh, test)
         lengths = _lengths(test)
         visible = None if test.visible is None else test.visible[:, self.landmarks]
@@ -574,7 +575,7 @@ def _compare(where: str, workdir, mesh) -> sweep.Table:
         pick = evaluate.spread(int(mask.sum()), COMPARED_ROWS)
         z, landmark = seen.descriptors[mask][pick], None
         if source.landmarks is not None:
-            radius = evaluate.Settings.of(run.config).match_radius
+            radius = Protocol.of(run.config).match_radius
             near = nearest(seen.points, mask, _visible(source)[rows], _lengths(source)[rows] * radius)
             landmark = near[mask][pick]
         record, clusters = _quality(z, landmark, run.config.keypoints.clusters, run.config.seed)
@@ -664,7 +665,7 @@ def _write(
         columns = {c: sweep._statistics([cell["columns"].get(c) for cell in cells]) for c in figure.columns}
         rows.append({"values": values, "columns": columns, "cells": cells})
     record = settings | {"about": figure.about, "config": spec, "columns": list(figure.columns), "rows": rows}
-    record |= {"left_out": left_out, "match_radius": evaluate.Settings.of(every[0].config).match_radius}
+    record |= {"left_out": left_out, "match_radius": Protocol.of(every[0].config).match_radius}
     table = sweep.Table(record, _markdown(record), list(errors))
     if jax.process_index() == 0 and figure.columns:
         workdir_lib.write_json(workdir / "figure.json", record)

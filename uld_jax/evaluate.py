@@ -17,7 +17,8 @@ from uld_jax.errors import UserError
 from uld_jax.evaluators import curves, pose_clusters
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.correspondence import correspondence
-from uld_jax.evaluators.landmark_accuracy import RADIUS, landmark_accuracy
+from uld_jax.evaluators.landmark_accuracy import landmark_accuracy
+from uld_jax.evaluators.protocol import Protocol, published
 from uld_jax.evaluators.report import metrics, write_report
 from uld_jax.evaluators.stability import LandmarkWarning, landmark_health, stability
 from uld_jax.method import Method, TrainState
@@ -36,52 +37,6 @@ class Data(NamedTuple):
     test: Source | None
     train_reader: Any
     test_reader: Any
-
-
-class Settings(NamedTuple):
-    """Keys of `config.eval` that say what is measured; runs from before there were any have the defaults.
-
-    Attributes:
-      missing: what stands in for landmarks that were not found, see `landmark_regression`.
-      min_found: share of images on which a landmark counts as found often.
-      fit_images: most training images that the regressors are fitted on; 0 for all.
-      repeats: a thorough evaluation fits so many times, each time on `fit_images` training images drawn anew.
-      match_radius: see `correspondence`.
-      accuracy_radius: see `landmark_accuracy`.
-    """
-
-    missing: str = "mean"
-    min_found: float = regression.MIN_FOUND
-    fit_images: int = 0
-    repeats: int = 1
-    match_radius: float = 0.1
-    accuracy_radius: float = RADIUS
-
-    @classmethod
-    def of(cls, config: Config) -> "Settings":
-        """Those of a config. Raises UserError for values that mean nothing."""
-        values = cls(**{name: config.eval[name] for name in cls._fields if name in config.eval})
-        regression.check_missing(values.missing)
-        if not 0 < values.min_found <= 1:
-            raise UserError(f"eval.min_found is {values.min_found}; use a share above 0, and 1 at most")
-        if values.fit_images < 0:
-            raise UserError(f"eval.fit_images is {values.fit_images}; use 1 or more images, or 0 for all")
-        if values.repeats < 1:
-            raise UserError(f"eval.repeats is {values.repeats}; use 1 or more")
-        for name in ("match_radius", "accuracy_radius"):
-            if not getattr(values, name) > 0:
-                raise UserError(f"eval.{name} is {getattr(values, name)}; use a positive share of the normaliser")
-        values.check_repeats(None)
-        return values
-
-    def check_repeats(self, rows: int | None) -> None:
-        """Raises UserError if all repeats would fit on the same images; `rows`: training images, None if unknown."""
-        if self.repeats > 1 and (not self.fit_images or (rows is not None and self.fit_images >= rows)):
-            of = "all" if rows is None else f"all {rows}"
-            raise UserError(
-                f"eval.repeats is {self.repeats}, but with eval.fit_images={self.fit_images} every repeat fits on {of} "
-                "training images; set eval.fit_images to the number that each repeat draws, or eval.repeats=1"
-            )
 
 
 def open_split(config: Config, split: str, dataset: str | None = None, data_dir: str | None = None) -> Source:
@@ -104,9 +59,8 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
 
 def open_data(config: Config, mesh) -> Data:
     """Both splits, checked, and their readers."""
-    settings = Settings.of(config)  # before a long training, and not at its first evaluation
+    Protocol.of(config)  # before a long training, and not at its first evaluation
     train = open_split(config, "train")
-    settings.check_repeats(len(train))
     # Images alone have no splits: every name would give all of them.
     test = open_split(config, "test") if "test" in train.spec.splits else None
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
@@ -243,8 +197,7 @@ def measure(
     did so, `detected` holds found_share, both errors and `landmark_accuracy` with these counted as missing. Of a stage
     that has pose clusters there is that of every test image, `pose`, and `pose_clusters`.
 
-    With `eval.repeats` above 1 a thorough evaluation fits on several draws of training images; errors are means, see
-    `landmark_regression.averaged`.
+    The choices of `evaluators/protocol.py` hold, as far as there are so many training images.
 
     Args:
       config: of the run.
@@ -253,17 +206,14 @@ def measure(
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
-      thorough: all training images, and not only `eval.train_images` of them (never more than `eval.fit_images` to
-        fit on); also stability, turned alone and turned and scaled, which predicts some images four times more.
+      thorough: the protocol's own pool of training images, and not only `eval.train_images` of them; also stability,
+        turned alone and turned and scaled, which predicts some images four times more.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
     """
-    settings = Settings.of(config)
-    if thorough:
-        settings.check_repeats(len(data.train))
-    most = 0 if thorough else config.eval.train_images
-    train_rows = spread(len(data.train), most)
+    protocol = _protocol(config, len(data.train), thorough)
+    train_rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
     if data.test is None:
         test, reader, rows = data.train, data.train_reader, train_rows
     else:
@@ -273,22 +223,20 @@ def measure(
     result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
     normaliser, scheme = test.spec.eyes or test.spec.normaliser, specs.scheme_of(test.spec.scheme)
     if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
-        draws = _draws(config.seed, settings, len(data.train), most, thorough)
-        train_rows = np.unique(np.concatenate(draws))
+        train_rows = spread(len(data.train), protocol.pool_images)
         found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
         sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
-        fits = [np.searchsorted(train_rows, draw) for draw in draws]
-        options = {"strength": config.eval.ridge, "missing": settings.missing}
-        options |= {"normaliser": normaliser, "image_side": test.frame_size}
+        fits = draws(protocol, len(train_rows), config.seed)
+        options = {"normaliser": normaliser, "image_side": test.frame_size}
 
         def scored(train, test):
             """Both errors, and how often landmarks are where annotated ones are."""
-            chosen = {"protocol": data.test.spec.protocol, "min_found": settings.min_found} | options
-            errors = regression.averaged([regression.evaluate(train.take(fit), test, **chosen) for fit in fits])
-            near = {"normaliser": normaliser, "image_side": data.test.frame_size, "radius": settings.accuracy_radius}
+            errors = regression.evaluate(
+                train, test, data=data.test.spec.protocol, protocol=protocol, fits=fits, **options
+            )
             matched = train.take(spread(len(train.found), MATCHED))
             known = {"names": data.test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
-            accuracy = landmark_accuracy(matched, test, **known, **near)
+            accuracy = landmark_accuracy(matched, test, radius=protocol.accuracy_radius, **known, **options)
             errors["per_landmark"] |= accuracy.pop("per_point")
             return errors | {"landmark_accuracy": accuracy}
 
@@ -306,12 +254,14 @@ def measure(
             column, values, edges = groups
             result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
         if label_counts:
-            result["label_counts"] = regression.label_counts(*sets, counts=label_counts, seed=config.seed, **options)
+            result["label_counts"] = regression.label_counts(
+                *sets, counts=label_counts, seed=config.seed, protocol=protocol, **options
+            )
     if test.landmarks is not None and not (score > 0).all():
         truth = test.landmarks[rows]
         lengths = regression.normaliser_lengths(truth, normaliser, test.frame_size)
         visible = None if test.visible is None else test.visible[rows]
-        result |= correspondence(xy, score, truth, lengths, radius=settings.match_radius, visible=visible)
+        result |= correspondence(xy, score, truth, lengths, radius=protocol.match_radius, visible=visible)
     if thorough:
         predict = functools.partial(predictor.images, state, frozen)
         count = min(config.eval.stability_images, len(test))
@@ -319,6 +269,7 @@ def measure(
         views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
         found = stability(predict, images, **views)
         result |= {"stability_px": found.px, "stability_counted": int(found.counted.sum())}
+        result["stability_protocol"] = found.protocol
         result["stability_scaled_px"] = stability(predict, images, scale=SCALED, **views).px
     pose = predictor.poses(state, frozen, reader, rows)
     if pose is not None:
@@ -357,13 +308,24 @@ def yaw_of(source: Source) -> np.ndarray | None:
     return yaw if np.isfinite(yaw).any() else None
 
 
-def _draws(seed: int, settings: Settings, total: int, most: int, thorough: bool) -> list[np.ndarray]:
-    """Increasing numbers of the training images of each fit."""
-    if not thorough or settings.repeats == 1:
-        return [spread(total, min(filter(None, (most, settings.fit_images)), default=0))]
+def _protocol(config: Config, images: int, thorough: bool) -> Protocol:
+    """The protocol of an evaluation on a training split of so many images."""
+    protocol = Protocol.of(config)
+    most = 0 if thorough else config.eval.train_images
+    return protocol._replace(pool_images=min(filter(None, (most, protocol.pool_images)), default=0)).on(images)
+
+
+def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:
+    """The images of a pool that each fit takes, increasing indices; see `Protocol.repeats`.
+
+    >>> [draw.tolist() for draw in draws(Protocol(fit_images=3), 9, seed=0)]
+    [[0, 4, 8]]
+    """
+    if protocol.repeats == 1:
+        return [spread(pool, protocol.fit_images)]
     return [
-        np.sort(np.random.default_rng((seed, repeat)).permutation(total)[: settings.fit_images])
-        for repeat in range(settings.repeats)
+        np.sort(np.random.default_rng((seed, repeat)).permutation(pool)[: protocol.fit_images])
+        for repeat in range(protocol.repeats)
     ]
 
 
@@ -483,17 +445,19 @@ def evaluate_run(
     data_dir: str,
     group_by: str,
     label_counts: Sequence[Any],
+    protocol: str = "",
     settings: Mapping[str, Any] = types.MappingProxyType({}),
     reading: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], epath.Path]:
     """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
 
-    `settings` stand in for those keys of the run's `config.eval`, `reading` for those of `config.data`.
+    `protocol`, the name of a paper's (`evaluators/protocol.py`), and then `settings` stand in for those keys of the
+    run's `config.eval`, `reading` for those of `config.data`.
 
     Returns the numbers as in `metrics.json`, and the folder that they are in.
     """
     config = finished.config.copy_and_resolve_references().unlock()
-    for key, value in settings.items():
+    for key, value in ((published(protocol, "--protocol").asdict() if protocol else {}) | dict(settings)).items():
         config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value

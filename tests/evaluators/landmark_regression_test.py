@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from tests.evaluators.shapes import evaluate, flat, landmarks, reference_fit
+from tests.evaluators.shapes import evaluate, flat, landmarks, reference_fit, svd_completed
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as lr
+from uld_jax.evaluators.protocol import Protocol
 
 
 def test_forward_and_backward_equal_a_loop_over_images():
@@ -76,19 +77,6 @@ def test_missing_points_follow_the_policy():
     assert result["backward_nme"] == pytest.approx(np.mean(backward))
 
 
-def svd_completed(found, there, side):
-    """[N,K,2] with what is not there as plain singular value thresholding of coordinates / side has it."""
-    known = np.repeat(there, 2, axis=1)
-    target, y = np.where(known, flat(found) / side, 0), np.zeros(known.shape)
-    for _ in range(1000):
-        u, s, v = np.linalg.svd(y, full_matrices=False)
-        x = (u * np.maximum(s - 5 * sum(y.shape) / 2, 0)) @ v
-        y += 1.2 * y.size / known.sum() * np.where(known, target - x, 0)
-        if np.linalg.norm(np.where(known, target - x, 0)) < 1e-2 * np.linalg.norm(target):
-            break
-    return np.where(there[..., None], found, side * x.reshape(found.shape))
-
-
 def test_completed_points_follow_the_policy():
     train, test = landmarks(60, missing=0.2, seed=2), landmarks(25, missing=0.2, seed=3)
     options = {"normaliser": "image", "image_side": 128}
@@ -114,7 +102,7 @@ def test_completed_points_follow_the_policy():
     again = evaluate(*more, missing="svt", **options)
     assert again["left_out"] == [6]
     assert again["forward_nme"] == pytest.approx(result["forward_nme"], rel=1e-4)
-    rows = lr.label_counts(train, test, counts=("all",), missing="svt", **options)
+    rows = lr.label_counts(train, test, counts=("all",), protocol=Protocol(missing="svt"), **options)
     assert rows[0]["forward_nme"] == pytest.approx(result["forward_nme"])
     whole = landmarks(60, seed=2), landmarks(25, seed=3)
     assert evaluate(*whole, missing="svt", **options)["forward_nme"] == evaluate(*whole, **options)["forward_nme"]
@@ -127,21 +115,23 @@ def test_landmarks_found_often_are_measured_alone(missing):
     train, test = landmarks(60, missing=0.05, seed=2), landmarks(30, missing=0.05, seed=3)
     train.score[:45, 1] = test.score[::2, 1] = 0  # on a third of all images
     train.score[:, 4] = 0  # on test images alone
-    train.score[:12, 3], test.score[:6, 3], train.score[12:, 3], test.score[6:, 3] = 0, 0, 1, 1  # on 0.8 of all
+    train.score[:12, 3], test.score[:6, 3], train.score[12:, 3], test.score[6:, 3] = 0, 0, 1, 1  # on 0.8 of all: rare
     options = {"image_side": 128, "missing": missing}
     result = evaluate(train, test, **options)
     share = ((train.score > 0).sum() + (test.score > 0).sum()) / train.score.size / 1.5
     assert result["found_share"] == pytest.approx(share)
-    keep = [0, 2, 3, 5]
+    keep = [0, 2, 5]
     alone = evaluate(train.only(keep), test.only(keep), **options)
     often = result["often_found"]
-    assert (often["min_found"], often["landmarks"]) == (0.8, 4)
+    assert (often["min_found"], often["landmarks"]) == (0.8, 3)
+    assert often["protocol"] == f"p+missing_{missing}+found_above_0.8"
     assert often["forward_nme"] == pytest.approx(alone["forward_nme"], rel=1e-4)
     assert often["backward_nme"] == pytest.approx(alone["backward_nme"])
     assert often["forward_nme"] != pytest.approx(result["forward_nme"], rel=1e-3)
-    assert evaluate(train, test, min_found=0.81, **options)["often_found"]["landmarks"] == 3
+    assert evaluate(train, test, min_found=0.79, **options)["often_found"]["landmarks"] == 4
     if missing == "mean":
         none = evaluate(train, test, min_found=1.0, **options)["often_found"]
+        assert none.pop("protocol") == "p+missing_mean+found_above_1"
         assert none == {"min_found": 1, "landmarks": 0, "forward_nme": None, "backward_nme": None}
         assert "often_found" not in evaluate(landmarks(20), landmarks(9, seed=1))
 
@@ -284,3 +274,49 @@ def test_results_of_several_fits_are_averaged():
     assert "spread" not in lr.averaged(results[:1])
     with pytest.raises(ValueError, match="at least one"):
         lr.averaged([])
+
+
+@pytest.mark.parametrize("missing", ["mean", "svt"])
+def test_landmarks_are_completed_and_counted_on_the_pool_and_not_on_what_a_fit_draws(missing):
+    pool, test = landmarks(50, missing=0.2, seed=21), landmarks(20, missing=0.2, seed=22)
+    rows = np.arange(0, 50, 3)
+    pool.score[rows, 2] = 0  # found on no drawn image, but on the others
+    pool.score[1::3, 2], test.score[:, 2] = 1, 1
+    options = {"image_side": 128, "missing": missing}
+    result = evaluate(pool, test, fits=[rows], **options)
+    there, there_test = pool.score > 0, test.score > 0
+    mean = np.array([pool.found[there[:, k], k].mean(0) for k in range(6)])
+    x = svd_completed(pool.found, there, 128) if missing == "svt" else np.where(there[..., None], pool.found, mean)
+    z = np.where(there_test[..., None], test.found, mean)
+    fit = reference_fit(flat(x)[rows], flat(pool.truth)[rows])
+    exact = {"rtol": 1e-10} if missing == "mean" else {"atol": 0.05}  # matrix completion computes in float32
+    np.testing.assert_allclose(flat(result["predicted"]), fit.predict(flat(z)), **exact)
+    assert result["left_out"] == []
+    assert (result["n_train"], result["n_pool"], result["n_test"]) == (17, 50, 20)
+    assert result["found_train"] == pytest.approx(there.mean())
+    assert np.isnan(result["per_landmark"]["backward"][2])  # no drawn image says where it is
+    assert np.isfinite(result["per_landmark"]["backward"][[0, 1, 3, 4, 5]]).all()
+    alone = evaluate(pool.take(rows), test, **options)
+    assert alone["left_out"] == [2]
+    assert alone["forward_nme"] != pytest.approx(result["forward_nme"], rel=1e-5)
+
+
+def test_several_fits_are_the_mean_of_their_results():
+    pool, test = landmarks(50, missing=0.1, seed=23), landmarks(20, missing=0.1, seed=24)
+    fits = [np.arange(20), np.arange(15, 40), np.arange(10, 50, 2)]
+    together, apart = evaluate(pool, test, fits=fits), [evaluate(pool, test, fits=[rows]) for rows in fits]
+    for name in ("forward_nme", "backward_nme"):
+        assert together[name] == pytest.approx(np.mean([one[name] for one in apart]))
+        assert together["spread"][name] == pytest.approx(np.std([one[name] for one in apart], ddof=1))
+        often = [one["often_found"][name] for one in apart]
+        assert together["often_found"][name] == pytest.approx(np.mean(often))
+    assert together["often_found"]["landmarks"] == apart[0]["often_found"]["landmarks"]
+    assert together["protocol"] == apart[0]["protocol"]
+    assert together["found_share"] == apart[0]["found_share"]
+
+
+def test_few_labels_are_completed_on_all_images():
+    train, test = landmarks(60, missing=0.2, seed=25), landmarks(25, missing=0.2, seed=26)
+    rows = lr.label_counts(train, test, normaliser=(0, 1), counts=(8,), repeats=3, seed=5)
+    fits = [np.random.default_rng((5, 8, r)).permutation(60)[:8] for r in range(3)]
+    assert rows[0]["forward_nme"] == pytest.approx(evaluate(train, test, fits=fits)["forward_nme"])

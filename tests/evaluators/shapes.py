@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 from uld_jax.evaluators import landmark_regression as lr
+from uld_jax.evaluators.protocol import Protocol
 
 
 def landmarks(n, k=6, points=9, seed=0, noise=2.0, missing=0.0):
@@ -28,5 +29,22 @@ def reference_fit(x, y, strength=0.01):
     return Ridge(alpha=strength * ((centred.T @ centred).max() + 1e-12), solver="cholesky").fit(x, y)
 
 
+def svd_completed(found, there, side):
+    """[N,K,2] with what is not there as plain singular value thresholding of coordinates / side has it."""
+    known = np.repeat(there, 2, axis=1)
+    target, y = np.where(known, flat(found) / side, 0), np.zeros(known.shape)
+    for _ in range(1000):
+        u, s, v = np.linalg.svd(y, full_matrices=False)
+        x = (u * np.maximum(s - 5 * sum(y.shape) / 2, 0)) @ v
+        y += 1.2 * y.size / known.sum() * np.where(known, target - x, 0)
+        if np.linalg.norm(np.where(known, target - x, 0)) < 1e-2 * np.linalg.norm(target):
+            break
+    return np.where(there[..., None], found, side * x.reshape(found.shape))
+
+
 def evaluate(train, test, **options):
-    return lr.evaluate(train, test, protocol="p", **{"normaliser": (0, 1), **options})
+    """`lr.evaluate` on data `p`; choices of the protocol are given by their names, `strength` is both ridges'."""
+    if "strength" in options:
+        options["ridge_forward"] = options["ridge_backward"] = options.pop("strength")
+    chosen = {name: options.pop(name) for name in Protocol._fields if name in options}
+    return lr.evaluate(train, test, data="p", **{"normaliser": (0, 1), "protocol": Protocol(**chosen), **options})

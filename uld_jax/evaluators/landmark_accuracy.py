@@ -22,8 +22,8 @@ from uld_jax.clustering import assignment
 from uld_jax.errors import UserError
 from uld_jax.evaluators.landmark_regression import LandmarkSet, Normaliser, normaliser_lengths
 from uld_jax.evaluators.missing import known_mean, or_none
+from uld_jax.evaluators.protocol import Protocol
 
-RADIUS = 0.2  # of the normaliser
 _CHUNK = 1 << 22  # distances at a time
 
 
@@ -83,7 +83,7 @@ def landmark_accuracy(
     *,
     normaliser: Normaliser,
     image_side: float | None = None,
-    radius: float = RADIUS,
+    radius: float = Protocol().accuracy_radius,
     names=(),
     areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
 ) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Forward and backward error of discovered landmarks, and the curves and tables around them.
 
 A detector finds K landmarks without names. How much do they say about the L annotated ones? A ridge regression from
-one set to the other is fitted on annotated training images and scored on test images:
+one set to the other is fitted on annotated training images and scored on test images, under the choices of a
+`protocol.Protocol`:
 
   forward    X = discovered, Y = annotated:   can the annotation be predicted from what was discovered?
   backward   X = annotated, Y = discovered:   do the discovered points sit at fixed places of the object?
@@ -14,24 +15,24 @@ discovered landmarks. A frozen detector has a backward error of 0 and the forwar
 one is bad at both: read the two together, and beside `mean_shape_nme`, the error of predicting the training images'
 mean annotation without looking.
 
-Missing points:
+Missing points, where the pool is all training images that were looked at, of which a fit may draw a few:
 
-* forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the training
-  images on which it was found; with `missing="svt"` the matrix of all training coordinates is completed by singular
+* forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the images of the
+  pool on which it was found; with `missing="svt"` the matrix of all coordinates of the pool is completed by singular
   value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in their code coordinates are then
   shares of the frame's side and are not centred, and what was found keeps its place. Points that are missing now and
   then are filled in well. Landmarks that are never found on the same image are not: nothing ties one to the other, and
   the completion puts them near the frame's corner, far from their mean;
-* forward, on test images: a landmark that was not found takes its training mean, whatever the policy;
-* backward: landmark j is fitted on the training images and scored on the test images on which it was found. Found on
-  none of the test images, it scores 100 %;
-* a landmark found on no training image is left out of both and reported in `left_out`.
+* forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;
+* backward: landmark j is fitted on the drawn images and scored on the test images on which it was found. Found on none
+  of the test images, it scores 100 %; found on none of the drawn ones, it has no value;
+* a landmark found on no image of the pool is left out of both and reported in `left_out`.
 
-The protocol id ends in `+missing_mean` or `+missing_svt` when some point was missing, and there is a second result over
-the landmarks that are found often (`often_found`): the code of Mallis et al. (not their paper) drops landmarks that are
-missing on 20 % of all images, training and test together, before anything is fitted. Annotated points without
-coordinates (NaN) take no part: neither in the fit, nor in the score; as inputs of the backward fit they take their
-training mean.
+Both are as in the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which needs no annotation to complete
+and so completes before it draws. Where some point is missing there is a second result over the landmarks that are found
+often (`often_found`): that code (2020, not the paper) keeps landmarks that are missing on less than 20 % of all images,
+pool and test together, before anything is completed or fitted. Annotated points without coordinates (NaN) take no part:
+neither in the fit, nor in the score; as inputs of the backward fit they take their mean over the drawn images.
 """
 
 import warnings
@@ -43,12 +44,9 @@ import numpy as np
 from uld_jax.errors import UserError
 from uld_jax.evaluators.curves import CED_LIMIT, ced_auc
 from uld_jax.evaluators.missing import known_mean, or_none
+from uld_jax.evaluators.protocol import Protocol
 from uld_jax.ops.completion import complete
 from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
-
-STRENGTH = 0.01  # of the largest entry of X'X
-MIN_FOUND = 0.8  # share of images, for the landmarks that are found often
-MISSING = ("mean", "svt")
 
 Normaliser = str | tuple[int, int]
 
@@ -86,14 +84,28 @@ class LandmarkSet(NamedTuple):
         return self._replace(found=np.asarray(self.found)[:, landmarks], score=np.asarray(self.score)[:, landmarks])
 
 
+class Inputs(NamedTuple):
+    """Discovered landmarks of a pool of training images without gaps, the input of the forward fit.
+
+    Attributes:
+      xy: [N,K,2] float64, in pixels of the frame.
+      fill: [K,2] float64, the mean of each landmark over the images on which it was found; 0 for one never found.
+      used: [K] bool, found on some image.
+    """
+
+    xy: np.ndarray
+    fill: np.ndarray
+    used: np.ndarray
+
+
 class ForwardMap(NamedTuple):
     """The affine map from discovered to annotated landmarks, with what stands in for landmarks not found.
 
     Attributes:
       weights: [2L,2K] float64; columns of landmarks that no training image has are 0.
       bias: [2L] float64, NaN for points that no training image has annotated.
-      fill: [K,2] float64, the training mean of each discovered landmark.
-      used: [K] bool, found on some training image.
+      fill: [K,2] float64, the mean of each discovered landmark over the pool.
+      used: [K] bool, found on some image of the pool.
       strength: [L] float64, the ridge strength of each annotated point.
     """
 
@@ -158,7 +170,7 @@ def _patterns(there):
             yield patterns[:, p], np.flatnonzero(member.ravel() == p)
 
 
-def _fit_columns(x, y, there, strength):
+def _fit_columns(x, y, there, strength, intercept=True):
     """Ridge from complete x [N,I] to points y [N,J,2], each point on the rows where it is `there` [N,J].
 
     Points with the same rows share one fit. Returns weights [2J,I], bias [2J] and strength [J], NaN for points without
@@ -170,22 +182,48 @@ def _fit_columns(x, y, there, strength):
     for rows, points in _patterns(there):
         target = _flat(y[rows][:, points])
         strengths[points] = choose_strength(x[rows], target) if strength is None else strength
-        ridge = fit_ridge(x[rows], target, strengths[points[0]])
+        ridge = fit_ridge(x[rows], target, strengths[points[0]], intercept=intercept)
         weights[points] = ridge.weights.reshape(len(points), 2, -1)
         bias[points] = (ridge.y_mean - ridge.weights @ ridge.x_mean).reshape(len(points), 2)
     return weights.reshape(-1, x.shape[1]), bias.ravel(), strengths
 
 
+def complete_inputs(pool: LandmarkSet, missing: str = "mean", image_side: float | None = None) -> Inputs:
+    """Fills in the landmarks that were not found on the images of a pool; no annotation is looked at.
+
+    Args:
+      pool: landmarks of all training images that were looked at.
+      missing: `mean` or `svt`, see the module.
+      image_side: side of the frame in pixels, for `svt`.
+    """
+    xy, there = _found(pool)
+    used = there.any(0)
+    fill = np.where(used[:, None], known_mean(xy, 0), 0.0)
+    x = np.where(there[..., None], xy, fill)
+    if missing == "svt" and not there[:, used].all():
+        x = np.where(used[:, None], _completed(xy, there, image_side), fill)
+    return Inputs(x, fill, used)
+
+
+def _fit_map(inputs: Inputs, truth, rows, strength: float | None, intercept: bool = True) -> ForwardMap:
+    """The map from discovered landmarks to truth [N,L,2], fitted on some rows of a completed pool."""
+    x, truth = inputs.xy[rows], np.asarray(truth, np.float64)[rows]
+    annotated = np.isfinite(truth).all(-1)
+    weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength, intercept)
+    return ForwardMap(weights, bias, inputs.fill, inputs.used, strengths)
+
+
 def fit_forward(
     train: LandmarkSet,
-    strength: float | None = STRENGTH,
+    strength: float | None = Protocol().ridge_forward,
     *,
     missing: str = "mean",
     image_side: float | None = None,
+    intercept: bool = True,
 ) -> ForwardMap:
     """Fits the map from discovered to annotated landmarks on all images of `train`, from one image on.
 
-    With a single image the map is that image's annotation, whatever is found.
+    With a single image and an intercept the map is that image's annotation, whatever is found.
 
     Args:
       train: landmarks of annotated images.
@@ -193,27 +231,9 @@ def fit_forward(
         a few labelled images need. Evaluations use the protocol's fixed one.
       missing: what stands in for points that were not found: `mean` or `svt`, see the module.
       image_side: side of the frame in pixels, for `svt`.
-
-    Raises:
-      UserError: another word for `missing`.
+      intercept: whether the map is affine; linear in pixels of the frame otherwise.
     """
-    check_missing(missing)
-    xy, there = _found(train)
-    truth = np.asarray(train.truth, np.float64)
-    fill, used = known_mean(xy, 0), there.any(0)
-    fill = np.where(used[:, None], fill, 0.0)
-    x = np.where(there[..., None], xy, fill)
-    if missing == "svt" and not there[:, used].all():
-        x = np.where(used[:, None], _completed(xy, there, image_side), fill)
-    annotated = np.isfinite(truth).all(-1)
-    weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength)
-    return ForwardMap(weights, bias, fill, used, strengths)
-
-
-def check_missing(missing: str) -> None:
-    """Raises UserError for a policy that there is not."""
-    if missing not in MISSING:
-        raise UserError(f"eval.missing is {missing!r}; use one of {', '.join(MISSING)}")
+    return _fit_map(complete_inputs(train, missing, image_side), train.truth, slice(None), strength, intercept)
 
 
 def _completed(xy, there, side):
@@ -254,25 +274,24 @@ def apply_forward(forward: ForwardMap, found, score) -> np.ndarray:
     return (_flat(x) @ forward.weights.T + forward.bias).reshape(len(x), -1, 2)
 
 
-def _forward_errors(train: LandmarkSet, test: LandmarkSet, lengths, *, strength, missing, image_side):
-    """The forward map, the annotated landmarks that it predicts [N,L,2], and their errors [N,L] in percent."""
-    forward_map = fit_forward(train, strength, missing=missing, image_side=image_side)
-    predicted = apply_forward(forward_map, test.found, test.score)
-    pixels = np.linalg.norm(predicted - np.asarray(test.truth, np.float64), axis=-1)
-    return forward_map, predicted, 100 * pixels / lengths
+def _pixels(predicted, truth) -> np.ndarray:
+    """Distances [N,J] of points [N,J,2] in pixels."""
+    return np.linalg.norm(predicted - np.asarray(truth, np.float64), axis=-1)
 
 
-def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float) -> np.ndarray:
-    """Pixels from the discovered landmarks of `test` to where its annotation says they should be, [N,K]."""
+def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float, intercept: bool) -> np.ndarray:
+    """Pixels from the discovered landmarks of `test` to where its annotation says they should be, [N,K].
+
+    NaN where a landmark was not found, and for landmarks that were found on no image of `train`.
+    """
     y, there = _found(train)
     target, _ = _found(test)
     x, z = np.asarray(train.truth, np.float64), np.asarray(test.truth, np.float64)
     mean = known_mean(x, 0)
     mean = np.where(np.isfinite(mean), mean, 0.0)
     x, z = np.where(np.isfinite(x), x, mean), np.where(np.isfinite(z), z, mean)
-    weights, bias, _ = _fit_columns(_flat(x), y, there, strength)
-    prediction = (_flat(z) @ weights.T + bias).reshape(target.shape)
-    return np.linalg.norm(prediction - target, axis=-1)
+    weights, bias, _ = _fit_columns(_flat(x), y, there, strength, intercept)
+    return _pixels((_flat(z) @ weights.T + bias).reshape(target.shape), target)
 
 
 # Evaluation
@@ -305,66 +324,101 @@ def evaluate(
     train: LandmarkSet,
     test: LandmarkSet,
     *,
-    protocol: str,
+    data: str,
     normaliser: Normaliser,
     image_side: float | None = None,
-    strength: float = STRENGTH,
+    protocol: Protocol = Protocol(),
+    fits: Sequence[Any] | None = None,
     ced_limit: float = CED_LIMIT,
-    missing: str = "mean",
-    min_found: float = MIN_FOUND,
 ) -> dict[str, Any]:
     """Fits on `train`, scores on `test`; the module says what the numbers mean.
 
     Args:
-      train: landmarks of the annotated training images; all of them are used.
+      train: landmarks of the pool: all annotated training images that were looked at.
       test: landmarks of the test images.
-      protocol: id of the protocol, see `data.specs.DatasetSpec`; `+missing_mean` or `+missing_svt` is added where
-        points are missing.
+      data: id of the data, see `data.specs.DatasetSpec.protocol`.
       normaliser: two point numbers, 'box' or 'image', see `normaliser_lengths`.
       image_side: side of the frame in pixels, for the normaliser 'image' and for `svt`.
-      strength: ridge penalty of both directions, relative as in `ops/ridge.py`.
+      protocol: ridge strengths, intercept, `missing` and `min_found` are taken from it; it becomes part of the id.
+      fits: images of the pool that each fit takes, as indices; None for one fit on all. Several fits are `averaged`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
-      missing: what stands in for training points that were not found: `mean` or `svt`, see the module.
-      min_found: share of images on which a landmark has to be found to count in `often_found`.
 
     Returns:
       A dict. All errors are in percent of the normaliser; a mean over images is a mean of per-image means.
-        protocol, normaliser, strength, n_train, n_test, landmarks (K), annotated (L)
+        protocol             id of the numbers, `Protocol.id`; `+missing_...` is in it where points are missing
+        settings             the choices of the protocol by name
+        normaliser, n_train (images of a fit), n_pool, n_test, landmarks (K), annotated (L)
         forward_nme, backward_nme, mean_shape_nme      over all annotated points
         forward_nme_visible, mean_shape_nme_visible    over the visible ones; None if the annotation does not tell
         ced_auc, ced_limit   area under the share of test images whose forward error is below a threshold, for
                              thresholds from 0 to `ced_limit` percent, divided by that range: 0 to 1, 1 is best
-        left_out             discovered landmarks that no training image has
-        not_annotated        annotated points that no training image has; they are not scored
-        found_train, found_test, found_share           share of the points that were found, in all images the last
-        often_found          if some point is missing: min_found; landmarks, how many were found on at least that share
-                             of all training and test images; forward_nme and backward_nme from these alone, None
-                             without any
+        left_out             discovered landmarks that no image of the pool has
+        not_annotated        annotated points that no drawn image has; they are not scored
+        found_train, found_test, found_share           share of the points that were found: pool, test, both together
+        often_found          if some point is missing: protocol, its own id; min_found; landmarks, how many were found
+                             on more than that share of all images of pool and test; forward_nme and backward_nme from
+                             these alone, None without any
         not_scored           test images whose normaliser is missing
         per_landmark         forward [L], mean_shape [L], backward [K], found_train [K], found_test [K]
         per_image            forward_nme [N], backward_nme [N], mean_shape_nme [N]
-        predicted            [N,L,2] annotated landmarks as the forward map places them, in pixels of the frame
+        predicted            [N,L,2] annotated landmarks as the (first) forward map places them, in pixels of the frame
 
     Raises:
-      UserError: no image in a split, splits that differ in their number of points, or a normaliser that fits nowhere.
+      UserError: no image in a split, splits that differ in their number of points, a normaliser that fits nowhere, or
+        a protocol that means nothing.
       ValueError: arrays of the wrong shape.
     """
     _check(train, test)
-    check_missing(missing)
+    protocol.checked()
     lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
-    truth = np.asarray(test.truth, np.float64)
-    _, there_train = _found(train)
-    _, there_test = _found(test)
-    options = {"strength": strength, "missing": missing, "image_side": image_side}
-    forward_map, predicted, forward = _forward_errors(train, test, lengths, **options)
-    used = forward_map.used
+    there_train, there_test = (_found(part)[1] for part in (train, test))
+    there = np.concatenate([there_train, there_test])
+    often = None if there.all() else there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
+    # Not a mean of the errors of all: the regression sees these landmarks alone, and their matrix is completed.
+    few = None if often is None or not often.any() else [part.only(often) for part in (train, test)]
+    inputs = [complete_inputs(part, protocol.missing, image_side) for part in (train, *(few or ())[:1])]
+    about = {
+        "protocol": protocol.id(data, there.all()),
+        "settings": protocol.asdict(),
+        "normaliser": normaliser_name(normaliser),
+        "n_pool": len(train.found),
+        "n_test": len(test.found),
+        "landmarks": there.shape[1],
+        "annotated": np.shape(test.truth)[1],
+        "left_out": np.flatnonzero(~there_train.any(0)).tolist(),
+        "found_train": float(there_train.mean()),
+        "found_test": float(there_test.mean()),
+        "found_share": float(there.mean()),
+        "not_scored": int((~np.isfinite(lengths)).sum()),
+    }
+    fits = [np.arange(len(train.found))] if fits is None else fits
+    result = averaged([_scored(train, test, inputs[0], rows, lengths, protocol, ced_limit) for rows in fits]) | about
+    result["per_landmark"] |= {"found_train": there_train.mean(0), "found_test": there_test.mean(0)}
+    if often is not None:
+        rare = {"forward_nme": np.nan, "backward_nme": np.nan}
+        errors = (
+            averaged([_scored(*few, inputs[1], rows, lengths, protocol, ced_limit) for rows in fits]) if few else rare
+        )
+        result["often_found"] = {
+            "protocol": protocol.often(data),
+            "min_found": float(protocol.min_found),
+            "landmarks": int(often.sum()),
+            **{name: or_none(errors[name]) for name in rare},
+        }
+    return result
 
-    mean_shape = known_mean(np.asarray(train.truth, np.float64), 0)
-    baseline = 100 * np.linalg.norm(mean_shape - truth, axis=-1) / lengths
-    backward = 100 * _backward_errors(train, test, strength) / lengths  # [N,K], NaN where not found
-    backward[:, ~used] = np.nan
-    backward_landmark = np.where(used & ~there_test.any(0), 100.0, known_mean(backward, 0))
 
+def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> dict[str, Any]:
+    """The errors of `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
+    drawn, truth = train.take(rows), np.asarray(test.truth, np.float64)
+    forward_map = _fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
+    predicted = apply_forward(forward_map, test.found, test.score)
+    forward = 100 * _pixels(predicted, truth) / lengths
+    mean_shape = known_mean(np.asarray(drawn.truth, np.float64), 0)
+    baseline = 100 * _pixels(mean_shape, truth) / lengths
+    backward = 100 * _backward_errors(drawn, test, protocol.ridge_backward, protocol.intercept) / lengths
+    fitted, met = (_found(part)[1].any(0) for part in (drawn, test))
+    per_landmark = np.where(fitted & ~met, 100.0, known_mean(backward, 0))
     per_image = {
         "forward_nme": known_mean(forward, 1),
         "backward_nme": known_mean(backward, 1),
@@ -375,48 +429,21 @@ def evaluate(
     def visible_nme(errors):
         return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
 
-    there = np.concatenate([there_train, there_test])
-    often = {}
-    if not there.all():
-        passed = used & (there.mean(0) >= min_found)
-        # Not a mean of the errors above: the regression sees these landmarks alone, and their matrix is completed.
-        parts = [part.only(passed) for part in (train, test)]
-        errors = _forward_errors(*parts, lengths, **options)[2] if passed.any() else np.full(forward.shape, np.nan)
-        often["often_found"] = {
-            "min_found": float(min_found),
-            "landmarks": int(passed.sum()),
-            "forward_nme": or_none(known_mean(known_mean(errors, 1))),
-            "backward_nme": or_none(known_mean(backward_landmark[passed])),
-        }
     scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
     return {
-        "protocol": protocol if there.all() else f"{protocol}+missing_{missing}",
-        "normaliser": normaliser_name(normaliser),
-        "strength": float(strength),
-        "n_train": len(train.found),
-        "n_test": len(test.found),
-        "landmarks": len(used),
-        "annotated": truth.shape[1],
+        "n_train": len(drawn.found),
         "forward_nme": float(known_mean(per_image["forward_nme"])),
-        "backward_nme": float(known_mean(backward_landmark)),
+        "backward_nme": float(known_mean(per_landmark)),
         "mean_shape_nme": float(known_mean(per_image["mean_shape_nme"])),
         "forward_nme_visible": visible_nme(forward),
         "mean_shape_nme_visible": visible_nme(baseline),
         "ced_auc": ced_auc(scored, ced_limit),
         "ced_limit": float(ced_limit),
-        "left_out": np.flatnonzero(~used).tolist(),
         "not_annotated": np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
-        "found_train": float(there_train.mean()),
-        "found_test": float(there_test.mean()),
-        "found_share": float(there.mean()),
-        **often,
-        "not_scored": int((~np.isfinite(lengths)).sum()),
         "per_landmark": {
             "forward": known_mean(forward, 0),
             "mean_shape": known_mean(baseline, 0),
-            "backward": backward_landmark,
-            "found_train": there_train.mean(0),
-            "found_test": there_test.mean(0),
+            "backward": per_landmark,
         },
         "per_image": per_image,
         "predicted": predicted,
@@ -464,14 +491,14 @@ def label_counts(
     counts: Sequence[int | str] = (1, 5, 10, 50, "all"),
     repeats: int = 10,
     seed: int = 0,
-    strength: float = STRENGTH,
-    missing: str = "mean",
+    protocol: Protocol = Protocol(),
 ) -> list[dict]:
     """Forward error against the number of annotated training images.
 
     For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
-    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from the drawn images
-    alone. 'all' is one fit. With n = 1 the prediction is that image's annotation, so the two columns agree.
+    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from all of `train`, as
+    that needs no annotation. 'all' is one fit. With n = 1 and an intercept the prediction is that image's annotation,
+    so the two columns agree.
 
     Returns:
       One dict a count: `n`, `repeats`, `forward_nme` (mean over draws), `forward_nme_std` (over draws, 0 for one),
@@ -483,8 +510,8 @@ def label_counts(
     """
     _check(train, test)
     lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
-    truth = np.asarray(test.truth, np.float64)
-    total = len(train.found)
+    truth, annotated = np.asarray(test.truth, np.float64), np.asarray(train.truth, np.float64)
+    inputs, total = complete_inputs(train, protocol.missing, image_side), len(train.found)
     wanted = []
     for count in counts:
         if str(count) != "all" and not (str(count).isdecimal() and int(count) > 0):
@@ -497,10 +524,9 @@ def label_counts(
         errors = []
         for repeat in range(repeats if n < total else 1):
             draw = np.random.default_rng((seed, n, repeat)).permutation(total)[:n] if n < total else np.arange(total)
-            few = train.take(draw)
-            fitted = fit_forward(few, strength, missing=missing, image_side=image_side)
+            fitted = _fit_map(inputs, annotated, draw, protocol.ridge_forward, protocol.intercept)
             predicted = apply_forward(fitted, test.found, test.score)
-            mean_shape = known_mean(np.asarray(few.truth, np.float64), 0)
+            mean_shape = known_mean(annotated[draw], 0)
             errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
         forward, baseline = np.array(errors).T
         rows.append(

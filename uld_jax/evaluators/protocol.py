@@ -1,0 +1,180 @@
+"""Choices under which landmarks are measured, those of each paper, and the id that a number is reported with.
+
+Errors may be compared only under one id. The id begins with the data (`data.specs.DatasetSpec.protocol`: data set,
+annotated points, normaliser) and names every choice that departs from `Protocol()`, which is the protocol of CGB:
+
+  folder_68_eyes                                   ridge 0.01 both ways, with intercept, one fit on all training images
+  folder_68_eyes+ridge_0.001_0.1+fit_300x5         ridge forward and backward; five fits on 300 images each
+  folder_68_eyes+pool_1000+fit_300x10+missing_svt  1,000 training images are looked at; missing points are completed
+
+What is left to the data: the normaliser (`config.data.normaliser`). For 68 points of a face the published code of
+Mallis et al. divides by the distance of the lower lids (`41,46`), that of CGB by that of the outer corners of the eyes
+(`36,45`).
+"""
+
+from typing import Any, NamedTuple
+
+from uld_jax.errors import UserError
+
+MISSING = ("mean", "svt")
+
+
+class Protocol(NamedTuple):
+    """Keys of `config.eval` that say what is measured.
+
+    Attributes:
+      ridge_forward: strength of the ridge from discovered to annotated landmarks, see `ops/ridge.py`.
+      ridge_backward: strength of the ridge from annotated to discovered landmarks.
+      intercept: whether both regressions have an intercept.
+      pool_images: training images whose landmarks are looked at, spread evenly over the split; 0 for all. Landmarks
+        are completed, filled in and counted on all of these, whatever each fit draws.
+      fit_images: training images of the pool that each fit draws; 0 for all.
+      repeats: number of fits, each on `fit_images` images drawn anew; errors are means over the fits. One fit takes
+        images spread evenly over the pool.
+      missing: what stands in for landmarks that were not found, see `landmark_regression`.
+      min_found: share of the pool and the test images above which a landmark counts as found often.
+      match_radius: how far a keypoint may be from an annotated point that it matches, in shares of the normaliser.
+      accuracy_radius: how far a discovered landmark may be from an annotated one, in shares of the normaliser.
+    """
+
+    ridge_forward: float = 0.01
+    ridge_backward: float = 0.01
+    intercept: bool = True
+    pool_images: int = 0
+    fit_images: int = 0
+    repeats: int = 1
+    missing: str = "mean"
+    min_found: float = 0.8
+    match_radius: float = 0.1
+    accuracy_radius: float = 0.2
+
+    @classmethod
+    def of(cls, config) -> "Protocol":
+        """The protocol of a config, checked.
+
+        Keys that the config of an older run lacks have the defaults above; its single `eval.ridge` stands for both
+        strengths. Raises UserError for values that mean nothing.
+        """
+        given = {name: config.eval[name] for name in cls._fields if name in config.eval}
+        if "ridge" in config.eval:
+            given = {"ridge_forward": config.eval.ridge, "ridge_backward": config.eval.ridge} | given
+        return cls(**given).checked()
+
+    def checked(self) -> "Protocol":
+        """The protocol itself. Raises UserError for values that mean nothing."""
+        for name in ("ridge_forward", "ridge_backward"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"eval.{name} is {getattr(self, name)}; use 0 or more")
+        if self.missing not in MISSING:
+            raise UserError(f"eval.missing is {self.missing!r}; use one of {', '.join(MISSING)}")
+        if not 0 <= self.min_found <= 1:
+            raise UserError(f"eval.min_found is {self.min_found}; use a share from 0 to 1")
+        for name in ("pool_images", "fit_images"):
+            if getattr(self, name) < 0:
+                raise UserError(f"eval.{name} is {getattr(self, name)}; use 1 or more images, or 0 for all")
+        if self.repeats < 1:
+            raise UserError(f"eval.repeats is {self.repeats}; use 1 or more")
+        if self.repeats > 1 and not self.fit_images:
+            raise UserError(
+                f"eval.repeats is {self.repeats}, but with eval.fit_images=0 every repeat fits on all training images; "
+                "set eval.fit_images to the number that each repeat draws, or eval.repeats=1"
+            )
+        for name in ("match_radius", "accuracy_radius"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"eval.{name} is {getattr(self, name)}; use a positive share of the normaliser")
+        return self
+
+    def on(self, images: int) -> "Protocol":
+        """The protocol where the training split has no more than `images` images.
+
+        A pool or a fit of as many images as there are is one of all images, and fits on all images are all the same.
+
+        >>> Protocol(pool_images=1000, fit_images=300, repeats=10).on(200) == Protocol()
+        True
+        """
+        pool = self.pool_images if 0 < self.pool_images < images else 0
+        if 0 < self.fit_images < (pool or images):
+            return self._replace(pool_images=pool)
+        return self._replace(pool_images=pool, fit_images=0, repeats=1)
+
+    def id(self, data: str, complete: bool = True) -> str:
+        """The id of a number that was measured under this protocol.
+
+        Args:
+          data: id of the data, `DatasetSpec.protocol`.
+          complete: whether every landmark was found on every image, so that `missing` does not matter.
+
+        >>> MALLIS_2020.id("mafl_68_41-46", complete=False)
+        'mafl_68_41-46+pool_1000+fit_300x10+missing_svt'
+        >>> JAKAB_2018.id("mafl_5_eyes")
+        'mafl_5_eyes+ridge_0+no_intercept'
+        """
+        usual, parts = Protocol(), [data]
+        strengths = self.ridge_forward, self.ridge_backward
+        if strengths != (usual.ridge_forward, usual.ridge_backward):
+            both = strengths[:1] if strengths[0] == strengths[1] else strengths
+            parts.append("ridge_" + "_".join(f"{strength:g}" for strength in both))
+        if not self.intercept:
+            parts.append("no_intercept")
+        if self.pool_images:
+            parts.append(f"pool_{self.pool_images}")
+        if self.fit_images:
+            parts.append(f"fit_{self.fit_images}" + (f"x{self.repeats}" if self.repeats > 1 else ""))
+        if not complete:
+            parts.append(f"missing_{self.missing}")
+        return "+".join(parts)
+
+    def often(self, data: str) -> str:
+        """The id of a number of the landmarks that are found often, see `landmark_regression.evaluate`.
+
+        >>> Protocol().often("folder_68_eyes")
+        'folder_68_eyes+missing_mean+found_above_0.8'
+        """
+        return f"{self.id(data, complete=False)}+found_above_{self.min_found:g}"
+
+    def asdict(self) -> dict[str, Any]:
+        """The choices by name."""
+        return self._asdict()
+
+
+# Jakab et al., NeurIPS 2018, published code: scikit-learn's Ridge(alpha=0, fit_intercept=False) on all training images.
+# The code measures forward alone; the backward error is ours, under the same choices.
+JAKAB_2018 = Protocol(ridge_forward=0.0, ridge_backward=0.0, intercept=False)
+
+# Mallis et al., NeurIPS 2020, published code: 1,000 training images, ten draws of 300 of them, the matrix of all 1,000
+# completed, landmarks missing on less than 20 % of all images. Its 1,000 are the first of a list and its backward fit
+# takes the first 300, once; ours are spread over the split, and both directions take the same draws.
+MALLIS_2020 = Protocol(pool_images=1000, fit_images=300, repeats=10, missing="svt")
+MALLIS_2020_BODIES = MALLIS_2020._replace(fit_images=800)  # Human3.6M
+
+# Mallis et al., TPAMI 2024, published code, on MAFL: 300 images for 68 points and all 19,000 for 5, ten times; missing
+# points are completed on all training images. The code draws one image more than its number says: fit_images=301.
+# LS3D has a pool of 1,000 images and one strength.
+MALLIS_2024 = Protocol(ridge_forward=0.001, ridge_backward=0.1, fit_images=300, repeats=10, missing="svt")
+MALLIS_2024_LS3D = MALLIS_2024._replace(ridge_forward=0.1, pool_images=1000)
+
+# Awan et al., published code: all training images, once.
+AWAN_2023 = Protocol()
+
+# Tourani et al., CVPR 2024, section 4: the protocol of Mallis et al. 2024, random subsets of 300 images (table 1),
+# averaged over five evaluations. For MAFL's 5 points table 1 speaks of all images: fit_images=0, repeats=1.
+TOURANI_2024 = MALLIS_2024._replace(repeats=5)
+TOURANI_2024_LS3D = MALLIS_2024_LS3D._replace(repeats=5)
+
+PAPERS = {
+    "jakab2018": JAKAB_2018,
+    "mallis2020": MALLIS_2020,
+    "mallis2020_bodies": MALLIS_2020_BODIES,
+    "mallis2024": MALLIS_2024,
+    "mallis2024_ls3d": MALLIS_2024_LS3D,
+    "awan2023": AWAN_2023,
+    "tourani2024": TOURANI_2024,
+    "tourani2024_ls3d": TOURANI_2024_LS3D,
+}
+
+
+def published(name: str, field: str = "protocol") -> Protocol:
+    """The protocol of a paper by its name in `PAPERS`. Raises UserError, naming `field`, for an unknown name."""
+    if name not in PAPERS:
+        raise UserError(f"{field} is {name!r}; use one of {', '.join(PAPERS)}")
+    return PAPERS[name]
