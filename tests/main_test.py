@@ -132,7 +132,7 @@ def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatc
     assert code == 3, err
     assert "a/empty.jpg" in err
     assert "c/text.jpg" in err
-    assert "2 of 9 files were skipped" in err
+    assert "2 files were skipped, see " in err
     with (out / "landmarks.csv").open() as file:
         rows = {r["file"]: r for r in csv.DictReader(file)}
     with (out / "skipped.csv").open() as file:
@@ -304,7 +304,7 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
     assert "data_dir" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
     assert "does not exist" in training(tmp_path / "absent")
     assert "is empty" in training(folder())
-    assert "no JPEG or PNG" in training(folder(**{"note.txt": "hello"}))
+    assert "holds no images" in training(folder(**{"note.txt": "hello"}))
     assert "absent.png" in training(folder(train_csv="file,x0,y0\nabsent.png,1,2\n", a_png=image))
     assert "line 2" in training(folder(train_csv="file,x0,y0\na.png,one,2\n", a_png=image))
     assert "outside" in training(folder(train_csv="file,x0,y0\na.png,900,2\n", a_png=image))

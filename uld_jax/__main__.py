@@ -84,6 +84,7 @@ def _evaluate(v: flags.FlagValues) -> int:
 
 
 def _predict(v: flags.FlagValues) -> int:
+    from uld_jax.data import listing
     from uld_jax.detector import Detector
     from uld_jax.predict import predict_folder
 
@@ -101,11 +102,8 @@ def _predict(v: flags.FlagValues) -> int:
             some = ", ".join(done.empty[:NAMED]) + (", ..." if len(done.empty) > NAMED else "")
             what = f"{len(done.empty)} of {done.images} images show nothing (all of one colour), and have no landmarks"
             print(f"warning: {what}: {some}", file=sys.stderr)
-        for file in done.skipped:
-            print(f"skipped {file.reason}", file=sys.stderr)
         if done.skipped:
-            of = done.images + len(done.skipped)
-            print(f"{len(done.skipped)} of {of} files were skipped, see skipped.csv", file=sys.stderr)
+            print(listing.told(done.skipped, os.path.join(v.out, "skipped.csv")), file=sys.stderr)
     return SKIPPED if done.skipped else OK
 
 
@@ -335,7 +333,7 @@ def _define(command: str) -> flags.FlagValues:
         flags.DEFINE_float("tau", 0.8, "Rows link above this cosine.", flag_values=v)
         text("gcn_v", "", "Folder of a converted or trained GCN-V; by default the one that ships.")
     if command == "predict":
-        meaning = "Folder of JPEG and PNG images, nested or not; or an image, or a pattern; again for another one."
+        meaning = "Folder of images, nested or not; or an image, or a pattern; again for another one."
         flags.DEFINE_multi_string("images", None, meaning, flag_values=v, required=True)
         text("out", None, "Folder for landmarks.csv, overlays and the contact sheet.")
         choices = ["discovered", "annotated"]

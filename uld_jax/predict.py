@@ -18,8 +18,8 @@ from etils import epath
 from PIL import Image
 
 from uld_jax import files, viz
-from uld_jax.data import decode
-from uld_jax.data.decode import is_local
+from uld_jax.data import decode, listing
+from uld_jax.data.listing import Skipped, is_local
 from uld_jax.data.names import same_on_disk
 from uld_jax.data.specs import decode_threads
 from uld_jax.detector import Detector
@@ -31,19 +31,12 @@ _SHEET_MOST = 64
 _LONGEST = 1024, 4096  # px, of overlays: of usual photos, and of very wide and very tall ones
 
 
-class Skipped(NamedTuple):
-    """A file that could not be read, and why."""
-
-    file: str
-    reason: str
-
-
 class Predicted(NamedTuple):
     """What was done.
 
     Attributes:
       images: how many have a row.
-      skipped: files that could not be read.
+      skipped: files that could not be read, and those that are no pictures (see `data.listing`).
       empty: images that show nothing, see `detector.shows_nothing`; their landmarks are missing.
       beyond: how many landmarks lay beyond their photos, see `coordinates.on_file`.
     """
@@ -73,7 +66,7 @@ def predict_folder(
     outside: str = "missing",
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Predicted:
-    """Landmarks of every JPEG and PNG below a folder, at any depth, or of single files.
+    """Landmarks of every picture below a folder, at any depth, or of single files.
 
     Writes, in `out`:
       landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, none of them outside it; a missing landmark
@@ -81,7 +74,7 @@ def predict_folder(
       overlays/<path>.png: and overlays/index.csv, which of them belongs to which file. Of overlays that an earlier
         call wrote and this one did not, those that nobody has changed are removed.
       contact_sheet.png
-      skipped.csv: when files were unreadable.
+      skipped.csv: all other files, if there are any, with the reason.
 
     Args:
       detector: a finished run's.
@@ -94,7 +87,7 @@ def predict_folder(
       UserError: there are no such files, or none that can be read.
     """
     out = epath.Path(out)
-    root, names = _inputs(images, out)
+    root, names, others = _inputs(images, out)
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
     keep = set(np.unique(np.linspace(0, len(names) - 1, min(_SHEET_MOST, len(names))).astype(int)).tolist())
     kept, sheet = {names[i] for i in keep}, []
@@ -116,12 +109,10 @@ def predict_folder(
             report(done + len(skipped), len(names))
     if not done:
         raise UserError(f"none of the {len(names)} images in {root} can be read; first: {skipped[0].reason}")
+    skipped = sorted([*skipped, *others], key=lambda one: one.file.split("/"))
     if writer is not None:
         viz.save(viz.contact_sheet(*zip(*sheet, strict=True)), out / "contact_sheet.png")
-        if skipped:
-            files.write(out / "skipped.csv", files.csv_text([Skipped._fields, *skipped]))
-        else:
-            (out / "skipped.csv").unlink(missing_ok=True)  # of an earlier call
+        listing.write_skipped(out / "skipped.csv", skipped)
         writer.finish()
     return Predicted(done, skipped, empty, beyond)
 
@@ -129,8 +120,8 @@ def predict_folder(
 # Which files
 
 
-def _inputs(images, out) -> tuple[epath.Path, list[str]]:
-    """The files to read, relative to one folder."""
+def _inputs(images, out) -> tuple[epath.Path, list[str], list[Skipped]]:
+    """The files to read, and those that are none to read, relative to one folder."""
     images = [images] if isinstance(images, str | os.PathLike) else list(images)
     found = [path for given in images for path in _expanded(os.fspath(given))]
     folders = [str(path if path.is_dir() else path.parent) for path in found]
@@ -139,13 +130,15 @@ def _inputs(images, out) -> tuple[epath.Path, list[str]]:
     if len(set(folders)) > 1 and not all(map(is_local, folders)):
         raise UserError("--images names several folders, some of them in a bucket; give one folder")
     root = epath.Path(os.path.commonpath(folders) if len(set(folders)) > 1 else folders[0])
-    names = []
+    names, others = [], []
     for path in found:
         below = os.fspath(path)[len(os.fspath(root)) :].strip("/")
-        names += [posixpath.join(below, n) for n in decode.list_images(path)] if path.is_dir() else [below]
+        inside = listing.list_files(path) if path.is_dir() else listing.Listing([""], [])
+        names += [posixpath.join(below, n) if n else below for n in inside.images]
+        others += [Skipped(posixpath.join(below, n), reason) for n, reason in inside.others]
     if not names:
-        raise UserError(f"{root} holds no JPEG or PNG images; give another folder with --images")
-    return root, list(dict.fromkeys(names))
+        raise UserError(f"{root} holds no images ({listing.PICTURES}); give another folder with --images")
+    return root, list(dict.fromkeys(names)), list(dict.fromkeys(others))
 
 
 def _expanded(given: str) -> list[epath.Path]:
@@ -153,7 +146,7 @@ def _expanded(given: str) -> list[epath.Path]:
     path = epath.Path(given).expanduser()
     if not is_local(path):
         if not path.exists():
-            raise UserError(f"{path} does not exist; give a folder of JPEG or PNG images, or one image")
+            raise UserError(f"{path} does not exist; give a folder of images, or one image")
         return [path]
     path = epath.Path(os.path.abspath(path))
     if path.exists():
@@ -163,7 +156,7 @@ def _expanded(given: str) -> list[epath.Path]:
     if found := sorted(glob.glob(os.path.abspath(os.path.expanduser(given)), recursive=True)):
         return [epath.Path(name) for name in found]
     what = "no file is called like that" if glob.has_magic(given) else "it does not exist"
-    raise UserError(f"--images={given}: {what}; give a folder of JPEG or PNG images, an image, or a pattern of images")
+    raise UserError(f"--images={given}: {what}; give a folder of images, an image, or a pattern of images")
 
 
 def _check_apart(path, folder: str, out) -> None:

@@ -1,11 +1,18 @@
 """Decoding against the frame map, for every orientation, mode, fit and decoder shortcut."""
 
 import io
-import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from uld_jax.data import decode
 from uld_jax.errors import UserError
@@ -196,7 +203,7 @@ def test_unreadable_files_are_named(tmp_path):
         "empty.jpg": (b"", "empty"),
         "text.jpg": (b"not an image at all", "another kind"),
         "cut.jpg": (good[: len(good) // 2], "truncated"),
-        "gif.png": (b"GIF89a" + bytes(40), "another kind"),
+        "gif.png": (b"GIF89a" + bytes(40), "not found in GIF frame"),
     }
     for name, (data, why) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -231,23 +238,205 @@ def test_damaged_bytes_never_raise_anything_else():
     assert not any("\n" in m for m in messages)
 
 
-def test_list_images_finds_nested_files_in_order(tmp_path):
-    for name in (
-        "b/2.PNG",
-        "b/10.jpeg",
-        "a.jpg",
-        "b.jpg",
-        "B/x.jpg",
-        ".hidden/x.jpg",
-        "b/.x.jpg",
-        "notes.txt",
-        "c/d/e.Jpg",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    os.symlink(tmp_path, tmp_path / "c" / "loop")
-    assert decode.list_images(tmp_path) == ["B/x.jpg", "a.jpg", "b/10.jpeg", "b/2.PNG", "b.jpg", "c/d/e.Jpg"]
-    with pytest.raises(UserError, match=r"nowhere does not exist"):
-        decode.list_images(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"not a folder"):
-        decode.list_images(tmp_path / "a.jpg")
+def need(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif", reason="HEIC needs the optional package pillow-heif").register_heif_opener()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "BMP", "GIF", "AVIF", "HEIF", "MPO"])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_every_format_is_upright_and_in_place(kind, orientation, tmp_path):
+    need(kind)
+    if kind in ("BMP", "GIF") and orientation > 1:
+        pytest.skip("it has no orientation")
+    height, width = 411, 603
+    upright = dots(height, width, [(0.2 * width, 0.3 * height), (0.7 * width, 0.75 * height)], 20.0)
+    stored = Image.fromarray(np.ascontiguousarray(EXIF_TURNS[orientation](upright)))
+    if kind == "HEIF":  # whose encoder takes the tag from the image alone
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored.info["exif"] = exif.tobytes()
+        stored.save(tmp_path / "it.dat", kind, quality=90)
+        data = (tmp_path / "it.dat").read_bytes()
+    else:
+        data = encode(stored, kind, orientation, **({"quality": 90} if kind in ("WEBP", "AVIF", "MPO") else {}))
+    (tmp_path / "it.dat").write_bytes(data)  # the ending says nothing
+    wanted, wanted_map, size = decode.decode_image(encode(upright), 48)
+    for file in (data, tmp_path / "it.dat"):
+        found, fmap, found_size = decode.decode_image(file, 48)
+        np.testing.assert_array_equal(fmap, wanted_map)
+        assert found_size == size == decode.image_size(file)
+        np.testing.assert_allclose(found.astype(int), wanted.astype(int), atol=8)
+
+
+def test_the_first_of_several_pages_is_read_and_said_once(tmp_path):
+    first, second = (Image.new("RGB", (20, 20), c) for c in ((250, 0, 0), (0, 0, 250)))
+    for name in ("pages.tif", "film.gif", "film.png", "film.webp"):
+        first.save(
+            tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if "webp" in name else {})
+        )
+        with pytest.warns(decode.FirstPageWarning, match=f"{name} has several .*; the first is read"):
+            frame = decode.decode_image(tmp_path / name, 8)[0]
+        assert frame[4, 4].tolist() == [250, 0, 0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            decode.decode_picture(tmp_path / name)
+
+
+def test_heic_without_its_package_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(UserError, match="pip install pillow-heif"):
+        decode.decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), 8)
+
+
+def test_what_is_no_picture_is_never_opened():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PPM")
+    for data in (postscript, out.getvalue(), b"%PDF-1.4"):
+        with pytest.raises(UserError, match="none of JPEG, PNG"):
+            decode.decode_image(data, 8)
+    with pytest.raises(UserError, match="ffmpeg -i"):
+        decode.decode_image(b"\x1aE\xdf\xa3" + bytes(80), 8)
+
+
+def test_camera_raw_is_not_read_by_its_thumbnail(tmp_path):
+    thumbnail = encode(np.zeros((12, 16, 3), np.uint8), "TIFF")
+    (tmp_path / "shot.nef").write_bytes(thumbnail)
+    with pytest.raises(UserError, match="camera raw file; develop it to JPEG or TIFF"):
+        decode.decode_image(tmp_path / "shot.nef", 8)
+    marked = encode(np.zeros((12, 16, 3), np.uint8), "TIFF", tiffinfo={0xC612: b"\1\4\0\0"})
+    with pytest.raises(UserError, match="camera raw"):
+        decode.decode_image(marked, 8)
+
+
+def test_deep_colour_that_would_come_out_black_is_told():
+    def deep_png(values):  # Pillow writes none
+        height, width = values.shape[:2]
+
+        def chunk(kind, data):
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    values = np.random.default_rng(8).integers(0, 4096, (9, 11, 3))
+    with pytest.raises(UserError, match="16 bits a channel and uses only 4095 of 65535 values"):
+        decode.decode_image(deep_png(values), 8)
+    found = decode.decode_picture(deep_png(values * 16))
+    np.testing.assert_allclose(found, values // 16, atol=1)
+
+
+def test_cmyk_without_jpeg():
+    cmyk = Image.new("RGB", (9, 9), (200, 40, 10)).convert("CMYK")
+    np.testing.assert_allclose(decode.decode_image(encode(cmyk, "TIFF"), 8)[0][4, 4], (200, 40, 10), atol=2)
+
+
+def test_large_photos_are_reduced_by_the_decoder_without_a_warning():
+    """16,320 x 12,240 pixels, which Pillow would warn of as an attack."""
+    big = Image.new("L", (16320, 12240), 60)
+    big.paste(220, (8160, 6120, 16320, 12240))
+    data = encode(big, "JPEG")
+    del big
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame, fmap, size = decode.decode_image(data, 64)
+        assert decode.image_size(data) == size == (12240, 16320)
+        assert decode.decode_picture(data).shape == (768, 1024, 3)
+    np.testing.assert_array_equal(fmap, coordinates.frame_map(size, (64, 64)))
+    assert np.abs(frame[10:30, 5:60].astype(int) - 60).max() < 4
+    assert np.abs(frame[34:54, 34:60].astype(int) - 220).max() < 4
+
+
+def test_pictures_beyond_the_limit_are_refused_by_their_header(tmp_path, monkeypatch):
+    def png(width, height):
+        data = bytearray(encode(np.zeros((2, 2, 3), np.uint8)))
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+        return bytes(data)
+
+    for call in (decode.image_size, lambda data: decode.decode_image(data, 64)):
+        with pytest.raises(UserError, match=r"its 20000 x 20000 pixels take 1600 MB .* PNG.* the limit is 900 MB"):
+            call(png(20000, 20000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode.image_size(png(16320, 12240)) == (12240, 16320)  # which is read whole, within the limit
+    # What is reduced while it is decoded counts as reduced; all coefficients of a progressive file are held at once.
+    monkeypatch.setattr(decode, "MOST_MEMORY", 2_000_000)
+    grey = np.full((1000, 1600, 3), 90, np.uint8)
+    assert decode.decode_image(encode(grey, "JPEG"), 64)[0].mean() == 90
+    for data in (encode(grey, "JPEG", progressive=True), encode(grey, "WEBP"), encode(grey, "TIFF"), encode(grey)):
+        with pytest.raises(UserError, match=r"its 1600 x 1000 pixels take"):
+            decode.decode_image(data, 64)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_pictures_read_in_bands_equal_those_read_at_once(mode, monkeypatch):
+    rng = np.random.default_rng(9)
+    small = Image.fromarray(rng.integers(0, 255, (17, 23, 3), np.uint8)).resize((700, 510), Image.Resampling.BICUBIC)
+    image = small.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(small.convert("L"))
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    data = encode(image, kind, orientation=6)
+    whole, wanted_map, size = decode.decode_image(data, 40)
+    picture = decode.decode_picture(data, longest=90)
+    monkeypatch.setattr(decode, "_WHOLE", 1000)
+    monkeypatch.setattr(decode, "_BAND", 5000)
+    found, fmap, found_size = decode.decode_image(data, 40)
+    assert (found_size, fmap.tolist()) == (size, wanted_map.tolist())
+    np.testing.assert_allclose(found.astype(int), whole.astype(int), atol=4)
+    np.testing.assert_allclose(decode.decode_picture(data, longest=90).astype(int), picture.astype(int), atol=6)
+
+
+def test_threads_share_the_memory_and_large_pictures_get_their_turn():
+    room, together, most, order = decode._Room(100), [0], [0], []
+    lock = threading.Lock()
+
+    def use(amount):
+        with room.taken(amount):
+            with lock:
+                together[0] += min(amount, 100)
+                most[0] = max(most[0], together[0])
+                order.append(amount)
+            time.sleep(0.002)
+            with lock:
+                together[0] -= min(amount, 100)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(use, [30, 40, 1000, *[20] * 40, 90]))
+    assert most[0] <= 100
+    assert sorted(order) == sorted([30, 40, 1000, *[20] * 40, 90])
+    assert order.index(1000) < 30  # those that came later waited for it
+
+
+MEMORY_OF_ONE = """
+import resource, sys, warnings
+warnings.simplefilter("error")
+from uld_jax.data import decode
+decode.Image.init()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(decode.decode_image(sys.argv[1], 160)[0].shape)
+decode.decode_picture(sys.argv[1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "PNG 16 bits", "TIFF"])
+def test_one_photo_takes_less_than_a_gigabyte(kind, tmp_path):
+    size, path = (16320, 12240), tmp_path / "it"
+    if kind == "PNG 16 bits":
+        Image.fromarray(np.full(size[::-1], 900, np.uint16)).save(path, "PNG", compress_level=1)
+    else:
+        options = {"compress_level": 1} if kind == "PNG" else {"progressive": True} if kind == "progressive" else {}
+        Image.new("RGB", size, (90, 80, 70)).save(path, "JPEG" if kind == "progressive" else kind, **options)
+    done = subprocess.run([sys.executable, "-c", MEMORY_OF_ONE, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(160, 160, 3)")
+    assert int(done.stdout.split()[-1]) < 1e9

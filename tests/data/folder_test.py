@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uld_jax import data
-from uld_jax.data import decode, folder, specs
+from uld_jax.data import decode, listing, specs
 from uld_jax.data.folder import Folder
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
@@ -118,7 +118,7 @@ def test_csv_without_points_and_without_visibility(tmp_path):
         ("file,x0,y0\nb/2.png,3,4\na.jpg,120.5,2\n", r"line 3: point 0 at \(120.5, 2\) lies far outside .* 60 x 20"),
         ("file,x0,y0\na.jpg,1,-20.5\nb/2.png,0,999\n", r"line 2: point 0 .* \(2 images affected\)"),
         ('file,x0,y0\n"a.jpg,1,2\n', "line 2: not valid csv"),
-        ("file,x0,y0\nbad.jpg,1,2\n", "bad.jpg cannot be read as JPEG or PNG .*another kind"),
+        ("file,x0,y0\nbad.jpg,1,2\n", "bad.jpg cannot be read as an image .*another kind"),
     ],
 )
 def test_bad_csv_is_one_sentence(tmp_path, csv, message):
@@ -192,16 +192,14 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"notes.txt is a file"):
         Folder(tmp_path / "notes.txt", "train", frame_size=16)
-    with pytest.raises(UserError, match=r"holds no JPEG or PNG"):
+    with pytest.raises(UserError, match=r"holds no images \(JPEG"):
         Folder(tmp_path, "train", frame_size=16)
 
 
 def test_unreadable_images_are_counted(tmp_path):
     photos(tmp_path)
     (tmp_path / "b" / "0.jpg").touch()
-    with pytest.raises(
-        UserError, match=r"0.jpg cannot be read as JPEG or PNG \(the file is empty\); mend or remove it$"
-    ):
+    with pytest.raises(UserError, match=r"0.jpg cannot be read as an image \(the file is empty\); mend or remove it$"):
         Folder(tmp_path, "train", frame_size=16)
     (tmp_path / "z.png").write_text("x")
     with pytest.raises(UserError, match=r"b/0.jpg .*; 2 files of 5 cannot be read"):
@@ -242,8 +240,8 @@ def test_buckets_are_read_through_epath(tmp_path, monkeypatch):
     # A bucket has no `open`; with it taken away, a plain folder is read the same way.
     photos(tmp_path, SIZES | {".hidden/x.jpg": (4, 4)})
     local = Folder(tmp_path, "train", frame_size=16)
-    monkeypatch.setattr(decode, "is_local", lambda path: False)
-    for module in (decode, folder):
+    for module in (decode, listing):
+        monkeypatch.setattr(module, "is_local", lambda path: False)
         monkeypatch.setattr(module, "open", None, raising=False)
     remote = Folder(tmp_path, "train", frame_size=16)
     assert (remote.names, remote.fingerprint) == (local.names, local.fingerprint)

@@ -4,7 +4,8 @@ open_source(name, split, ...)     one split on the host: images, landmarks, size
 make_reader(source, mesh, B)      its images as training batches
 """
 
-from uld_jax.data.decode import decode_image, image_size, list_images
+from uld_jax.data.decode import decode_image, image_size
+from uld_jax.data.listing import list_images
 from uld_jax.data.pipeline import Order, StreamReader
 from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
 from uld_jax.data.specs import NO_SCHEME, DatasetSpec, Source, annotated, spec_of

@@ -2,74 +2,57 @@
 
 The geometry is exactly `ops.coordinates.frame_map`: a point of the upright file lies where that map says, to a fraction
 of a pixel, whichever decoder shortcut was taken.
+
+Pictures are opened by their content (`listing.kind_of`), by Pillow's decoder of that one format. Large photos take
+bounded memory: JPEG files are reduced while they are decoded, others in bands afterwards, all threads together stay
+within `MEMORY`, and a picture that would take more than `MOST_MEMORY` is refused. Pillow's own limits, which warn of
+attacks, are not asked.
 """
 
 import contextlib
 import io
 import os
 import struct
+import threading
+import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from uld_jax.data import listing, tones
+from uld_jax.data.listing import AbsentFile, BadFile, is_local
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+MOST_MEMORY = 900_000_000  # bytes that one picture may take while it is decoded
+MEMORY = 1_000_000_000  # bytes that all pictures being decoded may take together
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+_WHOLE = 1 << 24  # pixels up to which an image is converted at once
+_BAND = 1 << 21  # pixels of a larger one that are converted at a time
+_NAMED = 20  # files that are said to have several pages
+# Bytes a pixel, measured with Pillow 13: what the decoder needs, or else Pillow's pixels; what it takes to make RGB.
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12}
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+_TO_RGB_BYTES = {"RGB": 0, "L": 4, "P": 4, "1": 5, "CMYK": 4}
+_INVERTED = 0x0106, 0  # TIFF: PhotometricInterpretation, WhiteIsZero
+_COMPRESSION, _ROWS_PER_STRIP, _TILE_WIDTH, _DNG = 0x0103, 0x0116, 0x0142, 0xC612  # TIFF
 
 
-def list_images(folder) -> list[str]:
-    """JPEG and PNG files under `folder`, at any depth, as sorted paths relative to it with `/` between the parts.
-
-    Hidden files and folders (names that start with a dot) are left out. Raises UserError if there is no such folder.
-    """
-    folder = epath.Path(folder).expanduser()
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; give a folder of JPEG or PNG images")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a folder of JPEG or PNG images")
-    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
-    return sorted((n for n in found if n.lower().endswith(EXTENSIONS)), key=lambda name: name.split("/"))
-
-
-def is_local(path) -> bool:
-    """Whether a path lies in the machine's own file system, not in a bucket."""
-    return "://" not in os.fspath(path)
-
-
-def _walk_local(root: str) -> Iterator[str]:
-    seen = set()  # real folders, so that a link back up does not walk for ever
-    for at, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(at)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            if not file.startswith("."):
-                yield os.path.relpath(os.path.join(at, file), root).replace(os.sep, "/")
-
-
-def _walk_remote(folder: epath.Path) -> Iterator[str]:
-    root = os.fspath(folder).rstrip("/") + "/"
-    for at, folders, files in folder.walk():
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        for file in files:
-            if not file.startswith("."):
-                yield os.fspath(at / file).removeprefix(root)
+class FirstPageWarning(UserWarning):
+    """A file has several pages or frames, and the first is read."""
 
 
 def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Reads one image and fits it into the square frame.
 
-    The photo is turned upright by its EXIF tag first. Grey, palette, CMYK and 16-bit images become RGB; transparent
-    ones are laid on white. Shrinking is antialiased. The part that `fit='pad'` leaves empty repeats the image's border.
+    The photo is turned upright by its EXIF tag first. Grey, palette, CMYK and deep images become eight-bit RGB, grey
+    ones with their own black and white (see `tones`); transparent ones are laid on white; of several pages or frames
+    the first is read. Shrinking is antialiased. The part that `fit='pad'` leaves empty repeats the image's border.
 
     Args:
       file: path (`str` or path object, also `gs://`), or the encoded bytes.
@@ -80,20 +63,20 @@ def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, n
       frame [F,F,3] uint8; map [4] float64 from the upright file to the frame; (height, width) of the upright file.
 
     Raises:
-      UserError: not a readable JPEG or PNG; the sentence names the path if there is one.
+      BadFile: no readable picture, or one too large to decode; the sentence names the path if there is one.
 
     >>> out = io.BytesIO(); Image.new('L', (200, 100)).save(out, 'PNG')
     >>> frame, fmap, size = decode_image(out.getvalue(), 50)
     >>> frame.shape, fmap.tolist(), size
     ((50, 50, 3), [0.25, 0.25, -0.375, 12.125], (100, 200))
     """
-    with _opened(file) as image:
-        turn = orientation(image)
-        height, width = image.height, image.width
+    with _opened(file) as opened:
+        turn = orientation(opened.image)
+        height, width = opened.image.height, opened.image.width
         # The frame is square and every fit is centred, so turning the frame equals turning the file, and costs less.
         raw_map = coordinates.frame_map((height, width), (frame_size, frame_size), fit)
-        shrunk, scale = _shrink_while_decoding(image, raw_map[:2])
-        frame = _resample(to_rgb(image), shrunk, raw_map, scale, frame_size)
+        image, shrunk, scale = _read(opened, raw_map[:2])
+        frame = _resample(image, shrunk, raw_map, scale, frame_size)
     size = (width, height) if turn in _TURNED else (height, width)
     fmap = coordinates.frame_map(size, (frame_size, frame_size), fit)
     return turn_upright(frame, turn), fmap, size
@@ -106,29 +89,66 @@ def fit_array(pixels: np.ndarray, frame_size: int, fit: str = "pad") -> tuple[np
     return _resample(Image.fromarray(np.ascontiguousarray(pixels)), wh, fmap, fmap[:2], frame_size), fmap
 
 
-def decode_picture(file, longest: int = 1024) -> np.ndarray:
+def decode_picture(file, longest: int = 1024, as_is: bool = False) -> np.ndarray:
     """Reads one image to be looked at: upright, RGB, in its own proportions, [h,w,3] uint8.
 
     Images whose longer side exceeds `longest` pixels are shrunk to that. Points of the file lie where
-    `ops.coordinates.rescale_points` puts them. Raises UserError as `decode_image` does.
+    `ops.coordinates.rescale_points` puts them. `as_is` keeps the values of grey ones, as masks need it.
+    Raises BadFile as `decode_image` does.
     """
-    with _opened(file) as image:
-        turn = orientation(image)
-        wh = np.array(image.size)
+    with _opened(file) as opened:
+        turn = orientation(opened.image)
+        wh = np.array(opened.image.size)
         small = np.maximum(np.round(wh * min(1.0, longest / wh.max())), 1).astype(int)
-        shrunk, _ = _shrink_while_decoding(image, small / wh)
-        rgb = to_rgb(image)
-        if small.tolist() != wh.tolist():
-            box = (0, 0, *shrunk.tolist())
+        rgb, shrunk, _ = _read(opened, small / wh, as_is)
+        if small.tolist() != list(rgb.size) or shrunk.tolist() != list(rgb.size):
+            box = (0, 0, *np.minimum(shrunk, rgb.size).tolist())
             rgb = rgb.resize(tuple(small.tolist()), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
         return turn_upright(np.asarray(rgb), turn)
 
 
+class Header(NamedTuple):
+    """What is known of a picture without decoding it.
+
+    Attributes:
+      size: (height, width) of the upright picture.
+      file_bytes: length of the file.
+      start: its first 4096 bytes.
+    """
+
+    size: tuple[int, int]
+    file_bytes: int
+    start: bytes
+
+
+def header(file) -> Header:
+    """Reads the header of one image and checks that it can be decoded in bounded memory. Raises BadFile if not."""
+    with _opened(file) as opened:
+        image, handle = opened.image, opened.handle
+        size = (image.height, image.width) if orientation(image) not in _TURNED else (image.width, image.height)
+        where = handle.tell()
+        total = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
+        start = handle.read(4096)
+        handle.seek(where)
+        _shrink_while_decoding(image, np.zeros(2))
+        _memory_needed(opened)
+    return Header(size, total, start)
+
+
 def image_size(file) -> tuple[int, int]:
-    """(height, width) of the upright image, from the header alone. Raises UserError as `decode_image` does."""
-    with _opened(file) as image:
-        size = image.height, image.width
-        return size[::-1] if orientation(image) in _TURNED else size
+    """(height, width) of the upright image, from the header alone. Raises BadFile as `decode_image` does."""
+    return header(file).size
+
+
+def check(file) -> BadFile | None:
+    """Decodes one image, as small as its decoder can, to see whether it is whole: the error if not."""
+    try:
+        with _opened(file) as opened:
+            _read(opened, np.zeros(2))
+    except BadFile as error:
+        return error
+    return None
 
 
 # Whatever PIL throws at a damaged file; damaged headers reach far into its parsers.
@@ -146,43 +166,220 @@ _BROKEN = (
 )
 
 
+class _Room:
+    """Memory that threads take turns to use: whoever asks for much is waited for by those who come later."""
+
+    def __init__(self, most: int):
+        self._most = self._left = most
+        self._changed, self._queue = threading.Condition(), threading.Lock()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int):
+        amount = min(amount, self._most)
+        with self._queue, self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
+
+
+_ROOM = _Room(MEMORY)
+
+
+class _Opened(NamedTuple):
+    """An image that is not loaded yet."""
+
+    image: Image.Image
+    handle: io.BufferedIOBase
+    name: str  # for messages
+    size: tuple[int, int]  # (width, height) of the whole file, however it is reduced
+    deep: bool  # more than eight bits a channel
+
+    @property
+    def kind(self) -> str:
+        return self.image.format
+
+
 @contextlib.contextmanager
-def _opened(file) -> Iterator[Image.Image]:
-    """A lazily opened image of a path or of bytes; whatever goes wrong inside becomes one UserError."""
+def _opened(file) -> Iterator[_Opened]:
+    """A lazily opened image of a path or of bytes; whatever goes wrong inside becomes one BadFile."""
     raw = isinstance(file, bytes | bytearray | memoryview)
     name = "the image" if raw else os.fspath(file)
-    handle = None
+    handle = image = None
     try:
         if raw:
             handle = io.BytesIO(file)
         elif is_local(file):
-            handle = open(file, "rb")  # noqa: SIM115 (closed below, on every way out)
+            handle = listing.open_local(file)
         else:
             handle = io.BytesIO(epath.Path(file).read_bytes())
-        with Image.open(handle, formats=("JPEG", "PNG")) as image:
-            if not image.width or not image.height:
-                raise ValueError("its width or height is zero")
-            yield image
+        start = handle.read(64)
+        if why := listing.why_other(name, start):
+            raise BadFile(name, why)
+        handle.seek(0)
+        image = _factory(name, start)(handle, "" if raw or not is_local(file) else name)
+        if not image.width or not image.height:
+            raise ValueError("its width or height is zero")
+        if image.format == "TIFF" and _DNG in image.tag_v2:
+            raise BadFile(name, "it is a camera raw file; develop it to JPEG or TIFF")
+        yield _Opened(image, handle, name, image.size, any(";16" in str(tile) for tile in image.tile))
     except UserError:
         raise
+    except FileNotFoundError as e:
+        raise AbsentFile(name, _reason(e)) from None
     except _BROKEN as e:
-        empty = handle is not None and not handle.closed and not handle.seek(0, os.SEEK_END)
-        raise _unreadable(name, "the file is empty" if empty else e) from None
+        raise BadFile(name, _reason(e)) from None
     finally:
+        if image is not None:
+            image.close()
         if handle is not None:
             handle.close()
 
 
-def _unreadable(name, reason) -> UserError:
-    if isinstance(reason, Image.UnidentifiedImageError):
-        reason = "its content is of another kind"
-    elif isinstance(reason, OSError) and reason.strerror:
-        reason = reason.strerror.lower()
-    return UserError(f"{name} cannot be read as JPEG or PNG ({str(reason).rstrip('.')}); mend or remove it")
+def _factory(name, start):
+    """Pillow's class for the format of a picture, which opens the file without asking how large it is."""
+    kind = listing.kind_of(start)
+    if kind == "HEIF" and kind not in Image.OPEN:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise BadFile(name, "it is HEIC, which the package pillow-heif reads; pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+    if kind == "WEBP":  # its decoder takes memory for all pixels as soon as it is opened
+        width, height = _webp_size(start)
+        _refuse_large(name, kind, (width, height), width * height * _DECODER_BYTES[kind])
+    if kind not in Image.OPEN:
+        Image.init()
+    if kind not in Image.OPEN:
+        raise BadFile(name, f"this version of Pillow reads no {kind}; pip install --upgrade pillow")
+    return Image.OPEN[kind][0]
+
+
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """(width, height) as the first bytes of a WebP file tell it; (1, 1) if they are damaged, which the decoder says."""
+    chunk = start[12:16]
+    if chunk == b"VP8 " and len(start) >= 30:
+        width, height = struct.unpack("<HH", start[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    if chunk == b"VP8X" and len(start) >= 30:
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if chunk == b"VP8L" and len(start) >= 25:
+        bits = int.from_bytes(start[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return 1, 1
+
+
+def _reason(error) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return (str(error) or type(error).__name__).replace("\n", " ").rstrip(".")
+
+
+_said: set[str] = set()
+
+
+def _say_first_page(opened) -> None:
+    """Warns, once a file, of pages or frames that nobody will see. Photos beside others in MPO or HEIC are no pages."""
+    image, name = opened.image, opened.name
+    if image.format not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF") or not getattr(image, "is_animated", False):
+        return
+    if name in _said or len(_said) > _NAMED:
+        return
+    _said.add(name)
+    what = f"{name} has several {'pages' if image.format == 'TIFF' else 'frames'}; the first is read"
+    if len(_said) > _NAMED:
+        what = "there are more files with several pages or frames; of each the first is read"
+    warnings.warn(what, FirstPageWarning, stacklevel=3)
+
+
+def _read(opened: _Opened, scale, as_is: bool = False) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Decodes an image as eight-bit RGB, at least twice as fine as the frame map's `scale` [2] asks.
+
+    Returns the image, (width, height) of the whole in its pixels (not rounded), and the scale that is left.
+    """
+    image = opened.image
+    _say_first_page(opened)
+    shrunk, left = _shrink_while_decoding(image, scale)
+    with _ROOM.taken(_memory_needed(opened)):
+        if image.format == "TIFF" and image.width * image.height > _WHOLE:
+            # Else Pillow makes it, and warns of an attack from 89 million pixels on.
+            image.im = Image.core.new(image.mode, getattr(image, "_tile_size", image.size))
+        image.load()
+        _refuse_dark(opened)
+        found = tones.of_image(image) if not as_is or image.mode in tones.DEEP else None
+        inverted = image.format == "TIFF" and image.tag_v2.get(_INVERTED[0]) == _INVERTED[1]
+        factor = np.clip(np.floor(0.5 / np.maximum(left, 1e-9)), 1, image.size).astype(int)
+        if image.width * image.height <= _WHOLE or factor.max() == 1:
+            return to_rgb(image, found, inverted), shrunk, left
+        small = _in_bands(image, factor, lambda band: to_rgb(band, found, inverted))
+        image.close()
+        return small, shrunk / factor, left * factor
+
+
+def _in_bands(image, factor, convert) -> Image.Image:
+    """An image reduced by whole numbers (x, y), the mean of each cell, converted some rows at a time."""
+    fx, fy = (int(f) for f in factor)
+    out = Image.new("RGB", (-(-image.width // fx), -(-image.height // fy)))
+    rows = max(_BAND // image.width // fy, 1) * fy
+    for top in range(0, image.height, rows):
+        band = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+        out.paste(band.reduce((fx, fy)), (0, top // fy))
+    return out
+
+
+def _memory_needed(opened: _Opened) -> int:
+    """Bytes that decoding takes at most, at the size that the decoder was told to reduce to.
+
+    Raises BadFile if they are more than `MOST_MEMORY`.
+    """
+    image = opened.image
+    pixels = image.width * image.height
+    need = pixels * (_DECODER_BYTES.get(image.format) or _BYTES.get(image.mode, 4))
+    need += min(pixels, _WHOLE if pixels <= _WHOLE else _BAND) * _TO_RGB_BYTES.get(image.mode, 16)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        if tags.get(_COMPRESSION, 1) != 1 and _TILE_WIDTH not in tags:  # strips are decoded whole
+            need += image.width * min(tags.get(_ROWS_PER_STRIP, image.height), image.height) * 4
+        need += pixels * _BYTES.get(image.mode, 4) if tags.get(_ORIENTATION, 1) != 1 else 0  # turned by a copy
+    if image.info.get("progressive"):  # all coefficients are held at once, at full size
+        areas = [h * v for _, h, v, _ in image.layer]
+        need += int(2 * opened.size[0] * opened.size[1] * sum(areas) / max(areas))
+    _refuse_large(opened.name, image.format, opened.size, need)
+    return need
+
+
+def _refuse_large(name, kind, size, need) -> None:
+    if need > MOST_MEMORY:
+        raise BadFile(
+            name,
+            f"its {size[0]} x {size[1]} pixels take {need / 1e6:.0f} MB to decode from {kind}, reduced as far as its "
+            f"decoder can, and the limit is {MOST_MEMORY / 1e6:.0f} MB; make it smaller, or save it as baseline JPEG",
+        )
+
+
+def _refuse_dark(opened: _Opened) -> None:
+    """Pillow keeps the upper eight bits of deep colour; of 12-bit values in 16 bits nearly nothing is left."""
+    if opened.deep and opened.image.mode in ("RGB", "RGBA", "LA", "CMYK"):
+        sample = opened.image.resize((256, 256), Image.Resampling.NEAREST).convert("RGB")
+        highest = max(high for _, high in sample.getextrema())
+        if highest < 64:
+            raise BadFile(
+                opened.name,
+                f"it has 16 bits a channel and uses only {highest * 256 + 255} of 65535 values; save it with 8 bits",
+            )
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 of an opened image; 1 where the tag is absent or damaged."""
+    """EXIF orientation 1 to 8 of an opened image; 1 where the tag is absent or damaged.
+
+    Of TIFF always 1: Pillow turns these itself.
+    """
+    if image.format == "TIFF":
+        return 1
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:  # a damaged tag block; the pixels may be perfect all the same
@@ -200,19 +397,18 @@ def turn_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB; transparent ones on white, 16-bit ones by their upper eight bits."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        # A PNG of more than eight bits has sixteen, whether PIL opens it as I;16 or as I.
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+def to_rgb(image: Image.Image, found: tones.Tones | None = None, inverted: bool = False) -> Image.Image:
+    """Any PIL image as eight-bit RGB; transparent ones on white, grey ones with the tones given (`tones.of_image`)."""
+    deep = image.mode in tones.DEEP
+    if not deep and image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("L", "LA") else "RGBA")
+    elif not deep and image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    image = tones.applied(image, found, inverted)
+    if image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _shrink_while_decoding(image, scale):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from uld_jax.data import decode
+from uld_jax.data import decode, listing
 from uld_jax.data.names import Lookup
 from uld_jax.data.specs import NO_SCHEME, Source, decode_threads, fingerprint_of, set_sides, spec_of
 from uld_jax.errors import UserError
@@ -82,9 +82,9 @@ class Folder(Source):
             note = read_annotation(table)
             _check_same_landmarks(self._root, table, note)
         else:
-            names = decode.list_images(self._root)
+            names = listing.list_images(self._root)
             if not names:
-                raise UserError(f"{self._root} holds no JPEG or PNG images; give another data_dir")
+                raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another data_dir")
             note = Annotation(names, [], None, None, {})
         self.names, self.columns = note.names, note.columns
         if splits:
@@ -147,19 +147,12 @@ class _Head(NamedTuple):
 def _head(path) -> "_Head | UserError | None":
     """Size of an image file; None if absent, the error if unreadable."""
     try:
-        if decode.is_local(path):
-            with open(path, "rb") as f:
-                start = f.read(4096)
-                total = f.seek(0, os.SEEK_END)
-            return _Head(decode.image_size(path), total, zlib.crc32(start))
-        data = epath.Path(path).read_bytes()
-        return _Head(decode.image_size(data), len(data), zlib.crc32(data[:4096]))
-    except FileNotFoundError:
+        found = decode.header(path)
+        return _Head(found.size, found.file_bytes, zlib.crc32(found.start))
+    except listing.AbsentFile:
         return None
     except UserError as e:
         return e
-    except OSError as e:
-        return UserError(f"{path} cannot be read ({e.strerror}); mend or remove it")
 
 
 def existing_folder(data_dir) -> epath.Path:
@@ -170,11 +163,11 @@ def existing_folder(data_dir) -> epath.Path:
         )
     folder = epath.Path(data_dir).expanduser()
     if not folder.exists():
-        raise UserError(f"data_dir {folder} does not exist; give a folder of JPEG or PNG images")
+        raise UserError(f"data_dir {folder} does not exist; give a folder of images")
     if not folder.is_dir():
         raise UserError(f"data_dir {folder} is a file; give the folder that holds the images")
     if next(iter(folder.iterdir()), None) is None:
-        raise UserError(f"data_dir {folder} is empty; put JPEG or PNG images into it, or give another folder")
+        raise UserError(f"data_dir {folder} is empty; put images into it, or give another folder")
     return folder
 
 

@@ -146,7 +146,7 @@ def _mask(source, row) -> np.ndarray:
     path = os.path.join(source.data_dir, name)
     try:
         size = decode.image_size(path)
-        pixels = decode.decode_picture(path, longest=max(size))  # its longest side, so it is not shrunk
+        pixels = decode.decode_picture(path, longest=max(size), as_is=True)  # not shrunk
     except UserError as e:
         raise UserError(f"{place}: {e}") from None
     height, width = source.file_sizes[row]
