@@ -43,6 +43,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
     reader, state = evaluate.open_data(config, mesh).train_reader, None
     for name in config.stages:
         spec = config_lib.stage(config, name)
+        reader = reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
         state = loop.Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
     method = spec.method
@@ -79,7 +80,8 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
     mesh = sharding.make_mesh()
     reader, state = evaluate.open_data(config, mesh).train_reader, None
     for stage in config.stages:
-        method = config_lib.stage(config, stage).method
+        spec = config_lib.stage(config, stage)
+        method, reader = spec.method, reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, method.frozen())
         state = loop.Start(method, reader, mesh, frozen, jax.random.key(0)).state(state)
         rounds = Rounds(method, reader, mesh)

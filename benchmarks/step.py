@@ -44,8 +44,11 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     """One row. A stage of zero steps is timed by its `observe`, on a batch."""
     config = load(name, preset, changes)
     config.dtype = dtype
-    config.batch_size = batch_size or config.batch_size
-    config.data.rows = (config.batch_size, config.batch_size)  # a step does not care how many images there are
+    size = batch_size or config_lib.batch_of(config, stage)
+    config.batch_size = size
+    for each in config.stages:
+        config[each].batch_size = 0
+    config.data.rows = (size, size)  # a step does not care how many images there are
     mesh = sharding.make_mesh()
     data, state = evaluate.open_data(config, mesh), None
     reader = data.train_reader
@@ -75,8 +78,8 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
         "what": what,
         "preset": preset,
         "dtype": dtype,
-        "batch": config.batch_size,
-        "images/s": config.batch_size / timing.median,
+        "batch": size,
+        "images/s": size / timing.median,
         "ms": 1e3 * timing.median,
         "ms 10%": 1e3 * timing.low,
         "ms 90%": 1e3 * timing.high,

@@ -48,6 +48,9 @@ def stage(method: str, steps: int, **changes) -> ConfigDict:
         del section.backbone_kwargs
         section.backbone_kwargs = kwargs
     section.method, section.steps = method, steps
+    section.batch_size = 0  # images a step; 0: config.batch_size
+    if config_lib.takes("methods", method, "accumulate_steps"):
+        section.accumulate_steps = 0  # pieces of a batch; 0: config.accumulate_steps
     return section
 
 
@@ -73,7 +76,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data.partner = False  # whether batches carry a second, random image
     config.data.rows = (2000, 500)  # synthetic images: train, test
 
-    config.batch_size = 32
+    config.batch_size = 32  # images a step, of every stage that sets none of its own (config.STAGE.batch_size)
     config.accumulate_steps = 1  # pieces of a batch that are computed one after the other, to save memory
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 

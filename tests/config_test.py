@@ -85,6 +85,24 @@ def test_stages_are_built_with_what_they_share():
     assert config_lib.stage(config, "detector").method.k == 6
 
 
+def test_a_stage_sees_its_own_batch_or_the_runs():
+    config = config_lib.load(SPEC, **{"detector.batch_size": 12})
+    assert [config_lib.stage(config, name).batch_size for name in config.stages] == [config.batch_size, 12]
+    with config.unlocked():
+        del config.detector["batch_size"]  # a config from before
+    assert config_lib.stage(config, "detector").batch_size == config.batch_size
+    with pytest.raises(UserError, match=r"config\.detector\.batch_size is -1; use 1 or more, or 0 for"):
+        config_lib.stage(config_lib.load(SPEC, **{"detector.batch_size": -1}), "detector")
+    config = config_lib.load(SPEC, **{"detector.batch_size": 12, "detector.accumulate_steps": 3})
+    assert config_lib.stage(config, "detector").method.accumulate_steps == 3
+    for changes, said in (
+        ({"accumulate_steps": 2, "detector.batch_size": 9}, r"config\.accumulate_steps is 2, .* batch of 9 of stage"),
+        ({"detector.accumulate_steps": 3}, r"config\.detector\.accumulate_steps is 3, .* batch of 8 of stage"),
+    ):
+        with pytest.raises(UserError, match=said):
+            config_lib.stage(config_lib.load(SPEC, **changes), "detector")
+
+
 def test_methods_can_be_hashed_and_compared():
     """`jax.jit` takes a method's bound functions, so that equal hyper-parameters must be one method."""
     for name in tiny.CONFIGS:

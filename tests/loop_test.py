@@ -15,7 +15,7 @@ from uld_jax import rounds as rounds_lib
 from uld_jax.errors import UserError
 
 SHORT = {"detector.steps": 4, "detector.round_every": 2, "eval_every": 3, "save_every": 2, "log_every": 1}
-SHORT |= {"eval.train_images": 20}
+SHORT |= {"eval.train_images": 20, "detector.batch_size": 4}
 
 
 def lines(workdir):
@@ -36,8 +36,8 @@ def final_hash(workdir):
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory):
-    """The workdir of a run, and in what order it did what."""
-    events = []
+    """The workdir of a run, in what order it did what, and how many images its steps saw."""
+    events, sizes = [], []
 
     def note(patch, owner, name, event, after=lambda result: result):
         original = getattr(owner, name)
@@ -53,6 +53,14 @@ def noted(tmp_path_factory):
             events.append("next")
             yield payload
 
+    def stepped(step):
+        def one(*args):
+            events.append("step")
+            sizes.append(len(args[3]["index"]))
+            return step(*args)
+
+        return one
+
     original = evaluate.open_data
     workdir = tmp_path_factory.mktemp("reference") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -60,17 +68,18 @@ def noted(tmp_path_factory):
         note(patch, checkpoint, "save_final", "final")
         note(patch, rounds_lib.Rounds, "run", "refresh")
         note(patch, evaluate, "in_training", "evaluate")
-        note(patch, loop, "compile_step", "compile", lambda step: lambda *a: (events.append("step"), step(*a))[1])
+        note(patch, loop, "compile_step", "compile", stepped)
 
         def open_data(config, mesh):
             data = original(config, mesh)
-            payloads = data.train_reader.payloads
-            patch.setattr(data.train_reader, "payloads", lambda *a, **k: counted(payloads(*a, **k)))
+            kind = type(data.train_reader)
+            payloads = kind.payloads
+            patch.setattr(kind, "payloads", lambda *a, **k: counted(payloads(*a, **k)))
             return data
 
         patch.setattr(evaluate, "open_data", open_data)
         loop.run(tiny.config(**SHORT), workdir)
-    return workdir, events
+    return workdir, events, sizes
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,7 @@ OTHERS = {
         "stage2.steps": 4,
         "stage2.merge_from": 1,
         "stage2.merge_every": 2,
+        "stage2.batch_size": 4,
     },
     "duld": {"bootstrap.steps": 1} | {f"{s}.{key}": v for s in LATER for key, v in (("steps", 2), ("round_every", 1))},
 }
@@ -196,6 +206,29 @@ def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(references, t
     assert final_hash(tmp_path) == want
     steps = [r["step"] for r in lines(tmp_path) if "loss" in r]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_stage_has_a_batch_of_its_own(noted):
+    assert tiny.config().batch_size == 8
+    assert noted[2] == 4 * [SHORT["detector.batch_size"]]
+
+
+@pytest.mark.slow
+def test_a_batch_of_a_stage_is_that_of_the_config(tmp_path, monkeypatch):
+    """The run whose stage says 4, in a config that says 8, is the one whose config says 4."""
+    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    short = {"imm.steps": 2, "eval_every": 0, "save_every": 0, "log_every": 1}
+    for name, size in (("whole", {"batch_size": 4}), ("stage", {"batch_size": 8, "imm.batch_size": 4})):
+        loop.run(tiny.config("imm", **short, **size), tmp_path / name)
+    assert final_hash(tmp_path / "stage") == final_hash(tmp_path / "whole")
+    assert loop.tree_hash(runs.load(tmp_path / "stage").state.params) == final_hash(tmp_path / "stage")
+
+
+def test_a_stage_whose_batch_does_not_divide_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "_rows_of", lambda *a: np.arange(1))
+    two = type("Mesh", (), {"size": 2})()
+    with pytest.raises(UserError, match=r"config\.imm\.batch_size 3 does not divide over 2 devices; use a mul"):
+        loop.check(tiny.config("imm", **{"imm.batch_size": 3}), tmp_path, two)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """From a config file to stages: reading, checking, building.
 
 A config is a locked `ml_collections.ConfigDict`. `config.stages` names its stages in order; `config.<stage>` holds
-`method` (module and class below `uld_jax.methods`), `steps`, and that method's hyper-parameters by name. Values that
-all stages share (`k`, `frame_size`, `dtype`, `weights`, ...) are handed to every method that has a field of that name.
+`method` (module and class below `uld_jax.methods`), `steps`, `batch_size` and, where the method can, `accumulate_steps`
+(0 for the config's), and that method's hyper-parameters by name. Values that all stages share (`k`, `frame_size`,
+`dtype`, `weights`, ...) are handed to every method that has a field of that name.
 """
 
 import ast
@@ -30,10 +31,11 @@ class UnknownArgument(UserError):
 
 
 class StageSpec(NamedTuple):
-    """A stage, built."""
+    """A stage, built; `batch_size` images a step, of all devices together."""
 
     name: str
     steps: int
+    batch_size: int
     method: Method
 
 
@@ -132,6 +134,8 @@ def stage(config: Config, name: str) -> StageSpec:
     steps, path = int(values.pop("steps")), values.pop("method")
     if steps < 0:
         raise UserError(f"config.{name}.steps is {steps}; use 0 or more")
+    batch_size = batch_of(config, name)
+    values.pop("batch_size", None)
     cls = find_class("uld_jax.methods", path, f"config.{name}.method")
     fields = {f.name for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - fields):
@@ -149,17 +153,45 @@ def stage(config: Config, name: str) -> StageSpec:
         "k": config.k,
         "frame_size": config.data.frame_size,
         "dtype": config.dtype,
-        "accumulate_steps": config.accumulate_steps,
         "steps": steps,
         "weights": dict(config.get("weights", {})),  # runs from before there were any have no such key
     }
+    if "accumulate_steps" in fields:
+        values["accumulate_steps"] = _pieces(config, name, batch_size)
     values = {k: v for k, v in shared.items() if k in fields} | values
     method = cls(**{k: _hashable(v) for k, v in values.items()})
     if steps and not getattr(method, "trainable", True):
         raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
     if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):
         raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")
-    return StageSpec(name, steps, method)
+    return StageSpec(name, steps, batch_size, method)
+
+
+def batch_of(config: Config, name: str) -> int:
+    """Images that a step of the stage `name` sees, of all devices together.
+
+    Raises UserError for a number that no stage can use.
+    """
+    own = int(config[name].get("batch_size", 0))  # runs from before have no such key
+    if own < 0:
+        raise UserError(f"config.{name}.batch_size is {own}; use 1 or more, or 0 for config.batch_size")
+    return own or config.batch_size
+
+
+def _pieces(config: Config, name: str, batch_size: int) -> int:
+    """How many pieces a stage that can computes its batch in.
+
+    Raises UserError for a number that does not divide the batch.
+    """
+    own = int(config[name].get("accumulate_steps", 0))
+    pieces = own or config.accumulate_steps
+    if pieces < 0 or batch_size % pieces:
+        key = f"{name}." if own else ""
+        raise UserError(
+            f"config.{key}accumulate_steps is {pieces}, which does not cut the batch of {batch_size} of stage {name} "
+            "into equal pieces; use a divisor"
+        )
+    return pieces
 
 
 def defaults(package: str, path: str) -> Config:
@@ -174,6 +206,11 @@ def defaults(package: str, path: str) -> Config:
     return Config(
         {f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED}
     )
+
+
+def takes(package: str, path: str, name: str) -> bool:
+    """Whether `module.Class` below `uld_jax.<package>` has the hyper-parameter `name`."""
+    return name in {f.name for f in dataclasses.fields(find_class(f"uld_jax.{package}", path, "method"))}
 
 
 def _hashable(value):

@@ -86,6 +86,8 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     _check_numbers(config)
     sharding.local_rows(mesh, config.batch_size)  # raises at once if the batch does not divide
     stages = [config_lib.stage(config, name) for name in config.stages]
+    for stage in stages:
+        _check_divides(mesh, config, stage)
     chunks = [_chunk(config, stage) for stage in stages]
     workdir_lib.claim(workdir, _absolute(config), write=False)
     return stages, chunks
@@ -113,7 +115,6 @@ class _Run:
 
     def __init__(self, config, workdir, mesh, data, stop, profile):
         self.config, self.workdir, self.mesh, self.data, self.stop = config, workdir, mesh, data, stop
-        self.reader = data.train_reader
         self.trace = _Trace(workdir / "profile", profile)
         self.metrics = None
         self.previous = None  # where the first stage starts from
@@ -130,10 +131,11 @@ class _Run:
             if asked := stage.method.known:
                 frozen = frozen | {"rows": regions.tables(self.data.train, asked)}
             frozen = sharding.put_replicated(self.mesh, frozen)
-            start = Start(stage.method, self.reader, self.mesh, frozen, self._key(i, 0))
+            reader = self.data.train_reader.of_batch(stage.batch_size)
+            start = Start(stage.method, reader, self.mesh, frozen, self._key(i, 0))
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
-            prepared.append(_Prepared(chunk, frozen, tree_hash(frozen), start, template, cache))
+            prepared.append(_Prepared(reader, chunk, frozen, tree_hash(frozen), start, template, cache))
         return prepared
 
     def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
@@ -157,7 +159,7 @@ class _Run:
         return Found(stages[-1].method, state, prepared[-1].frozen, report)
 
     def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
-        config, method, frozen, chunk = self.config, stage.method, ready.frozen, ready.chunk
+        config, method, reader, frozen, chunk = self.config, stage.method, ready.reader, ready.frozen, ready.chunk
         keeper = checkpoint.Keeper(self.workdir, stage.name, keep_last=config.keep_last, keep_every=config.keep_every)
         saved = keeper.latest()
         if saved is None:
@@ -175,13 +177,13 @@ class _Run:
             "data": self.data.train.fingerprint,
         }
 
-        rounds = Rounds(method, self.reader, self.mesh, self.stop.check, ready.cache)
+        rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache)
         predictor = evaluate.Predictor(method, self.mesh)
-        advance = compile_step(method, self.reader, self.mesh, chunk)
-        payloads = self.reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
+        advance = compile_step(method, reader, self.mesh, chunk)
+        payloads = reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
         pass_key = self._key(number, 1)
         step_key = sharding.put_key(self.mesh, self._key(number, 2))
-        progress = Progress(stage.name, stage.steps, step, config.batch_size)
+        progress = Progress(stage.name, stage.steps, step, stage.batch_size)
 
         while True:
             stopping = self.stop.agreed(step % config.log_every == 0)
@@ -199,7 +201,7 @@ class _Run:
             if count := method.passes(step):
                 progress.pause()
                 if method.observes:
-                    progress.note(f"{count} pass(es) over {self.reader.rows} images")
+                    progress.note(f"{count} pass(es) over {reader.rows} images")
                 try:
                     state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
                 except _Interrupted:
@@ -225,7 +227,7 @@ class _Run:
             self.trace.at(offset + step, chunk)
             payload = next(payloads)
             with jax.transfer_guard("disallow"):
-                state, values = advance(state, frozen, self.reader.store, payload, step_key)
+                state, values = advance(state, frozen, reader.store, payload, step_key)
             step += chunk
             progress.advance(chunk)
             if _due(step, config.log_every):
@@ -297,8 +299,8 @@ class _Run:
                 "versions": {"uld_jax": uld_jax.__version__, "python": platform.python_version()} | _versions(),
                 "devices": {"count": len(devices), "kind": devices[0].device_kind, "processes": jax.process_count()},
                 "data_fingerprint": self.data.train.fingerprint,
-                "rows": self.reader.rows,
-                "reader": type(self.reader).__name__,
+                "rows": self.data.train_reader.rows,
+                "reader": type(self.data.train_reader).__name__,
                 "seed": self.config.seed,
                 "frozen_sha256": {s.name: p.frozen_hash for s, p in zip(stages, prepared, strict=True)},
                 "stages": [s.name for s in stages],
@@ -333,11 +335,13 @@ class Start:
 
 
 class _Prepared(NamedTuple):
-    """What a stage needs besides the state of the one before; `chunk` is its steps in one program.
+    """What a stage needs besides the state of the one before.
 
-    `cache` holds its backbone's maps, or is None.
+    `reader` gives batches of its size, `chunk` is its steps in one program; `cache` holds its backbone's maps, or is
+    None.
     """
 
+    reader: Any
     chunk: int
     frozen: Any
     frozen_hash: str
@@ -401,6 +405,14 @@ def _check_numbers(config: Config) -> None:
         )
     if config.dtype not in ("float32", "bfloat16", "float64"):
         raise UserError(f"dtype is {config.dtype!r}; use float32 or bfloat16 (float64 needs JAX_ENABLE_X64=1)")
+
+
+def _check_divides(mesh, config: Config, stage: StageSpec) -> None:
+    """Raises UserError where a stage's own batch does not divide over the devices."""
+    try:
+        sharding.local_rows(mesh, stage.batch_size)
+    except UserError as error:
+        raise UserError(f"config.{stage.name}.{error}") from error
 
 
 def _due(step: int, every: int) -> bool:

@@ -67,12 +67,13 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
     """The stage of an origin, its frozen weights, and the shapes of its state, found by tracing alone."""
     config = Config(origin["config"])
     side = config.data.frame_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.uint8),
-        "index": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
-    }
-    if config.data.partner:
-        batch |= {"image2": batch["image"], "index2": batch["index"]}
+
+    def batch(size):
+        image = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
+        index = jax.ShapeDtypeStruct((size,), np.int32)
+        second = {"image2": image, "index2": index} if config.data.partner else {}
+        return {"image": image, "index": index} | second
+
     state = shapes(origin["init_from"])[2] if origin["init_from"] else None
     for name in config.stages:
         stage = config_lib.stage(config, name)
@@ -82,7 +83,7 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
         def init(batch, frozen, previous, method=stage.method):
             return method.init(jax.random.key(0), batch, frozen, previous, origin["rows"])
 
-        state = jax.eval_shape(init, batch, frozen, state)
+        state = jax.eval_shape(init, batch(stage.batch_size), frozen, state)
         if name == origin["stage"]:
             return stage.method, frozen, state
     raise UserError(f"the run's record names a stage {origin['stage']!r} that its config does not have")

@@ -263,7 +263,7 @@ def _check(every: Sequence[Cell], workdir, mesh) -> None:
             first = config.init_from
             if first and first not in origins:
                 origins[first] = runs.load(first, mesh).origin
-            what = (data, first, config.batch_size, tuple(stages))
+            what = (data, first, tuple(stages))
             if what not in traced:
                 origin = {"stage": stages[-1].name, "config": config.to_dict(), "rows": rows[data]}
                 runs.shapes(origin | {"init_from": origins.get(first)})

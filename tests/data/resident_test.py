@@ -49,6 +49,15 @@ def check_readers_agree(mesh):
     check_equal(*[fetched(r, r.payloads(4, seed=6), 5) for r in readers])
     check_equal(*[fetched(r, r.ordered()) for r in readers])
     check_equal(*[fetched(r, r.ordered(mesh.size)) for r in readers])
+    # another batch size: the samples of the run in other pieces, of images that stay where they are
+    for r in readers:
+        other = r.of_batch(mesh.size)
+        assert (other.batch_size, r.batch_size, other.store is r.store) == (mesh.size, batch, True)
+        whole = [fetched(x, x.payloads(0, seed=6), count)[-1] for x, count in ((r, 1), (other, 2))]
+        check_equal([jax.tree.map(lambda x: x[mesh.size :], whole[0])], whole[1:])
+        if mesh.size > 1:
+            with pytest.raises(UserError, match="does not divide"):
+                r.of_batch(mesh.size + 1)
     # chunks: the same batches, stacked; compare one by one
     single = fetched(readers[1], readers[1].payloads(4, seed=6), 4)
     for r in readers:

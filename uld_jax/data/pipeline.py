@@ -4,6 +4,7 @@ A reader has one interface, whichever way it works:
 
   rows                                  N
   store                                 pytree of device arrays that the step is given ({} when streaming)
+  of_batch(batch_size)                  the same reader with batches of another size; both share their images
   payloads(first_step, seed, chunk)     endless iterator of what one step is given besides, from any step on
   ordered(batch_size, rows)             every row once, in batches; padding has index N and a black image
   fetch(store, payload) -> Batch        traced inside the jitted step
@@ -13,6 +14,7 @@ between a run and its resumption. A reader takes images and row numbers from its
 """
 
 import collections
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
@@ -135,6 +137,10 @@ class StreamReader:
         self._source, self._mesh, self._workers, self._partner = source, mesh, workers, partner
         self.batch_size, self.rows, self.store = batch_size, len(source), {}
 
+    def of_batch(self, batch_size: int) -> "StreamReader":
+        """The same images in batches of another size. Raises UserError when it does not divide over the devices."""
+        return of_batch(self, self._mesh, batch_size)
+
     def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
         """Batches from `first_step` on, without end: image [B,F,F,3] uint8, index [B] int32, split over `data`.
 
@@ -179,6 +185,17 @@ class StreamReader:
             data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
             data = data.batch(per_step * chunk)
         return ahead_of(put(self._mesh, batch, chunk) for batch in _closing(iter(data)))
+
+
+def of_batch(reader, mesh, batch_size: int):
+    """A reader's copy with batches of another size, which shares all it holds.
+
+    Raises UserError when they do not divide over the devices.
+    """
+    sharding.local_rows(mesh, batch_size)
+    other = copy.copy(reader)
+    other.batch_size = batch_size
+    return other
 
 
 class _Examples:

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
-from uld_jax.data.pipeline import OnePass, Order, ahead_of, put
+from uld_jax.data.pipeline import OnePass, Order, ahead_of, of_batch, put
 from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 
@@ -53,6 +53,10 @@ class ResidentReader:
         self.batch_size, self.rows = batch_size, len(source)
         self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
+
+    def of_batch(self, batch_size: int) -> "ResidentReader":
+        """The same store in batches of another size. Raises UserError when it does not divide over the devices."""
+        return of_batch(self, self._mesh, batch_size)
 
     def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
         """Row numbers from `first_step` on, without end: index [B] int32 (and index2), or [S,B] with chunk = S > 1."""
