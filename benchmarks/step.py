@@ -24,14 +24,15 @@ from uld_jax import config as config_lib
 from uld_jax import evaluate, loop, sharding
 from uld_jax.rounds import Rounds
 
-# What a detector starts from does not change its step; from scratch it needs no weights and no earlier stages.
-ARGUMENTS = {"cgb": ",init=scratch"}
+# What a detector starts from does not change its step; these need no weights, and CGB no earlier stages.
+ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
+CHANGES = {"self_training": ["--config.keypoints.detector=corners"]}
 
 
 def load(name: str, preset: str, changes=()):
     """A config on the synthetic images; `changes` as on the command line, --config.KEY=VALUE."""
     spec = config_lib.resolve(f"{name}:dataset=synthetic,preset={preset}{ARGUMENTS.get(name, '')}")
-    return config_lib.parse_flags(["step", f"--config={spec}", *changes])
+    return config_lib.parse_flags(["step", f"--config={spec}", *CHANGES.get(name, ()), *changes])
 
 
 def stages(only: str = "") -> list[tuple[str, str]]:

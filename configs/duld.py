@@ -10,8 +10,12 @@ Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's ablation
     + proxy          --config.stages="('bootstrap','duld','proxy')"
     + full VAE       --config.duldpp.code_loss=elbo
     Mallis (D)       --config.stages="('bootstrap','duld')" --config.duld.train_clusters=100
-As the paper writes it, where this config does not: --config.duld.squared=False --config.duld.negatives=cross
-    --config.duldpp.learning_rate=5e-4 (perhaps a misprint of 5e-5) --config.duldpp.train_descriptors=True (algorithm 2)
+As the paper writes it, where this config does not:
+    --config.duldpp.learning_rate=5e-4         the stage before has 5e-5, as here; the paper's number comes with "the
+                                               same parameters as before" and may be a misprint of that
+    --config.duld.squared=False --config.duld.negatives=cross    eq. 4; here the loss of Mallis et al., cited in section
+                                               3.2, as eq. 4 pushes a landmark of two images apart where a label errs
+    --config.duldpp.train_descriptors=True     algorithm 2; section 3.3.2 freezes them
 
 Evaluation is the paper's (`evaluators/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
 colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
@@ -57,6 +61,7 @@ def get_config(arg=None):
     every = [config[name] for name in STAGES]
     if not small:
         config.data.frame_size = 256
+        config.bootstrap.update(scale=0.0, shift=0.0, colour=0.0)  # section 3.2: "flips and random rotations"
     else:
         config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=looks, candidates=6 * arg.k, pixels=30)
         config.stages = ("zeroshot", *STAGES[1:])  # with labels to start from, bootstrapping adds nothing

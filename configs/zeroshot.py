@@ -3,9 +3,15 @@
     uld train --config=configs/zeroshot.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos \
         --workdir=runs/mine
 
-Presets: `paper` clusters as the paper does and trains the full FAN at 256 px; `small` is what two laptop cores train in
-minutes, on candidates that are six times the landmarks; `tiny` takes seconds, for tests and notebooks.
-The measured numbers are in the README's results table.
+Presets: `paper` is section 3.1: Stable Diffusion's features (--config.weights.stable_diffusion=FOLDER) at random pixels
+of the box that the csv has, no place in the descriptor, exemplars. Where there is less,
+    (weights)  --config=zeroshot:backbone=gradient.GradientHistograms       (boxes)  --config.zeroshot.region=none
+Ours in it: features are stacked, and not aggregated by learnt weights (eq. 2), as there is nothing yet to learn these
+from; test images have no boxes, so that their pixels are drawn in the middle (`roi`); the stage `detector`, the full
+FAN at 256 px, comes after all that the section describes, and is left out by --config.stages="('zeroshot',)".
+
+`small` is what two laptop cores train in minutes, with gradient histograms, places, and candidates that are six times
+the landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in the README's results table.
 """
 
 from uld_jax.configs import common
@@ -13,11 +19,16 @@ from uld_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: see `common.parse`; also `backbone`, whose hyper-parameters `config.zeroshot.backbone_kwargs` then has."""
-    arg = common.parse(arg, backbone="gradient.GradientHistograms", protocol="tourani2024")
+    arg = common.parse(arg, backbone="", protocol="tourani2024")
+    paper = arg.preset == "paper"
+    usual = "stable_diffusion.StableDiffusion" if paper else "gradient.GradientHistograms"
     config = common.base(arg)
     config.stages = ("zeroshot", "detector")
-    config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=arg.backbone)
+    config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=arg.backbone or usual)
     config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
+    if paper:
+        config.data.frame_size = 256
+        config.zeroshot.update(position=0.0, place="exemplar", dense=False, region="box")
     if arg.preset == "small":
         config.zeroshot.update(candidates=6 * arg.k, pixels=30)
         config.detector.update(steps=3000, round_every=750, image_size=64, width=64, zoom=0.8)

@@ -1,6 +1,6 @@
 """Several backbones looked through at once, such as DINOv2 beside Stable Diffusion.
 
-    uld train --config=configs/zeroshot.py:backbone=dinov2.Dinov2+stable_diffusion.StableDiffusion \
+    uld train --config=zeroshot:preset=small,backbone=dinov2.Dinov2+stable_diffusion.StableDiffusion \
         --config.weights.dinov2=weights/dino --config.weights.stable_diffusion=weights/sd15 \
         --config.zeroshot.backbone_kwargs.dinov2.image_size=224 ...
 """

@@ -4,7 +4,8 @@ Mallis et al., NeurIPS 2020, section 3.2. It needs no weights of others:
 
     uld train --config=configs/self_training.py ... --workdir=RUN
     uld convert --kind=self_training --src=RUN --dst=weights/st
-    uld train --config=configs/zeroshot.py:backbone=self_training.SelfTraining --config.weights.self_training=weights/st
+    uld train --config=zeroshot:preset=small,backbone=self_training.SelfTraining \
+        --config.weights.self_training=weights/st
 """
 
 import dataclasses
