@@ -162,3 +162,34 @@ def test_defaults_are_those_of_the_class():
 def test_the_folder_of_configs_is_real():
     assert isinstance(config_lib.folder(), pathlib.Path)
     assert (config_lib.folder() / "common.py").is_file()
+
+
+def test_which_weights_the_stages_look_for():
+    """A folder that nothing reads is refused; what reads one depends on how the stages are set."""
+
+    def read(name, more=None, **overrides):
+        config = tiny.config(name, more=more, **overrides)
+        with config.unlocked():
+            config.weights.update(dict.fromkeys(config.weights, "DIR"))
+        stages = [config_lib.stage(config, name) for name in config.stages]
+        return set(config.weights) - set(config_lib.unread_weights(config, stages))
+
+    assert read("zeroshot") == set()
+    assert read("zeroshot", ",backbone=dinov2.Dinov2+r2d2.R2D2") == {"dinov2", "r2d2"}
+    assert read("imm") == {"vgg16_colorization"}
+    assert read("duld") == {"dhf_aggregator"}
+    assert "fan" not in read("cgb")
+    assert "fan" in read("cgb", ",init=checkpoint")
+    assert "mallis" in read("self_training", **{"stage1.start": "checkpoint"})
+    assert "mallis" not in read("self_training")
+
+
+def test_weights_that_some_of_several_runs_look_for_are_fine():
+    def built(**overrides):
+        config = tiny.config("self_training", **{"weights.r2d2": "DIR"} | overrides)
+        return config, [config_lib.stage(config, name) for name in config.stages]
+
+    corners, r2d2 = built(**{"keypoints.detector": "corners"}), built(**{"keypoints.detector": "r2d2"})
+    config_lib.check_weights_are_read([corners, r2d2])
+    with pytest.raises(UserError, match=r"config.weights.r2d2=DIR is looked for by none of the stages keypoints"):
+        config_lib.check_weights_are_read([corners])

@@ -106,6 +106,38 @@ def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(
     assert sheet.width > 100
 
 
+@pytest.mark.parametrize("thorough", [False, True])
+def test_images_without_annotation_neither_cost_nor_change_anything(still, monkeypatch, thorough):
+    """40 annotated images among 400 give the numbers that the 40 alone give, and only they are predicted."""
+    train, test, few = Points(400, seed=1), Points(50, seed=2), Points(40, seed=1)
+    rows = np.sort(np.random.default_rng(0).permutation(400)[:40])
+    without = np.ones(400, bool)
+    without[rows] = False
+    few.found, few.landmarks = train.found[rows], train.landmarks[rows]
+    train.landmarks = np.where(without[:, None, None], np.nan, train.landmarks)
+    train.found[without] += 1000
+    read, plain = [], Finds.read
+    monkeypatch.setattr(Finds, "read", lambda *a: (read.append((a[3], a[4])), plain(*a))[1])
+    options = dict(thorough=thorough, label_counts=(1, 10, "all"))
+    found, alone = (measure(one, test, {"eval.fit_images": 30}, **options) for one in (train, few))
+    assert set(np.concatenate([r for s, r in read if s is train])) <= set(rows)
+    for key in ("n_train", "forward_nme", "backward_nme", "mean_shape_nme", "landmark_accuracy", "label_counts"):
+        assert found[key] == alone[key]
+    assert found["label_counts"][-1]["n"] == (40 if thorough else 30)
+    assert "not_measured" not in found
+
+
+def test_what_is_lacking_is_said(still):
+    train, test = Points(9, seed=1), Points(9, seed=2)
+    train.landmarks = np.full_like(train.landmarks, np.nan)
+    result = measure(train, test)
+    assert result["not_measured"] == "no image of the split train is annotated"
+    assert "not measured, as no image of the split train is annotated; stab" in evaluate.summary(metrics(result))
+    test.landmarks = None
+    assert measure(train, test)["not_measured"] == "no image of the split train and of the split test is annotated"
+    assert measure(train, None)["not_measured"] == "there is no test split"
+
+
 def test_images_alone_are_looked_at_no_oftener(monkeypatch):
     train = Points(200, seed=1)
     some = measure(train, None, thorough=False)
@@ -141,6 +173,7 @@ def test_missing_landmarks_are_compared_with_the_annotation():
         "found",
         "score",
         "rows",
+        "not_measured",
     }
     some.score[:, 0] = 0
     alone = measure(some, None, {"eval.match_radius": 0.2}, thorough=False)

@@ -315,6 +315,20 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
     assert "config.stages is empty; name one stage" in training(photos, "--config.stages=()")
     assert "config.stages is empty; name one stage" in refused(*other, "--config.stages=()")
     assert "normaliser" in training(photos, "--config.data.normaliser=nose")
+    synthetic = SPEC.replace("folder", "synthetic")
+    for command in (
+        ("train", synthetic, f"--config.data_dir={photos}", f"--workdir={tmp_path / 'w'}"),
+        ("evaluate", f"--workdir={run}", "--dataset=synthetic", f"--data_dir={photos}"),
+        ("prepare", "--dataset=synthetic", f"--src={photos}", f"--data_dir={tmp_path / 'w'}"),
+    ):
+        assert "is not read by" in refused(*command)
+    assert "--src is empty; give the folder of photos of --dataset=mine" in refused(
+        "prepare", "--dataset=mine", f"--data_dir={tmp_path / 'w'}"
+    )
+    assert "w is looked for by none of the stages zeroshot, detector" in training(photos, "--config.weights.fan=w")
+    assert "--gcn_v=w is not read by --clustering=kmeans" in refused(
+        "clusters", f"--workdir={run}", "--clustering=kmeans", "--gcn_v=w"
+    )
     assert "preset" in refused("train", "--config=zeroshot:preset=huge", f"--workdir={tmp_path / 'w'}")
     assert "no config" in refused("train", "--config=nothing", f"--workdir={tmp_path / 'w'}")
     assert "config.json is missing" in refused("evaluate", f"--workdir={tmp_path / 'w'}")

@@ -127,6 +127,9 @@ def _prepare(v: flags.FlagValues) -> int:
     if v.dataset == "folder":
         raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
     name = "synthetic" if v.dataset == "synthetic" else "folder"
+    if (name == "synthetic") == bool(v.src):
+        what = f"--src={v.src} is not read by" if v.src else "--src is empty; give the folder of photos of"
+        raise UserError(f"{what} --dataset={v.dataset}" + (", which is rendered; leave it out" if v.src else ""))
     reading = dict(data_dir=v.src, frame_size=v.frame_size, scheme=v.scheme)
     first = open_source(name, "train", **reading)
     sources = {"train": first}
@@ -218,6 +221,8 @@ def _ablate(v: flags.FlagValues) -> int:
 def _clusters(v: flags.FlagValues) -> int:
     from uld_jax import cluster_report, runs, sharding, weights
 
+    if v.gcn_v and v.clustering and "gcn" not in v.clustering:
+        raise UserError(f"--gcn_v={v.gcn_v} is not read by --clustering={','.join(v.clustering)}; add gcn to it")
     mesh = sharding.make_mesh()
     params = weights.load(v.gcn_v, "gcn_v") if v.gcn_v else None
     records, folder = cluster_report.report(

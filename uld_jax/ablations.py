@@ -38,6 +38,7 @@ from uld_jax import workdir as workdir_lib
 from uld_jax.clustering import quality
 from uld_jax.config import Config
 from uld_jax.data import Source, annotated, make_reader
+from uld_jax.data.specs import labelled
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.evaluators.correspondence import correspondence
@@ -269,7 +270,7 @@ def run(
                 raise loop.Stopped(f"stopped before {cell.name}; the same command goes on")
             sweep._say(f"{cell.name}: {i + 1} of {len(todo)} runs")
             try:
-                found = loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop)
+                found = loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop, alone=False)
                 if mixed:
                     mixed.measure(cell, found, mesh)
             except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, say
@@ -414,11 +415,13 @@ def _check(name: str, every: Sequence[sweep.Cell], workdir, mesh) -> None:
 
     Runs that differ in their keypoints alone have states of one shape, so one of each M is traced.
     """
+    built = []
     for cell in every:
         try:
-            loop.check(cell.config, workdir / cell.name, mesh)
+            built.append((cell.config, loop.check(cell.config, workdir / cell.name, mesh)[0]))
         except UserError as error:
             raise UserError(f"{cell.name}: {error}") from error
+    config_lib.check_weights_are_read(built)
     some = {cell.values.get("clusters", cell.name): cell for cell in every}
     sweep._check(list(some.values()), workdir, mesh)
     if name == "2a":
@@ -428,7 +431,8 @@ def _check(name: str, every: Sequence[sweep.Cell], workdir, mesh) -> None:
 
 
 def _check_annotated(name: str, source: Source, split: str) -> None:
-    if source.spec.landmarks is None:  # which, unlike the landmarks themselves, need not be rendered
+    # The number of landmarks is known without those of synthetic heads, which would be rendered.
+    if source.spec.landmarks is None or (source.data_dir and not len(labelled(source))):
         raise UserError(
             f"figure {name} measures by annotated landmarks, and the {split} split has none; give {split}.csv the "
             "columns file,x0,y0,x1,y1,..."
@@ -574,7 +578,7 @@ def _compare(where: str, workdir, mesh) -> sweep.Table:
             raise UserError(f"stage {stage!r} of {where} finds nothing on these images; there is nothing to compare")
         pick = evaluate.spread(int(mask.sum()), COMPARED_ROWS)
         z, landmark = seen.descriptors[mask][pick], None
-        if source.landmarks is not None:
+        if len(labelled(source)):
             radius = Protocol.of(run.config).match_radius
             near = nearest(seen.points, mask, _visible(source)[rows], _lengths(source)[rows] * radius)
             landmark = near[mask][pick]
@@ -583,7 +587,7 @@ def _compare(where: str, workdir, mesh) -> sweep.Table:
         shown = clusters if landmark is None else landmark
         drawn, places[title] = cluster_report.embed(cluster_report.Descriptors(z, shown), run.config.seed)
         groups[title] = shown[drawn]
-    colour = "clusters (k-means)" if source.landmarks is None else "annotated landmarks; grey: none near"
+    colour = "clusters (k-means)" if not len(labelled(source)) else "annotated landmarks; grey: none near"
     caption = (
         f"Descriptors of {len(rows)} images, clustered by k-means alike. `silhouette`: of these clusters; "
         "`silhouette_landmark`: of those near an annotated landmark, grouped by it; `nmi`: of clusters and landmarks. "

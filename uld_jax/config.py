@@ -243,6 +243,38 @@ def backbone(path: str, field: str, kwargs=(), weights=()):
     return cls(**kwargs)
 
 
+def backbone_kinds(path: str, kwargs=()) -> frozenset[str]:
+    """The kinds of `config.weights` that the network `module.Class`, or several joined by `+`, looks for."""
+    kinds, kwargs = set(), dict(kwargs)
+    for part in path.split("+"):
+        module, own = part.partition(".")[0], dict(kwargs.get(part.partition(".")[0], ())) if "+" in path else kwargs
+        fields = {f.name for f in dataclasses.fields(find_class("uld_jax.backbones", part, "backbone"))}
+        if "folder" in fields and not own.get("folder"):
+            kinds.add(module)
+    return frozenset(kinds)
+
+
+def unread_weights(config: Config, stages) -> list[str]:
+    """The kinds of `config.weights` that are given, and that none of the stages, built, looks for."""
+    read = set()
+    for stage in stages:
+        read |= getattr(stage.method, "weight_kinds", frozenset())
+        if path := getattr(stage.method, "backbone", ""):
+            read |= backbone_kinds(path, getattr(stage.method, "backbone_kwargs", ()))
+    return [kind for kind, folder in sorted(config.weights.items()) if folder and kind not in read]
+
+
+def check_weights_are_read(runs) -> None:
+    """Raises UserError for weights that are given and that no stage looks for, of any of `runs`: (config, stages)."""
+    unread = set.intersection(*(set(unread_weights(config, stages)) for config, stages in runs))
+    if unread:
+        kind, (config, stages) = min(unread), runs[0]
+        raise UserError(
+            f"config.weights.{kind}={config.weights[kind]} is looked for by none of the stages "
+            f"{', '.join(stage.name for stage in stages)} as they are set; leave it out, or choose what uses it"
+        )
+
+
 def _joined(paths, field: str, kwargs, weights):
     modules = [path.partition(".")[0] for path in paths]
     if len(set(modules)) < len(modules):

@@ -265,14 +265,16 @@ def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut
 def fit_folder(
     detector: Detector, data_dir, split: str = "train", scheme: str = specs.NO_SCHEME
 ) -> tuple[regression.ForwardMap, int]:
-    """`Detector.fit` on a labelled folder (`train.csv`); also how many images it used.
+    """`Detector.fit` on the annotated images of a folder (`train.csv`); also how many these are.
 
     `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
     folder has no landmarks, or one that is annotated nowhere.
     """
     reading = dict(frame_size=detector.frame_size, fit=detector.config.data.fit, scheme=scheme)
     source = open_source("folder", split, data_dir=data_dir, **reading)
-    if source.landmarks is None:
+    rows = specs.labelled(source)
+    if not len(rows):
         raise UserError(f"{data_dir} has no {split}.csv with landmarks; add one with the columns file,x0,y0,x1,y1,...")
     normaliser = source.spec.eyes or source.spec.normaliser
-    return detector.fit_frames(source.images(), source.landmarks, source.frame_maps, normaliser), len(source)
+    given = source.images(rows), source.landmarks[rows], source.frame_maps[rows]
+    return detector.fit_frames(*given, normaliser), len(rows)

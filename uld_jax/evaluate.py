@@ -212,7 +212,8 @@ def measure(
     Raises:
       UserError: an unknown column, or splits that do not fit together.
     """
-    protocol = _protocol(config, len(data.train), thorough)
+    labelled = specs.labelled(data.train)
+    protocol = _protocol(config, len(labelled), thorough)
     train_rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
     if data.test is None:
         test, reader, rows = data.train, data.train_reader, train_rows
@@ -222,8 +223,10 @@ def measure(
     xy, score = predictor.read(state, frozen, reader, rows)
     result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
     normaliser, scheme = test.spec.eyes or test.spec.normaliser, specs.scheme_of(test.spec.scheme)
-    if test.landmarks is not None and data.train.landmarks is not None and test is not data.train:
-        train_rows = spread(len(data.train), protocol.pool_images)
+    if lacking := _lacking(data):
+        result["not_measured"] = lacking
+    else:
+        train_rows = labelled[spread(len(labelled), protocol.pool_images)]
         found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
         sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
         fits = draws(protocol, len(train_rows), config.seed)
@@ -257,7 +260,7 @@ def measure(
             result["label_counts"] = regression.label_counts(
                 *sets, counts=label_counts, seed=config.seed, protocol=protocol, **options
             )
-    if test.landmarks is not None and not (score > 0).all():
+    if len(specs.labelled(test)) and not (score > 0).all():
         truth = test.landmarks[rows]
         lengths = regression.normaliser_lengths(truth, normaliser, test.frame_size)
         visible = None if test.visible is None else test.visible[rows]
@@ -279,10 +282,20 @@ def measure(
     return result | {"found": xy, "score": score, "rows": rows}
 
 
+def _lacking(data: Data) -> str:
+    """Why neither error can be measured; empty if they can."""
+    if data.test is None or data.test is data.train:
+        return "there is no test split"
+    bare = [name for name in ("train", "test") if not len(specs.labelled(getattr(data, name)))]
+    return f"no image of the split {' and of the split '.join(bare)} is annotated" if bare else ""
+
+
 def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
     """Column, its values and edges of bins. Raises UserError for an unknown column, or edges that are no numbers."""
     column, _, edges = group_by.partition(":")
     values = test.columns.get(column)
+    if values is not None and not any(str(value).strip() for value in values):
+        values = None  # only another split's csv has it
     if values is None and column == "yaw":
         values = yaw_of(test)
     if values is None:
@@ -298,7 +311,8 @@ def yaw_of(source: Source) -> np.ndarray | None:
     """
     if "yaw" in source.columns:
         try:
-            return np.array([float(v) if str(v).strip() else np.nan for v in source.columns["yaw"]])
+            yaw = np.array([float(v) if str(v).strip() else np.nan for v in source.columns["yaw"]])
+            return yaw if np.isfinite(yaw).any() else None
         except ValueError:
             return None  # words, such as left and right
     scheme = specs.scheme_of(source.spec.scheme)
@@ -419,7 +433,8 @@ def summary(report: dict[str, Any]) -> str:
     """A result in one line."""
     if report.get("forward_nme") is None:
         stable = report.get("stability_px")
-        return "" if stable is None else f"no annotated test split to measure on; stability {stable:.2f} px at 128"
+        why = report.get("not_measured") or "there is no annotation"
+        return "" if stable is None else f"errors are not measured, as {why}; stability {stable:.2f} px at 128"
     backward = "-" if report["backward_nme"] is None else f"{report['backward_nme']:.2f} %"  # nothing was found
     text = (
         f"forward NME {report['forward_nme']:.2f} %, backward {backward} "
@@ -461,6 +476,10 @@ def evaluate_run(
         config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value
+    if (dataset or config.dataset) == "synthetic" and data_dir:
+        raise UserError(
+            f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"
+        )
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
     # Images alone, or a train split alone: then there is stability to measure and nothing else.

@@ -53,6 +53,7 @@ def main(
     """
     names = [stage] if stage else list(config.stages)
     built = [config_lib.stage(config, name) for name in names]
+    config_lib.check_weights_are_read([(config, [config_lib.stage(config, name) for name in config.stages])])
     looking = [one for one in built if _looks(one)]
     if not looking:
         what = f"stage {stage} looks" if stage else f"none of the stages {', '.join(names)} looks"

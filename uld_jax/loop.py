@@ -51,7 +51,13 @@ class Found(NamedTuple):
 
 
 def run(
-    config: Config, workdir, *, profile: tuple[int, int] | None = None, mesh=None, stop: "Sigterm | None" = None
+    config: Config,
+    workdir,
+    *,
+    profile: tuple[int, int] | None = None,
+    mesh=None,
+    stop: "Sigterm | None" = None,
+    alone: bool = True,
 ) -> Found:
     """Trains every stage of `config`, or what is left of them, in `workdir`.
 
@@ -61,6 +67,7 @@ def run(
       profile: first and last step, counted over all stages, of a JAX trace written to `workdir/profile`.
       mesh: the devices; all of them by default.
       stop: the caller's own `Sigterm`, if it has more to do than this run.
+      alone: whether weights that no stage looks for are refused; of several runs some may have no use for them.
 
     Raises:
       UserError: for bad config or data, before any compute; for a loss that is not finite, keeping the last good
@@ -70,6 +77,8 @@ def run(
     mesh = sharding.make_mesh() if mesh is None else mesh
     config = _absolute(config)
     stages, chunks = check(config, workdir, mesh)
+    if alone:
+        config_lib.check_weights_are_read([(config, stages)])
     data = evaluate.open_data(config, mesh)
     with stop or Sigterm() as stop:
         run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
@@ -84,6 +93,11 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     if not config.stages:
         raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
+    if config.dataset == "synthetic" and config.data_dir:
+        raise UserError(
+            f"config.data_dir={config.data_dir} is not read by the data set synthetic, which is rendered; for photos "
+            "write --config=NAME:dataset=folder"
+        )
     sharding.local_rows(mesh, config.batch_size)  # raises at once if the batch does not divide
     stages = [config_lib.stage(config, name) for name in config.stages]
     for stage in stages:

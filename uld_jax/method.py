@@ -169,6 +169,7 @@ class Stage:
         them where they are. Evaluation also tells the errors with those counted as missing. 0: there are none.
       known: what training asks of `data.regions` about its images besides their pixels, {function: arguments}; it is
         given, one row an image, as `frozen["rows"]`. Never annotation.
+      weight_kinds: the kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
     """
 
     uses_previous = True
@@ -180,6 +181,7 @@ class Stage:
     observes = True
     filled_below = 0.0
     known = MappingProxyType({})
+    weight_kinds = frozenset()
 
     def frozen(self):
         return {}

@@ -94,7 +94,7 @@ def run(
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     workdir, every = epath.Path(workdir), cells(spec, grids, overrides)
-    _check(every, workdir, mesh)
+    config_lib.check_weights_are_read(_check(every, workdir, mesh))
     todo = [cell for cell in every if not _finished(cell, workdir / cell.name)]
     errors: dict[str, str] = {}
 
@@ -108,7 +108,7 @@ def run(
                 raise loop.Stopped(f"stopped before {cell.name}; the same command goes on")
             _say(f"{cell.name}: {i + 1} of {len(todo)} runs")
             try:
-                loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop)
+                loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop, alone=False)
             except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, say
                 errors[cell.name] = str(error)
                 _say(f"{cell.name} failed: {error}")
@@ -244,16 +244,17 @@ def _short(value: str) -> str:
     return re.sub(r"[^\w.+-]", "_", inner.replace(",", "+")) or "none"
 
 
-def _check(every: Sequence[Cell], workdir, mesh) -> None:
-    """Everything that can be found wrong before the first computation, naming the cell.
+def _check(every: Sequence[Cell], workdir, mesh) -> list[tuple[Config, list[config_lib.StageSpec]]]:
+    """Everything that can be found wrong before the first computation, naming the cell; configs and stages of all.
 
     What cells share is looked at once: their data, and their stages, which are traced.
     """
-    rows, traced, origins = {}, set(), {}
+    rows, traced, origins, built = {}, set(), {}, []
     for cell in every:
         config = cell.config
         try:
             stages, _ = loop.check(config, workdir / cell.name, mesh)
+            built.append((config, stages))
             data = json.dumps([config.dataset, config.data_dir, config.data.to_dict()], default=str)
             if data not in rows:
                 train = evaluate.open_split(config, "train")
@@ -270,6 +271,7 @@ def _check(every: Sequence[Cell], workdir, mesh) -> None:
                 traced.add(what)
         except UserError as error:
             raise UserError(f"{cell.name}: {error}") from error
+    return built
 
 
 # What the runs left

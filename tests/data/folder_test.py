@@ -52,14 +52,15 @@ def test_annotation(tmp_path):
         "./a.jpg,10,,,4,5,,1,\n"
     )
     source = Folder(tmp_path, "train", frame_size=16)
-    assert source.names == ["b/2.png", "a.jpg"]
+    assert source.names == ["a.jpg", "b/1.JPG", "b/2.png"]  # every image; the csv only annotates
     assert source.spec.protocol == "folder_2_box"
     assert source.spec.splits == ("train",)
-    assert source.columns == {"yaw": ["-3.5", "10"], "x_note": ["a, b", ""]}
+    assert source.columns == {"yaw": ["10", "", "-3.5"], "x_note": ["", "", "a, b"]}
     assert source.landmarks.dtype == np.float32
-    np.testing.assert_array_equal(source.visible, [[True, False], [False, True]])
-    np.testing.assert_array_equal(specs.annotated(source), [[True, True], [False, True]])
-    for row, point, xy in ((0, 0, (1, 2)), (0, 1, (29.5, 39)), (1, 1, (4, 5))):
+    np.testing.assert_array_equal(source.visible, [[False, True], [False, False], [True, False]])
+    np.testing.assert_array_equal(specs.annotated(source), [[False, True], [False, False], [True, True]])
+    np.testing.assert_array_equal(specs.labelled(source), [0, 2])
+    for row, point, xy in ((2, 0, (1, 2)), (2, 1, (29.5, 39)), (0, 1, (4, 5))):
         fmap = coordinates.frame_map(SIZES[source.names[row]], (16, 16))
         np.testing.assert_allclose(source.landmarks[row, point], np.array(xy) * fmap[:2] + fmap[2:], atol=1e-5)
         back = coordinates.frame_to_file(source.landmarks[row].astype(float), source.frame_maps[row])
@@ -72,7 +73,7 @@ def test_files_are_found_whatever_unicode_form_the_csv_is_typed_in(tmp_path):
     table = tmp_path / "train.csv"
     table.write_text(f"file,x0,y0\n{decomposed},1,2\na.png,3,4\n", encoding="utf-8")
     source = Folder(tmp_path, "train", frame_size=8)
-    assert source.names == [composed, "a.png"]
+    assert source.names == sorted([composed, "a.png"])
     assert source.image(0).shape == (8, 8, 3)
     table.write_text(f"file,x0,y0\n{decomposed},1,2\n{composed},3,4\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"line 3: .* is the file of line 2, typed otherwise; keep one of them"):
@@ -82,13 +83,59 @@ def test_files_are_found_whatever_unicode_form_the_csv_is_typed_in(tmp_path):
 def test_csv_without_points_and_without_visibility(tmp_path):
     photos(tmp_path)
     (tmp_path / "train.csv").write_text("file,x0,y0\na.jpg,1,2\n")
-    (tmp_path / "test.csv").write_text("file,person\na.jpg,Ada\n")
+    (tmp_path / "test.csv").write_text("file,person\nb/2.png,Ada\n")
     train = Folder(tmp_path, "train", frame_size=16)
-    assert train.visible.tolist() == [[True]]
+    assert train.visible.tolist() == [[True], [False]]
     assert train.spec.splits == ("train", "test")
     test = Folder(tmp_path, "test", frame_size=16)
-    assert test.landmarks is None
-    assert test.columns == {"person": ["Ada"]}
+    assert (test.names, test.columns) == (["b/2.png"], {"person": ["Ada"]})
+    assert len(specs.labelled(test)) == 0
+    (tmp_path / "train.csv").unlink()
+    assert Folder(tmp_path, "test", frame_size=16).landmarks is None
+
+
+def test_few_labels_among_many_photos(tmp_path):
+    """Training sees every image but those for test; the others have no points."""
+    photos(tmp_path, {f"{i}.png": (8, 8) for i in range(30)})
+    (tmp_path / "train.csv").write_text("file,x0,y0\n7.png,1,2\n3.png,3,4\n")
+    train = Folder(tmp_path, "train", frame_size=8)
+    assert (len(train), train.spec.splits) == (30, ("train",))
+    assert [train.names[row] for row in specs.labelled(train)] == ["3.png", "7.png"]
+    assert train.place(0) == "0.png"
+    assert train.place(train.names.index("3.png")) == f"{tmp_path}/train.csv, line 3"
+    with pytest.raises(UserError, match=r"has no split test \(it has train\); add test.csv, or a column `split`"):
+        Folder(tmp_path, "test", frame_size=8)
+    for csv in ("file,split,x0,y0\n7.png,,1,2\n3.png,train,3,4\n9.png,Test,1,1\n", None):
+        if csv is None:  # the same by a test.csv alone
+            (tmp_path / "train.csv").unlink()
+            (tmp_path / "test.csv").write_text("file,x0,y0\n9.png,1,1\n")
+        else:
+            (tmp_path / "train.csv").write_text(csv)
+        train, test = (Folder(tmp_path, split, frame_size=8) for split in ("train", "test"))
+        assert (len(train), test.names, train.spec.splits) == (29, ["9.png"], ("train", "test"))
+        assert "9.png" not in train.names
+        assert len(specs.labelled(train)) == (0 if csv is None else 2)
+        assert len(specs.labelled(test)) == 1
+
+
+def test_splits_that_leave_nothing_or_overlap(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "test.csv").write_text("file,x0,y0\na.jpg,1,2\nb/1.JPG,1,2\nb/2.png,1,2\n")
+    with pytest.raises(UserError, match=r"all 3 images of .* are listed as test images, and none is left to train on"):
+        Folder(tmp_path, "train", frame_size=8)
+    assert len(Folder(tmp_path, "test", frame_size=8)) == 3
+    (tmp_path / "train.csv").write_text("file,x0,y0\nb/1.JPG,1,2\n")
+    with pytest.raises(UserError, match=r"test.csv, line 3: b/1.JPG is listed in .*train.csv, line 2 too"):
+        Folder(tmp_path, "train", frame_size=8)
+    (tmp_path / "train.csv").write_text("file,split\nb/1.JPG,val\n")
+    with pytest.raises(UserError, match=r"train.csv, line 2, column split: 'val' is neither train nor test"):
+        Folder(tmp_path, "train", frame_size=8)
+
+
+def test_masks_are_no_training_images(tmp_path):
+    photos(tmp_path, SIZES | {"masks/a.png": (20, 60), "masks/2.png": (40, 30), "b/1_mask.png": (32, 32)})
+    (tmp_path / "train.csv").write_text("file,mask\na.jpg,masks/a.png\nb/1.JPG,b/1_mask.png\n")
+    assert Folder(tmp_path, "train", frame_size=8).names == ["a.jpg", "b/1.JPG", "b/2.png"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +158,7 @@ def test_csv_without_points_and_without_visibility(tmp_path):
         ("file,x0,y0\na.jpg,,2\n", "line 2: one of x0 and y0 is empty"),
         ("file,x0,y0,visible0\na.jpg,1,2,0.5\n", "line 2, column visible0: not 0 or 1"),
         ("file,x0,y0,visible0\na.jpg,1,2,\n", "line 2, column visible0: not 0 or 1"),
-        ("file,x0,y0\na.jpg,1,2\nno.jpg,1,2\nc/no.jpg,1,2\n", "names 2 files not in .*, first no.jpg"),
+        ("file,x0,y0\na.jpg,1,2\nno.jpg,1,2\nc/no.jpg,1,2\n", r"line 4: c/no.jpg is not in .* \(2 such files\)"),
         ("file,x0,y0\n../a.jpg,1,2\n", "line 2: ../a.jpg is not inside the folder"),
         ("file,x0,y0\n/etc/a.jpg,1,2\n", "not inside the folder"),
         ("file,x0,y0\n,1,2\n", "line 2: the column `file` is empty"),
@@ -123,7 +170,8 @@ def test_csv_without_points_and_without_visibility(tmp_path):
 )
 def test_bad_csv_is_one_sentence(tmp_path, csv, message):
     photos(tmp_path)
-    (tmp_path / "bad.jpg").write_text("text")
+    if "bad" in csv:
+        (tmp_path / "bad.jpg").write_text("text")
     (tmp_path / "train.csv").write_text(csv)
     with pytest.raises(UserError, match=message) as error:
         Folder(tmp_path, "train", frame_size=16)
@@ -134,7 +182,7 @@ def test_bad_csv_is_one_sentence(tmp_path, csv, message):
 def test_points_a_little_outside_are_fine(tmp_path):
     photos(tmp_path)
     (tmp_path / "train.csv").write_text("file,x0,y0,x1,y1\na.jpg,-59,39,119,-19\n")
-    assert np.isfinite(Folder(tmp_path, "train", frame_size=16).landmarks).all()
+    assert np.isfinite(Folder(tmp_path, "train", frame_size=16).landmarks[0]).all()
 
 
 def test_the_sides_of_32_joints(tmp_path):
@@ -142,9 +190,10 @@ def test_the_sides_of_32_joints(tmp_path):
     header = ",".join(f"{axis}{i}" for i in range(32) for axis in "xy")
     cells = ",".join(f"{32 - i},{i / 2}" for i in range(32))  # every joint stands right of the next
     (tmp_path / "train.csv").write_text(f"file,{header}\nb/1.JPG,{cells}\n")
-    own = Folder(tmp_path, "train", frame_size=32)
+    (tmp_path / "a.jpg").unlink()
     kept = Folder(tmp_path, "train", frame_size=32, scheme="human36m_32", sides="object")
     turned = Folder(tmp_path, "train", frame_size=32, scheme="human36m_32")
+    own = Folder(tmp_path, "train", frame_size=32)
     np.testing.assert_array_equal(own.landmarks, kept.landmarks)
     assert own.spec.protocol == "folder_32_box"
     assert kept.landmarks[0, :, 0].tolist() == list(range(32, 0, -1))
@@ -159,9 +208,10 @@ def test_the_sides_of_32_joints(tmp_path):
 def test_places_name_the_line(tmp_path):
     photos(tmp_path)
     assert Folder(tmp_path, "train", frame_size=16).place(1) == "b/1.JPG"
-    (tmp_path / "train.csv").write_text("file\na.jpg\n\nb/1.JPG\n")
+    (tmp_path / "train.csv").write_text("file\n\nb/1.JPG\n")
     source = Folder(tmp_path, "train", frame_size=16)
-    assert source.place(1) == f"{tmp_path}/train.csv, line 4"
+    assert source.place(0) == "a.jpg"
+    assert source.place(1) == f"{tmp_path}/train.csv, line 3"
     assert source.data_dir == str(tmp_path)
 
 
@@ -175,9 +225,7 @@ def test_csv_that_is_not_text(tmp_path):
 def test_splits_must_agree_and_exist(tmp_path):
     photos(tmp_path)
     (tmp_path / "train.csv").write_text("file,x0,y0\na.jpg,1,2\n")
-    with pytest.raises(UserError, match=r"has no test.csv \(it has train.csv\); add test.csv"):
-        Folder(tmp_path, "test", frame_size=16)
-    (tmp_path / "test.csv").write_text("file,x0,y0,x1,y1\na.jpg,1,2,3,4\n")
+    (tmp_path / "test.csv").write_text("file,x0,y0,x1,y1\nb/2.png,1,2,3,4\n")
     with pytest.raises(UserError, match=r"train.csv has 1 landmarks but .*test.csv has 2"):
         Folder(tmp_path, "train", frame_size=16)
 
@@ -224,15 +272,15 @@ def test_fingerprint_follows_images_not_annotation(tmp_path):
 
     one = fingerprint("file,x0,y0\na.jpg,1,2\nb/2.png,3,4\n")
     assert one == fingerprint("file,x0,y0,yaw\na.jpg,7,9,3\nb/2.png,,,1\n")
+    assert one == fingerprint("file\nb/2.png\na.jpg\n") == fingerprint("file\na.jpg\n")
     others = {
-        fingerprint("file\nb/2.png\na.jpg\n"),
-        fingerprint("file\na.jpg\n"),
+        fingerprint("file,split\na.jpg,test\n"),
         fingerprint("file\na.jpg\nb/2.png\n", frame=17),
         fingerprint("file\na.jpg\nb/2.png\n", fit="crop"),
     }
     photos(tmp_path, {"a.jpg": (20, 61)})
     others.add(fingerprint("file\na.jpg\nb/2.png\n"))
-    assert len(others) == 5
+    assert len(others) == 4
     assert one not in others
 
 

@@ -28,6 +28,9 @@ def root(tmp_path):
 def opened(root, csv=None, fit="pad", frame_size=24):
     if csv is not None:
         (root / "train.csv").write_text(csv)
+        for name in SIZES:  # an image that no row names has neither box nor mask
+            if f"\n{name}" not in csv:
+                (root / name).unlink(missing_ok=True)
     return data.open_source("folder", "train", data_dir=root, frame_size=frame_size, fit=fit)
 
 
@@ -41,7 +44,8 @@ def test_boxes_are_in_the_frame(root, fit):
     source = opened(root, csv, fit)
     found = regions.boxes(source)
     assert found.dtype == np.float32
-    for row, (name, box) in enumerate(raw.items()):
+    for name, box in raw.items():
+        row = source.names.index(name)
         scale_x, scale_y, shift_x, shift_y = coordinates.frame_map(SIZES[name], (24, 24), fit)
         expected = [box[0] * scale_x + shift_x, box[1] * scale_y + shift_y]
         expected += [box[2] * scale_x + shift_x, box[3] * scale_y + shift_y]
@@ -66,6 +70,12 @@ def test_bad_boxes_are_one_sentence(root, csv, message):
     with pytest.raises(UserError, match=message) as error:
         regions.boxes(opened(root, csv))
     assert "\n" not in str(error.value)
+
+
+def test_every_training_image_needs_a_box(root):
+    (root / "train.csv").write_text(BOXES + "b/2.png,1,2,9,8\na.jpg,1,2,9,8\n")
+    with pytest.raises(UserError, match=r"c.png, column box_x0: empty; every image needs a box"):
+        regions.boxes(opened(root))
 
 
 def blobs(root, folder="masks"):
@@ -120,7 +130,7 @@ def test_masks_that_cover_everything_and_grey_ones(root):
     Image.fromarray(grey).save(root / "masks/c.png.png")
     Image.fromarray(np.full((20, 61, 3), 255, np.uint8)).save(root / "masks/a.jpg.png")
     found = regions.masks(opened(root, mask_csv(), "stretch"), 8)
-    assert found[1].all()
+    assert found[0].all()  # of a.jpg
     np.testing.assert_array_equal(found[2], np.arange(8)[None] >= np.full((8, 1), 4))
 
 
@@ -143,6 +153,7 @@ def test_bad_masks_are_one_sentence(root):
         with pytest.raises(UserError, match=r"train.csv, line 3, " + message) as error:
             regions.masks(source, 8)
         assert "\n" not in str(error.value)
+    (root / "masks/text.png").unlink()
     with pytest.raises(UserError, match=r"folder has no csv column mask"):
         regions.masks(opened(root, "file\na.jpg\n"), 8)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uld_jax.data import crops, decode, folder
+from uld_jax.data import annotation, crops, decode, folder
 from uld_jax.data.names import Index
 from uld_jax.data.specs import Source, decode_threads
 from uld_jax.errors import UserError
@@ -78,7 +78,7 @@ def boxes(source: Source) -> np.ndarray:
     found = np.empty((len(source), 4))
     for j, name in enumerate(BOX):
         for i, cell in enumerate(source.columns[name]):
-            found[i, j] = folder.number(cell, lambda i=i, name=name: f"{source.place(i)}, column {name}")
+            found[i, j] = annotation.number(cell, lambda i=i, name=name: f"{source.place(i)}, column {name}")
             if np.isnan(found[i, j]):
                 raise UserError(f"{source.place(i)}, column {name}: empty; every image needs a box")
     corners = found.reshape(-1, 2, 2)
@@ -193,14 +193,14 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
       UserError: a file that is no such csv, names of other images, points far outside their image, or an image with
         more than `most` keypoints.
     """
-    header, read = folder.read_cells(path)
+    header, read = annotation.read_cells(path)
     width = len(header) // 2
     if header != ["file", *(f"{axis}{i}" for i in range(width) for axis in "xy")] or not width:
         raise UserError(f"{path}: the first line must be file,x0,y0,x1,y1,... and nothing else; mend it")
     if not read:
         raise UserError(f"{path} lists no images; add one line an image below the header")
     lines = [line for line, _ in read]
-    names = folder.read_names(path, lines, [cells[0] for _, cells in read])
+    names = annotation.read_names(path, lines, [cells[0] for _, cells in read])
     rows, known = {name: row for row, name in enumerate(source.names)}, Index(source.names)
     others = [name for name in names if known.find(name) is None]
     if others:
@@ -215,7 +215,7 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
         if len(cells) > len(header):
             raise UserError(f"{place} has {len(cells)} columns where the first line has {len(header)}; lengthen that")
         cells = cells[1:] + [""] * (len(header) - len(cells))
-        xy = [folder.number(c, lambda j=j, p=place: f"{p}, column {header[1 + j]}") for j, c in enumerate(cells)]
+        xy = [annotation.number(c, lambda j=j, p=place: f"{p}, column {header[1 + j]}") for j, c in enumerate(cells)]
         xy = np.array(xy).reshape(-1, 2)
         half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
         if half.any():

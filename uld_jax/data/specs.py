@@ -350,6 +350,13 @@ def annotated(source: Source) -> np.ndarray:
     return np.isfinite(source.landmarks).all(-1)
 
 
+def labelled(source: Source) -> np.ndarray:
+    """Increasing numbers of the rows that have an annotated point, visible or not; none without landmarks."""
+    if source.landmarks is None:
+        return np.arange(0)
+    return np.flatnonzero(annotated(source).any(1))
+
+
 def decode_threads() -> int:
     """Threads that keep the cores busy while some of them wait for files."""
     return min(32, (os.cpu_count() or 1) + 4)

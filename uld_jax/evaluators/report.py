@@ -28,6 +28,7 @@ _FIRST = [
     "label_counts",
 ]
 _MORE = [
+    "not_measured",
     "spread",
     "detected",
     "forward_nme_visible",

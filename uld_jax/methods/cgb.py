@@ -243,6 +243,12 @@ class CGB(Stage):
     def _geometry(self) -> views.Geometry:
         return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
 
+    @property
+    def weight_kinds(self):
+        """See `method.Stage`."""
+        asked = {"fan": self.start == "checkpoint", "vgg16": self.perceptual, "gcn_v": self.clustering == "gcn"}
+        return frozenset(kind for kind, read in asked.items() if read)
+
     def frozen(self):
         folders, loaded = dict(self.weights), {}
         if self.start == "checkpoint":

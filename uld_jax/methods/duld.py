@@ -165,6 +165,7 @@ class _Network(Stage):
     slots_are_landmarks = False
     needs_previous_rows = True
     filled_below = 0.5
+    weight_kinds = frozenset(KINDS)
 
     k: int
     frame_size: int

@@ -93,6 +93,7 @@ class IMM(Stage):
     weights: Any = ()
 
     uses_previous = False
+    weight_kinds = frozenset({"vgg16_colorization"})
 
     def __post_init__(self):
         if self.image_size % 8:

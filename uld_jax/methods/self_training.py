@@ -316,6 +316,11 @@ class Keypoints(Stage):
             return views.Geometry(self.frame_size, self.image_size, 1, self.zoom / scale)
         return views.Geometry(self.frame_size, max(8, 8 * round(self.image_size * scale / 8)), 1, self.zoom)
 
+    @property
+    def weight_kinds(self):
+        """See `method.Stage`."""
+        return config.backbone_kinds(self._generic.backbone)
+
     def frozen(self):
         if self.detector == "auto":
             given = "" if self._detector != "corners" else "no --config.weights.superpoint or .r2d2: "
@@ -483,6 +488,11 @@ def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
 
 class _Trained(Stage):
     """What both stages share: they learn from the stage before, and may start from a published checkpoint."""
+
+    @property
+    def weight_kinds(self):
+        """See `method.Stage`."""
+        return frozenset({"mallis"} if self._converted else ())
 
     def frozen(self):
         return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}

@@ -1,0 +1,258 @@
+"""The csv files of a folder of photos: which images they name, for training or for test, and what they say of them.
+
+  file,x0,y0,x1,y1,...             pixels of the upright file, centres at integers; `file` is relative to the folder
+  ...,visible0,visible1,...        optional, 0 or 1; a point with empty x and y is not annotated and not visible
+  ...,split                        optional, `train` or `test`; without it `train.csv` is about training images and
+                                   `test.csv` about test images
+  ...,box_x0,box_y0,box_x1,box_y1  optional box of the object, `mask` an image file of its pixels: see `regions`
+  ...,any other columns            kept as text, for `--group_by`
+
+A mistake is one sentence that names the file, line and column.
+"""
+
+import collections
+import csv
+import io
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from uld_jax.data.names import Lookup
+from uld_jax.errors import UserError
+
+SPLITS = ("train", "test")
+_POINT = re.compile(r"(x|y|visible)(0|[1-9]\d*)")
+
+
+class Annotation(NamedTuple):
+    """Rows of one csv, or of all csv files of a folder.
+
+    Attributes:
+      names: [R] files.
+      splits: [R] `train` or `test`.
+      places: [R] csv and line, for messages.
+      landmarks: [R,L,2] float64 `(x, y)` in pixels of the file, NaN where empty; None without such columns.
+      visible: [R,L] bool; None without landmarks.
+      columns: the other columns, {name: R strings}.
+    """
+
+    names: list[str]
+    splits: list[str]
+    places: list[str]
+    landmarks: np.ndarray | None
+    visible: np.ndarray | None
+    columns: dict[str, list[str]]
+
+    def take(self, names: Sequence[str]) -> "Annotation":
+        """What is said of other images: nothing of those that no row names (`places` are then the names)."""
+        row_of = {name: row for row, name in enumerate(self.names)}
+        rows = np.array([row_of.get(name, -1) for name in names], np.int64)
+        landmarks = visible = None
+        if self.landmarks is not None:
+            landmarks = np.where((rows >= 0)[:, None, None], self.landmarks[rows], np.nan)
+            visible = (rows >= 0)[:, None] & self.visible[rows]
+        places = [self.places[row] if row >= 0 else name for row, name in zip(rows, names, strict=True)]
+        columns = {c: [values[row] if row >= 0 else "" for row in rows] for c, values in self.columns.items()}
+        splits = [self.splits[row] if row >= 0 else "train" for row in rows]
+        return Annotation(list(names), splits, places, landmarks, visible, columns)
+
+
+def read_folder(root) -> Annotation | None:
+    """What `train.csv` and `test.csv` of a folder say together, named as on the disk; None if there is neither.
+
+    Raises UserError for whatever is wrong with one of them, or where they do not go together.
+    """
+    root = epath.Path(root)
+    tables = [path for split in SPLITS if (path := root / f"{split}.csv").exists()]
+    if not tables:
+        return None
+    files = Lookup(root)
+    return _joined([(path, _as_on_disk(read_annotation(path, path.stem), files)) for path in tables])
+
+
+def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
+    """The rows of several csv files; a column or point that one of them lacks is empty there."""
+    counts = {path: note.landmarks.shape[1] for path, note in parts if note.landmarks is not None}
+    if len(set(counts.values())) > 1:
+        (one, first), (other, second) = list(counts.items())[:2]
+        raise UserError(f"{one} has {first} landmarks but {other} has {second}; give both the same points")
+    place_of = {}
+    for _, note in parts:
+        for name, place in zip(note.names, note.places, strict=True):
+            if name in place_of:
+                raise UserError(
+                    f"{place}: {name} is listed in {place_of[name]} too; an image is for training or for test, keep it "
+                    "in one of them"
+                )
+            place_of[name] = place
+    notes = [note for _, note in parts]
+    points = visible = None
+    if counts:
+        count = next(iter(counts.values()))
+        bare = lambda note: note.landmarks is None
+        points = [np.full((len(n.names), count, 2), np.nan) if bare(n) else n.landmarks for n in notes]
+        visible = [np.zeros((len(n.names), count), bool) if bare(n) else n.visible for n in notes]
+        points, visible = np.concatenate(points), np.concatenate(visible)
+    columns = {c: [v for n in notes for v in n.columns.get(c, [""] * len(n.names))] for n in notes for c in n.columns}
+    return Annotation(
+        [name for n in notes for name in n.names],
+        [split for n in notes for split in n.splits],
+        [place for n in notes for place in n.places],
+        points,
+        visible,
+        columns,
+    )
+
+
+def read_annotation(path, split: str = "train") -> Annotation:
+    """Reads and checks one csv. Raises UserError naming the file, and the line and column where there is one.
+
+    Args:
+      path: the csv.
+      split: of rows that do not say theirs in a column `split`.
+    """
+    header, read = read_cells(path)
+    landmarks, has_visible = _landmark_columns(path, header)
+    for line, row in read:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line} has {len(row)} columns where the first line has {len(header)}; make them equal"
+            )
+    if not read:
+        raise UserError(f"{path} lists no images; add one line an image below the header")
+    lines = [line for line, _ in read]
+    cells = dict(zip(header, zip(*(row for _, row in read), strict=True), strict=True))
+    names = read_names(path, lines, cells["file"])
+    xy = visible = None
+    if landmarks:
+        xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(landmarks)], cells) for axis in "xy"], -1)
+        half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
+        if half.any():
+            row, point = np.argwhere(half)[0]
+            raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
+        visible = np.isfinite(xy).all(-1)
+    if has_visible:
+        seen = _numbers(path, lines, [f"visible{i}" for i in range(landmarks)], cells)
+        wrong = visible & (seen != 0) & (seen != 1)
+        if wrong.any():
+            row, point = np.argwhere(wrong)[0]
+            raise UserError(
+                f"{path}, line {lines[row]}, column visible{point}: not 0 or 1; use 1 where the point is seen"
+            )
+        visible &= seen == 1
+    others = {h: list(c) for h, c in cells.items() if h != "file" and not _POINT.fullmatch(h)}
+    places = [f"{path}, line {line}" for line in lines]
+    return Annotation(names, _splits(places, others, split), places, xy, visible, others)
+
+
+def _splits(places, columns, default: str) -> list[str]:
+    """The split of each row: of its column `split`, else the default. Raises UserError for any other word."""
+    cells = [cell.strip().lower() or default for cell in columns.get("split", [default] * len(places))]
+    for place, cell in zip(places, cells, strict=True):
+        if cell not in SPLITS:
+            raise UserError(
+                f"{place}, column split: {cell!r} is neither train nor test; write one of them, or give the column "
+                "another name"
+            )
+    return cells
+
+
+def read_cells(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """First line of a csv, and (line number, cells) of every other line that is not empty.
+
+    Raises UserError naming the file, and the line where there is one.
+    """
+    path = epath.Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8; save it as csv in UTF-8") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({(e.strerror or str(e)).lower()}); give a csv file") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [h.strip() for h in next(reader, [])]
+        return header, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as e:
+        raise UserError(f"{path}, line {reader.line_num}: not valid csv ({e}); save it again as csv") from None
+
+
+def _landmark_columns(path, header) -> tuple[int, bool]:
+    """(L, whether there are `visible` columns) from the first line of a csv."""
+    twice = [h for h, n in collections.Counter(header).items() if n > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+    if "file" not in header:
+        raise UserError(f"{path} has no column `file` in its first line; the first line must be file,x0,y0,x1,y1,...")
+    found = collections.defaultdict(set)
+    for h in header:
+        match = _POINT.fullmatch(h)
+        if match:
+            found[match[1]].add(int(match[2]))
+    count = 1 + max(found["x"] | found["y"], default=-1)
+    every = set(range(count))
+    for axis in ("x", "y", *(["visible"] if found["visible"] else [])):
+        odd = sorted(every ^ found[axis])
+        if odd and odd[0] in every:
+            raise UserError(f"{path} has {count} landmarks but no column {axis}{odd[0]}; add it or remove its partners")
+        if odd:
+            raise UserError(f"{path} has a column {axis}{odd[0]} but no x{odd[0]} and y{odd[0]}; add them or remove it")
+    return count, bool(found["visible"])
+
+
+def read_names(path, lines, cells) -> list[str]:
+    """The column `file`: paths inside the folder, each once. Raises UserError naming csv and line."""
+    names, first = [], {}
+    for line, cell in zip(lines, cells, strict=True):
+        name = posixpath.normpath(cell.strip()) if cell.strip() else ""
+        if not name or name == ".":
+            raise UserError(f"{path}, line {line}: the column `file` is empty; name an image")
+        if name.startswith(("/", "../")) or "://" in name:
+            raise UserError(f"{path}, line {line}: {cell} is not inside the folder; give a path relative to it")
+        if name in first:
+            raise UserError(f"{path}, line {line}: {name} is listed in line {first[name]} already; keep one of them")
+        first[name] = line
+        names.append(name)
+    return names
+
+
+def _as_on_disk(note: Annotation, files: Lookup) -> Annotation:
+    """The same with the files as the disk has them. Raises UserError for one that is named in two ways."""
+    place_of, found = {}, []
+    for place, typed in zip(note.places, note.names, strict=True):
+        name = files.find(typed) or typed  # an absent one is told with all others
+        if name in place_of:
+            raise UserError(f"{place}: {typed} is the file of {place_of[name]}, typed otherwise; keep one of them")
+        place_of[name] = place.rpartition(", ")[2]  # its line
+        found.append(name)
+    return note._replace(names=found)
+
+
+def _numbers(path, lines, names, cells) -> np.ndarray:
+    """Columns as [N, len(names)] float64, NaN where empty."""
+    out = np.empty((len(lines), len(names)))
+    for j, name in enumerate(names):
+        for i, cell in enumerate(cells[name]):
+            out[i, j] = number(cell, lambda i=i, name=name: f"{path}, line {lines[i]}, column {name}")
+    return out
+
+
+def number(cell: str, place) -> float:
+    """A cell as a finite number, NaN if it is empty. Raises UserError that begins with `place()`.
+
+    >>> number(' 1.5', str), number(' ', str)
+    (1.5, nan)
+    """
+    if not cell.strip():
+        return np.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise UserError(f"{place()}: {cell.strip()!r} is not a number")
+    return value
