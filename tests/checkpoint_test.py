@@ -149,7 +149,7 @@ def test_a_closing_save_that_broke_off_does_not_count(mesh, tmp_path, monkeypatc
     left = [p.name for p in (tmp_path / "checkpoints" / "one").iterdir()]
     assert left  # something was written, beside the place where it belongs
     assert not checkpoint.has_final(tmp_path, "one")
-    with pytest.raises(UserError, match=r"holds no finished stage 'one'; run `uld train"):
+    with pytest.raises(UserError, match=r"holds no finished stage 'one'; give its `uld train"):
         checkpoint.restore_final(tmp_path, "one", template(mesh, state(mesh)))
     checkpoint.save_final(tmp_path, "one", state(mesh, 2), {})
     check_same(checkpoint.restore_final(tmp_path, "one", template(mesh, state(mesh))).state, state(mesh, 2))

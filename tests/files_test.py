@@ -1,5 +1,6 @@
 """Whole files or none, and text that holds any name."""
 
+import ast
 import csv
 import doctest
 import io
@@ -7,11 +8,12 @@ import os
 
 import pytest
 
+from tests import tiny
 from uld_jax import files
 
 
 def test_doctests():
-    assert doctest.testmod(files).attempted == 2
+    assert doctest.testmod(files).attempted == 3
     assert doctest.testmod(files).failed == 0
 
 
@@ -38,6 +40,20 @@ def test_names_of_the_greatest_length(tmp_path):
         files.write(tmp_path / name, b"x")
         assert (tmp_path / name).read_bytes() == b"x"
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_nothing_else_writes_files():
+    """But for lines that are appended, and records of libraries."""
+    package = tiny.ROOT / "uld_jax"
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or path == package / "files.py":
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            values = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+            opens = name == "open" and any(isinstance(v, str) and v[:1] in "wx" for v in values)
+            wrong = opens or name in ("write_text", "write_bytes")
+            assert not wrong, f"{path}, line {node.lineno}: use files.write"
 
 
 NAMES = ["plain", "com,ma", 'quo"te', "new\nline", "re\rturn", "both\r\n", "-dash", " space ", "a;b\tc", "", "=1+1"]

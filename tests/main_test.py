@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -177,7 +178,7 @@ def test_predict_says_what_it_left_out_and_takes_single_files(run, photos, tmp_p
 
 
 def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch):
-    workdir = tmp_path / "run"
+    workdir = tmp_path / "my run"
     shutil.copytree(run, workdir)
     args = (
         "predict",
@@ -216,10 +217,12 @@ def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch)
     # The annotated points of another stage are its own.
     code, _, err = uld(capsys, monkeypatch, *args, "--stage=zeroshot")
     assert code == 1
-    assert f"run `uld fit --workdir={workdir} --stage=zeroshot` first" in err
+    fit = f"uld fit --workdir='{workdir}' --stage=zeroshot --data_dir=LABELLED_PHOTOS"
+    assert f"run `{fit}` first" in err
     code, out, err = uld(capsys, monkeypatch, "fit", f"--workdir={workdir}", "--stage=zeroshot", f"--data_dir={photos}")
     assert code == 0, err
-    assert "--stage=zeroshot --images" in out
+    use = shlex.split(out.partition("use them  ")[2])
+    assert use[:4] == ["uld", "predict", f"--workdir={workdir}", "--stage=zeroshot"]
     assert uld(capsys, monkeypatch, *args, "--stage=zeroshot")[0] == 0
     with (tmp_path / "landmarks.csv").open() as file:
         other = list(csv.DictReader(file))

@@ -8,7 +8,8 @@ import warnings
 from absl import flags
 from ml_collections import config_flags
 
-from uld_jax.errors import UserError
+from uld_jax import files
+from uld_jax.errors import UserError, flag, shell_command
 
 USAGE = """uld: unsupervised landmark discovery
 
@@ -50,7 +51,7 @@ def _train(v: flags.FlagValues) -> int:
         print(f"{count} landmarks found; {evaluate.summary(found.report)}".rstrip("; "))
         print(f"  pictures  {os.path.join(v.workdir, 'contact_sheet.png')}")
         print(f"  numbers   {os.path.join(v.workdir, 'eval')}")
-        print(f"  use them  uld predict --workdir={v.workdir} --images=DIR --out=DIR")
+        print(f"  use them  {shell_command('predict', workdir=v.workdir, images='DIR', out='DIR')}")
     return OK
 
 
@@ -101,7 +102,7 @@ def _predict(v: flags.FlagValues) -> int:
         if done.empty:
             some = ", ".join(done.empty[:NAMED]) + (", ..." if len(done.empty) > NAMED else "")
             what = f"{len(done.empty)} of {done.images} images show nothing (all of one colour), and have no landmarks"
-            print(f"warning: {what}: {some}", file=sys.stderr)
+            print(files.one_line(f"warning: {what}: {some}"), file=sys.stderr)
         if done.skipped:
             print(listing.told(done.skipped, os.path.join(v.out, "skipped.csv")), file=sys.stderr)
     return SKIPPED if done.skipped else OK
@@ -115,8 +116,8 @@ def _fit(v: flags.FlagValues) -> int:
     if _first_process():
         print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
         print(f"  leave-one-out error  {detector.leave_one_out}")
-        stage = f" --stage={v.stage}" if v.stage else ""
-        print(f"  use them  uld predict --workdir={v.workdir}{stage} --images=DIR --out=DIR --points=annotated")
+        options = dict(workdir=v.workdir, stage=v.stage, images="DIR", out="DIR", points="annotated")
+        print(f"  use them  {shell_command('predict', **options)}")
     return OK
 
 
@@ -136,7 +137,7 @@ def _prepare(v: flags.FlagValues) -> int:
     if "test" in first.spec.splits:
         sources["test"] = open_source(name, "test", **reading)
     written = prepared.prepare(v.dataset, sources, v.data_dir)
-    print(f"written to {written}; use it with --config=...:dataset=folder --config.data_dir={written}")
+    print(f"written to {written}; use it with --config=...:dataset=folder {flag('config.data_dir', written)}")
     return OK
 
 
@@ -145,7 +146,7 @@ def _convert(v: flags.FlagValues) -> int:
 
     source = convert.convert(v.kind, v.src, v.dst, v.core)
     print(f"{source['entries']} entries, {source['parameters']} parameters; licence: {source['licence']}")
-    print(f"written to {v.dst}; use it with --config.weights.{v.kind}={v.dst}")
+    print(f"written to {v.dst}; use it with {flag(f'config.weights.{v.kind}', v.dst)}")
     return OK
 
 
@@ -160,7 +161,7 @@ def _features(v: flags.FlagValues) -> int:
         for name, shape in found.taps:
             print(f"{name}  {found.rows} x {' x '.join(map(str, shape))}")
         size = found.rows * found.image_bytes / 1e6
-        print(f"written to {v.out}, {size:.1f} MB; use it with --config.{stage}.cache={v.out}")
+        print(f"written to {v.out}, {size:.1f} MB; use it with {flag(f'config.{stage}.cache', v.out)}")
     return OK
 
 
@@ -181,7 +182,7 @@ def _gcn(v: flags.FlagValues) -> int:
     for one in measured:
         print(f"held out: correlation with the target {one.gcn:.3f}, of the density {one.density:.3f}")
     print(f"{source['entries']} descriptors, {source['parameters']} parameters")
-    print(f"written to {v.dst}; use it with --config.weights.gcn_v={v.dst}")
+    print(f"written to {v.dst}; use it with {flag('config.weights.gcn_v', v.dst)}")
     return OK
 
 
@@ -413,20 +414,21 @@ def main() -> int:
         print(USAGE, file=sys.stdout if command in ("", "-h", "--help", "help") else sys.stderr)
         return OK if command in ("", "-h", "--help", "help") else BAD_INPUT
     warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         return _run(command, [f"uld {command}", *sys.argv[2:]])
     except UserError as error:
-        print(f"uld {command}: {error}", file=sys.stderr)
+        print(files.one_line(f"uld {command}: {error}"), file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        print(f"uld {command}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
+        said = f"uld {command}: {error.filename or ''} {error.strerror or error}".replace("  ", " ")
+        print(files.one_line(said), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        more = {
-            "train": "the same command goes on from the last checkpoint",
-            "predict": "rows so far are in *.partial.csv",
-        }
-        print(f"uld {command}: interrupted; {more.get(command, 'nothing is half-written')}", file=sys.stderr)
+        left = {"predict": "the rows so far are in landmarks.partial.csv"}
+        left |= dict.fromkeys(("train", *SWEEPING), "the same command goes on from its last checkpoint")
+        print("; ".join(filter(None, (f"uld {command}: interrupted", left.get(command)))), file=sys.stderr)
         return 128 + signal.SIGINT
 
 

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from uld_jax import sharding
-from uld_jax.errors import UserError
+from uld_jax.errors import UserError, flag
 from uld_jax.method import TrainState
 
 
@@ -59,7 +59,8 @@ def restore_final(workdir, stage: str, template: TrainState) -> Restored:
     path = final_path(workdir, stage)
     if not has_final(workdir, stage):
         raise UserError(
-            f"{workdir} holds no finished stage '{stage}'; run `uld train --workdir={workdir}` to its end first"
+            f"{workdir} holds no finished stage '{stage}'; give its `uld train` with {flag('workdir', workdir)} again, "
+            "to its end"
         )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return _restore(lambda args: checkpointer.restore(path, args=args), template, path)

@@ -11,7 +11,7 @@ from etils import epath
 from uld_jax import runs, sharding
 from uld_jax import workdir as workdir_lib
 from uld_jax.data import decode, open_source, specs
-from uld_jax.errors import UserError
+from uld_jax.errors import UserError, shell_command
 from uld_jax.evaluate import Predictor, eval_batch
 from uld_jax.evaluators import landmark_regression as regression
 from uld_jax.method import Prediction
@@ -123,10 +123,9 @@ class Detector:
         if points not in ("discovered", "annotated"):
             raise UserError(f"points is {points!r}; use discovered or annotated")
         if points == "annotated" and self.annotated is None:
-            stage = "" if self.stage == self.config.stages[-1] else f" --stage={self.stage}"
-            raise UserError(
-                f"{self.workdir} has no annotated landmarks yet; run `uld fit --workdir={self.workdir}{stage}` first"
-            )
+            stage = "" if self.stage == self.config.stages[-1] else self.stage
+            fit = shell_command("fit", workdir=self.workdir, stage=stage, data_dir="LABELLED_PHOTOS")
+            raise UserError(f"{self.workdir} has no annotated landmarks yet; run `{fit}` first")
         size = eval_batch(self.config, self._mesh)
         parts = []
         for start in range(0, len(frames), size):

@@ -1,4 +1,7 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and how commands stand in sentences."""
+
+import re
+import shlex
 
 
 class UserError(ValueError):
@@ -6,3 +9,30 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits 1.
     """
+
+
+def shell_command(name: str, **flags) -> str:
+    """A command as a shell takes it: `uld NAME --flag=value ...`, without flags whose value is empty.
+
+    >>> shell_command("fit", workdir="my run", stage="", data_dir="PHOTOS")
+    "uld fit --workdir='my run' --data_dir=PHOTOS"
+    """
+    return " ".join(["uld", name, *(flag(key, value) for key, value in flags.items() if str(value))])
+
+
+def flag(key: str, value) -> str:
+    r"""`--key=value`, quoted where a shell needs it.
+
+    >>> flag("config.data_dir", "it's"), print(flag("out", "caf\udce9"))
+    --out=$'caf\xe9'
+    ('--config.data_dir=\'it\'"\'"\'s\'', None)
+    """
+    return f"--{key}={quoted(str(value))}"
+
+
+def quoted(text: str) -> str:
+    """A word of a shell command. Line breaks and bytes that are not UTF-8 are escaped as bash and zsh have it."""
+    if not re.search(r"[\x00-\x1f\x7f\udc80-\udcff]", text):
+        return shlex.quote(text)
+    escaped = re.sub(r"(['\\])", r"\\\1", text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "$'" + re.sub(r"[\x00-\x1f\x7f]", lambda m: f"\\x{ord(m[0]):02x}", escaped) + "'"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,15 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a character, which no byte stands for
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    r"""`printable` text without line breaks and what else a terminal would act on.
+
+    >>> one_line("new\nline.jpg")
+    'new\\nline.jpg'
+    """
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], printable(text))
 
 
 def write(path, data: bytes | str) -> None:

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from uld_jax import files
 from uld_jax.errors import UserError
 
 _IDENTITY = ("kind", "sha256", "core_sha256")
@@ -50,7 +51,7 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
         part.mkdir(parents=True, exist_ok=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(part / "params", args=ocp.args.PyTreeSave(params), force=True)
-        (part / "source.json").write_text(json.dumps(source, indent=2, sort_keys=True) + "\n")
+        files.write(part / "source.json", json.dumps(source, indent=2, sort_keys=True) + "\n")
         if part != dst:
             os.rename(part, dst)  # which also takes the place of an empty folder
     finally:

@@ -24,7 +24,7 @@ from etils import epath
 from flax import traverse_util
 
 from uld_jax.convert import files
-from uld_jax.errors import UserError
+from uld_jax.errors import UserError, flag
 from uld_jax.models.fan import CorrespondenceFAN
 
 METHOD = "self_training.Correspondence"
@@ -55,7 +55,8 @@ def open_folder(path: str) -> files.Opened:
         raise UserError(f"--src={path}: of its stages {', '.join(stages)} there is {what}; needed is a {METHOD}")
     final = os.path.abspath(os.path.join(folder, "checkpoints", name, "final", "state"))
     if not os.path.isdir(final):
-        raise UserError(f"--src={path} holds no finished stage {name!r}; run `uld train --workdir={folder}` to its end")
+        again = f"give its `uld train` with {flag('workdir', folder)} again, to its end"
+        raise UserError(f"--src={path} holds no finished stage {name!r}; {again}")
     paths = sorted(os.path.join(at, file) for at, _, names in os.walk(final) for file in names)
     return files.Opened(_read(final), paths, {"settings": config[name]})
 
