@@ -7,6 +7,7 @@ code, for what a text leaves open and for IMM, whose code is followed.
 
 import pytest
 
+from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.methods import duld, imm
 
@@ -209,13 +210,14 @@ def test_what_is_not_the_papers_is_a_switch(spec, key, value):
     assert eval(key, {}, resolved(spec, **{key: value})) == value
 
 
-@pytest.mark.parametrize("spec", [s for s in PAPER if not s.startswith(("cgb", "imm"))])
+@pytest.mark.parametrize("spec", [*tiny.CONFIGS, "cgb:init=zeroshot", "self_training:variant=extended"])
 def test_no_preset_enlarges_its_frames_for_a_network_of_its_own(spec):
     """Stable Diffusion wants 512 pixels of whatever it is given; that is in its own file."""
-    config = config_lib.load(spec)
-    for name in config.stages:
-        method = config_lib.stage(config, name).method
-        assert getattr(method, "image_size", 0) <= config.data.frame_size * getattr(method, "zoom", 1.0)
+    for preset in ("paper", "small", "tiny"):
+        config = config_lib.load(f"{spec}{',' if ':' in spec else ':'}dataset=folder,preset={preset}")
+        for name in config.stages:
+            method = config_lib.stage(config, name).method
+            assert getattr(method, "image_size", 0) <= config.data.frame_size * getattr(method, "zoom", 1.0), preset
 
 
 def test_constants_that_are_not_hyper_parameters():
