@@ -16,6 +16,7 @@ from uld_jax import evaluate, loop, sharding
 from uld_jax.detector import Detector
 from uld_jax.errors import UserError
 from uld_jax.evaluators import landmark_regression as regression
+from uld_jax.evaluators.protocol import Protocol
 from uld_jax.ops import coordinates
 
 SPEC = "--config=zeroshot:dataset=folder,k=4,preset=tiny"
@@ -101,10 +102,15 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--scheme=ibug68")
     assert code == 1
     assert "data.scheme=ibug68 has 68 points, and folder has 20 landmarks" in err
+    now = (run / "config.json").read_text()
+    older = json.loads(now)
+    older["eval"] = {"ridge": 0.02} | {k: v for k, v in older["eval"].items() if k not in Protocol._fields}
+    (run / "config.json").write_text(json.dumps(older))  # as runs had it when there was one strength
     code, _, err = uld(capsys, monkeypatch, "evaluate", f"--workdir={run}", "--normaliser=image", "--stage=zeroshot")
+    (run / "config.json").write_text(now)
     assert code == 0, err
     first = json.loads((run / "eval/test/zeroshot/metrics.json").read_text())
-    assert first["protocol"] == "folder_20_image+ridge_0.001_0.1"
+    assert first["protocol"] == "folder_20_image+ridge_0.02"
 
 
 def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatch):

@@ -430,17 +430,25 @@ def pose_sheet(source: Source, result: dict[str, Any], count: int = POSED):
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A result in one line."""
+    """A result in one line; `report` is as in `metrics.json`."""
+
+    def percent(value):
+        return "-" if value is None else f"{value:.2f} %"  # nothing was found
+
     if report.get("forward_nme") is None:
         stable = report.get("stability_px")
         why = report.get("not_measured") or "there is no annotation"
         return "" if stable is None else f"errors are not measured, as {why}; stability {stable:.2f} px at 128"
-    backward = "-" if report["backward_nme"] is None else f"{report['backward_nme']:.2f} %"  # nothing was found
     text = (
-        f"forward NME {report['forward_nme']:.2f} %, backward {backward} "
+        f"forward NME {percent(report['forward_nme'])}, backward {percent(report['backward_nme'])} "
         f"(mean shape {report['mean_shape_nme']:.2f} %; {report['protocol']}, {report['n_test']} images)"
     )
-    stable = report.get("stability_px")
+    often, stable = report.get("often_found"), report.get("stability_px")
+    if often and often["forward_nme"] is not None:
+        text += (
+            f", of the {often['landmarks']} landmarks found on more than {100 * often['min_found']:g} % of the images "
+            f"{percent(often['forward_nme'])}, {percent(often['backward_nme'])}"
+        )
     return text if stable is None else f"{text}, stability {stable:.2f} px at 128"
 
 
