@@ -373,11 +373,13 @@ def evaluate(
     lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
     there_train, there_test = (_found(part)[1] for part in (train, test))
     there = np.concatenate([there_train, there_test])
-    often = None if there.all() else there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
-    # Not a mean of the errors of all: the regression sees these landmarks alone, and their matrix is completed.
-    few = None if often is None or not often.any() else [part.only(often) for part in (train, test)]
-    inputs = [complete_inputs(part, protocol.missing, image_side) for part in (train, *(few or ())[:1])]
-    about = {
+    fits = [np.arange(len(train.found))] if fits is None else fits
+
+    def errors(train, test):
+        inputs = complete_inputs(train, protocol.missing, image_side)
+        return averaged([_scored(train, test, inputs, rows, lengths, protocol, ced_limit) for rows in fits])
+
+    result = errors(train, test) | {
         "protocol": protocol.id(data, there.all()),
         "settings": protocol.asdict(),
         "normaliser": normaliser_name(normaliser),
@@ -391,19 +393,16 @@ def evaluate(
         "found_share": float(there.mean()),
         "not_scored": int((~np.isfinite(lengths)).sum()),
     }
-    fits = [np.arange(len(train.found))] if fits is None else fits
-    result = averaged([_scored(train, test, inputs[0], rows, lengths, protocol, ced_limit) for rows in fits]) | about
     result["per_landmark"] |= {"found_train": there_train.mean(0), "found_test": there_test.mean(0)}
-    if often is not None:
-        rare = {"forward_nme": np.nan, "backward_nme": np.nan}
-        errors = (
-            averaged([_scored(*few, inputs[1], rows, lengths, protocol, ced_limit) for rows in fits]) if few else rare
-        )
+    if not there.all():
+        often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
+        # Not a mean of the errors above: the regression sees these landmarks alone, and their matrix is completed.
+        few = errors(train.only(often), test.only(often)) if often.any() else {}
         result["often_found"] = {
             "protocol": protocol.often(data),
             "min_found": float(protocol.min_found),
             "landmarks": int(often.sum()),
-            **{name: or_none(errors[name]) for name in rare},
+            **{name: or_none(few.get(name, np.nan)) for name in ("forward_nme", "backward_nme")},
         }
     return result
 
