@@ -92,9 +92,9 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
     payload, key = next(reader.payloads(0, seed=0)), sharding.put_key(mesh, jax.random.key(2))
     for _ in range(20):  # so that there is something to detect
         state, _ = advance(state, frozen, reader.store, payload, key)
-    bank = jax.block_until_ready(rounds.collect(state, frozen))
+    bank = jax.block_until_ready(rounds.collect(state, frozen, key))
     begin = time.perf_counter()
-    jax.block_until_ready(rounds.collect(state, frozen))
+    jax.block_until_ready(rounds.collect(state, frozen, key))
     a_pass = time.perf_counter() - begin
     with jax.set_mesh(mesh):
         refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))

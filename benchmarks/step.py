@@ -61,18 +61,18 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
             break
         state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.passes(0))
     payload = next(reader.payloads(0, seed=0))
+    key = sharding.put_key(mesh, jax.random.key(2))
     if spec.steps:
         what = "step"
         advance = loop.compile_step(spec.method, reader, mesh, 1)
-        key = sharding.put_key(mesh, jax.random.key(2))
         timing = harness.measure(advance, state, frozen, reader.store, payload, key, calls=calls, donate_first=True)
     else:
         what = "observe"
 
-        def observe(state, frozen, store, payload):
-            return spec.method.observe(state, frozen, reader.fetch(store, payload))
+        def observe(state, frozen, store, payload, key):
+            return spec.method.observe(state, frozen, reader.fetch(store, payload), key)
 
-        timing = harness.measure(observe, state, frozen, reader.store, payload, calls=calls)
+        timing = harness.measure(observe, state, frozen, reader.store, payload, key, calls=calls)
     return {
         "method": name,
         "stage": stage,

@@ -231,7 +231,7 @@ class Fixed(Stage):
         seen = images[:, :3, :3].astype(jnp.int32).sum((1, 2, 3))[:, None] // (1 + jnp.arange(len(self.xy))) % 3 > 0
         return Prediction(xy, jnp.where(seen, 0.5, 0.0))
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         found = self.predict(state, frozen, batch["image"])
         xy = jnp.concatenate([found.xy + 1, found.xy[:, :1]], 1)
         mask = jnp.pad(found.score > 0, ((0, 0), (0, 1)), constant_values=True) & (batch["index"] > 1000)[:, None]
@@ -261,7 +261,7 @@ def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
     values = json.loads((tmp_path / cells[0].name / "mixture.json").read_text())
     images = jnp.asarray(test.images())
     said = method.predict({}, {}, images)
-    held = method.observe({}, {}, {"image": images, "index": jnp.full(21, 9999)})
+    held = method.observe({}, {}, {"image": images, "index": jnp.full(21, 9999)}, None)
     lengths = evaluate.regression.normaliser_lengths(test.landmarks, "box", 40)
     truth, seen = test.landmarks[:, CHOSEN], test.visible[:, CHOSEN]
     for prefix, xy, mask in (("", said.xy, said.score > 0), ("detector_", held.xy, held.mask)):

@@ -23,8 +23,8 @@ class Told(Stage):
 
     describes = True
 
-    def observe(self, state, frozen, batch):
-        del state, frozen
+    def observe(self, state, frozen, batch, rng):
+        del state, frozen, rng
         noise = 0.05 * jnp.sin(jnp.arange(self.size) * (1.0 + batch["index"][:, None, None] + jnp.arange(4)[:, None]))
         z = 3 * jnp.eye(4, self.size) + noise
         mask = (jnp.arange(4) < 3) | (batch["index"][:, None] % 2 == 0)
@@ -86,8 +86,8 @@ class Loose(Told):
     slots_are_landmarks = False
     filled_below = 0.1
 
-    def observe(self, state, frozen, batch):
-        rows = super().observe(state, frozen, batch)
+    def observe(self, state, frozen, batch, rng):
+        rows = super().observe(state, frozen, batch, rng)
         xy = jnp.arange(4.0)[:, None] * 6 + batch["image"][:, :1, 0, :2] / 64
         order = jnp.where(
             (jnp.sum(batch["image"][:, 0, 0], -1) % 2 == 0)[:, None], jnp.arange(4), jnp.array([2, 0, 3, 1])

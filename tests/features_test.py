@@ -134,7 +134,7 @@ def test_a_pass_through_latents_equals_one_without(diffusion, latents, monkeypat
         state = loop.Start(method, data.train_reader, mesh(), frozen, jax.random.key(0)).state(None)
         if changes:
             monkeypatch.delattr(StableDiffusion, "encode")  # nothing is encoded again
-        banks.append(Rounds(method, data.train_reader, mesh(), cache=cache).collect(state, frozen))
+        banks.append(Rounds(method, data.train_reader, mesh(), cache=cache).collect(state, frozen, jax.random.key(1)))
     plain, cached = jax.device_get(banks)
     np.testing.assert_array_equal(cached.rows.mask, plain.rows.mask)
     assert plain.rows.mask.sum() > 30

@@ -28,22 +28,28 @@ class Noise(Source):
 
 
 class Notes(NamedTuple):
-    """What the toy method learns: passes done, the mean of what it saw, a table, and the last two keys."""
+    """What the toy method learns: passes done, the mean of what it saw, a table, and the last two keys.
+
+    And what it drew for every image, in the last two passes.
+    """
 
     count: jax.Array
     total: jax.Array
     table: jax.Array
     keys: jax.Array
+    drawn: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Stage):
     """Describes an image by the sum of each column of pixels plus the number of passes done."""
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         columns = jnp.sum(batch["image"].astype(jnp.float32), (1, 3))  # [B,W]
         described = jnp.stack([columns, -columns], 1) * frozen["scale"] + state.aux.count
         xy = jnp.broadcast_to(batch["index"][:, None, None], (len(columns), SLOTS, 2)).astype(jnp.float32)
+        drawn = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(rng, row)))(batch["index"])
+        xy = xy.at[:, :, 1].add(drawn[:, None])
         return Rows(described, xy, jnp.ones((len(columns), SLOTS), bool))
 
     def refresh(self, state, frozen, bank, rng):
@@ -53,6 +59,7 @@ class Toy(Stage):
             total=jnp.sum(jnp.where(mask[:, None], jnp.abs(x), 0)),
             table=rounds.table(bank, bank.rows.descriptors[:, :, 0], ROWS),
             keys=jnp.stack([state.aux.keys[1], jax.random.key_data(rng)]),
+            drawn=jnp.stack([state.aux.drawn[1], rounds.table(bank, bank.rows.xy[:, :, 0, 1] % 1, ROWS)]),
         )
         return state.replace(aux=aux)
 
@@ -78,7 +85,8 @@ def frozen(mesh):
 
 
 def first(mesh):
-    aux = Notes(np.float32(0), np.float32(0), np.zeros((ROWS, SIDE), np.float32), np.zeros((2, 2), np.uint32))
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    aux = Notes(zeros(), zeros(), zeros(ROWS, SIDE), np.zeros((2, 2), np.uint32), zeros(2, ROWS))
     return sharding.put_replicated(mesh, TrainState(step=np.int32(0), aux=aux))
 
 
@@ -87,7 +95,7 @@ def columns():
 
 
 def test_a_bank_holds_every_row_once(passes, frozen, mesh):
-    bank = jax.device_get(passes.collect(first(mesh), frozen))
+    bank = jax.device_get(passes.collect(first(mesh), frozen, jax.random.key(0)))
     batches = -(-ROWS // BATCH)
     assert bank.index.shape == (BATCH, batches)
     assert bank.rows.descriptors.shape == (BATCH, batches, SLOTS, SIDE)
@@ -101,7 +109,7 @@ def test_a_bank_holds_every_row_once(passes, frozen, mesh):
         for t in range(batches):
             if (row := expected[b, t]) < ROWS:
                 np.testing.assert_array_equal(bank.rows.descriptors[b, t, 0], 2 * columns()[row])
-                np.testing.assert_array_equal(bank.rows.xy[b, t], row)
+                np.testing.assert_array_equal(np.floor(bank.rows.xy[b, t]), row)
 
 
 def test_passes_see_what_the_one_before_left_and_other_keys(passes, frozen, mesh):
@@ -116,6 +124,12 @@ def test_passes_see_what_the_one_before_left_and_other_keys(passes, frozen, mesh
     np.testing.assert_array_equal(two.keys[0], one.keys[1])  # a function of the key and the pass alone
     other = jax.device_get(passes.run(first(mesh), frozen, jax.random.key(6), 1)).aux
     assert not np.array_equal(one.keys[1], other.keys[1])
+    # So are those that images are looked at by; each image is drawn for by itself, and not by a key of `refresh`.
+    np.testing.assert_array_equal(two.drawn[0], one.drawn[1])
+    drawn = np.concatenate([two.drawn, other.drawn[1:]])
+    assert len(np.unique(drawn)) == drawn.size
+    own = [jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(one.keys[1]), row)) for row in range(ROWS)]
+    assert not np.isin(np.float32(own), drawn).any()
 
 
 def test_no_passes_leave_the_state(passes, frozen, mesh):
@@ -160,7 +174,7 @@ def test_table_puts_values_at_their_rows_and_drops_padding():
 
 
 def test_flatten_keeps_descriptors_beside_their_mask(passes, frozen, mesh):
-    bank = passes.collect(first(mesh), frozen)
+    bank = passes.collect(first(mesh), frozen, jax.random.key(0))
     x, mask = jax.device_get(rounds.flatten(bank))
     assert x.shape == (BATCH * 3 * SLOTS, SIDE)
     assert mask.sum() == ROWS * SLOTS

@@ -546,14 +546,15 @@ def look(config: Config, method, state, frozen, mesh, source: Source, rows=None,
     frozen = sharding.put_replicated(mesh, {key: value for key, value in frozen.items() if key != "rows"})
 
     @jax.jit
-    def found(state, frozen, payload):
+    def found(state, frozen, payload, key):
         batch = reader.fetch({}, payload)
         unknown = batch | {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
-        seen, held = method.predict(state, frozen, batch["image"]), method.observe(state, frozen, unknown)
+        seen, held = method.predict(state, frozen, batch["image"]), method.observe(state, frozen, unknown, key)
         descriptors = held.descriptors if describe else jnp.zeros((len(batch["index"]), 0))
         return batch["index"], Seen(seen.xy, seen.score, held.xy, held.mask, descriptors)
 
-    parts = [sharding.to_host(found(state, frozen, payload)) for payload in reader.ordered(rows=rows)]
+    key = sharding.put_key(mesh, jax.random.key(config.seed))
+    parts = [sharding.to_host(found(state, frozen, payload, key)) for payload in reader.ordered(rows=rows)]
     index, seen = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
     seen = Seen(*(x[order] for x in seen))

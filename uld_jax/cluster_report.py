@@ -64,14 +64,14 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
 
     @jax.jit
-    def found(state, frozen, payload):
+    def found(state, frozen, payload, key):
         batch = reader.fetch({}, payload)
         real = batch["index"] < reader.rows
         if split != "train":  # rows of another split are none that the state remembers
             batch |= {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
         if (given := finished.method.grouped(state, frozen, batch["image"])) is not None:
             return given[0].descriptors, given[0].mask & real[:, None], given[1]
-        rows = finished.method.observe(state, frozen, batch)
+        rows = finished.method.observe(state, frozen, batch, key)
         landmark = jnp.broadcast_to(jnp.arange(rows.mask.shape[1], dtype=jnp.int32), rows.mask.shape)
         if not finished.method.slots_are_landmarks:
             seen = finished.method.predict(state, frozen, batch["image"])
@@ -82,10 +82,10 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
             landmark = jnp.where(near, jnp.argmin(away, -1).astype(jnp.int32), -1)
         return rows.descriptors, rows.mask & real[:, None], landmark
 
-    first = next(iter(reader.ordered()))
-    slots = jax.eval_shape(found, finished.state, finished.frozen, first)[0].shape[1]
+    first, key = next(iter(reader.ordered())), sharding.put_key(mesh, jax.random.key(finished.config.seed))
+    slots = jax.eval_shape(found, finished.state, finished.frozen, first, key)[0].shape[1]
     rows = evaluate.spread(len(source), max(1, most // slots))
-    parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
+    parts = [sharding.to_host(found(finished.state, finished.frozen, p, key)) for p in reader.ordered(rows=rows)]
     z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
     if not mask.any():

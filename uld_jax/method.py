@@ -115,8 +115,12 @@ class Method(Protocol):
     def passes(self, step: int) -> int:
         """How many passes over the training data come before this step: 0, 1 or 2 (cluster, then place)."""
 
-    def observe(self, state: TrainState, frozen: Any, batch: Batch) -> Rows:
-        """What a pass collects from one batch."""
+    def observe(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> Rows:
+        """What a pass collects from one batch.
+
+        `rng` is the pass's typed key, the same for all its batches: what is drawn for an image is drawn by
+        `fold_in(rng, row)`, so that it does not depend on how many processes share the rows.
+        """
 
     def refresh(self, state: TrainState, frozen: Any, bank: Bank | None, rng: jax.Array) -> TrainState:
         """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
@@ -196,7 +200,7 @@ class Stage:
         del step
         return 0
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         raise NotImplementedError(f"{type(self).__name__} makes no passes")
 
     def refresh(self, state, frozen, bank, rng):

@@ -14,6 +14,8 @@ from uld_jax import sharding
 from uld_jax.method import Bank, Labels, Method, TrainState
 from uld_jax.ops import keypoints
 
+OBSERVE = 1 << 20  # of a step's keys, the first that passes observe by; `refresh` has those from 0
+
 
 class Rounds:
     """The compiled passes of one stage.
@@ -36,21 +38,22 @@ class Rounds:
     def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
         """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
         for i in range(passes):
-            bank = self.collect(state, frozen) if self._method.observes else None
+            seen_by = jax.random.fold_in(key, OBSERVE + i)
+            bank = self.collect(state, frozen, seen_by) if self._method.observes else None
             with jax.set_mesh(self._mesh):  # what refresh spreads over the devices by hand finds them there
                 state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
         return state
 
-    def collect(self, state: TrainState, frozen) -> Bank:
-        """Every training row once."""
-        bank = None
+    def collect(self, state: TrainState, frozen, key: jax.Array) -> Bank:
+        """Every training row once; `key` is the pass's."""
+        bank, key = None, sharding.put_key(self._mesh, key)
         for t, payload in enumerate(self._reader.ordered()):
             self._check()
             more = self._cached(payload)
             if bank is None:
-                bank = self._empty(state, frozen, payload, more)
+                bank = self._empty(state, frozen, payload, more, key)
             t = sharding.put_replicated(self._mesh, np.int32(t))
-            bank = self._write(bank, state, frozen, self._reader.store, payload, more, t)
+            bank = self._write(bank, state, frozen, self._reader.store, payload, more, t, key)
         return bank
 
     def _cached(self, payload):
@@ -62,18 +65,18 @@ class Rounds:
         maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
         return {"features": sharding.put_batch(self._mesh, maps)}
 
-    def _observe(self, state, frozen, store, payload, more):
+    def _observe(self, state, frozen, store, payload, more, key):
         batch = self._reader.fetch(store, payload) | more
-        rows = self._method.observe(state, frozen, batch)
+        rows = self._method.observe(state, frozen, batch, key)
         real = batch["index"] < self._reader.rows
         return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
 
-    def _observe_into(self, bank, state, frozen, store, payload, more, t):
-        found = self._observe(state, frozen, store, payload, more)
+    def _observe_into(self, bank, state, frozen, store, payload, more, t, key):
+        found = self._observe(state, frozen, store, payload, more, key)
         return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), bank, found)
 
-    def _empty(self, state, frozen, payload, more) -> Bank:
-        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload, more)
+    def _empty(self, state, frozen, payload, more, key) -> Bank:
+        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload, more, key)
         batch = shapes.index.shape[0]
         passes = -(-self._reader.rows // batch)
         make = jax.jit(

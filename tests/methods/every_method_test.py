@@ -41,7 +41,7 @@ class Built(NamedTuple):
         for t in range(-(-ROWS // len(batch["index"]))):
             index = batch["index"] + t * len(batch["index"])
             shown = batch | {"index": index, "image": jnp.roll(batch["image"], 5 * t, 1)}
-            rows = self.observe(self.state, self.frozen, shown)
+            rows = self.observe(self.state, self.frozen, shown, jax.random.key(8))
             real = index < ROWS
             parts.append(Bank(rows._replace(mask=rows.mask & real[:, None]), jnp.minimum(index, ROWS)))
         return jax.tree.map(lambda *x: jnp.stack(x, 1), *parts)
@@ -103,7 +103,7 @@ def test_shapes(name, stage):
         assert all(v.shape == () for v in metrics.values())
         assert "loss" in metrics
     if spec.method.observes and any(spec.method.passes(s) for s in range(spec.steps + 1)):
-        rows = one.observe.eval_shape(state, frozen, batch)
+        rows = one.observe.eval_shape(state, frozen, batch, jax.random.key(0))
         assert rows.xy.shape == (*rows.mask.shape, 2)
         assert rows.descriptors.shape[:2] == rows.mask.shape
 

@@ -212,9 +212,9 @@ def test_rounds_drop_what_lies_beside_the_object_where_that_is_known():
     box = np.array([[0, 0, SIDE, SIDE], [0, 0, 40, 25], [8, 3, 20, 25]], np.float32)
     mask = np.zeros((3, SIDE // 4, SIDE // 4), bool)
     mask[1, 1:5, 2:6], mask[2, 3:6] = True, True
-    everything = stage.observe(state, {}, batch)  # an image that training does not know has no region
+    everything = stage.observe(state, {}, batch, None)  # an image that training does not know has no region
     for known in ({"boxes": box}, {"masks": mask}):
-        rows = stage.observe(state, {"rows": jax.tree.map(jnp.asarray, known)}, batch)
+        rows = stage.observe(state, {"rows": jax.tree.map(jnp.asarray, known)}, batch, None)
         np.testing.assert_array_equal(rows.xy, everything.xy)
         x, y = np.moveaxis(np.asarray(rows.xy), -1, 0)
         cell = np.clip(np.floor(np.stack([y, x]) + 0.5).astype(int) // 4, 0, SIDE // 4 - 1)
@@ -353,10 +353,10 @@ def test_keypoints_outside_the_box_or_the_mask_are_dropped(images):
     mask[:, 2:7, 1:6] = True
     batch = {"image": images, "index": jnp.arange(3)}
     stage = built("keypoints")
-    everything = jax.jit(stage.observe)(None, stage.frozen(), batch)
+    everything = jax.jit(stage.observe)(None, stage.frozen(), batch, None)
     for region, known in (("box", {"boxes": box}), ("mask", {"masks": mask})):
         stage = built("keypoints", region=region)
-        rows = jax.jit(stage.observe)(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch)
+        rows = jax.jit(stage.observe)(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch, None)
         xy = np.asarray(rows.xy)[np.asarray(rows.mask)]
         assert 0 < len(xy) < int(everything.mask.sum())
         if region == "box":
@@ -371,7 +371,7 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
     xy = np.random.default_rng(0).uniform(2, 37, (3, stage.most, 2)).astype(np.float32)
     mask = np.random.default_rng(1).random((3, stage.most)) < 0.5
     known = {"keypoints": (jnp.asarray(xy), jnp.asarray(mask))}
-    rows = stage.observe(None, stage.frozen() | {"rows": known}, {"image": images, "index": jnp.arange(3)})
+    rows = stage.observe(None, stage.frozen() | {"rows": known}, {"image": images, "index": jnp.arange(3)}, None)
     np.testing.assert_array_equal(rows.xy, xy)
     np.testing.assert_array_equal(rows.mask, mask)
     lengths = np.linalg.norm(rows.descriptors, axis=-1)

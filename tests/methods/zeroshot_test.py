@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import loop, runs
+from uld_jax import loop, rounds, runs, sharding
+from uld_jax.data.resident import ResidentReader
+from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, TrainState
 from uld_jax.methods import zeroshot
 from uld_jax.models.fan import FanOutput
 from uld_jax.ops import coordinates, keypoints
+from uld_jax.rounds import Rounds
 
-FRAME, PATTERNS, IMAGES = 64, 3, 24
+FRAME, PATTERNS, IMAGES, KEY = 64, 3, 24, jax.random.key(0)
 BACKBONE = (("cell", 4.0), ("offsets", (-4.0, 0.0, 4.0)), ("scales", (1.0,)))
 
 
@@ -45,6 +48,16 @@ def scenes(count, seed=0):
     return images, places - 0.5  # the middle of 18 pixels
 
 
+class Patterns(Source):
+    """`scenes` in memory."""
+
+    def __init__(self):
+        self.names, self.frame_size, self.pixels = [str(i) for i in range(IMAGES)], FRAME, scenes(IMAGES)[0]
+
+    def image(self, row):
+        return self.pixels[row]
+
+
 def found(method, images, frozen=None):
     """The state after all passes over images [N,F,F,3], all in one batch."""
     frozen = frozen or {}
@@ -52,7 +65,8 @@ def found(method, images, frozen=None):
     state = method.init(jax.random.key(0), batch, frozen, None, len(images))
     observe, refresh = jax.jit(method.observe), jax.jit(method.refresh)
     for i in range(method.passes(0)):
-        bank = Bank(*jax.tree.map(lambda x: x[:, None], (observe(state, frozen, batch), batch["index"])))
+        rows = observe(state, frozen, batch, jax.random.key(i))
+        bank = Bank(*jax.tree.map(lambda x: x[:, None], (rows, batch["index"])))
         state = refresh(state, frozen, bank, jax.random.key(i))
     return state
 
@@ -120,7 +134,7 @@ def test_landmarks_stay_in_the_region_of_interest():
     assert np.abs(xy - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
     # So do the pixels that are clustered, which are counted in cells.
     state = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
-    rows = jax.jit(narrow.observe)(state, {}, {"image": jnp.asarray(images), "index": jnp.arange(5)})
+    rows = jax.jit(narrow.observe)(state, {}, {"image": jnp.asarray(images), "index": jnp.arange(5)}, KEY)
     assert rows.mask.all()
     drawn = 2 * np.asarray(rows.xy) + 0.5
     assert np.abs(drawn - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
@@ -140,7 +154,7 @@ def test_training_images_are_looked_at_in_their_boxes():
     frozen = {"rows": {"boxes": jnp.asarray(boxes)}}
     batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)[::-1]}
     state = method.init(jax.random.key(0), batch, frozen, None, IMAGES)
-    rows = jax.jit(method.observe)(state, frozen, batch)
+    rows = jax.jit(method.observe)(state, frozen, batch, KEY)
     drawn, mine = 2 * np.asarray(rows.xy) + 0.5, boxes[::-1]
     within = np.clip(mine, -0.5, FRAME - 0.5)
     assert (drawn >= within[:, None, :2] - 1e-4).all()
@@ -188,7 +202,7 @@ def test_the_foreground_is_found_clustered_and_shown():
     # What is clustered and what is found is in the region.
     batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)}
     before = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
-    rows = jax.jit(method.observe)(before, {}, batch)
+    rows = jax.jit(method.observe)(before, {}, batch, KEY)
     cells = np.floor(np.asarray(rows.xy) + 0.5).astype(int)
     assert np.take_along_axis(inside.reshape(IMAGES, -1), cells[..., 1] * FRAME // 2 + cells[..., 0], 1).all()
     counts = np.bincount((cells[0, :, 1] * FRAME // 2 + cells[0, :, 0]), minlength=inside[0].size)
@@ -235,7 +249,7 @@ def test_the_papers_random_pixels(place):
     prediction = predict(state, {}, jnp.asarray(images))
 
     maps = jax.jit(method._describe)({}, jnp.asarray(images))
-    drawn = method._draw(zeroshot._content_keys(jnp.asarray(images)), 25, state.aux, maps)
+    drawn = method._draw(zeroshot._content_keys(KEY, jnp.asarray(images)), 25, state.aux, maps)
     x = np.asarray(keypoints.sample(maps, drawn), np.float64)
     square = ((x[:, :, None] - centroids) ** 2).sum(-1)
     for i, k in np.ndindex(6, 10):
@@ -253,10 +267,34 @@ def test_the_papers_random_pixels(place):
         np.testing.assert_allclose(prediction.score[i, k], np.exp(-least), atol=1e-4)
     missing = np.asarray(prediction.score == 0)
     assert missing.any() == (not missing.all() and place == "exemplar")
-    # The pixels depend on the image, and on nothing else.
+    # The pixels depend on the image and the run's key, and on nothing else.
     alone = predict(state, {}, jnp.asarray(images[::-1].copy()))
     np.testing.assert_allclose(alone.xy[::-1], prediction.xy, atol=1e-3)
     assert len({tuple(np.asarray(d[0])) for d in drawn}) == 6
+    other = state.aux._replace(key=jax.random.key_data(jax.random.key(1)))
+    assert np.abs(predict(state.replace(aux=other), {}, jnp.asarray(images)).xy - prediction.xy).max() > 1
+
+
+def test_the_runs_seed_reaches_the_pixels_that_are_clustered_and_looked_at():
+    """Through the passes of a run: its key is all that differs."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    reader = ResidentReader(Patterns(), mesh, 8)
+    method = clusterer(k=4, dense=False, place="exemplar", pixels=20)
+    passes = Rounds(method, reader, mesh)
+    first = [loop.Start(method, reader, mesh, {}, jax.random.key(seed)).state(None) for seed in (0, 1)]
+    banks = jax.device_get([passes.collect(first[0], {}, jax.random.key(seed)) for seed in (0, 0, 1)])
+    jax.tree.map(np.testing.assert_array_equal, banks[0], banks[1])
+    assert (np.abs(banks[0].rows.xy - banks[2].rows.xy).max((-1, -2)) > 1).all()  # of every image
+    # Batches of another size draw the same for an image.
+    smaller = Rounds(method, ResidentReader(Patterns(), mesh, 4), mesh).collect(first[0], {}, jax.random.key(0))
+    by_row = lambda bank: np.asarray(rounds.table(bank, bank.rows.xy, IMAGES))
+    np.testing.assert_array_equal(by_row(smaller), by_row(banks[0]))
+    # Two passes of one step, and two steps, draw anew.
+    seen = [jax.device_get(passes.run(state, {}, jax.random.key(4), 2)).aux for state in first]
+    np.testing.assert_array_equal(seen[0].centroids, seen[1].centroids)
+    assert (seen[0].labels.xy != seen[1].labels.xy).any()  # where an image is looked at is by its first key
+    again = jax.device_get(passes.run(first[0], {}, jax.random.key(5), 2)).aux
+    assert np.abs(again.centroids - seen[0].centroids).max() > 1e-3
 
 
 def test_landmarks_that_random_pixels_miss_have_no_label():
@@ -397,7 +435,7 @@ def started(method, labels):
         params=params,
         model_state={"batch_stats": {}},
         opt_state=method._optimizer.init(params),
-        aux=zeroshot.Rounds(jnp.int32(0), labels),
+        aux=zeroshot.Rounds(jnp.int32(0), labels, method._view_key(KEY)),
     )
 
 
@@ -421,21 +459,32 @@ def test_predictions_are_in_pixels_of_the_frame(finder, loss, changes):
     assert (prediction.score <= 1).all()
 
 
+def test_a_runs_seed_reaches_the_views_of_its_predictions(finder):
+    images = jnp.asarray(dots()[0])
+    method = detector(predict_warps=2, **WARPS)
+    state = started(method, no_labels(len(images)))
+    other = state.replace(aux=state.aux._replace(key=method._view_key(jax.random.key(1))))
+    one, again, two = (jax.jit(method.predict)(s, {}, images).xy for s in (state, state, other))
+    np.testing.assert_array_equal(one, again)
+    assert 1e-3 < np.abs(one - two).max() < 0.4
+    assert detector()._view_key(KEY) is None  # nothing is drawn where it looks once
+
+
 @pytest.mark.parametrize("bend", [0.0, 0.02])
 def test_new_labels_come_back_from_their_warps(finder, bend):
     images, xy = dots()
     method = detector(relabel_warps=3, bend=bend, **WARPS)
     state = started(method, no_labels(len(xy)))
     batch = {"image": jnp.asarray(images), "index": jnp.arange(len(xy), dtype=jnp.int32)[::-1]}
-    rows = jax.jit(method.observe)(state, {}, batch)
+    rows = jax.jit(method.observe)(state, {}, batch, KEY)
     np.testing.assert_allclose(rows.xy, xy, atol=0.2)
     bank = Bank(*jax.tree.map(lambda x: x[:, None], (rows, batch["index"])))
     new = jax.jit(method.refresh)(state, {}, bank, jax.random.key(0))
     assert int(new.aux.round) == 1
     np.testing.assert_allclose(new.aux.labels.xy, xy[::-1], atol=0.2)
     np.testing.assert_array_equal(new.aux.labels.score, rows.descriptors[::-1, :, 0])
-    # Another round looks through other warps.
-    again = jax.jit(method.observe)(new, {}, batch)
+    # Another pass looks through other warps.
+    again = jax.jit(method.observe)(new, {}, batch, jax.random.key(1))
     assert 0 < np.abs(again.xy - rows.xy).max() < 0.4
 
 

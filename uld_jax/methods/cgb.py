@@ -382,7 +382,7 @@ class CGB(Stage):
     def passes(self, step):
         return int(self.clustering != "none" and step < self.steps and step % self.round_every == 0)
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         out = self._apply(state, self._geometry.look(batch["image"]), "running")
         z = self._descriptors(state.params, out)
         return Rows(z, self._landmarks(out), jnp.ones(z.shape[:2], bool))

@@ -555,7 +555,7 @@ class _Network(Stage):
         """Whether a round now only describes the labels that are there."""
         return (state.step == 0) if self.start == "labels" else False
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         images, index = batch["image"], batch["index"]
         boxes = frozen["rows"]["boxes"][index] if self.region == "box" else None
         psi, inside, codes = self._look(state, frozen, images, boxes, batch.get("features"))

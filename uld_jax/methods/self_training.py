@@ -350,7 +350,7 @@ class Keypoints(Stage):
     def passes(self, step):
         return int(step == 0)
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         return self._observe(frozen, batch["image"], _known(frozen, batch))
 
     def _observe(self, frozen, images, known) -> Rows:
@@ -395,7 +395,9 @@ class Keypoints(Stage):
         bank, rng = self._without_background(bank, rng)
         x, mask = rounds.flatten(bank)
         if self.outliers:
-            mask &= inliers(x, mask, share=self.outliers, neighbours=self.neighbours)
+            # By a key that none of those is that k-means splits `rng` into.
+            drawn_by = jax.random.fold_in(rng, 1 << 20)
+            mask &= inliers(x, mask, share=self.outliers, neighbours=self.neighbours, rng=drawn_by)
         kept = bank._replace(rows=bank.rows._replace(mask=mask.reshape(bank.rows.mask.shape)))
         # Step 3), or none: the first M keypoints of each image, which nothing tells apart between images.
         if self.assignment == "none":
@@ -815,7 +817,7 @@ class Correspondence(_Trained):
         due = step >= self.warmup and (step - self.warmup) % self.round_every == 0
         return int(step > 0 and (due or step == self.steps))
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         aux, images = state.aux, batch["image"]
         maps = self._net.apply({"params": state.params}, self._geometry.look(images))
         xy, score, mask = self._detect(maps)
@@ -1179,7 +1181,7 @@ class Landmarks(_Trained):
             return 0
         return int((step - self.merge_from) % self.merge_every == 0)
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         xy, score = self._peaks(state, batch["image"])
         return Rows(score[..., None], xy, (score >= self.threshold) & state.aux.active)
 

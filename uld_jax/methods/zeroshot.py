@@ -52,12 +52,14 @@ class Clusters(NamedTuple):
       centroids: [M,D] float32.
       reading: from candidates to landmarks.
       labels: landmarks of the training images.
+      key: [2] uint32, the run's, which an image's random pixels are drawn by when it is predicted; None with `dense`.
     """
 
     round: jax.Array
     centroids: jax.Array
     reading: Reading
     labels: Labels
+    key: jax.Array | None
 
 
 class ForegroundClusters(NamedTuple):
@@ -72,6 +74,7 @@ class ForegroundClusters(NamedTuple):
     centroids: jax.Array
     reading: Reading
     labels: Labels
+    key: jax.Array | None
     foreground: foreground.Foreground
 
 
@@ -97,8 +100,8 @@ class ZeroShot(Stage):
         (ours). That takes one pass more, and `pictures/` shows the region.
       pixels: random pixels an image that are clustered (P).
       dense: whether a landmark is looked for at all cells of the region, or, as in the paper, at P random places in it,
-        which depend on the image alone. There an exemplar must be nearer to its cluster's centroid than to others', and
-        landmarks without any are missing.
+        which depend on the image and the run's seed alone. There an exemplar must be nearer to its cluster's centroid
+        than to others', and landmarks without any are missing.
       place: `mean` weighs all pixels by exp(-sharpness * squared distance to the centroid); `exemplar` takes the
         nearest (paper, section 3.1).
       sharpness: see `place`.
@@ -185,6 +188,7 @@ class ZeroShot(Stage):
             centroids=jnp.zeros((count, width)),
             reading=Reading(first, jnp.zeros((count, 2)), picked),
             labels=Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k))),
+            key=None if self.dense else jax.random.key_data(rng),
         )
         if self.region == "foreground":
             aux = ForegroundClusters(
@@ -199,10 +203,10 @@ class ZeroShot(Stage):
         count = 3 if self.region == "foreground" else 2  # cluster, then place; the foreground before
         return count if step == 0 else 0
 
-    def observe(self, state, frozen, batch):
+    def observe(self, state, frozen, batch, rng):
         described = self._describe(frozen, batch["image"], batch.get("features"))
         # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
         cells = self._draw(keys, self._slots, state.aux, described, boxes)
         sampled = keypoints.sample(described, cells)
@@ -342,7 +346,8 @@ class ZeroShot(Stage):
             else:
                 cells = grid[jnp.argmin(square, 1)]
         else:
-            drawn = self._draw(_content_keys(images), self.pixels, aux, described, boxes)
+            keys = _content_keys(jax.random.wrap_key_data(aux.key), images)
+            drawn = self._draw(keys, self.pixels, aux, described, boxes)
             square = self._squares(keypoints.sample(described, drawn), aux.centroids)
             if self.place == "mean":
                 weight = jax.nn.softmax(-self.sharpness * square, 1)
@@ -387,11 +392,11 @@ class ZeroShot(Stage):
         return coordinates.from_unit(unit + reading.centre[reading.chosen], self._frame), score[..., reading.chosen]
 
 
-def _content_keys(images):
-    """A key [B] for each of [B,H,W,3] uint8 images, which depends on its pixels alone."""
+def _content_keys(key, images):
+    """A key [B] for each of [B,H,W,3] uint8 images, which depends on its pixels and `key` alone."""
     flat = images.reshape(len(images), -1).astype(jnp.uint32)
     factors = jnp.arange(flat.shape[1], dtype=jnp.uint32) * jnp.uint32(2654435761) + 1  # the sum wraps around
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.sum(flat * factors, 1, dtype=jnp.uint32))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.sum(flat * factors, 1, dtype=jnp.uint32))
 
 
 class Rounds(NamedTuple):
@@ -400,10 +405,12 @@ class Rounds(NamedTuple):
     Attributes:
       round: int32, how often the labels were replaced.
       labels: landmarks of the training images.
+      key: [2] uint32, the run's, which the views of a prediction are drawn by; None where it looks once.
     """
 
     round: jax.Array
     labels: Labels
+    key: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,7 +443,8 @@ class HeatmapDetector(Stage):
       standardise: whether a view is shown to the network with its own mean and contrast taken out.
       learning_rate, l2, clip: of Adam (`optimizers.py`).
       schedule, warmup: of the learning rate; with rounds it starts again at each.
-      predict_warps: views that a prediction is the mean of; 1 looks once, at the image as it is.
+      predict_warps: views that a prediction is the mean of, the same ones of every image; 1 looks once, at the image as
+        it is.
       accumulate_steps: pieces of a batch.
     """
 
@@ -526,7 +534,7 @@ class HeatmapDetector(Stage):
             params=params,
             model_state=model_state,
             opt_state=self._optimizer.init(params),
-            aux=Rounds(jnp.int32(0), labels),
+            aux=Rounds(jnp.int32(0), labels, self._view_key(rng)),
         )
 
     def train_step(self, state, frozen, batch, rng):
@@ -571,7 +579,8 @@ class HeatmapDetector(Stage):
         found = self._detect(state, self._geometry.still(len(images)), images)
         if self.predict_warps == 1:
             return found
-        keys = jnp.tile(jax.random.split(jax.random.key(0), self.predict_warps), len(images))  # the same of every image
+        key = jax.random.wrap_key_data(state.aux.key)
+        keys = jnp.tile(jax.random.split(key, self.predict_warps), len(images))  # the same of every image
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
@@ -585,10 +594,12 @@ class HeatmapDetector(Stage):
         due = self.round_every and 0 < step < self.steps and step % self.round_every == 0
         return int(bool(first or due))
 
-    def observe(self, state, frozen, batch):
+    def _view_key(self, rng):
+        return None if self.predict_warps == 1 else jax.random.key_data(jax.random.fold_in(rng, 1))
+
+    def observe(self, state, frozen, batch, rng):
         # Step 4) Mean over several views of the image, each drawn for the image and the round alone.
-        key = jax.random.fold_in(jax.random.key(0), state.aux.round)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(lambda key: jax.random.split(key, self.relabel_warps))(keys).reshape(-1)
         found = self._several(state, batch["image"], keys, self.relabel_warps)
         return Rows(found.score[..., None], found.xy, found.score > 0)
@@ -597,7 +608,7 @@ class HeatmapDetector(Stage):
         rows = state.aux.labels.xy.shape[0]
         score = jnp.where(bank.rows.mask, bank.rows.descriptors[..., 0], 0)
         labels = Labels(rounds.table(bank, bank.rows.xy, rows), rounds.table(bank, score, rows))
-        return state.replace(aux=Rounds(state.aux.round + 1, labels))
+        return state.replace(aux=state.aux._replace(round=state.aux.round + 1, labels=labels))
 
     def _warps(self, keys, spread: float) -> warp.Warp:
         draw = lambda key: warp.random_warp(
