@@ -20,6 +20,18 @@ def test_examples():
     assert result.failed == 0
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (6, 6), (9, 4), (4, 9), (1, 7), (7, 1), (25, 25)])
+def test_pairs_are_those_of_scipy_in_its_order(shape):
+    rng = np.random.default_rng()
+    solve = jax.jit(assignment.linear_sum_assignment)
+    for _ in range(60 if max(shape) < 20 else 5):
+        cost = rng.normal(size=shape).astype(np.float32)  # without ties there is one best matching
+        rows, columns = solve(cost)
+        want = optimize.linear_sum_assignment(cost)
+        np.testing.assert_array_equal(rows, want[0])
+        np.testing.assert_array_equal(columns, want[1])
+
+
 KINDS = [
     lambda rng, shape: rng.random(shape),
     lambda rng, shape: rng.integers(0, 4, shape),  # many ties

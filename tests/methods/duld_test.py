@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from uld_jax.errors import UserError
 from uld_jax.method import Bank, Labels, Rows, TrainState
@@ -290,6 +291,38 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
             np.testing.assert_allclose(centroids[q, k], z[(number == k) & (group[..., None] == q)].mean(0), atol=1e-5)
     assert int(moved) == 0
     assert np.all(used)
+
+
+def lloyd(x, centroids):
+    """K-means of rows [n,D] from centroids [K,D], in NumPy."""
+    for _ in range(100):
+        label = np.argmin(np.sum((x[:, None] - centroids) ** 2, -1), 1)
+        centroids = np.stack([x[label == k].mean(0) for k in range(len(centroids))])
+    return centroids
+
+
+@pytest.mark.parametrize("seed", [215, 480, 4134])  # of which two are cycles of three, and one a swap
+def test_clusters_that_crossed_come_back_as_scipy_says(seed):
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(K, 2))
+    few = rng.normal(size=(12, 2)) + rng.normal(size=2)
+    # Many images of one pose hold the anchors where they are; in four of another, k-means from there goes astray.
+    pose = np.r_[np.zeros(N - 4, int), np.ones(4, int)]
+    many = np.broadcast_to(np.tile(base, (2, 1)), (N - 4, P, 2))
+    z = np.pad(np.concatenate([many, np.tile(few.reshape(4, 3, 2), (1, 2, 1))]), ((0, 0), (0, 1), (0, D - 2)))
+    z[np.arange(N), P, 3 * pose] = 2.0  # the code
+    method, state = last_stage()
+    anchors = jnp.pad(jnp.asarray(base, jnp.float32), ((0, 0), (0, D - 2)))
+    state = state.replace(aux=state.aux._replace(round=jnp.int32(3), anchors=anchors))
+    aux = refreshed(method, state, bank_of(z, np.zeros((N, P + 1, 2)), np.ones((N, P + 1), bool)))
+    other = int(np.asarray(aux.pose)[-1])
+    assert np.asarray(aux.pose).tolist() == np.where(pose, other, 1 - other).tolist()
+    found = lloyd(few, np.asarray(aux.anchors[:, :2], np.float64))
+    _, cluster = linear_sum_assignment(np.sum((np.asarray(aux.anchors)[:, None, :2] - found) ** 2, -1))
+    assert (cluster != np.arange(K)).any()
+    np.testing.assert_allclose(aux.centroids[other, :, :2], found[cluster], atol=1e-5)
+    np.testing.assert_allclose(aux.centroids[1 - other, :, :2], base, atol=1e-5)
+    assert float(aux.counts.moved) == np.sum(cluster != np.arange(K)) > 0
 
 
 def test_a_round_fills_the_memory():

@@ -20,6 +20,26 @@ from uld_jax.errors import UserError
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+@jax.jit
+def linear_sum_assignment(cost):
+    """Rows and columns of the pairs of least total cost, in the order of SciPy's function of that name: rows rise.
+
+    Optax, which does the search, orders the pairs of a square or tall table by column, and those of a wide one by row.
+
+    Args:
+      cost: [P,M] float, finite.
+
+    Returns:
+      rows, columns [min(P,M)] int32. Of several matchings of least cost SciPy may give another one.
+
+    >>> [x.tolist() for x in linear_sum_assignment(jnp.array([[9.0, 1.0, 9.0], [9.0, 9.0, 1.0], [1.0, 9.0, 9.0]]))]
+    [[0, 1, 2], [1, 2, 0]]
+    """
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    order = jnp.argsort(rows)
+    return rows[order].astype(jnp.int32), columns[order].astype(jnp.int32)
+
+
 def one_per_cluster(cost, mask=None, used=None, *, mesh=None, axis: str = "data"):
     """Minimum-cost matching of keypoints and clusters in every image (Mallis et al. 2020, Eq. 1; Hungarian method).
 
@@ -97,7 +117,7 @@ def _match(cost, mask, used):
     span = jnp.max(jnp.where(allowed, cost, -jnp.inf)) - least
     pad = jnp.where(span > 0, span, 1) * jnp.where(forbidden, min(slots, clusters) + 1, 1.25)
     pad = jnp.where(allowed.any(), pad, 1).astype(cost.dtype)
-    slot, label = optax.assignment.hungarian_algorithm(jnp.where(allowed, cost - least, pad))
+    slot, label = linear_sum_assignment(jnp.where(allowed, cost - least, pad))
     label = jnp.where(allowed[slot, label], label, -1).astype(jnp.int32)
     return jnp.full(slots, -1, jnp.int32).at[slot].set(label)
 

@@ -711,7 +711,7 @@ class _Network(Stage):
             found = kmeans(x, self.k, init=anchors, mask=here, iterations=self.iterations, refill=False)
             # The start has given each cluster its landmark; where updates crossed, the best matching gives it back.
             near = contrast.square_distances(anchors, found.centroids)
-            cluster = optax.assignment.hungarian_algorithm(near)[1]
+            _, cluster = assignment.linear_sum_assignment(near)
             near, counts = near[:, cluster], found.counts[cluster]
             # What a cluster lives on where its landmark cannot be seen is a part of another one.
             strange = jnp.argmin(near, 0) != jnp.arange(self.k)
