@@ -474,6 +474,32 @@ def test_both_losses_of_the_last_stage_and_its_options(trained):
         assert ("descriptor" in other.trains) == ("train_descriptors" in changes)
 
 
+def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
+    method, state, batch = trained
+    key = jax.random.key(0)
+    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
+
+    def second_term(state, **changes):
+        metrics = jax.jit(dataclasses.replace(method, **changes).train_step)(state, {}, batch, key)[1]
+        return float(metrics["loss"] - metrics["detector"]), metrics
+
+    # Before the first step the KL divergence has no weight yet.
+    full = dataclasses.replace(method, code_loss="elbo")
+    start = jax.jit(lambda b, p: full.init(jax.random.key(1), b, {}, p, N))(batch, proxy)
+    start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
+    for weight, other in ((1.0, 1.0), (3.0, 7.0)):
+        term, metrics = second_term(start, code_loss="elbo", vae_weight=weight, code_weight=other)
+        assert term == pytest.approx(weight * float(metrics["reconstruction"]), rel=1e-3)
+        assert metrics["reconstruction"] > 0
+    # Codes of the image itself and of one of the other pose are remembered.
+    rng = np.random.default_rng(2)
+    codes = jnp.asarray(unit(rng.normal(size=(6, 4))), jnp.float32)
+    known = state.replace(aux=state.aux._replace(memory=Memory(codes, jnp.arange(6, dtype=jnp.int32))))
+    terms = [second_term(known, code_weight=c, vae_weight=v)[0] for c, v in ((1.0, 1.0), (3.0, 7.0))]
+    assert terms[0] > 0
+    assert terms[1] == pytest.approx(3 * terms[0], rel=1e-3)
+
+
 def test_a_code_does_not_depend_on_the_box(trained):
     method, state, batch = trained
     boxes = jnp.tile(jnp.array([[8.0, 8.0, 20.0, 24.0]]), (4, 1))

@@ -1056,8 +1056,8 @@ class _Posed(_Rounds):
       pose_clusters: Q; 10 in the paper's table of cluster quality, 5 beside yaw.
       latent: Z, size of the code; 64.
       vae_width: channels of the pose network (`models/pose_vae.py`).
-      vae_weight: of the negative bound on the likelihood, which is divided by cells / (2 * 0.1^2) so that its
-        reconstruction is a mean squared error, as the detector's loss is.
+      vae_weight: of the negative bound on the likelihood (in `proxy`, and in `duldpp` with `code_loss=elbo`), which is
+        divided by cells / (2 * 0.1^2) so that its reconstruction is a mean squared error, as the detector's loss is.
       beta, beta_steps: weight of the KL divergence, and the steps over which it rises to that.
       code_sigma: of the Gaussians that are decoded, in cells.
       vae_into_detector: whether the bound teaches the detector too, or the pose network alone.
@@ -1212,8 +1212,8 @@ class DuldPP(_Posed):
 
     Attributes:
       code_loss: `contrast` (eq. 3), the decoder being left out; or `elbo`, the bound of the proxy stage goes on instead
-        (the ablation's "TSC with full VAE").
-      code_weight: of it.
+        (the ablation's "TSC with full VAE"), and `vae_weight` is its weight, as there.
+      code_weight: of eq. 3.
       code_margin: m of eq. 3, between codes of length 1; 0.8.
       code_squared: pairs weigh by squares; off in eq. 3.
       normalize_codes: whether codes have length 1 in loss and clusters. Drawn from the prior, two codes of 64 numbers
@@ -1290,7 +1290,7 @@ class DuldPP(_Posed):
                 # Metrics are means over the pieces of a batch; of these the sum is wanted.
                 seen = jnp.zeros((size, self.latent), codes.dtype).at[examples["place"]].set(codes)
                 metrics["codes"] = self.accumulate_steps * jax.lax.stop_gradient(seen)
-            total = detector + self.code_weight * second
+            total = detector + (self.vae_weight if self.code_loss == "elbo" else self.code_weight) * second
             if self.train_descriptors:
                 metrics["contrast"] = self._keypoint_contrast(psi, examples)
                 total += self.descriptor_weight * metrics["contrast"]
