@@ -1,6 +1,7 @@
 """Self-training correspondence against brute force, and what each switch of paper and code does."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from uld_jax import config as config_lib
 from uld_jax import runs, weights
 from uld_jax.clustering import merge
 from uld_jax.errors import UserError
-from uld_jax.method import Bank, Labels, Rows
+from uld_jax.method import Bank, Labels, Rows, TrainState
 from uld_jax.methods import self_training
 
 M, SIDE = 6, 40
@@ -191,7 +192,7 @@ def test_memory_holds_the_last_round_or_all_or_nothing(memory, from_memory):
     state = state.replace(aux=state.aux._replace(fresh=jnp.asarray(fresh)))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
     rows = jax.jit(stage.observe)(
-        state, {}, {"image": images, "index": jnp.array([1, 9])}
+        state, {}, {"image": images, "index": jnp.array([1, 9])}, None
     )  # 9: a photo that is not trained on
     assert int(rows.mask[0].sum()) == from_memory
     assert not rows.mask[1].any()
@@ -389,6 +390,7 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
         ("stage1", {"region": "circle"}, "stage1.region"),
         ("stage1", {"round_every": 0}, "stage1.round_every"),
         ("stage2", {"merge_share": 1.5}, "stage2.merge_share"),
+        ("stage2", {"mirroring": "shifted"}, "stage2.mirroring"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(stage, changes, word):
@@ -463,6 +465,90 @@ def test_the_extended_variant_trains_from_end_to_end(tmp_path):
     found = loop.run(config, tmp_path)
     assert found.report["landmarks"] == config.k
     assert found.report["found_share"] == 1  # no visibility threshold
+
+
+PARTNERS = np.array([1, 0, 3, 0])  # of landmarks in the mirror: 2 says 3, and 3 says 0
+
+
+def published_map(image_maps, mirror_maps):
+    """Maps [K,h,w] of a photo and of its mirror image to the mean, as the TPAMI code has it, in PyTorch."""
+    torch = pytest.importorskip("torch")
+    one, other = (torch.tensor(np.asarray(x).copy()) for x in (image_maps, mirror_maps))
+    back = other.flip(2)[torch.tensor(PARTNERS)]
+    moved = back.clone()
+    moved[:, :, 1:] = back[:, :, :-1]
+    return ((one + moved) * 0.5).numpy()
+
+
+def test_a_published_checkpoint_of_the_extended_variant_is_evaluated_as_its_code_does():
+    rng = np.random.default_rng(12)
+    images = jnp.asarray(rng.integers(0, 256, (6, SIDE, SIDE, 3), np.uint8))
+    exact, given = built("stage2", "extended"), built("stage2", "extended", start="checkpoint")
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), second_params(given))
+    aux = self_training.Merged(jnp.int32(0), jnp.ones(4, bool), None, jnp.asarray(PARTNERS))
+    state = TrainState(step=jnp.int32(0), params=params, aux=aux)
+    seen = given._geometry.look(images)
+    own, mirrored = (
+        np.moveaxis(np.asarray(given._net.apply({"params": params}, x, train=False).logits), -1, 1)
+        for x in (seen, seen[:, :, ::-1])
+    )
+    maps = np.stack([published_map(*pair) for pair in zip(own, mirrored, strict=True)])
+    cells = np.stack(np.unravel_index(maps.reshape(6, 4, -1).argmax(-1), maps.shape[2:])[::-1], -1)
+    want = np.asarray(given._geometry.to_frame(jnp.asarray(cells, jnp.float32)))
+    found = {name: s.predict(state, {}, images).xy for name, s in (("given", given), ("exact", exact))}
+    np.testing.assert_allclose(found["given"], want, atol=1e-4)
+    assert (np.abs(found["exact"] - want).max(-1) > 0.5).any()
+    asked = dataclasses.replace(exact, mirroring="published").predict(state, {}, images).xy
+    np.testing.assert_array_equal(asked, found["given"])
+    unasked = dataclasses.replace(given, mirroring="exact").predict(state, {}, images).xy
+    np.testing.assert_array_equal(unasked, found["exact"])
+
+
+class Fixed:
+    """Stands in for a FAN: heatmaps that no image changes."""
+
+    def __init__(self, maps):
+        self.maps = maps
+
+    def apply(self, variables, seen, train):
+        return types.SimpleNamespace(logits=jnp.asarray(self.maps)[None] + 0 * variables["params"]["w"])
+
+
+@pytest.mark.parametrize(("mirroring", "beside"), [("exact", 0.0), ("published", 0.5)])
+def test_labels_of_mirrored_views_are_those_of_the_published_code(monkeypatch, mirroring, beside):
+    """Point by point, as there: a mirrored point with number k becomes one of number PARTNERS[k]."""
+    rng = np.random.default_rng(13)
+    stage = built("stage2", "extended", mirroring=mirroring, rotation=0.0, scale=0.0, shift=0.0, colour=0.0, cutout=0.0)
+    stage = dataclasses.replace(stage, head_rate=0.0)
+    side, sigma = stage.image_size // stage.downsample, stage.sigma
+    logits = rng.normal(size=(side, side, 4)).astype(np.float32)
+    monkeypatch.setattr(self_training.Landmarks, "_net", property(lambda self: Fixed(logits)))
+    xy = rng.uniform(8, SIDE - 8, (1, 4, 2)).astype(np.float32)
+    score = np.array([[0.0, 1.0, 1.0, 1.0]], np.float32)  # of which 1 and 3 both become 0
+    cells = np.asarray(stage._geometry.to_cells(jnp.asarray(xy), stage._geometry.still(1)))[0]
+
+    def loss(flipped):
+        y, x = np.mgrid[:side, :side]
+        maps, labelled = np.zeros((side, side, 4)), np.zeros(4, bool)
+        for k, (u, v) in enumerate(cells):
+            if not score[0, k]:
+                continue
+            u, number = (side - 1 - u + beside, PARTNERS[k]) if flipped else (u, k)
+            maps[:, :, number] += np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * sigma**2))
+            labelled[number] = True
+        return 0.5 * np.mean(((logits - maps) ** 2).mean((0, 1)) * labelled)
+
+    params = {"w": jnp.zeros(())}
+    aux = self_training.Merged(jnp.int32(0), jnp.ones(4, bool), Labels(xy, score), jnp.asarray(PARTNERS))
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=stage._optimizer.init(params), aux=aux)
+    batch = {"image": jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), "index": jnp.zeros(1, jnp.int32)}
+    step = jax.jit(stage.train_step)
+    found = np.array([step(state, {}, batch, jax.random.key(n))[1]["loss"] for n in range(12)])
+    want = np.array([loss(False), loss(True)])
+    which = np.abs(found[:, None] - want).argmin(1)
+    np.testing.assert_allclose(found, want[which], rtol=1e-4)
+    assert set(which) == {0, 1}
+    assert abs(want[0] - want[1]) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])

@@ -985,6 +985,11 @@ class Landmarks(_Trained):
         that are the mean of a view's and its mirror image's, and no visibility threshold.
       start: `previous`, from stage 1's network but its last layer; `checkpoint`, from `config.weights.mallis`, and with
         steps=0 from nothing else.
+      mirroring: of the extended variant, `exact`; or `published`. The published code mirrors points by x' = 255 - x in
+        256 pixels that it divides by 4 then, so that of a mirrored view it learns to see a landmark 3/4 of a cell right
+        of where it is; what a mirror image says of an image it shifts back by a cell. One makes up for the other, and
+        a network that has learned with the first needs the second. `auto` is `published` for `start=checkpoint`, and
+        else `exact`. In both the label of landmark k is, in a mirrored view, one of `flips[k]`.
       image_size, zoom, width, depth, downsample, dtype: as in stage 1.
       clusters: M, that of stage 1.
       least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
@@ -1011,6 +1016,7 @@ class Landmarks(_Trained):
     steps: int
     variant: str = "neurips"
     start: str = "previous"
+    mirroring: str = "auto"
     image_size: int = 256
     zoom: float = 1.0
     width: int = 256
@@ -1044,6 +1050,7 @@ class Landmarks(_Trained):
         choices = (
             ("variant", ("neurips", "extended")),
             ("start", ("previous", "checkpoint")),
+            ("mirroring", ("auto", "exact", "published")),
             ("decode", ("argmax", "parabola")),
             ("loss_over", ("labelled", "all")),
         )
@@ -1059,6 +1066,10 @@ class Landmarks(_Trained):
     @property
     def _flips(self) -> bool:
         return self.variant == "extended"
+
+    @property
+    def _mirrors_as_published(self) -> bool:
+        return self.start == "checkpoint" if self.mirroring == "auto" else self.mirroring == "published"
 
     @property
     def _net(self):
@@ -1145,29 +1156,38 @@ class Landmarks(_Trained):
         if self._flips:
             flips = jax.vmap(jax.random.bernoulli)(flipped)
             warps = jax.vmap(warp.mirrored)(warps, flips)
-            labels = jax.tree.map(lambda x: _where(flips, x[:, aux.flips], x), labels)
         seen = jax.vmap(color.mild_changes, (0, 0, None))(
             coloured, self._geometry.look(batch["image"], warps), self.colour
         )
         if self.cutout:
             seen = jax.vmap(_cut_out, (0, 0, None))(cut, seen, self.cutout)
         # A label that the warp moves out of the view stands for an empty map: its landmark is not to be seen.
-        there = (labels.score > 0) & aux.active
-        cells = jnp.where(there[..., None], self._geometry.to_cells(labels.xy, warps), -100)
-        examples = {"seen": seen, "cells": cells, "there": there}
+        there, cells = (labels.score > 0) & aux.active, self._geometry.to_cells(labels.xy, warps)
+        number = jnp.broadcast_to(jnp.arange(self.room, dtype=jnp.int32), there.shape)
+        if self._flips:
+            number = jnp.where(flips[:, None], aux.flips, number)
+            if self._mirrors_as_published:
+                cells = cells.at[..., 0].add(flips[:, None] * (1 - 1 / self.downsample))
+        cells = jnp.where(there[..., None], cells, -100)
+        examples = {"seen": seen, "cells": cells, "there": there, "number": number}
 
         def loss(params, model_state, examples):
             logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
-            maps = heatmaps.gaussian(examples["cells"], heat, self.sigma)
-            error = jnp.mean((logits.astype(maps.dtype) - maps) ** 2, (1, 2))
+            cells, there, number = examples["cells"], examples["there"], examples["number"]
+            maps, labelled = heatmaps.gaussian(cells, heat, self.sigma), there
             found, _ = heatmaps.peak(jax.lax.stop_gradient(logits), refine=False)
-            inside = examples["there"] & _inside(examples["cells"], heat)
-            pixels = self.zoom * self.frame_size / heat[0] * jnp.linalg.norm(found - examples["cells"], axis=-1)
+            if self._flips:
+                maps = heatmaps.renumbered(maps, number)
+                labelled = jnp.any(there[..., None] & (number[..., None] == jnp.arange(self.room)), 1)
+                found = keypoints.take_slots(found, number)
+            error = jnp.mean((logits.astype(maps.dtype) - maps) ** 2, (1, 2))
+            inside = there & _inside(cells, heat)
+            pixels = self.zoom * self.frame_size / heat[0] * jnp.linalg.norm(found - cells, axis=-1)
             metrics = {"distance_px": keypoints.masked_mean(pixels, inside)}
             if self.loss_over == "all":
-                mean = 0.5 * jnp.mean(jnp.where(examples["there"], error, 0))
+                mean = 0.5 * jnp.mean(jnp.where(labelled, error, 0))
             else:
-                mean = keypoints.masked_mean(error, examples["there"])
+                mean = keypoints.masked_mean(error, labelled)
             return mean, (model_state, metrics)
 
         grads, _, metrics = optimizers.accumulated_gradients(loss, state.params, {}, examples, self.accumulate_steps)
@@ -1224,7 +1244,7 @@ class Landmarks(_Trained):
         if not self._flips:
             return maps
         turned = self._net.apply({"params": state.params}, seen[:, :, ::-1], train=False).logits
-        return (maps + turned[:, :, ::-1][..., state.aux.flips]) / 2
+        return heatmaps.mean_with_mirrored(maps, turned, state.aux.flips, shift=self._mirrors_as_published)
 
     def _peaks(self, state, images):
         """Highest points of the heatmaps of still views: [B,M,2] in pixels of the frame, and how high, [B,M]."""
@@ -1234,11 +1254,6 @@ class Landmarks(_Trained):
 
 
 HEAD = ("l_0", "bn_end0", "conv_last0", "top_m_0")  # of stage 2, which learn faster in the extended code
-
-
-def _where(condition, a, b):
-    """jnp.where by example: condition [B], a and b [B,...]."""
-    return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
 
 def _merged_labels(labels: Labels, merged: merge.Merge) -> Labels:

@@ -69,6 +69,39 @@ def gaussian(xy, size, sigma):
     return jnp.exp(factor * along_y**2)[..., :, None, :] * jnp.exp(factor * along_x**2)[..., None, :, :]
 
 
+def renumbered(maps, numbers):
+    """Maps [B,h,w,K] in the channels that `numbers` [B,K] int32 say; those of one channel are added.
+
+    >>> maps = jnp.array([[[[1.0, 2.0, 3.0]]]])
+    >>> renumbered(maps, jnp.array([[1, 0, 0]])).tolist()
+    [[[[5.0, 1.0, 0.0]]]]
+    """
+    # Multiplied, not scattered: the order of summation is the same every time.
+    there = jax.nn.one_hot(numbers, maps.shape[-1], dtype=maps.dtype)
+    return jnp.einsum("bhwk,bkc->bhwc", maps, there, precision="highest")
+
+
+def mean_with_mirrored(maps, turned, partners, shift: bool = False):
+    """The mean of an image's maps and of what its mirror image's say of it.
+
+    Args:
+      maps: [B,h,w,K].
+      turned: of the mirror images, as the network gives them.
+      partners: [K] int32, the channel in which the mirror image shows what channel k shows.
+      shift: whether the mirror image's maps, mirrored back, are one cell to the right of where they belong; their first
+        column stays where it is, too (extended code of Mallis et al.).
+
+    >>> maps = jnp.zeros((1, 1, 4, 1))
+    >>> turned = jnp.array([2.0, 0.0, 0.0, 8.0]).reshape(1, 1, 4, 1)
+    >>> [mean_with_mirrored(maps, turned, jnp.array([0]), shift)[0, 0, :, 0].tolist() for shift in (False, True)]
+    [[4.0, 0.0, 0.0, 1.0], [4.0, 4.0, 0.0, 0.0]]
+    """
+    back = turned[:, :, ::-1][..., partners]
+    if shift:
+        back = jnp.concatenate([back[:, :, :1], back[:, :, :-1]], 2)
+    return (maps + back) / 2
+
+
 def peak(maps, refine: bool = True):
     """The highest cell of every map, and how high it is.
 
