@@ -1,12 +1,17 @@
+import collections
+import fractions
+
 import jax
 import numpy as np
 import pytest
 
 from tests.models import r2d2_test as reference
+from tests.models import twins
 from uld_jax import convert as converter
 from uld_jax import weights
-from uld_jax.convert import r2d2
+from uld_jax.convert import files, r2d2
 from uld_jax.errors import UserError
+from uld_jax.models import r2d2 as models
 
 torch = pytest.importorskip("torch")
 
@@ -105,6 +110,31 @@ def test_files_of_the_published_layout(tmp_path, width, parameters):
     equal(weights.load(dst, "r2d2"), convert(reference.entries(twin)))
     with pytest.raises(UserError, match=r"'conv1a.weight' \(and 23 more\) is missing"):
         converter.convert("superpoint", str(src), str(tmp_path / "other"))
+
+
+def test_the_fast_networks_file_as_it_is_published(tmp_path):
+    """In PyTorch's older format, with a defaultdict of what training noted beside the 46 entries."""
+    twin = reference.make_twin(width=32, fast=True)
+    state = {f"module.{key}": value for key, value in twin.state_dict().items()}
+    notes = collections.defaultdict(list, loss=[0.5, 0.25], epoch=[1, 2])
+    src, dst = tmp_path / "faster2d2_made.pt", tmp_path / "r2d2"
+    made = {"net": "Fast_Quad_L2Net_ConfCFS(mchan=4)", "notes": notes, "of": collections.defaultdict(dict)}
+    torch.save(made | {"state_dict": state}, src, _use_new_zipfile_serialization=False)
+    source = converter.convert("r2d2", str(src), str(dst))
+    assert (source["entries"], source["parameters"]) == (46, 484_387)
+    params = weights.load(dst, "r2d2")
+    network = models.of(params)
+    assert network.fast
+    x = np.random.default_rng(3).normal(size=(1, 24, 32, 3)).astype(np.float32)
+    found = jax.jit(network.apply)({"params": params}, x)
+    for ours, theirs in zip(found, reference.expected(twin, x), strict=True):
+        twins.close(np.asarray(ours), theirs, 1e-5)
+    # Other objects stay refused, and the entries may be in such a dict themselves.
+    torch.save({"state_dict": collections.defaultdict(int, state)}, src, _use_new_zipfile_serialization=False)
+    equal(convert(files.read(str(src))), params)
+    torch.save(made | {"state_dict": state, "more": fractions.Fraction(1, 2)}, src)
+    with pytest.raises(UserError, match=r"holds Python objects, .* \(the first: fractions.Fraction\)"):
+        converter.convert("r2d2", str(src), str(tmp_path / "other"))
 
 
 def test_the_published_file(weights_folder, tmp_path):

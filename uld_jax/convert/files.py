@@ -3,6 +3,7 @@
 PyTorch, safetensors and h5py are imported where they are needed; the rest of the library does without them.
 """
 
+import collections
 import hashlib
 import os
 import pickle
@@ -100,7 +101,8 @@ def _torch(path, beside, nested):
     import torch
 
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals() if beside else []):
+        known = _plain_globals() + (_numpy_globals() if beside else [])
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -112,6 +114,11 @@ def _torch(path, beside, nested):
             "where you trust it, save the tensors alone: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # whatever a damaged archive leads to
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript program, which is not run; where you trust it, save the tensors alone: "
+                f"torch.save(torch.jit.load({os.path.basename(path)!r}).state_dict(), FILE)"
+            ) from error
         raise UserError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}); get it again") from error
     more = {}
     if isinstance(found, Mapping) and isinstance(found.get(nested), Mapping):
@@ -129,6 +136,16 @@ def _torch(path, beside, nested):
         return _array(value.detach())
 
     return _flat(found, array) | more
+
+
+def _plain_globals():
+    """What the pickle of a defaultdict calls. It is read as a dict: PyTorch fills no other, whatever it is allowed."""
+
+    def defaultdict(*_):
+        return collections.OrderedDict()
+
+    makers = [(kind, f"builtins.{kind.__name__}") for kind in (dict, list, int, float)]
+    return [(defaultdict, "collections.defaultdict"), *makers]
 
 
 def _numpy_globals():

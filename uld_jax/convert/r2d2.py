@@ -1,7 +1,8 @@
 """Published R2D2 checkpoints (Revaud et al.) to the parameters of `uld_jax.models.r2d2.R2D2`.
 
-The file is {net: the constructor's call as text, state_dict: 46 entries}, all behind `module.`; a bare state dict does
-too. `net` is not read, since the entries' names and shapes say which network it is:
+The file is {net: the constructor's call as text, state_dict: 46 entries}, all behind `module.`; that of `faster2d2` is
+of PyTorch's older format and has notes of its training beside them. A bare state dict does too. `net` is not read, as
+the entries' names and shapes say which network it is:
 
     ops.N.{weight (O,I,k,k), bias (O)}                      nine convolutions, the positions N as in `models/r2d2.plan`
     ops.N+1.{running_mean (O), running_var (O)}             batch normalisation after all but the last, not affine
@@ -10,8 +11,8 @@ too. `net` is not read, since the entries' names and shapes say which network it
 
 With r = 1 / sqrt(running_var + 1e-5), a kernel is r weight and its bias r (bias - running_mean).
 
-`r2d2_WASF_N16` and `r2d2_WAF_N16` have 32 channels in the first convolution, `r2d2_WASF_N8_big` has 48. The files of
-`faster2d2` hold Python objects, which are not unpickled; their state dict, saved alone, is read.
+`r2d2_WASF_N16`, `r2d2_WAF_N16` and `faster2d2_WASF_N16` have 32 channels in the first convolution, `r2d2_WASF_N8_big`
+has 48.
 """
 
 import numpy as np
