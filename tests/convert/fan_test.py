@@ -91,7 +91,6 @@ def test_entries_that_do_not_fit_are_named(entries):
     assert "'l_0.weight' is missing" in refusal(without("l_0.weight"))
     missing = refusal(without("m0.b1_1.conv2.weight", "bn_end0.running_var", "conv2.downsample.0.bias"))
     assert "(and 2 more) is missing" in missing
-    assert "'m1.b1_1.bn1.weight' is used by nothing" in refusal(entries | {"m1.b1_1.bn1.weight": np.ones(3)})
     assert "used by nothing" in refusal(entries | {"rp_ex.weight": np.ones(3)})
     wide = refusal(entries | {"conv_last0.weight": np.ones((32, 16, 1, 1))})
     assert "'conv_last0.weight' has shape (32, 16, 1, 1), not (16, 16, 1, 1)" in wide
@@ -100,6 +99,28 @@ def test_entries_that_do_not_fit_are_named(entries):
     assert "'module.conv1.weight' is used by nothing" in refusal(half_prefixed)
     assert "(and " in refusal(entries, depth=2)  # a network of another depth, and so are most other files
     assert "missing" in refusal({"state": np.ones(3)})
+
+
+def test_face_alignments_name_of_the_head_is_known(entries):
+    renamed = {key.replace("l_0.", "l0."): value for key, value in entries.items()}
+    assert set(renamed) != set(entries)
+    equal(convert(renamed), convert(entries))
+    both = entries | {"l0.bias": np.ones(5)}
+    assert "'l0.bias' is used by nothing" in refusal(both)
+
+
+def test_a_network_of_four_hourglasses_is_told(entries):
+    """Named as face-alignment does: stack i has m, top_m_, conv_last, bn_end and l, and all but the last bl and al."""
+    stacked = {key.replace("l_0.", "l0."): value for key, value in entries.items()}
+    for i in range(1, 4):
+        for key, value in entries.items():
+            if key.startswith(("m0.", "top_m_0", "conv_last0", "bn_end0", "l_0")):
+                stacked[key.replace("l_0.", "l0.").replace("0", str(i), 1)] = value
+        stacked |= {f"{name}{i - 1}.weight": np.ones((16, 16, 1, 1)) for name in ("bl", "al")}
+    assert "l3.weight" in stacked
+    assert "m3.b1_1.conv1.weight" in stacked
+    assert "fan.pth is a FAN of 4 hourglasses, one after the other (m0 to m3)" in refusal(stacked)
+    assert "of 4 hourglasses" in refusal({f"module.{key}": value for key, value in stacked.items()})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ several GPUs), or nested under `state_dict`:
     BLOCK.bn1.* BLOCK.conv1.weight ... BLOCK.bn3.* BLOCK.conv3.weight
     BLOCK.downsample.0.* BLOCK.downsample.2.weight                  where a block widens: conv2, conv4
         BLOCK: conv2 conv3 conv4, m0.{b1,b2,b3}_{4,3,2,1}, m0.b2_plus_1, top_m_0
-    conv_last0.{weight,bias} bn_end0.* l_0.{weight,bias}            l_0 has one channel a landmark
+    conv_last0.{weight,bias} bn_end0.* l_0.{weight,bias}            l_0 has one channel a landmark; l0 in face-alignment
         *: weight, bias, running_mean, running_var, num_batches_tracked
 
 The names stay, but for `downsample.0` -> `downsample_0`. Kernels OIHW -> HWIO; of a normalisation, weight -> scale,
@@ -20,6 +20,7 @@ SAIC's incremental checkpoints (Sanchez and Tzimiropoulos 2019, eq. 1) have, for
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,13 @@ def convert(entries: rules.Entries, *, where: str, core: rules.Entries | None = 
     Raises:
       UserError: for entries that do not fit, or when an incremental checkpoint has no core or another one has.
     """
-    entries = _without_module(entries)
+    entries = _with_usual_head(_without_module(entries))
+    if (hourglasses := _hourglasses(entries)) > 1:
+        raise UserError(
+            f"{where} is a FAN of {hourglasses} hourglasses, one after the other (m0 to m{hourglasses - 1}), such as "
+            "face-alignment's 2DFAN-4; only networks of one are used here: give one of the detectors that the README "
+            "lists for --kind=fan"
+        )
     incremental = [key for key in entries if key.endswith(".W")]
     if incremental and core is None:
         raise UserError(
@@ -64,6 +71,17 @@ def convert(entries: rules.Entries, *, where: str, core: rules.Entries | None = 
     shapes = _shapes(landmarks, width, depth)
     made = [_rule(path, shape, bool(incremental)) for path, shape in shapes.items()]
     return rules.apply(made, entries, where=where, ignored=IGNORED)
+
+
+def _with_usual_head(entries):
+    """face-alignment's `l0` by its usual name."""
+    if any(key.startswith("l_0.") for key in entries):
+        return entries
+    return {re.sub(r"^l0[.]", "l_0.", key): value for key, value in entries.items()}
+
+
+def _hourglasses(entries) -> int:
+    return len({found[1] for key in entries if (found := re.match(r"m(\d+)[.]", key))})
 
 
 def _without_module(entries):
