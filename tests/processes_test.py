@@ -8,6 +8,7 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
@@ -204,25 +205,36 @@ def test_the_line_of_every_start(owners, kind, line, monkeypatch):
     assert processes.describe() == line
 
 
-def test_two_processes_find_each_other_as_slurm_announces_them():
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    task = {"JOB_ID": "7", "STEP_NODELIST": "localhost", "NTASKS": "2", "LOCALID": "0"}
+        return free.getsockname()[1]
+
+
+def together(*commands, env=({}, {}), devices=1, code=0):
+    """What Python processes that run at once print on stdout and stderr; they all end with this exit code."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "uld_jax", "gcn", "--dst=unused"],
-            env=tiny.environment(1, {f"SLURM_{k}": v for k, v in (task | {"PROCID": str(i)}).items()})
-            | {"JAX_COORDINATOR_PORT": str(port)},
+            [sys.executable, *map(str, args)],
+            env=tiny.environment(devices, more),
             cwd=tiny.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for args, more in zip(commands, env, strict=True)
     ]
-    said = [p.communicate(timeout=120) for p in started]
-    assert [p.returncode for p in started] == [1, 1], said
+    said = [p.communicate(timeout=1800) for p in started]
+    assert [p.returncode for p in started] == [code] * len(started), "\n".join(map("\n".join, said))
+    return said
+
+
+def test_two_processes_find_each_other_as_slurm_announces_them():
+    task = {"JOB_ID": "7", "STEP_NODELIST": "localhost", "NTASKS": "2", "LOCALID": "0"}
+    env = [{f"SLURM_{k}": v for k, v in (task | {"PROCID": str(i)}).items()} for i in range(2)]
+    port = {"JAX_COORDINATOR_PORT": str(free_port())}
+    command = ["-m", "uld_jax", "gcn", "--dst=unused"]  # which ends with what it says of its flags
+    said = together(command, command, env=[one | port for one in env], code=1)
     assert [out for out, _ in said] == ["", ""]
     first, second = ([line for line in err.splitlines() if line.startswith(("uld", "2 p"))] for _, err in said)
     assert first[0] == "2 processes, 1 device each (cpu)"
@@ -238,27 +250,12 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_two_processes_with_a_device_each_equal_one_process_with_two(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "uld_jax", "train", SPEC, f"--workdir={tmp_path / 'two'}", *FLAGS]
-    several = [f"--coordinator={address}", "--num_processes=2"]
+    several = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    command = ["-m", "uld_jax", "train", SPEC, f"--workdir={tmp_path / 'two'}", *FLAGS, *several]
     with tiny.alone():
-        processes = [
-            subprocess.Popen(
-                [*command, *several, f"--process_id={i}"],
-                env=tiny.environment(),
-                cwd=tiny.ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for i in range(2)
-        ]
-        outputs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
-    assert "landmarks found" in outputs[0]
-    assert "landmarks found" not in outputs[1]
+        (first, _), (second, _) = together(*([*command, f"--process_id={i}"] for i in range(2)))
+    assert "landmarks found" in first
+    assert "landmarks found" not in second
     tiny.run("-m", "uld_jax", "train", SPEC, f"--workdir={tmp_path / 'one'}", *FLAGS, devices=2)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 4
@@ -266,3 +263,23 @@ def test_two_processes_with_a_device_each_equal_one_process_with_two(tmp_path):
         assert abs(a - b) < 1e-4 * abs(a)
     numbers = [json.loads((tmp_path / n / "eval/test/metrics.json").read_text()) for n in ("one", "two")]
     assert abs(numbers[0]["forward_nme"] - numbers[1]["forward_nme"]) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_two_processes_whose_devices_take_turns_equal_one_process_of_four(name, tmp_path):
+    """Losses, banks, states and evaluation; see `tests/interleaved.py`."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    tiny.run("-m", "tests.interleaved", one, name, devices=4)
+    command = ["-m", "tests.interleaved", two, name, f"localhost:{free_port()}"]
+    with tiny.alone():
+        together([*command, 0], [*command, 1], devices=2)
+    expected, found, again = (dict(np.load(f)) for f in (one / "0.npz", two / "0.npz", two / "1.npz"))
+    assert list(found) == list(expected)
+    assert any("loss" in key for key in found)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(again[key], found[key], key)
+        # Sums over devices round in another order; 1e-6 of a pixel, of a loss, of a descriptor of length 1.
+        np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
