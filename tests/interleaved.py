@@ -46,7 +46,6 @@ def config_of(name: str):
 def run(config, mesh, seen) -> None:
     """What `loop.run` computes, in its order; `seen(name, tree)` keeps it."""
     data, state = evaluate.open_data(config, mesh), None
-    reader = data.train_reader
     for number, name in enumerate(config.stages):
         stage = config_lib.stage(config, name)
         method, frozen = stage.method, stage.method.frozen()
@@ -54,6 +53,7 @@ def run(config, mesh, seen) -> None:
         if method.known:
             frozen = frozen | {"rows": regions.tables(data.train, method.known)}
         frozen = sharding.put_replicated(mesh, frozen)
+        reader = data.train_reader.of_batch(stage.batch_size)
         state = loop.Start(method, reader, mesh, frozen, jax.random.key(number)).state(state)
         rounds, predictor = Rounds(method, reader, mesh, cache=cache), evaluate.Predictor(method, mesh)
         advance, payloads = loop.compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
@@ -75,6 +75,8 @@ def main(out: str, name: str, address: str = "", process: str = "0") -> None:
     if address:
         jax.distributed.initialize(address, 2, int(process))
     mesh, config, folder = mesh_of_four(jax.process_count()), config_of(name), pathlib.Path(out)
+    # Processes meet at once: later one may compile for longer than the other waits for its first message.
+    sharding.to_host(sharding.put_batch(mesh, np.zeros(len(sharding.local_rows(mesh, mesh.size)))))
     if name == "zeroshot":  # its passes read features from files
         features.main(config, str(folder / "features"), mesh, dtype="float32", batch_size=config.batch_size)
         config.zeroshot.cache = str(folder / "features")
@@ -87,8 +89,8 @@ def main(out: str, name: str, address: str = "", process: str = "0") -> None:
 
     collect = Rounds.collect
 
-    def recorded(self, state, frozen):
-        bank = collect(self, state, frozen)
+    def recorded(self, *args):
+        bank = collect(self, *args)
         seen(f"bank of {type(self._method).__name__}", (bank.index, bank.rows))
         return bank
 
