@@ -72,6 +72,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | shoulders | box | image, or such as "36,45"
     config.data.sides = "auto"  # of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
+    config.data.on_bad_file = "error"  # images that cannot be read: error | skip (all are decoded once to find them)
     config.data.workers = 0  # Grain worker processes; 0 reads with threads
     config.data.partner = False  # whether batches carry a second, random image
     config.data.rows = (2000, 500)  # synthetic images: train, test

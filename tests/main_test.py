@@ -133,17 +133,29 @@ def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatc
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise
     turned.save(folder / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    values = np.asarray(grey)
+    Image.fromarray(values.astype(np.uint16) * 16).save(folder / "a/grey12.png")
+    Image.fromarray(values.astype(np.uint16) * 8 + 21000).save(folder / "a/thermal.tif")
+    Image.fromarray(values.astype(np.float32) / 255).save(folder / "a/float.tif")
+    Image.fromarray(values // 4).save(folder / "a/six.bmp")
+    picture.save(folder / "c/w.webp", lossless=True)
+    picture.save(folder / "c/d.dat", "PNG")
+    picture.save(folder / "c/j.jfif", "JPEG", quality=100, subsampling=0)
     (folder / "a/empty.jpg").touch()
     (folder / "c/text.jpg").write_text("not an image")
+    (folder / "c/clip.mp4").write_bytes(b"a film")
+    (folder / "notes.txt").write_text("of the day")
     code, _, err = uld(capsys, monkeypatch, "predict", f"--workdir={run}", f"--images={folder}", f"--out={out}")
     assert code == 3, err
     assert "a/empty.jpg" in err
     assert "c/text.jpg" in err
-    assert "2 files were skipped, see " in err
+    assert "4 files were skipped, see " in err
     with (out / "landmarks.csv").open() as file:
         rows = {r["file"]: r for r in csv.DictReader(file)}
     with (out / "skipped.csv").open() as file:
-        assert sorted(r["file"] for r in csv.DictReader(file)) == ["a/empty.jpg", "c/text.jpg"]
+        skipped = {r["file"]: r["reason"] for r in csv.DictReader(file)}
+    assert list(skipped) == ["a/empty.jpg", "c/clip.mp4", "c/text.jpg", "notes.txt"]
+    assert f"ffmpeg -i {folder / 'c/clip.mp4'}" in skipped["c/clip.mp4"]
 
     def points(name):
         return np.array([[float(rows[name][f"{c}{k}"]) for c in "xy"] for k in range(4)])
@@ -159,8 +171,12 @@ def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatc
         overlay = out / "overlays" / f"{name.rpartition('.')[0]}.png"
         assert Image.open(overlay).width > 0
     assert Image.open(out / "contact_sheet.png").width > 100
-    (folder / "a/empty.jpg").unlink()
-    (folder / "c/text.jpg").unlink()
+    for name in ("grey12.png", "thermal.tif", "float.tif", "six.bmp"):
+        np.testing.assert_allclose(points(f"a/{name}"), points("a/grey.png"), atol=1)
+    for name in ("w.webp", "d.dat", "j.jfif"):
+        np.testing.assert_allclose(points(f"c/{name}"), plain, atol=1)
+    for name in skipped:
+        (folder / name).unlink()
     assert uld(capsys, monkeypatch, "predict", f"--workdir={run}", f"--images={folder}", f"--out={out}")[0] == 0
     assert not (out / "skipped.csv").exists()
 
@@ -181,6 +197,40 @@ def test_predict_says_what_it_left_out_and_takes_single_files(run, photos, tmp_p
     assert "warning" not in err
     code, _, err = uld("predict", f"--workdir={run}", f"--out={out}", f"--images={photos}/test/*.gif")
     assert (code, "no file is called like that" in err) == (1, True)
+
+
+def test_training_goes_on_without_bad_files(photos, tmp_path, capsys, monkeypatch):
+    folder, workdir = tmp_path / "in", tmp_path / "run"
+    shutil.copytree(photos / "train", folder)
+    for name in ("003.png", "007.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-30])
+    (folder / "notes.txt").write_text("of the day")
+    args = ["train", SPEC, f"--config.data_dir={folder}", f"--workdir={workdir}", "--config.stages=('zeroshot',)"]
+    code, _, err = uld(capsys, monkeypatch, *args, "--config.data.on_bad_file=skip")
+    assert code == 3, err
+    assert f"3 files were skipped, see {workdir}/skipped.csv" in err
+    assert "2 of 24 images" in err
+    with (workdir / "skipped.csv").open() as file:
+        assert [r["file"] for r in csv.DictReader(file)] == ["003.png", "007.png", "notes.txt"]
+    assert json.loads((workdir / "run.json").read_text())["rows"] == 22
+
+
+def test_detectors_take_arrays_of_every_kind(run, photos):
+    detector = Detector.load(run)
+    images = np.stack([np.asarray(Image.open(photos / f"test/{i:03d}.png").convert("RGB")) for i in range(3)])
+    grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    opaque = np.concatenate([images, np.full((*grey.shape, 1), 255, np.uint8)], -1)
+    wanted = detector.predict(images)
+    np.testing.assert_array_equal(detector.predict(opaque).xy, wanted.xy)
+    wanted = detector.predict(np.repeat(grey[..., None], 3, -1))
+    for same in (grey, grey[..., None], list(grey)):
+        np.testing.assert_array_equal(detector.predict(same).xy, wanted.xy)
+    np.testing.assert_allclose(detector.predict(grey.astype(np.uint16) * 16).xy, wanted.xy, atol=1)
+    for single in (images[0], grey[0], grey[0][..., None]):
+        with pytest.raises(UserError, match=r"a single image; give images\[None\]"):
+            detector.predict(single)
+    with pytest.raises(UserError, match=r"image 1 is float32 of 40x40x3; give uint8"):
+        detector.predict([images[0], images[1].astype(np.float32)])
 
 
 def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch):
@@ -318,6 +368,9 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, cap
     assert "line 2" in training(folder(train_csv="file,x0,y0\na.png,one,2\n", a_png=image))
     assert "outside" in training(folder(train_csv="file,x0,y0\na.png,900,2\n", a_png=image))
     assert "empty" in training(folder(a_png=b""))
+    five = training(folder(**{f"{name}_png": image[:-30] for name in "abcde"}, f_png=image))
+    assert "5 of 6 images" in five
+    assert all(f"{name}.png (" in five for name in "abcde")
     assert "colour" in training(photos, "--config.colour=3")
     assert "wdith" in training(photos, "--config.detector.wdith=3")
     assert "multiple" in training(photos, "--config.detector.image_size=33")

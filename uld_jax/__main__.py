@@ -23,7 +23,7 @@ USAGE = """uld: unsupervised landmark discovery
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
   uld features --config=CONFIG --out=DIR [--stage=NAME] [--split=train] [--what=maps] [--dtype=float16]
-  uld prepare  --dataset=NAME [--src=DIR] [--scheme=NAME] --data_dir=OUT
+  uld prepare  --dataset=NAME [--src=DIR] [--scheme=NAME] [--on_bad_file=skip] --data_dir=OUT
   uld convert  --kind=KIND --src=FILE --dst=DIR [--core=FILE]
   uld gcn      --descriptors=FILE.npz|--synthetic --dst=DIR
 
@@ -52,7 +52,16 @@ def _train(v: flags.FlagValues) -> int:
         print(f"  pictures  {os.path.join(v.workdir, 'contact_sheet.png')}")
         print(f"  numbers   {os.path.join(v.workdir, 'eval')}")
         print(f"  use them  {shell_command('predict', workdir=v.workdir, images='DIR', out='DIR')}")
-    return OK
+    return _told(found.skipped, os.path.join(v.workdir, "skipped.csv"))
+
+
+def _told(skipped, where) -> int:
+    """Says which files were skipped and where that is written; the exit code."""
+    from uld_jax.data import listing
+
+    if skipped and _first_process():
+        print(listing.told(skipped, where), file=sys.stderr)
+    return SKIPPED if skipped else OK
 
 
 def _evaluate(v: flags.FlagValues) -> int:
@@ -85,7 +94,6 @@ def _evaluate(v: flags.FlagValues) -> int:
 
 
 def _predict(v: flags.FlagValues) -> int:
-    from uld_jax.data import listing
     from uld_jax.detector import Detector
     from uld_jax.predict import predict_folder
 
@@ -103,9 +111,7 @@ def _predict(v: flags.FlagValues) -> int:
             some = ", ".join(done.empty[:NAMED]) + (", ..." if len(done.empty) > NAMED else "")
             what = f"{len(done.empty)} of {done.images} images show nothing (all of one colour), and have no landmarks"
             print(files.one_line(f"warning: {what}: {some}"), file=sys.stderr)
-        if done.skipped:
-            print(listing.told(done.skipped, os.path.join(v.out, "skipped.csv")), file=sys.stderr)
-    return SKIPPED if done.skipped else OK
+    return _told(done.skipped, os.path.join(v.out, "skipped.csv"))
 
 
 def _fit(v: flags.FlagValues) -> int:
@@ -122,7 +128,7 @@ def _fit(v: flags.FlagValues) -> int:
 
 
 def _prepare(v: flags.FlagValues) -> int:
-    from uld_jax.data import open_source
+    from uld_jax.data import listing, open_source
     from uld_jax.data.builders import prepared
 
     if v.dataset == "folder":
@@ -131,14 +137,16 @@ def _prepare(v: flags.FlagValues) -> int:
     if (name == "synthetic") == bool(v.src):
         what = f"--src={v.src} is not read by" if v.src else "--src is empty; give the folder of photos of"
         raise UserError(f"{what} --dataset={v.dataset}" + (", which is rendered; leave it out" if v.src else ""))
-    reading = dict(data_dir=v.src, frame_size=v.frame_size, scheme=v.scheme)
+    reading = dict(data_dir=v.src, frame_size=v.frame_size, scheme=v.scheme, on_bad_file=v.on_bad_file)
     first = open_source(name, "train", **reading)
     sources = {"train": first}
     if "test" in first.spec.splits:
         sources["test"] = open_source(name, "test", **reading)
     written = prepared.prepare(v.dataset, sources, v.data_dir)
     print(f"written to {written}; use it with --config=...:dataset=folder {flag('config.data_dir', written)}")
-    return OK
+    skipped = tuple(dict.fromkeys(one for source in sources.values() for one in source.skipped))
+    listing.write_skipped(written / "skipped.csv", skipped)
+    return _told(skipped, written / "skipped.csv")
 
 
 def _convert(v: flags.FlagValues) -> int:
@@ -362,6 +370,10 @@ def _define(command: str) -> flags.FlagValues:
         text("dataset", None, "Its name; `synthetic` is rendered, others are read from --src.")
         text("src", "", "Folder of photos, with or without train.csv and test.csv.")
         text("scheme", "none", "What the annotated points are, as data.scheme.")
+        meaning = (
+            "What becomes of photos that cannot be read: all are named and nothing is written, or they are left out."
+        )
+        flags.DEFINE_enum("on_bad_file", "error", ["error", "skip"], meaning, flag_values=v)
         number("frame_size", 128, "Side of the synthetic images in pixels.")
         text("data_dir", None, "Folder to write ArrayRecord files to.")
     if command == "convert":

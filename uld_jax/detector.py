@@ -80,7 +80,8 @@ class Detector:
         all landmarks are missing, with a warning.
 
         Args:
-          images: [N,H,W,3] uint8, or a sequence of [H,W,3] uint8 images of any sizes.
+          images: [N,H,W,3] uint8, or a sequence of [H,W,3] images of any sizes; see `decode.array_pixels` for grey
+            ones, those with alpha, and uint16.
           points: `discovered`, or `annotated` for the landmarks that `fit` learned to place.
           outside: `missing`, or `clip` for landmarks beyond an image to be given at its edge, with their score.
 
@@ -181,10 +182,14 @@ class Detector:
     def _frames(self, images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Images of any size in the frame [N,F,F,3], their maps [N,4] and sizes [N,2]."""
         frames, maps, sizes = [], [], []
+        shape = list(getattr(images, "shape", ()))
+        if len(shape) == 2 or (len(shape) == 3 and shape[2] <= 4):
+            raise UserError(f"images have shape {shape}, a single image; give images[None], [N,H,W,3] or [N,H,W]")
         for i, image in enumerate(images):
-            image = np.asarray(image)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise UserError(f"image {i} is {image.dtype} {list(image.shape)}; give [H,W,3] uint8 RGB images")
+            try:
+                image = decode.array_pixels(image)
+            except UserError as error:
+                raise UserError(f"image {i} {error}") from None
             frame, fmap = decode.fit_array(image, self.frame_size, self.config.data.fit)
             frames.append(frame)
             maps.append(fmap)
@@ -269,7 +274,9 @@ def fit_folder(
     `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
     folder has no landmarks, or one that is annotated nowhere.
     """
-    reading = dict(frame_size=detector.frame_size, fit=detector.config.data.fit, scheme=scheme)
+    config = detector.config.data
+    reading = dict(frame_size=config.frame_size, fit=config.fit, scheme=scheme)
+    reading |= dict(on_bad_file=config.get("on_bad_file", "error"))
     source = open_source("folder", split, data_dir=data_dir, **reading)
     rows = specs.labelled(source)
     if not len(rows):

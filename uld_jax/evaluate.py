@@ -53,6 +53,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
         scheme=config.data.get("scheme", specs.BY_NUMBER),  # runs from before have no such key
         normaliser=config.data.normaliser,
         sides=config.data.get("sides", "auto"),  # runs from before have no such key
+        on_bad_file=config.data.get("on_bad_file", "error"),
         **options,
     )
 

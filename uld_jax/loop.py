@@ -29,7 +29,8 @@ from uld_jax import checkpoint, evaluate, features, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config, StageSpec
-from uld_jax.data import regions
+from uld_jax.data import listing, regions
+from uld_jax.data.listing import Skipped
 from uld_jax.errors import UserError
 from uld_jax.method import Method, TrainState
 from uld_jax.progress import Progress
@@ -48,6 +49,7 @@ class Found(NamedTuple):
     state: TrainState
     frozen: Any
     report: dict[str, Any]
+    skipped: tuple[Skipped, ...] = ()  # files of the data folder that are no images of it
 
 
 def run(
@@ -156,6 +158,9 @@ class _Run:
         """Runs what is left of the stages."""
         workdir_lib.claim(self.workdir, self.config)
         self._write_run_json(stages, prepared)
+        skipped = tuple(dict.fromkeys([*self.data.train.skipped, *(self.data.test.skipped if self.data.test else ())]))
+        if jax.process_index() == 0:
+            listing.write_skipped(self.workdir / "skipped.csv", skipped)
         state, offset, report = self.previous, 0, {}
         for i, (stage, ready) in enumerate(zip(stages, prepared, strict=True)):
             if done := self._finished(stage, ready):
@@ -170,7 +175,7 @@ class _Run:
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
-        return Found(stages[-1].method, state, prepared[-1].frozen, report)
+        return Found(stages[-1].method, state, prepared[-1].frozen, report, skipped)
 
     def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
         config, method, reader, frozen, chunk = self.config, stage.method, ready.reader, ready.frozen, ready.chunk

@@ -22,7 +22,8 @@ from uld_jax import files, sharding
 from uld_jax.errors import UserError
 
 # A run may be resumed with other values of these; any other difference is another experiment.
-_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every", "workers", "train_images")
+_FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every")
+_FREE += ("workers", "train_images", "on_bad_file")
 
 
 def write_json(path, value: Any) -> None:

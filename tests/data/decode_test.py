@@ -190,6 +190,22 @@ def test_arrays_are_fitted_as_files_are(fit):
     np.testing.assert_array_equal(fmap, wanted_map)
 
 
+def test_arrays_of_every_kind_are_read_as_files_are():
+    rng = np.random.default_rng(10)
+    rgb = rng.integers(0, 256, (12, 9, 3), np.uint8)
+    grey, alpha = rgb[..., 0], np.where(rgb[..., 1:2] > 90, np.uint8(255), np.uint8(0))
+    rgba = np.concatenate([rgb, alpha], -1)
+    for image in (rgb, grey, rgba, grey // 4, (grey.astype(np.uint16) * 16)):
+        np.testing.assert_array_equal(decode.array_pixels(image), decode.decode_picture(encode(image)))
+    np.testing.assert_array_equal(decode.array_pixels(grey[..., None]), decode.array_pixels(grey))
+    np.testing.assert_allclose(decode.array_pixels(rgb.astype(np.uint16) * 16), rgb, atol=1)
+    deep = np.concatenate([rgb.astype(np.uint16) * 16, alpha.astype(np.uint16) * 257], -1)
+    np.testing.assert_allclose(decode.array_pixels(deep), decode.array_pixels(rgba), atol=1)
+    for image in (rgb[..., :2], rgb.astype(np.float32), rgb[:0], rgb[0, 0], rgb[None]):
+        with pytest.raises(UserError, match=r"give uint8 \(or uint16\) RGB \[H,W,3\], grey"):
+            decode.array_pixels(image)
+
+
 def test_paths_and_bytes_give_the_same(tmp_path):
     data = encode(np.random.default_rng(3).integers(0, 255, (9, 11, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(data)

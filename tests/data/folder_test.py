@@ -3,13 +3,15 @@
 import pickle
 import unicodedata
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from uld_jax import data
+from uld_jax import data, sharding
 from uld_jax.data import decode, listing, specs
 from uld_jax.data.folder import Folder
+from uld_jax.data.pipeline import StreamReader
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -247,20 +249,61 @@ def test_bad_folders_are_named(tmp_path):
 def test_unreadable_images_are_counted(tmp_path):
     photos(tmp_path)
     (tmp_path / "b" / "0.jpg").touch()
-    with pytest.raises(UserError, match=r"0.jpg cannot be read as an image \(the file is empty\); mend or remove it$"):
+    with pytest.raises(
+        UserError, match=r"b/0.jpg cannot be read as an image \(the file is empty\); mend or remove it; "
+    ):
         Folder(tmp_path, "train", frame_size=16)
     (tmp_path / "z.png").write_text("x")
-    with pytest.raises(UserError, match=r"b/0.jpg .*; 2 files of 5 cannot be read"):
+    (tmp_path / "c.tif").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        UserError,
+        match=r"3 of 6 images in .* cannot be read: b/0.jpg \(the file is empty\), c.tif \(it is a link to nothing\), "
+        r"z.png \(its content is of another kind.*on_bad_file=skip",
+    ):
         Folder(tmp_path, "train", frame_size=16)
 
 
-def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path):
+def test_files_that_cannot_be_read_are_left_out_when_that_is_asked(tmp_path):
     photos(tmp_path)
     whole = (tmp_path / "b/2.png").read_bytes()
-    (tmp_path / "b/2.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b" / "0.jpg").touch()
+    (tmp_path / "z.png").write_bytes(whole[: len(whole) // 2])  # only decoding shows it
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.warns(specs.BadFileWarning, match=r"2 of 5 images .*: b/0.jpg .*, z.png .*; they are left out"):
+        source = Folder(tmp_path, "train", frame_size=16, on_bad_file="skip")
+    assert source.names == ["a.jpg", "b/1.JPG", "b/2.png"]
+    assert source.images().shape == (3, 16, 16, 3)
+    assert source.checked
+    assert [one.file for one in source.skipped] == ["b/0.jpg", "notes.txt", "z.png"]
+    assert all(str(tmp_path / one.file) in one.reason for one in source.skipped)
+    (tmp_path / "train.csv").write_text("file,x0,y0,who\nz.png,9,9,Z\na.jpg,1,2,A\nb/0.jpg,5,5,B\nb/2.png,3,4,C\n")
+    with pytest.warns(specs.BadFileWarning):
+        source = Folder(tmp_path, "train", frame_size=16, on_bad_file="skip")
+    rows = [source.names.index(name) for name in ("a.jpg", "b/2.png")]
+    assert not {"z.png", "b/0.jpg"} & set(source.names)
+    assert [source.columns["who"][row] for row in rows] == ["A", "C"]
+    back = coordinates.frame_to_file(source.landmarks[rows].astype(float), source.frame_maps[rows])
+    np.testing.assert_allclose(back[:, 0], [[1, 2], [3, 4]], atol=1e-5)
+    assert [source.place(row).rpartition("line ")[2] for row in rows] == ["3", "5"]
+    for name in ("a.jpg", "b/2.png", "b/1.JPG"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="there is nothing left"):
+        Folder(tmp_path, "train", frame_size=16, on_bad_file="skip")
+    with pytest.raises(UserError, match=r"data.on_bad_file is 'never'; use error or skip"):
+        Folder(tmp_path, "train", frame_size=16, on_bad_file="never")
+
+
+def test_files_cut_short_are_all_named_when_they_are_decoded(tmp_path):
+    photos(tmp_path)
+    for name in ("b/2.png", "a.jpg"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     source = Folder(tmp_path, "train", frame_size=16)
-    with pytest.raises(UserError, match=r"b/2.png cannot be read"):
+    with pytest.raises(UserError, match=r"2 of 3 images in .*: a.jpg \(.*\), b/2.png \("):
         source.images()
+    assert [one.file for one in source.broken()] == ["a.jpg", "b/2.png"]
+    with pytest.raises(UserError, match=r"2 of 3 images in .*: a.jpg \(.*\), b/2.png \("):
+        list(StreamReader(source, sharding.make_mesh(jax.devices()[:1]), 1).ordered())
 
 
 def test_fingerprint_follows_images_not_annotation(tmp_path):

@@ -38,6 +38,7 @@ def open_source(
     scheme: str = NO_SCHEME,
     normaliser: str = "auto",
     sides: str = "auto",
+    on_bad_file: str = "error",
     **options,
 ) -> Source:
     """Opens one split of a data set and checks it.
@@ -52,6 +53,7 @@ def open_source(
       scheme: what the annotated points are, a name in `specs.SCHEMES`, or `none`: what a prepared data set says itself.
       normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
       sides: whether left and right joints of a body are the `object`'s or the `image`'s (see `specs.set_sides`).
+      on_bad_file: `error`, or `skip`: leaves out what cannot be read, which takes decoding everything once.
       **options: for `synthetic` alone: its seed, numbers of images and pose.
 
     Raises:
@@ -75,6 +77,7 @@ def open_source(
 
     root = existing_folder(data_dir)
     reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, sides=sides)
+    reading |= dict(on_bad_file=on_bad_file)
     version = prepared.find(root, None if name == "folder" else name)
     if version is not None:
         return prepared.Prepared(version, split, **reading)

@@ -89,6 +89,31 @@ def fit_array(pixels: np.ndarray, frame_size: int, fit: str = "pad") -> tuple[np
     return _resample(Image.fromarray(np.ascontiguousarray(pixels)), wh, fmap, fmap[:2], frame_size), fmap
 
 
+def array_pixels(image) -> np.ndarray:
+    """An image in memory as [H,W,3] uint8, by the same rules as one from a file (`decode_image`).
+
+    Args:
+      image: RGB [H,W,3], grey [H,W] or [H,W,1], or RGBA [H,W,4], which is laid on white; uint8, or uint16, whose white
+        is the end of the range that its colours need (`tones.tones`), and whose alpha is of 65535.
+
+    Raises:
+      UserError: anything else; the sentence goes on after the name of the image.
+    """
+    image = np.asarray(image)
+    grey = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    fits = grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))
+    if image.dtype not in (np.uint8, np.uint16) or not fits or not image.size:
+        shape = "x".join(map(str, image.shape))
+        raise UserError(
+            f"is {image.dtype} of {shape or 'no size'}; give uint8 (or uint16) RGB [H,W,3], grey [H,W] or RGBA [H,W,4]"
+        )
+    if grey.dtype == np.uint16 and grey.ndim == 3:
+        colours = tones.to_bytes(grey[..., :3], tones.tones(grey[..., :3]))
+        grey = np.concatenate([colours, tones.to_bytes(grey[..., 3:], tones.Tones(0, 65535))], -1)
+    loaded = Image.fromarray(np.ascontiguousarray(grey))
+    return np.asarray(to_rgb(loaded, tones.of_image(loaded)))
+
+
 def decode_picture(file, longest: int = 1024, as_is: bool = False) -> np.ndarray:
     """Reads one image to be looked at: upright, RGB, in its own proportions, [h,w,3] uint8.
 
@@ -230,7 +255,7 @@ def _opened(file) -> Iterator[_Opened]:
     except UserError:
         raise
     except FileNotFoundError as e:
-        raise AbsentFile(name, _reason(e)) from None
+        raise AbsentFile(name, "it is a link to nothing" if os.path.islink(name) else _reason(e)) from None
     except _BROKEN as e:
         raise BadFile(name, _reason(e)) from None
     finally:

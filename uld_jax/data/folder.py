@@ -17,7 +17,16 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data import annotation, decode, listing
-from uld_jax.data.specs import NO_SCHEME, Source, decode_threads, fingerprint_of, set_sides, spec_of
+from uld_jax.data.specs import (
+    NO_SCHEME,
+    Source,
+    broken,
+    decode_threads,
+    fingerprint_of,
+    set_sides,
+    sort_out,
+    spec_of,
+)
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -38,15 +47,20 @@ class Folder(Source):
         scheme: str = NO_SCHEME,
         normaliser: str = "auto",
         sides: str = "auto",
+        on_bad_file: str = "error",
     ):
         self._root = existing_folder(data_dir)
-        self.data_dir = os.fspath(self._root)
+        self.data_dir = self.where = os.fspath(self._root)
         self._fit, self.frame_size = fit, frame_size
         self.names, note = self._select(split)
-        self._places, self.columns = (note.places, note.columns) if note else (None, {})
+        self._places = note.places if note else None
+        used = self._probe(on_bad_file)
+        if len(used) < len(self):
+            self.names, note = list(used), note and note.take(list(used))
+            self._places = note.places if note else None
+        self.columns, heads = note.columns if note else {}, list(used.values())
         count = None if note is None or note.landmarks is None else note.landmarks.shape[1]
         self.spec = spec_of("folder", count, scheme=scheme, normaliser=normaliser, splits=self._splits)
-        heads = self._probe()
         self.file_sizes = np.array([h.size for h in heads], np.int32)
         self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])
         self.fingerprint = fingerprint_of(frame_size, fit, [(n, *h) for n, h in zip(self.names, heads, strict=True)])
@@ -60,7 +74,7 @@ class Folder(Source):
         """The images of a split, and what is said of them; also finds out which splits there are."""
         labels, self._splits = annotation.read_folder(self._root), ()
         if labels is None:
-            names = listing.list_images(self._root)
+            names, self.skipped = listing.list_files(self._root)
             if not names:
                 raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another data_dir")
             return names, None
@@ -71,7 +85,8 @@ class Folder(Source):
             raise UserError(f"{self._root} has no split {split} (it has {' and '.join(self._splits)}){more}")
         names = of["test"]
         if split == "train":
-            listed = _without_masks(listing.list_images(self._root), labels)
+            listed, self.skipped = listing.list_files(self._root)
+            listed = _without_masks(listed, labels)
             names = sorted({*listed, *of["train"]} - set(of["test"]), key=lambda name: name.split("/"))
             if not names:
                 raise UserError(
@@ -95,25 +110,27 @@ class Folder(Source):
     def _path(self, row):
         return os.path.join(os.fspath(self._root), self.names[row])
 
-    def _probe(self) -> list["_Head"]:
-        """Headers of all files, read by several threads; names the first file that is absent or unreadable."""
+    def broken(self):
+        """See `Source`."""
+        return list(broken(self.names, lambda row: decode.check(self._path(row))).values())
+
+    def _probe(self, on_bad_file) -> dict[str, "_Head"]:
+        """Headers of the files that can be used, by their names; tells all others. Read by several threads."""
         with ThreadPoolExecutor(decode_threads()) as pool:
             heads = list(pool.map(_head, map(self._path, range(len(self)))))
-        absent = [i for i, h in enumerate(heads) if h is None]
+        absent = [i for i, h in enumerate(heads) if isinstance(h, listing.AbsentFile)]
         named = [i for i in absent if self.place(i) != self.names[i]]
-        if named:
+        if named and on_bad_file == "error":
             first = named[0]
             raise UserError(
                 f"{self.place(first)}: {self.names[first]} is not in {self._root} ({_count(named, 'such file')}); "
                 f"paths in the column `file` are relative to the folder of the csv"
             )
-        if absent:
-            raise UserError(f"{self._path(absent[0])} is a link to nothing; mend or remove it")
-        bad = [h for h in heads if isinstance(h, UserError)]
-        if bad:
-            more = "" if len(bad) == 1 else f"; {len(bad)} files of {len(self)} cannot be read"
-            raise UserError(f"{bad[0]}{more}")
-        return heads
+        bad = sort_out(self.names, heads, lambda row: decode.check(self._path(row)), on_bad_file, self.where)
+        self.checked = on_bad_file == "skip"
+        reasons = [listing.Skipped(b.file, str(listing.BadFile(self._path(row), b.why))) for row, b in bad.items()]
+        self.skipped = tuple(sorted([*self.skipped, *reasons]))
+        return {name: heads[row] for row, name in enumerate(self.names) if row not in bad}
 
 
 def _without_masks(names, labels: annotation.Annotation) -> list[str]:
@@ -131,15 +148,13 @@ class _Head(NamedTuple):
     checksum: int  # of the first bytes
 
 
-def _head(path) -> "_Head | UserError | None":
-    """Size of an image file; None if absent, the error if unreadable."""
+def _head(path) -> "_Head | listing.BadFile":
+    """Size of an image file; the error if it is unreadable."""
     try:
         found = decode.header(path)
-        return _Head(found.size, found.file_bytes, zlib.crc32(found.start))
-    except listing.AbsentFile:
-        return None
-    except UserError as e:
-        return e
+    except listing.BadFile as error:
+        return error
+    return _Head(found.size, found.file_bytes, zlib.crc32(found.start))
 
 
 def existing_folder(data_dir) -> epath.Path:

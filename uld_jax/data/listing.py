@@ -261,12 +261,6 @@ def bad_files(bad: Sequence[BadFile], total: int, where: str = "") -> UserError:
     )
 
 
-def check_on_bad_file(word: str) -> None:
-    """Raises UserError unless it is `error` or `skip`."""
-    if word not in ("error", "skip"):
-        raise UserError(f"data.on_bad_file is {word!r}; use error or skip")
-
-
 def write_skipped(path, skipped: Sequence[Skipped]) -> None:
     """`skipped.csv`, whole or not at all; of none, an earlier one is removed."""
     if skipped:
@@ -277,7 +271,7 @@ def write_skipped(path, skipped: Sequence[Skipped]) -> None:
 
 def told(skipped: Sequence[Skipped], where) -> str:
     """Lines for people: the first reasons, and the file that holds all of them."""
-    lines = [f"skipped {files.printable(s.reason)}" for s in skipped[:_NAMED]]
+    lines = [files.one_line(f"skipped {s.reason}") for s in skipped[:_NAMED]]
     if len(skipped) > _NAMED:
         lines.append(f"... and {len(skipped) - _NAMED} more")
     count = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"

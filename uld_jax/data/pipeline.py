@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from uld_jax import sharding
+from uld_jax.data.listing import BadFile, bad_files
 from uld_jax.data.specs import Source, decode_threads
 
 _ENDLESS = 2**40  # batches; Grain wants a length
@@ -184,7 +185,15 @@ class StreamReader:
             ahead = max(2 * per_step * chunk, threads)
             data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
             data = data.batch(per_step * chunk)
-        return ahead_of(put(self._mesh, batch, chunk) for batch in _closing(iter(data)))
+        return ahead_of(put(self._mesh, batch, chunk) for batch in self._naming_all(_closing(iter(data))))
+
+    def _naming_all(self, batches):
+        """Where an image cannot be decoded, looks through all others before it raises, to name all such at once."""
+        try:
+            yield from batches
+        except BadFile as error:
+            bad = self._source.broken()
+            raise bad_files(bad, self.rows, self._source.where) if bad else error from None
 
 
 def of_batch(reader, mesh, batch_size: int):

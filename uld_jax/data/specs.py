@@ -10,13 +10,15 @@ import io
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from uld_jax.data.listing import BadFile, Skipped, bad_files
 from uld_jax.errors import UserError
 
 NORMALISERS = ("auto", "eyes", "shoulders", "box", "image")
@@ -249,6 +251,9 @@ class Source:
       file_sizes: [N,2] int32 (height, width) of the upright file.
       columns: other columns of the annotation, {name: list of N strings}.
       data_dir: the data folder, to which the names of other files in `columns` are relative; None without files.
+      skipped: files of the folder that are no images of it: of another kind, or left out as `on_bad_file` says.
+      where: the folder, for messages; empty without files.
+      checked: whether every image has been decoded already.
       fingerprint: 16 hexadecimal digits that change with the images, their order or the frame, and with nothing else.
     """
 
@@ -262,6 +267,9 @@ class Source:
     columns: dict[str, list[str]]
     data_dir: str | None = None
     fingerprint: str
+    skipped: tuple[Skipped, ...] = ()
+    where: str = ""
+    checked: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -274,6 +282,10 @@ class Source:
         """Image of one row in the frame, [F,F,3] uint8. May be called from many threads."""
         raise NotImplementedError
 
+    def broken(self) -> list[BadFile]:
+        """Decodes every image, as small as may be: those that cannot be, under their `names`."""
+        return []
+
     def mask(self, row: int) -> np.ndarray | None:
         """Where the upright file of one row shows the object, [H,W] bool; None where `columns` alone may know it."""
         del row
@@ -285,12 +297,19 @@ class Source:
         return out.getvalue()
 
     def images(self, rows: Iterable[int] | None = None) -> np.ndarray:
-        """Images of the rows given (all by default) in the frame, [n,F,F,3] uint8, decoded by several threads."""
+        """Images of the rows given (all by default) in the frame, [n,F,F,3] uint8, decoded by several threads.
+
+        Raises UserError that names all of them that cannot be decoded.
+        """
         rows = range(len(self)) if rows is None else list(rows)
         out = np.empty((len(rows), self.frame_size, self.frame_size, 3), np.uint8)
+        bad: dict[int, BadFile] = {}
 
         def load(place):
-            out[place] = self.image(int(rows[place]))
+            try:
+                out[place] = self.image(int(rows[place]))
+            except BadFile as error:
+                bad[place] = BadFile(self.names[rows[place]], error.why)
 
         with ThreadPoolExecutor(decode_threads()) as pool:
             try:
@@ -299,7 +318,50 @@ class Source:
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # else every other image is still decoded before the error shows
                 raise
+        if bad:
+            raise bad_files([bad[place] for place in sorted(bad)], len(rows), self.where)
         return out
+
+
+class BadFileWarning(UserWarning):
+    """Files were left out, as they cannot be read."""
+
+
+def broken(names: Sequence[str], check: Callable[[int], BadFile | None]) -> dict[int, BadFile]:
+    """The rows for which `check` finds an error, in several threads, under their names."""
+    with ThreadPoolExecutor(decode_threads()) as pool:
+        found = enumerate(pool.map(check, range(len(names))))
+    return {row: BadFile(names[row], error.why) for row, error in found if error is not None}
+
+
+def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str, where: str) -> dict[int, BadFile]:
+    """The rows that cannot be used, and why, if they are to be left out.
+
+    Args:
+      names: of all rows.
+      heads: what was read of each, or the BadFile that came of it.
+      check: decodes one row, see `broken`.
+      on_bad_file: `error` raises for bad heads and decodes nothing; `skip` decodes all others and warns.
+      where: the folder, for messages.
+
+    Raises:
+      UserError: another word; files that cannot be read, all of them named; or none that can.
+    """
+    if on_bad_file not in ("error", "skip"):
+        raise UserError(f"data.on_bad_file is {on_bad_file!r}; use error or skip")
+    bad = {row: BadFile(names[row], head.why) for row, head in enumerate(heads) if isinstance(head, BadFile)}
+    if on_bad_file == "error":
+        if bad:
+            raise bad_files(list(bad.values()), len(names), where)
+        return {}
+    bad |= broken(names, lambda row: None if row in bad else check(row))
+    if bad:
+        bad = {row: bad[row] for row in sorted(bad)}
+        error = str(bad_files(list(bad.values()), len(names), where)).partition("; mend or remove")[0]
+        if len(bad) == len(names):
+            raise UserError(f"{error}; there is nothing left")
+        warnings.warn(f"{error}; they are left out", BadFileWarning, stacklevel=4)
+    return bad
 
 
 def set_sides(source: Source, sides: str = "auto") -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uld_jax import data
+from uld_jax import __main__, data
+from uld_jax.data import specs
 from uld_jax.data.builders import prepared
 from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
 from uld_jax.errors import UserError
@@ -176,6 +178,77 @@ def test_mistakes_are_named(root, tmp_path):
     with pytest.raises(UserError, match=r"split test of faces has other landmarks or columns"):
         prepared.prepare("faces", {"train": Drawn(), "test": source}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """photos/ with two files cut short, and two that are no images at all."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.{'jpg' if i % 2 else 'png'}")
+    cut(folder / "1.jpg")
+    cut(folder / "4.png")
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def test_every_image_is_decoded_before_anything_is_written(half_broken, tmp_path, capsys, monkeypatch):
+    source = data.open_source("folder", "train", data_dir=half_broken, frame_size=8)
+    with pytest.raises(UserError, match=r"2 of 5 images in .*photos .*: 1.jpg \(.*, 4.png \(.*--on_bad_file"):
+        prepared.prepare("five", {"train": source}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    args = ["uld", "prepare", "--dataset=five", f"--src={half_broken}", f"--data_dir={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", args)
+    assert __main__.main() == 1
+    err = capsys.readouterr().err
+    assert "1.jpg" in err
+    assert "4.png" in err
+    monkeypatch.setattr(sys, "argv", [*args, "--on_bad_file=skip"])
+    assert __main__.main() == 3
+    out, err = capsys.readouterr()
+    written = tmp_path / "out/five/1.0.0"
+    assert f"written to {written}" in out
+    assert f"3 files were skipped, see {written}/skipped.csv" in err
+    table = (written / "skipped.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table] == ["file", "1.jpg", "4.png", "notes.txt"]
+    found = data.open_source("five", "train", data_dir=tmp_path / "out", frame_size=8)
+    assert sorted(found.names) == ["0.png", "2.png", "3.jpg"]
+
+
+def test_errors_about_records_name_the_original_file(half_broken, tmp_path, monkeypatch):
+    source = data.open_source("folder", "train", data_dir=half_broken, frame_size=8)
+    source.checked = True  # as a writer from before, which looked at headers alone
+    where = prepared.prepare("five", {"train": source}, tmp_path)
+    found = data.open_source("five", "train", data_dir=tmp_path, frame_size=8)
+    with pytest.raises(UserError, match=r"2 of 5 images in .*five/1.0.0 cannot be read") as error:
+        found.images()
+    assert "1.jpg (" in str(error.value)
+    assert "4.png (" in str(error.value)
+    row = found.names.index("4.png")
+    with pytest.raises(UserError, match=rf"{where}/4.png cannot be read as an image"):
+        found.image(row)
+    with pytest.warns(specs.BadFileWarning, match="2 of 5 images"):
+        rest = data.open_source("five", "train", data_dir=tmp_path, frame_size=8, on_bad_file="skip")
+    assert sorted(rest.names) == ["0.png", "2.png", "3.jpg"]
+    for row, name in enumerate(rest.names):
+        np.testing.assert_array_equal(rest.image(row), data.decode_image(half_broken / name, 8)[0])
+    assert rest.fingerprint != found.fingerprint
+
+
+def test_damaged_record_files_are_told(root, tmp_path):
+    shutil.copytree(root / "prepared", tmp_path / "copy")
+    record = next((tmp_path / "copy").rglob("*train.array_record*"))
+    content = bytearray(record.read_bytes())
+    content[300:900] = bytes(600)
+    record.write_bytes(content)
+    with pytest.raises(UserError, match=r"record \d+ of split train in .* cannot be read .*write the data set again"):
+        data.open_source("my_faces", "train", data_dir=tmp_path / "copy", frame_size=8).images()
 
 
 def test_tensorflow_is_never_imported(root):

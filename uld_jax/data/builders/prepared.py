@@ -13,6 +13,7 @@ TensorFlow is never needed: images are passed through as encoded bytes, which TF
 
 import contextlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -25,15 +26,18 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from uld_jax.data import decode
+from uld_jax.data.listing import BadFile, Skipped, bad_files
 from uld_jax.data.specs import (
     BY_NUMBER,
     NO_SCHEME,
     SCHEMES,
     DatasetSpec,
     Source,
+    broken,
     decode_threads,
     fingerprint_of,
     set_sides,
+    sort_out,
     spec_of,
 )
 from uld_jax.errors import UserError
@@ -56,7 +60,8 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
       The folder written.
 
     Raises:
-      UserError: bad name or version, splits that do not go together, or a data set that is there already.
+      UserError: bad name or version, splits that do not go together, images that cannot be decoded, all of them named,
+        or a data set that is there already.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot name a data set; use lower-case letters, digits and _, a letter first")
@@ -69,6 +74,11 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
     for split, source in sources.items():
         if source.spec.landmarks != first.spec.landmarks or set(source.columns) != set(first.columns):
             raise UserError(f"split {split} of {name} has other landmarks or columns than the first; make them equal")
+    bad, total = [], sum(map(len, sources.values()))
+    for source in sources.values():
+        bad += [] if source.checked else source.broken()
+    if bad:
+        raise bad_files(bad, total, first.where)
     config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
     # Nothing is downloaded, yet TFDS makes a folder for it, and tells its progress on stdout, which is for results.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
@@ -155,16 +165,20 @@ class Prepared(Source):
         scheme: str = NO_SCHEME,
         normaliser: str = "auto",
         sides: str = "auto",
+        on_bad_file: str = "error",
     ):
         self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
+        self.where = self._folder
         info = tfds.builder_from_directory(self._folder).info
         if split not in info.splits:
             raise UserError(f"{folder} has no split {split}; it has {', '.join(sorted(info.splits))}")
         if not {"file", "image"} <= set(info.features):
             raise UserError(f"{folder} has no features `file` and `image`; write it with `prepare`")
         self._records = self._open()
+        self._rows = range(len(self._records))
         with ThreadPoolExecutor(decode_threads()) as pool:
-            heads = list(pool.map(self._head, range(len(self._records))))
+            heads = list(pool.map(self._head, self._rows))
+        heads = self._usable(heads, on_bad_file)
         self.names = [h["file"] for h in heads]
         self.file_sizes = np.array([h["size"] for h in heads], np.int32)
         self.frame_maps = np.stack([coordinates.frame_map(h["size"], (frame_size, frame_size), fit) for h in heads])
@@ -188,14 +202,38 @@ class Prepared(Source):
         """See `Source`."""
         try:
             return decode.decode_image(self.encoded(row), self.frame_size, self._fit)[0]
-        except UserError as e:
-            raise UserError(f"{self.names[row]} in {self._folder}: {e}") from None
+        except BadFile as e:
+            raise BadFile(os.path.join(self._folder, self.names[row]), e.why) from None
 
     def encoded(self, row):
         """The file as it was written."""
         if self._records is None:
             self._records = self._open()
-        return self._records[row]["image"]
+        return self._record(self._rows[row])["image"]
+
+    def broken(self):
+        """See `Source`."""
+        return list(broken(self.names, lambda row: decode.check(self.encoded(row))).values())
+
+    def _usable(self, heads, on_bad_file) -> list[dict]:
+        """The heads of records that can be used; the others are named, or left out."""
+        names = [h.file if isinstance(h, BadFile) else h["file"] for h in heads]
+        bad = sort_out(names, heads, lambda row: decode.check(self._record(row)["image"]), on_bad_file, self._folder)
+        self.checked = on_bad_file == "skip"
+        full = lambda b: BadFile(os.path.join(self._folder, b.file), b.why)
+        self.skipped = tuple(Skipped(b.file, str(full(b))) for b in bad.values())
+        self._rows = [row for row in self._rows if row not in bad]
+        return [heads[row] for row in self._rows]
+
+    def _record(self, number: int) -> dict:
+        """One record. Raises UserError if the files on disk are damaged."""
+        try:
+            return self._records[number]
+        except Exception as error:  # whatever ArrayRecord makes of a damaged file
+            raise UserError(
+                f"record {number} of split {self._split} in {self._folder} cannot be read ({_line(error)}); its files "
+                "are damaged, so write the data set again"
+            ) from None
 
     def __getstate__(self):
         # Open files do not go to another process; it opens its own.
@@ -205,13 +243,13 @@ class Prepared(Source):
         decoders = {"image": tfds.decode.SkipDecoding()}
         return tfds.builder_from_directory(self._folder).as_data_source(split=self._split, decoders=decoders)
 
-    def _head(self, row) -> dict:
-        record = self._records[row]
+    def _head(self, row) -> "dict | BadFile":
+        record = dict(self._record(row))
         data, file = record.pop("image"), record["file"].decode()
         try:
             size = decode.image_size(data)
-        except UserError as e:
-            raise UserError(f"{file} in {self._folder}: {e}") from None
+        except BadFile as e:
+            return BadFile(file, e.why)
         columns = {c: v.decode() for c, v in record.get("columns", {}).items()}
         known = {
             "file": file,
@@ -221,6 +259,10 @@ class Prepared(Source):
             "checksum": zlib.crc32(data[:4096]),
         }
         return record | known
+
+
+def _line(error) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _spec(info, landmarks, scheme, normaliser) -> DatasetSpec:
