@@ -4,6 +4,7 @@ Everything here needs the mean and the covariance of the points alone, so a tabl
 of devices, is reduced to one small matrix first.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,8 @@ def factor_analysis(cov, factors: int, iterations: int = 300) -> FactorModel:
     """
     diagonal = jnp.diagonal(cov)
     floor = 1e-4 * jnp.mean(diagonal) + jnp.finfo(cov.dtype).tiny
-    values, vectors = jnp.linalg.eigh(cov)
-    loadings = vectors[:, -factors:] * jnp.sqrt(jnp.maximum(values[-factors:], 0))
+    values, vectors = _largest(cov, factors)
+    loadings = vectors * jnp.sqrt(jnp.maximum(values, 0))
     variances = jnp.maximum(diagonal - jnp.sum(loadings**2, 1), 0.1 * diagonal + floor)
 
     def update(_, model):
@@ -59,6 +60,23 @@ def factor_analysis(cov, factors: int, iterations: int = 300) -> FactorModel:
     return jax.lax.fori_loop(0, iterations, update, FactorModel(loadings, variances))
 
 
+def _largest(cov, count: int):
+    """The `count` largest eigenvalues of a covariance [P,P], rising, and their eigenvectors [P,count].
+
+    All of them take some P^3 steps one after the other: a minute on two cores where P is 2400. So of large matrices
+    they come from subspace iteration, with as many directions again to settle sooner.
+    """
+    if len(cov) <= 512:
+        values, vectors = jnp.linalg.eigh(cov)
+        return values[-count:], vectors[:, -count:]
+    product = functools.partial(jnp.matmul, precision=_HIGHEST)
+    start = jax.random.normal(jax.random.key(0), (len(cov), 2 * count), cov.dtype)
+    turn = lambda _, basis: jnp.linalg.qr(product(cov, basis))[0]
+    basis = jax.lax.fori_loop(0, 50, turn, jnp.linalg.qr(start)[0])
+    values, vectors = jnp.linalg.eigh(product(basis.T, product(cov, basis)))
+    return values[-count:], product(basis, vectors[:, -count:])
+
+
 def posterior(model: FactorModel):
     """[R,P]: takes x - mean to the expected factors."""
     scaled = model.loadings / model.variances[:, None]
@@ -70,9 +88,16 @@ def posterior(model: FactorModel):
 def choose_points(cov, target, k: int, strength: float = 0.01, prefer=None):
     """The k of M points from which a ridge regression best predicts a target: greedy, one point after the other.
 
+    With C the covariance of the chosen coordinates, X theirs with the target, and A = C + lambda I, a regression
+    explains tr(X' A^-1 X) + lambda tr(X' A^-2 X) of the target's variance. A further point p borders A by the columns
+    b and the corner c. With its Schur complement s = c + lambda I - b' A^-1 b and r = x - b' A^-1 X, the solution grows
+    by T = s^-1 r, so that a candidate costs products with A^-1 alone. As lambda may be another for each candidate (see
+    `strength`), A^-1 comes from the eigenvectors of C, which are those of A for every lambda.
+
     Args:
       cov: [M,2,M,2] covariance of the points' coordinates.
-      target: [M,2,Q] covariance of the points with the target's Q coordinates.
+      target: [M,2,Q] covariance of the points with the target's Q coordinates. Turned by any matrix of orthonormal
+        columns, it gives the same choice: a target of low rank is best given by as many coordinates.
       k: how many to choose, at most M.
       strength: of the ridge, in units of the largest variance of the chosen coordinates.
       prefer: [M], decides between points that are equally good to five digits; the first of them by default.
@@ -80,26 +105,52 @@ def choose_points(cov, target, k: int, strength: float = 0.01, prefer=None):
     Returns:
       [k] int32, in the order of choice.
     """
-    points = cov.shape[0]
+    chosen = jnp.zeros(k, jnp.int32)
+    first = 0
+    while first < k:  # in stretches: the first points need not be as slow as the last
+        last = min(k, max(2 * first, 16))
+        add = functools.partial(_add_point, cov, target, strength, prefer, last)
+        chosen, first = jax.lax.fori_loop(first, last, add, chosen), last
+    return chosen
 
-    def gain(chosen, count):
-        """Target variance that the first `count` of `chosen` [k] explain."""
-        there = jnp.repeat(jnp.arange(k) < count, 2)
-        inner = cov[chosen][:, :, chosen].reshape(2 * k, 2 * k)
-        inner = jnp.where(there[:, None] & there, inner, 0)
-        cross = jnp.where(there[:, None], target[chosen].reshape(2 * k, -1), 0)
-        penalty = strength * jnp.max(jnp.diagonal(inner))
-        weights = jnp.linalg.solve(inner + jnp.diag(jnp.where(there, penalty, 1)), cross)
-        explained = jnp.matmul(inner, weights, precision=_HIGHEST)
-        return jnp.sum(weights * (2 * cross - explained))
 
-    def add(i, chosen):
-        gains = jax.vmap(lambda point: gain(chosen.at[i].set(point), i + 1))(jnp.arange(points, dtype=jnp.int32))
-        taken = jnp.any(jnp.where(jnp.arange(k) < i, chosen, -1)[:, None] == jnp.arange(points), 0)
-        gains = jnp.where(taken, -jnp.inf, gains)
-        # Once all is explained the rest are nearly equal: rounding, which differs between machines, must not decide.
-        best = gains >= jnp.max(gains) - 1e-5 * jnp.abs(jnp.max(gains))
-        best = best if prefer is None else jnp.where(best, prefer, -jnp.inf)
-        return chosen.at[i].set(jnp.argmax(best).astype(jnp.int32))
+def _add_point(cov, target, strength, prefer, slots, i, chosen):
+    """`chosen` [k] with its number i, which is below `slots`."""
+    points = jnp.arange(len(cov), dtype=jnp.int32)
+    gains = _gains(cov, target, strength, chosen[:slots], i)
+    taken = jnp.any(jnp.where(jnp.arange(slots) < i, chosen[:slots], -1)[:, None] == points, 0)
+    gains = jnp.where(taken, -jnp.inf, gains)
+    # Once all is explained the rest are nearly equal: rounding, which differs between machines, must not decide.
+    best = gains >= jnp.max(gains) - 1e-5 * jnp.abs(jnp.max(gains))
+    best = best if prefer is None else jnp.where(best, prefer, -jnp.inf)
+    return chosen.at[i].set(jnp.argmax(best).astype(jnp.int32))
 
-    return jax.lax.fori_loop(0, k, add, jnp.zeros(k, jnp.int32))
+
+def _gains(cov, target, strength, chosen, count):
+    """Target variance that the first `count` of `chosen` [S] explain together with each of the M points, [M]."""
+    product = functools.partial(jnp.einsum, precision=_HIGHEST)
+    points, slots = len(cov), 2 * len(chosen)
+    there = jnp.repeat(jnp.arange(len(chosen)) < count, 2)
+    both = there[:, None] & there
+    own = jnp.moveaxis(jnp.diagonal(cov, axis1=0, axis2=2), -1, 0)  # [M,2,2]
+    size = jnp.max(jnp.diagonal(own, axis1=1, axis2=2), -1)
+    largest = jnp.maximum(jnp.max(jnp.where(there[::2], size[chosen], 0), initial=0), size)
+    ridge = strength * jnp.where(largest > 0, largest, 1)  # [M]
+
+    inner = jnp.where(both, cov[chosen][:, :, chosen].reshape(slots, slots), 0)
+    inner = inner + jnp.diag(jnp.where(there, 0, jnp.max(size)))  # empty slots meet nothing
+    values, vectors = jnp.linalg.eigh(inner)
+    turned = jnp.where(there[:, None], vectors, 0).T
+    cross = product("es,smc->mce", turned, cov[chosen].reshape(slots, points, 2))
+    aim = product("es,sq->eq", turned, target[chosen].reshape(slots, -1))
+    inverse = 1 / (values + ridge[:, None])  # [M,S]
+
+    solved = cross * inverse[:, None]  # b' A^-1
+    schur = own + ridge[:, None, None] * jnp.eye(2, dtype=own.dtype) - product("mce,mde->mcd", cross, solved)
+    rest = target - product("mce,eq->mcq", solved, aim)
+    grown = product("mcd,mdq->mcq", jnp.linalg.inv(schur), rest)
+    weight = jnp.sum(aim**2, -1)
+    first = product("me,e->m", inverse + ridge[:, None] * inverse**2, weight) + jnp.sum(rest * grown, (1, 2))
+    moved = product("mce,eq->mcq", solved * inverse[:, None], aim)
+    squares = product("mce,mde->mcd", solved, solved) + jnp.eye(2, dtype=own.dtype)
+    return first + ridge * jnp.sum(grown * (product("mcd,mdq->mcq", squares, grown) - 2 * moved), (1, 2))
