@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import checkpoint, detector, evaluate, loop, runs, sharding, workdir
+from uld_jax import checkpoint, detector, evaluate, interrupts, loop, runs, sharding, workdir
 from uld_jax import rounds as rounds_lib
 from uld_jax.errors import UserError
 
@@ -59,6 +59,7 @@ def noted(tmp_path_factory):
             sizes.append(len(args[3]["index"]))
             return step(*args)
 
+        one.lower = step.lower
         return one
 
     original = evaluate.open_data
@@ -229,6 +230,49 @@ def test_a_stage_whose_batch_does_not_divide_is_refused(tmp_path, monkeypatch):
     two = type("Mesh", (), {"size": 2})()
     with pytest.raises(UserError, match=r"config\.imm\.batch_size 3 does not divide over 2 devices; use a mul"):
         loop.check(tiny.config("imm", **{"imm.batch_size": 3}), tmp_path, two)
+
+
+class _StopWithin(_StopAt):
+    """Stands in for SIGTERM that comes while something is computed, from when `now` is set."""
+
+    now = False
+
+    def __init__(self):
+        pass
+
+    def check(self):
+        if self.now:
+            raise loop._Interrupted
+
+    def agreed(self, ask):
+        return self.now
+
+
+@pytest.mark.parametrize("where", ["refresh", "evaluation"])
+def test_a_run_stopped_within_a_computation_ends_in_the_same_parameters(references, tmp_path, monkeypatch, where):
+    settings, want = references("zeroshot")
+    stop = _StopWithin()
+    work = rounds_lib.Rounds._work
+
+    def refresh(self, program, *given, **options):
+        stop.now = where == "refresh" and program is self._refresh
+        return work(self, program, *given, **options)
+
+    def evaluation(config, workdir, stage, step, predictor, state, frozen, data, last):
+        stop.now = True  # after a refresh, which must not be done again on what it left
+        predictor.images(state, frozen, data.train.images([0]))
+        raise AssertionError("nothing stopped it")
+
+    measure = evaluation if where == "evaluation" else lambda *a: {}
+    monkeypatch.setattr(interrupts, "_TICK", 0.0)
+    monkeypatch.setattr(rounds_lib.Rounds, "_work", refresh)
+    monkeypatch.setattr(evaluate, "in_training", measure)
+    with pytest.raises(loop.Stopped, match="stage zeroshot at step 0"):
+        loop.run(tiny.config(**settings), tmp_path, stop=stop)
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    loop.run(tiny.config(**settings), tmp_path)
+    assert final_hash(tmp_path) == want
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 from ml_collections import config_flags
 
-from uld_jax import files
+from uld_jax import files, interrupts
 from uld_jax.errors import UserError, flag, shell_command
 
 USAGE = """uld: unsupervised landmark discovery
@@ -33,6 +33,7 @@ USAGE = """uld: unsupervised landmark discovery
 OK, BAD_INPUT, SKIPPED = 0, 1, 3
 SWEEPING = ("sweep", "ablate")
 NAMED = 5  # files of a kind that a line names
+STOPPING = ("train", *SWEEPING)  # they save what they have when they are told to stop
 
 
 def _train(v: flags.FlagValues) -> int:
@@ -428,6 +429,11 @@ def main() -> int:
     warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    return interrupts.leave(_answered(command))
+
+
+def _answered(command: str) -> int:
+    """Exit code of a command; errors that a user can mend, and Ctrl-C, become a sentence."""
     try:
         return _run(command, [f"uld {command}", *sys.argv[2:]])
     except UserError as error:
@@ -473,7 +479,9 @@ def _run(command: str, argv: list[str]) -> int:
         if name in v and (not v[name].value or v[name].value == [""]):
             raise UserError(f"--{name} is empty; give a folder")
     _start_processes(v)
-    return COMMANDS[command](v)
+    if command in STOPPING:
+        return COMMANDS[command](v)
+    return interrupts.attended(lambda: COMMANDS[command](v))  # so that Ctrl-C is answered at once
 
 
 if __name__ == "__main__":

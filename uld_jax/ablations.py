@@ -19,6 +19,7 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluators/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
+import functools
 import gc
 import itertools
 import math
@@ -272,7 +273,7 @@ def run(
             try:
                 found = loop.run(cell.config, workdir / cell.name, mesh=mesh, stop=stop, alone=False)
                 if mixed:
-                    mixed.measure(cell, found, mesh)
+                    stop.attend(functools.partial(mixed.measure, cell, found, mesh))
             except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, say
                 errors[cell.name] = str(error)
                 sweep._say(f"{cell.name} failed: {error}")

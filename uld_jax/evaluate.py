@@ -3,14 +3,14 @@
 import functools
 import types
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from uld_jax import sharding, viz
+from uld_jax import interrupts, sharding, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, make_reader, open_source, specs
 from uld_jax.errors import UserError
@@ -81,6 +81,12 @@ def eval_batch(config: Config, mesh) -> int:
 class Predictor:
     """A stage's `predict`, compiled once, on batches that are split over the devices.
 
+    Args:
+      method: the stage.
+      mesh: all devices.
+      check: called several times a second while anything is computed; it may raise to leave.
+      say: is told now and then how many images have been predicted.
+
     Landmarks that the stage does not use (`Method.landmarks`) are left out of all it gives.
 
     Attributes:
@@ -88,8 +94,15 @@ class Predictor:
       filled_below: of the stage, see `method.Stage`.
     """
 
-    def __init__(self, method: Method, mesh):
+    def __init__(
+        self,
+        method: Method,
+        mesh,
+        check: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self._mesh, self.devices, self.filled_below = mesh, mesh.size, method.filled_below
+        self._check, self._say = check, say
 
         def rows(state, frozen, store, payload, reader):
             batch = reader.fetch(store, payload)
@@ -110,6 +123,10 @@ class Predictor:
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
         self._pictures = jax.jit(method.pictures)
+
+    def _get(self, program, *given):
+        """What a program gives, on the host."""
+        return interrupts.attended(lambda: sharding.to_host(program(*given)), self._check)
 
     def used(self, state) -> np.ndarray | None:
         """Which slots of a prediction are landmarks in use, [K] bool; None for all of them.
@@ -135,10 +152,11 @@ class Predictor:
 
     def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of every row, or of increasing `rows`: xy [N,K,2] in pixels of the frame, score [N,K]."""
-        parts = [
-            sharding.to_host(self._rows(state, frozen, reader.store, payload, reader))
-            for payload in reader.ordered(rows=rows)
-        ]
+        parts, patience, passes = [], interrupts.Patience(), reader.passes(rows=rows)
+        for payload in reader.ordered(rows=rows):
+            parts.append(self._get(self._rows, state, frozen, reader.store, payload, reader))
+            if patience.due():
+                self._say(f"{len(parts)} of {passes} batches of images predicted")
         xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
         return self._in_use(state, xy[order], score[order])
@@ -150,17 +168,17 @@ class Predictor:
             given = state, frozen, reader.store, payload, reader
             if not parts and jax.eval_shape(self._poses, *given)[0] is None:
                 return None
-            parts.append(sharding.to_host(self._poses(*given)))
+            parts.append(self._get(self._poses, *given))
         pose, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         return pose[np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]]
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
         """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
         local = images[sharding.local_rows(self._mesh, len(images))]
-        found = self._heatmaps(state, frozen, sharding.put_batch(self._mesh, local))
+        found = self._get(self._heatmaps, state, frozen, sharding.put_batch(self._mesh, local))
         if found is None:
             return None
-        seen, maps = sharding.to_host(found)
+        seen, maps = found
         used = self.used(state)
         # The maps may be of something else: a map of all keypoints, say, has a single channel.
         return seen, maps if used is None or maps.shape[-1] != len(used) else maps[..., used]
@@ -168,7 +186,7 @@ class Predictor:
     def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
         """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
         local = images[sharding.local_rows(self._mesh, len(images))]
-        return sharding.to_host(self._pictures(state, frozen, sharding.put_batch(self._mesh, local)))
+        return self._get(self._pictures, state, frozen, sharding.put_batch(self._mesh, local))
 
     def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
@@ -176,7 +194,7 @@ class Predictor:
         whole = -(-n // self._mesh.size) * self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
         local = padded[sharding.local_rows(self._mesh, whole)]
-        xy, score = sharding.to_host(self._images(state, frozen, sharding.put_batch(self._mesh, local)))
+        xy, score = self._get(self._images, state, frozen, sharding.put_batch(self._mesh, local))
         return self._in_use(state, xy[:n], score[:n])
 
 

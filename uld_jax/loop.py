@@ -10,6 +10,7 @@ run restored from a save made after it would refresh twice.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import platform
@@ -25,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import uld_jax
-from uld_jax import checkpoint, evaluate, features, runs, sharding, viz
+from uld_jax import checkpoint, evaluate, features, interrupts, runs, sharding, viz
 from uld_jax import config as config_lib
 from uld_jax import workdir as workdir_lib
 from uld_jax.config import Config, StageSpec
@@ -84,7 +85,10 @@ def run(
     data = evaluate.open_data(config, mesh)
     with stop or Sigterm() as stop:
         run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
-        return run.stages(stages, run.prepare(stages, chunks))
+        try:
+            return run.stages(stages, run.prepare(stages, chunks))
+        except _Interrupted:  # where there was nothing to save yet
+            raise Stopped("stopped before the first step of a stage; the same command goes on") from None
 
 
 def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
@@ -142,7 +146,7 @@ class _Run:
         shapes = self.previous = self._init_from(stages[0])
         prepared = []
         for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
-            frozen = stage.method.frozen()
+            frozen = interrupts.attended(stage.method.frozen, self.stop.check)
             cache = features.opened(stage, self.data.train, frozen)
             if asked := stage.method.known:
                 frozen = frozen | {"rows": regions.tables(self.data.train, asked)}
@@ -182,27 +186,28 @@ class _Run:
         keeper = checkpoint.Keeper(self.workdir, stage.name, keep_last=config.keep_last, keep_every=config.keep_every)
         saved = keeper.latest()
         if saved is None:
-            state = ready.start.state(previous)
+            state = interrupts.attended(lambda: jax.block_until_ready(ready.start.state(previous)), self.stop.check)
         else:
             state = self._noted(keeper.restore(saved, ready.template), ready.frozen_hash).state
         if self.metrics is None:
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
-        step, values, report = int(state.step), {}, {}
+        step, values, report, compiled = int(state.step), {}, {}, False
+        lines = self.metrics.count  # when the state was as it is at the loop's head
         meta = lambda: {
             "stage": stage.name,
             "step": step,
-            "metrics_lines": self.metrics.count,
+            "metrics_lines": lines,
             "frozen": ready.frozen_hash,
             "data": self.data.train.fingerprint,
         }
 
-        rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache)
-        predictor = evaluate.Predictor(method, self.mesh)
         advance = compile_step(method, reader, self.mesh, chunk)
         payloads = reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
         pass_key = self._key(number, 1)
         step_key = sharding.put_key(self.mesh, self._key(number, 2))
         progress = Progress(stage.name, stage.steps, step, stage.batch_size)
+        rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, progress.note)
+        predictor = evaluate.Predictor(method, self.mesh, self.stop.check, progress.note)
 
         while True:
             stopping = self.stop.agreed(step % config.log_every == 0)
@@ -217,36 +222,46 @@ class _Run:
                 progress.close()
                 raise Stopped(f"stopped in stage {stage.name} at step {step}, saved; the same command goes on")
 
-            if count := method.passes(step):
-                progress.pause()
-                if method.observes:
-                    progress.note(f"{count} pass(es) over {reader.rows} images")
-                try:
+            before = state
+            try:
+                if count := method.passes(step):
+                    progress.pause()
+                    if method.observes:
+                        progress.note(f"{count} pass(es) over {reader.rows} images")
                     state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
-                except _Interrupted:
-                    continue  # the state is as it was, and the loop's head saves it
-                if found := {k: float(v) for k, v in sharding.to_host(method.found(state)).items()}:
-                    self.metrics.write(offset + step, stage.name, **found)
-                    progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-                    if trouble := method.warning(found):
-                        logging.warning("%s: %s", stage.name, trouble)
+                    if found := {k: float(v) for k, v in sharding.to_host(method.found(state)).items()}:
+                        self.metrics.write(offset + step, stage.name, **found)
+                        progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+                        if trouble := method.warning(found):
+                            logging.warning("%s: %s", stage.name, trouble)
 
-            if step == stage.steps or _due(step, config.eval_every):
-                progress.pause()
-                last = step == stage.steps
-                report = evaluate.in_training(
-                    self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
-                )
-                numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
-                self.metrics.write(offset + step, stage.name, **numbers)
-                progress.note(evaluate.summary(report))
+                if step == stage.steps or _due(step, config.eval_every):
+                    progress.pause()
+                    last = step == stage.steps
+                    report = evaluate.in_training(
+                        self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
+                    )
+                    numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
+                    self.metrics.write(offset + step, stage.name, **numbers)
+                    progress.note(evaluate.summary(report))
+                if step < stage.steps:
+                    payload = next(payloads)
+                    given = state, frozen, reader.store, payload, step_key
+                    if not compiled:
+                        compile_for = functools.partial(_compile, advance, *given)
+                        say = lambda seconds: progress.note(f"compiling a step, {seconds:.0f} s so far")
+                        compiled = interrupts.attended(compile_for, self.stop.check, say)
+            except _Interrupted:
+                # The loop's head saves the state as it was: one that is saved after a refresh would be refreshed again.
+                state = before
+                continue
+            before = None
             if step == stage.steps:
                 break
 
             self.trace.at(offset + step, chunk)
-            payload = next(payloads)
             with jax.transfer_guard("disallow"):
-                state, values = advance(state, frozen, reader.store, payload, step_key)
+                state, values = advance(*given)
             step += chunk
             progress.advance(chunk)
             if _due(step, config.log_every):
@@ -254,7 +269,9 @@ class _Run:
                 _check_finite(stage.name, step, values)
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
+            lines = self.metrics.count
 
+        lines = self.metrics.count
         self.trace.at(offset + step, 0)
         progress.close()
         keeper.close()
@@ -389,6 +406,12 @@ def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
     return jax.jit(one if chunk == 1 else many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
+def _compile(program, *given) -> bool:
+    """Compiles what the first call with such arguments then finds."""
+    program.lower(*given).compile()
+    return True
+
+
 def _chunk(config: Config, stage: StageSpec) -> int:
     """Steps in one program. Everything that happens between steps must fall on a border.
 
@@ -515,6 +538,13 @@ class Sigterm:
         """Leaves a pass early. Several processes must leave together, so they wait for the loop's head."""
         if jax.process_count() == 1 and self._flag.is_set():
             raise _Interrupted
+
+    def attend(self, work: Callable[[], Any]) -> Any:
+        """The result of work between runs. Raises Stopped at once when SIGTERM comes."""
+        try:
+            return interrupts.attended(work, self.check)
+        except _Interrupted:
+            raise Stopped("stopped between two runs; the same command goes on") from None
 
     def agreed(self, ask: bool) -> bool:
         """Whether to stop. Several processes must agree, which takes a moment: they confer only when `ask` is set."""

@@ -1,20 +1,56 @@
 """One ordered pass over the training data into a bank that is sharded over the devices.
 
 Host code that walks the data lives here alone, so a method's file holds only mathematics: `observe` sees one batch,
-`refresh` sees the whole bank.
+`refresh` sees the whole bank. Where the descriptors of all images are too many, a `Clustering` is given those of a
+sample, and then sees all images batch after batch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax import sharding
-from uld_jax.method import Bank, Labels, Method, TrainState
+from uld_jax import interrupts, sharding
+from uld_jax.method import Bank, Labels, Method, Rows, Stage, TrainState
 from uld_jax.ops import keypoints
 
 OBSERVE = 1 << 20  # of a step's keys, the first that passes observe by; `refresh` has those from 0
+
+
+class Clustering(Stage):
+    """A stage whose refresh forms clusters from descriptors, and then places each image among them by itself.
+
+    So the descriptors of a sample of images are enough to form clusters from, and those of the others need not be kept
+    once their image is placed. A bank holds descriptors of at most `bank_gib` GiB. Of a data set with more, whole
+    images are drawn, by the key of the pass; clusters are formed from these, and all images are placed in a walk of
+    their own over the data. It costs their description once more, for the sample alone.
+
+    Ours: the papers' code keeps all descriptors in the host's memory and clusters the first 500,000 of them, of which
+    faiss takes 256 a centroid. The 4 GiB that stages have by default are 4 million descriptors of 256 numbers; with
+    what clustering needs besides it stays within an accelerator of 16 GB. Where the images do not reach it, nothing
+    is drawn.
+    """
+
+    bank_gib: float  # a field of every such stage
+
+    def form(self, state: TrainState, frozen, bank: Bank, rng: jax.Array) -> Any:
+        """What a bank tells, of all images or of a sample: clusters, in arrays that do not grow with the images."""
+        raise NotImplementedError
+
+    def place(self, state: TrainState, found, rows: Rows) -> Any:
+        """Of one batch's rows [B,P], where they are among the clusters that `form` found: arrays [B,...]."""
+        raise NotImplementedError
+
+    def settle(self, state: TrainState, found, bank: Bank, placed) -> TrainState:
+        """New labels, from what `place` gave of all images [B,T,...]; the bank's descriptors may be left out."""
+        raise NotImplementedError
+
+    def refresh(self, state, frozen, bank, rng):
+        found = self.form(state, frozen, bank, rng)
+        placed = by_batch(lambda rows: self.place(state, found, rows), bank.rows)
+        return self.settle(state, found, bank, placed)
 
 
 class Rounds:
@@ -24,37 +60,102 @@ class Rounds:
       method: the stage.
       reader: the training data (see `data.pipeline`).
       mesh: all devices.
-      check: called between batches; it may raise to stop the pass, which leaves the state as it was.
+      check: called between batches, and several times a second while a program is compiled or the bank worked on; it
+        may raise to stop the pass, which leaves the state as it was.
       cache: maps or latents of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in
         its batch as `features`, {tap: [B,h,w,C]}; or None.
+      say: is told now and then how far a pass is, or how long the work on its bank has taken; and of a sample.
     """
 
-    def __init__(self, method: Method, reader, mesh, check: Callable[[], None] = lambda: None, cache=None):
+    def __init__(
+        self,
+        method: Method,
+        reader,
+        mesh,
+        check: Callable[[], None] = lambda: None,
+        cache=None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
+        self._say = say
         # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
-        self._write = jax.jit(self._observe_into, donate_argnums=0, out_shardings=sharding.split(mesh))
-        self._refresh = jax.jit(method.refresh, out_shardings=sharding.replicated(mesh))
+        write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
+        whole = dict(out_shardings=sharding.replicated(mesh))
+        self._write = jax.jit(self._observe_into, **write)
+        self._refresh = self._meshed(jax.jit(method.refresh, **whole))
+        if isinstance(method, Clustering):
+            self._form, self._settle = (self._meshed(jax.jit(f, **whole)) for f in (method.form, method.settle))
+            self._write_placed = self._meshed(jax.jit(self._place_into, **write))
 
     def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
         """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
         for i in range(passes):
-            seen_by = jax.random.fold_in(key, OBSERVE + i)
-            bank = self.collect(state, frozen, seen_by) if self._method.observes else None
-            with jax.set_mesh(self._mesh):  # what refresh spreads over the devices by hand finds them there
-                state = self._refresh(state, frozen, bank, jax.random.fold_in(key, i))
+            worked_by, seen_by = jax.random.fold_in(key, i), jax.random.fold_in(key, OBSERVE + i)
+            rows = self._sample(state, frozen, seen_by)
+            bank = self.collect(state, frozen, seen_by, rows) if self._method.observes else None
+            if rows is None:
+                state = self._work(self._refresh, state, frozen, bank, worked_by)
+                continue
+            found = self._work(self._form, state, frozen, bank, worked_by)
+            del bank
+            state = self._work(self._settle, state, found, *self._placed(state, frozen, found, seen_by))
         return state
 
-    def collect(self, state: TrainState, frozen, key: jax.Array) -> Bank:
-        """Every training row once; `key` is the pass's."""
-        bank, key = None, sharding.put_key(self._mesh, key)
-        for t, payload in enumerate(self._reader.ordered()):
+    def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
+        """Every training row once, or only these, increasing row numbers; `key` is the pass's."""
+        given = state, frozen, sharding.put_key(self._mesh, key)
+        return self._walk(self._write, self._observe, given, rows)
+
+    def _placed(self, state, frozen, found, key) -> tuple[Bank, Any]:
+        """A bank of all images without descriptors, and where they are among the clusters."""
+        given = state, frozen, sharding.put_key(self._mesh, key), found
+        return self._walk(self._write_placed, self._place, given, None)
+
+    def _walk(self, write, observe, given, rows):
+        """What `observe` gives of every batch, written into one table."""
+        table, patience, passes = None, interrupts.Patience(), self._reader.passes(rows=rows)
+        for t, payload in enumerate(self._reader.ordered(rows=rows)):
             self._check()
-            more = self._cached(payload)
-            if bank is None:
-                bank = self._empty(state, frozen, payload, more, key)
-            t = sharding.put_replicated(self._mesh, np.int32(t))
-            bank = self._write(bank, state, frozen, self._reader.store, payload, more, t, key)
-        return bank
+            if patience.due():
+                self._say(f"{t} of {passes} batches of images seen")
+            seen = *given, self._reader.store, payload, self._cached(payload)
+            at = sharding.put_replicated(self._mesh, np.int32(t))
+            if table is None:
+                table = self._empty(observe, seen, passes)
+                table = self._work(write, table, *seen, at, about="the first batch")  # for which it is compiled
+            else:
+                table = write(table, *seen, at)
+        return table
+
+    def _meshed(self, program):
+        """A program that finds the devices that it spreads work over by hand."""
+
+        def call(*given):
+            with jax.set_mesh(self._mesh):
+                return program(*given)
+
+        return call
+
+    def _work(self, program, *given, about: str = ""):
+        """The results of a program that may take long."""
+        about = about or (f"{self._reader.rows} images" if self._method.observes else "what training gathered")
+        say = lambda seconds: self._say(f"working on {about}, {seconds:.0f} s so far")
+        return interrupts.attended(lambda: jax.block_until_ready(program(*given)), self._check, say)
+
+    def _sample(self, state, frozen, key) -> np.ndarray | None:
+        """The rows that clusters are formed from, increasing; None for all."""
+        if not isinstance(self._method, Clustering):
+            return None
+        payload = next(iter(self._reader.ordered()))
+        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._cached(payload))
+        each = shapes.rows.descriptors.size * shapes.rows.descriptors.dtype.itemsize // len(shapes.index)
+        most = max(1, int(self._method.bank_gib * 2**30) // each)
+        if most >= self._reader.rows:
+            return None
+        self._say(f"clusters are formed from {most} of {self._reader.rows} images")
+        # NumPy promises to keep these bits, not what its generators make of them.
+        seed = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        return np.sort(np.argsort(np.random.Philox(seed).random_raw(self._reader.rows), kind="stable")[:most])
 
     def _cached(self, payload):
         """What the cache has for a batch; padding is given the last row."""
@@ -65,25 +166,41 @@ class Rounds:
         maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
         return {"features": sharding.put_batch(self._mesh, maps)}
 
-    def _observe(self, state, frozen, store, payload, more, key):
+    def _observe(self, state, frozen, key, store, payload, more):
         batch = self._reader.fetch(store, payload) | more
         rows = self._method.observe(state, frozen, batch, key)
         real = batch["index"] < self._reader.rows
         return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
 
-    def _observe_into(self, bank, state, frozen, store, payload, more, t, key):
-        found = self._observe(state, frozen, store, payload, more, key)
-        return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), bank, found)
+    def _place(self, state, frozen, key, found, store, payload, more):
+        bank = self._observe(state, frozen, key, store, payload, more)
+        return _light(bank), self._method.place(state, found, bank.rows)
 
-    def _empty(self, state, frozen, payload, more, key) -> Bank:
-        shapes = jax.eval_shape(self._observe, state, frozen, self._reader.store, payload, more, key)
-        batch = shapes.index.shape[0]
-        passes = -(-self._reader.rows // batch)
+    def _observe_into(self, bank, *seen_and_t):
+        *seen, t = seen_and_t
+        return _written(bank, self._observe(*seen), t)
+
+    def _place_into(self, table, *seen_and_t):
+        *seen, t = seen_and_t
+        return _written(table, self._place(*seen), t)
+
+    def _empty(self, observe, seen, passes: int):
+        shapes = jax.eval_shape(observe, *seen)
         make = jax.jit(
-            lambda: jax.tree.map(lambda s: jnp.zeros((batch, passes, *s.shape[1:]), s.dtype), shapes),
+            lambda: jax.tree.map(lambda s: jnp.zeros((s.shape[0], passes, *s.shape[1:]), s.dtype), shapes),
             out_shardings=sharding.split(self._mesh),
         )
         return make()
+
+
+def _light(bank: Bank) -> Bank:
+    """Without descriptors."""
+    return bank._replace(rows=bank.rows._replace(descriptors=bank.rows.descriptors[..., :0]))
+
+
+def _written(table, one, t):
+    """A table [B,T,...] with its batch t renewed."""
+    return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), table, one)
 
 
 def flatten(bank: Bank) -> tuple[jax.Array, jax.Array]:
@@ -108,8 +225,10 @@ def by_batch(function, *parts):
 
     One batch after the other, so that no table of all keypoints by all clusters is ever needed.
     """
-    given = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), parts)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(lambda part: function(*part), given))
+    # Cut out one by one: moved to the front, all of a bank would be copied first.
+    cut = lambda t: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False), parts)
+    batches = jnp.arange(jax.tree.leaves(parts)[0].shape[1])
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.lax.map(lambda t: function(*cut(t)), batches))
 
 
 def label_table(bank: Bank, xy: jax.Array, slots: jax.Array, rows: int) -> Labels:

@@ -7,6 +7,7 @@ A reader has one interface, whichever way it works:
   of_batch(batch_size)                  the same reader with batches of another size; both share their images
   payloads(first_step, seed, chunk)     endless iterator of what one step is given besides, from any step on
   ordered(batch_size, rows)             every row once, in batches; padding has index N and a black image
+  passes(batch_size, rows)              how many batches these are
   fetch(store, payload) -> Batch        traced inside the jitted step
 
 The position in the data is the step and nothing else, so nothing about it is saved, and the worker count may change
@@ -157,9 +158,13 @@ class StreamReader:
         With `rows`, increasing row numbers, only these.
         """
         batch_size, once = batch_size or self.batch_size, OnePass(self.rows, rows)
-        batches = -(-len(once) // batch_size)
+        batches = self.passes(batch_size, rows)
         examples = _Examples(self._source, once, *self._mine(batch_size), 0, batches, False)
         return self._read(examples, 1)
+
+    def passes(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> int:
+        """How many batches `ordered` gives."""
+        return -(-(self.rows if rows is None else len(rows)) // (batch_size or self.batch_size))
 
     def fetch(self, store, payload) -> dict[str, jax.Array]:
         """The payload is the batch."""

@@ -84,11 +84,16 @@ class ResidentReader:
         passes = self._of_blocks(lambda lane, size: OnePass(size, chosen[lane]))
 
         def batches():
-            for t in range(-(-max(map(len, chosen)) // per_block)):
+            for t in range(self.passes(batch_size, rows)):
                 samples = np.arange(t * per_block, (t + 1) * per_block)
                 yield {"index": self._mine({k: one.at(samples) for k, one in passes.items()})}
 
         return ahead_of(put(self._mesh, batch, 1) for batch in batches())
+
+    def passes(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> int:
+        """How many batches `ordered` gives."""
+        chosen = self._blocks.locally(np.arange(self.rows) if rows is None else np.asarray(rows))
+        return -(-max(map(len, chosen)) // ((batch_size or self.batch_size) // self._blocks.count))
 
     def fetch(self, store, payload) -> dict[str, jax.Array]:
         """Gathers the images of a payload, without communication: image [B,F,F,3] split over `data`, index [B]."""
