@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import features, harness, kmeans, knn, step
+from benchmarks import bank, features, harness, kmeans, knn, step
 from benchmarks import round as a_round
 from tests import tiny
 
@@ -162,3 +162,16 @@ def test_a_round_of_self_training_is_timed_with_its_pass():
     row = a_round.with_pass("self_training", "tiny", 24, 2)
     between = row["step s"] * row["steps between"]
     assert row["share %"] == pytest.approx(100 * (row["pass s"] + row["cluster s"]) / between)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["neurips", "extended"])
+def test_a_pass_of_self_training_over_162_000_images_needs_less_than_16_gb(variant, tmp_path):
+    # Slots, descriptors and clusters are the paper's; the network, whose maps do not grow with the images, is not.
+    small = [f"--config.stage1.{key}={value}" for key, value in (("width", 16), ("depth", 1), ("image_size", 64))]
+    file = tmp_path / "rows.json"
+    bank.main([f"--config=self_training:dataset=folder,variant={variant},preset=paper", f"--json={file}", *small])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["program"] for row in rows] == ["write", "form", "place", "settle"]
+    assert all(row["GiB"] * 2**30 < 16e9 for row in rows)
+    assert rows[0]["bank GiB"] == pytest.approx(4.0, abs=0.1)  # what a bank may hold, and is filled up to

@@ -260,6 +260,40 @@ def test_a_round_recovers_groups_and_goes_on_with_its_centroids():
     assert np.abs(other.aux.centroids - state.aux.centroids).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", ["keypoints", "background", "stage1", "extended"])
+def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_bank(name):
+    rng = np.random.default_rng(12)
+    images, slots = 40, 14
+    groups = unit(rng.normal(size=(8, 16)))
+    x = unit(groups[rng.integers(0, 8, (2, images // 2, slots))] + 0.4 * rng.normal(size=(2, images // 2, slots, 16)))
+    if name == "extended":
+        turned = unit(groups[rng.integers(0, 8, x.shape[:3])] + 0.4 * rng.normal(size=x.shape))
+        x = np.concatenate([x, turned], -1)
+    if name == "background":
+        x = np.concatenate([x, rng.random((*x.shape[:3], 1)) < 0.7], -1)
+    mask, xy = rng.random(x.shape[:3]) < 0.8, rng.uniform(0, SIDE, (*x.shape[:3], 2))
+    rows = Rows(*(jnp.asarray(a, jnp.float32) for a in (x, xy)), jnp.asarray(mask))
+    bank = Bank(rows, jnp.asarray(rng.permutation(images).reshape(2, -1), jnp.int32))
+    if name in ("keypoints", "background"):
+        options = dict(background="clusters", region="box", background_clusters=(5, 7)) if name == "background" else {}
+        stage = self_training.Keypoints(frame_size=SIDE, clusters=M, most=slots, neighbours=10, **options)
+        state = TrainState(step=jnp.int32(0), aux=self_training._empty(images, M, 16, jnp.float32))
+    else:
+        stage = built("stage1", "extended" if name == "extended" else "neurips")
+        state = state_of(stage, images)
+    key = jax.random.key(2)
+    whole = jax.jit(stage.refresh)(state, {}, bank, key).aux
+
+    found, place = jax.jit(stage.form)(state, {}, bank, key), jax.jit(stage.place)
+    cut = lambda t: jax.tree.map(lambda x: x[:, t], rows)
+    batches = [place(state, found, cut(t)) for t in range(images // 2)]
+    placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
+    light = bank._replace(rows=rows._replace(descriptors=rows.descriptors[..., :0]))
+    parts = jax.jit(stage.settle)(state, found, light, placed).aux
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    assert 0 < float(whole.counts.labelled) < float(whole.counts.keypoints)
+
+
 def test_the_cut_drops_what_is_unlike_its_cluster():
     rng = np.random.default_rng(5)
     groups = unit(rng.normal(size=(M, 16)))

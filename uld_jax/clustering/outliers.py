@@ -7,6 +7,7 @@ approximate index; here they are looked for exactly, among all or a random sampl
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,22 @@ from uld_jax.errors import UserError
 
 SAMPLE = 16_384  # rows that neighbours are looked for among; all where there are fewer
 _CHUNK = 1024  # rows compared at a time
+
+
+class Crowd(NamedTuple):
+    """What tells rows that are near others from those that are not.
+
+    Attributes:
+      centre: [D] of all rows.
+      among: [S,D] the rows that neighbours are looked for among, less the centre.
+      there: [S] bool, which of these there are.
+      limit: the score from which a row is dropped.
+    """
+
+    centre: jax.Array
+    among: jax.Array
+    there: jax.Array
+    limit: jax.Array
 
 
 def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: int = SAMPLE, rng=None):
@@ -41,6 +58,13 @@ def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: 
     >>> inliers(jnp.array([[0.0], [0.1], [0.3], [9.0]]), share=0.25, neighbours=3).tolist()
     [True, True, False, False]
     """
+    return fit(x, mask, share=share, neighbours=neighbours, sample=sample, rng=rng)[0]
+
+
+def fit(
+    x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: int = SAMPLE, rng=None
+) -> tuple[jax.Array, Crowd]:
+    """`inliers` of these rows, with the same arguments, and what others can be told by (`near`)."""
     x, mask = sharding.arrays(x, mask)
     if x.ndim != 2 or not len(x) or (mask is not None and mask.shape != x.shape[:1]):
         raise UserError(
@@ -55,41 +79,70 @@ def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: 
     axis = None if mesh is None else mesh.axis_names[0]
     mask = jnp.ones(len(x), bool) if mask is None else mask
     rng = jax.random.key(0) if rng is None else rng
-    return _inliers(x, mask, rng, share=share, neighbours=neighbours, sample=min(sample, len(x)), mesh=mesh, axis=axis)
+    return _fit(x, mask, rng, share=share, neighbours=neighbours, sample=min(sample, len(x)), mesh=mesh, axis=axis)
+
+
+def near(crowd: Crowd, x, mask, *, neighbours: int = 100):
+    """Which rows [n,D] other than those of `fit` are near enough, [n] bool; False where masked.
+
+    Args:
+      crowd: what `fit` found.
+      x: [n,D] float.
+      mask: [n] bool.
+      neighbours: as for `fit`.
+    """
+    mesh = sharding.mesh_of(x)
+    axis = None if mesh is None else mesh.axis_names[0]
+    return mask & (_spread_scores(x, mask, *crowd[:3], neighbours, mesh, axis) < crowd.limit)
 
 
 @functools.partial(jax.jit, static_argnames=("share", "neighbours", "sample", "mesh", "axis"))
-def _inliers(x, mask, rng, *, share, neighbours, sample, mesh, axis):
-    x = jnp.where(mask[:, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-    centre = jnp.sum(x, 0) / jnp.maximum(jnp.sum(mask), 1)
-    x = jnp.where(mask[:, None], x - centre, 0)  # what is common to all would only cost digits
+def _fit(x, mask, rng, *, share, neighbours, sample, mesh, axis):
+    wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centre = jnp.sum(wide(jnp.where(mask[:, None], x, 0)), 0) / jnp.maximum(jnp.sum(mask), 1)
     among, labels = quality.pick(rng, x, jnp.where(mask, 0, -1), sample, mesh, axis)
-    score = functools.partial(_scores, neighbours=min(neighbours, sample))
-    if mesh is not None and len(x) % mesh.shape[axis] == 0:
-        spread = jax.shard_map(score, mesh=mesh, in_specs=(P(axis), P(), P()), out_specs=P(axis), check_vma=False)
-        scores = spread(x, among, labels >= 0)
-    else:
-        scores = score(x, among, labels >= 0)
+    among = jnp.where(labels[:, None] >= 0, wide(among) - centre, 0)  # what is common to all would only cost digits
+    scores = _spread_scores(x, mask, centre, among, labels >= 0, neighbours, mesh, axis)
     scores = jnp.where(mask, scores, jnp.inf)
     count = jnp.sum(mask)
     # In float32 a product such as 0.6 * 5 may fall short of the whole number that it is in float64.
     place = jnp.floor((1 - share) * jnp.maximum(count - 1, 0) + 1e-4).astype(jnp.int32)
-    return mask & (scores < jnp.sort(scores)[place])
+    limit = jnp.sort(scores)[place]
+    return mask & (scores < limit), Crowd(centre, among, labels >= 0, limit)
 
 
-def _scores(x, among, there, *, neighbours):
-    """Median squared distance of rows [n,D] to their nearest of `among` [S,D], where these are `there` [S]."""
+def _spread_scores(x, mask, centre, among, there, neighbours, mesh, axis):
+    """Each device scores its own rows."""
+    score = functools.partial(_scores, neighbours=min(neighbours, len(among)))
+    if mesh is not None and len(x) % mesh.shape[axis] == 0:
+        places = (P(axis), P(axis), P(), P(), P())
+        score = jax.shard_map(score, mesh=mesh, in_specs=places, out_specs=P(axis), check_vma=False)
+    return score(x, mask, centre, among, there)
+
+
+def _scores(x, mask, centre, among, there, *, neighbours):
+    """Median squared distance of rows [n,D] to their nearest of `among` [S,D], where these are `there` [S].
+
+    Rows are centred a chunk at a time, so that there is never a second copy of all.
+    """
     rows, chunk = len(x), min(_CHUNK, len(x))
-    chunks = -(-rows // chunk)
-    parts = jnp.pad(x, ((0, chunks * chunk - rows), (0, 0))).reshape(chunks, chunk, -1)
     squares = jnp.where(there, jnp.sum(among**2, -1), jnp.inf)
     found = jnp.minimum(jnp.sum(there), neighbours)
 
-    def one(part):
+    def one(part, inside):
+        part = jnp.where(inside[:, None], part.astype(among.dtype) - centre, 0)
         cross = jnp.einsum("nd,sd->ns", part, among, precision="highest")
         square = jnp.sum(part**2, -1, keepdims=True) + squares - 2 * jnp.where(there, cross, 0)
         nearest = -jax.lax.top_k(-square, neighbours)[0]  # [n,neighbours], rising; infinite beyond those there are
         middle = lambda at: jnp.take(nearest, jnp.maximum(at, 0), axis=1)
         return jnp.maximum((middle((found - 1) // 2) + middle(found // 2)) / 2, 0)
 
-    return jax.lax.map(one, parts).reshape(-1)[:rows]
+    def whole(i):
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk)
+        return one(cut(x), cut(mask))
+
+    scores = jax.lax.map(whole, jnp.arange(rows // chunk)).reshape(-1)
+    if rest := rows % chunk:
+        pad = lambda a: jnp.pad(a[-rest:], ((0, chunk - rest), *[(0, 0)] * (a.ndim - 1)))
+        scores = jnp.concatenate([scores, one(pad(x), pad(mask))[:rest]])
+    return scores

@@ -28,9 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from uld_jax import config, optimizers, rounds, weights
-from uld_jax.clustering import assignment, merge
+from uld_jax.clustering import assignment, merge, outliers
 from uld_jax.clustering.kmeans import kmeans
-from uld_jax.clustering.outliers import inliers
 from uld_jax.errors import UserError
 from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
 from uld_jax.models import fan, layers
@@ -93,6 +92,44 @@ class Counts(NamedTuple):
     labelled: jax.Array
     clusters: jax.Array
     full: jax.Array
+
+
+class Clusters(NamedTuple):
+    """What an image's keypoints are placed by.
+
+    Attributes:
+      centroids, limits: as in `Recovered`.
+    """
+
+    centroids: jax.Array
+    limits: jax.Array
+
+
+class FirstClusters(NamedTuple):
+    """The same of generic keypoints, of which some are dropped before.
+
+    Attributes:
+      centroids, limits: as in `Recovered`.
+      background: clusters inside the object and outside it, (centroids [C,D], which are used [C]) of each; or ().
+      crowd: what tells keypoints that are unlike all others; or None.
+    """
+
+    centroids: jax.Array
+    limits: jax.Array
+    background: tuple
+    crowd: outliers.Crowd | None
+
+
+class ExtendedClusters(NamedTuple):
+    """What the extended variant places keypoints by.
+
+    Attributes:
+      landmarks: K clusters.
+      training: M clusters of the keypoints that those keep.
+    """
+
+    landmarks: Clusters
+    training: Clusters
 
 
 class Assigned(NamedTuple):
@@ -212,7 +249,7 @@ GENERIC = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Keypoints(Stage):
+class Keypoints(rounds.Clustering):
     """Generic keypoints and first clusters; a stage of zero steps.
 
     Attributes:
@@ -240,6 +277,8 @@ class Keypoints(Stage):
       cut: keypoints beyond the mean and so many standard deviations of their cluster's squared distances are dropped;
         0 keeps all.
       iterations, restarts: of k-means.
+      bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
+        images (`rounds.Clustering`).
       weights: folders of converted weights by kind.
     """
 
@@ -266,6 +305,7 @@ class Keypoints(Stage):
     cut: float = 1.0
     iterations: int = 100
     restarts: int = 1
+    bank_gib: float = 4.0
     weights: Any = ()
 
     def __post_init__(self):
@@ -276,7 +316,9 @@ class Keypoints(Stage):
             ("background", ("none", "clusters")),
             ("assignment", ("hungarian", "nearest", "none")),
         )
-        _check("keypoints", self, choices, ("image_size", "zoom", "most", "neighbours", "clusters", "restarts"))
+        _check(
+            "keypoints", self, choices, ("image_size", "zoom", "most", "neighbours", "clusters", "restarts", "bank_gib")
+        )
         if not 0 <= self.outliers < 1:
             raise UserError(f"keypoints.outliers is {self.outliers}; use a share from 0 to below 1")
         if any(scale <= 0 for scale in self.scales):
@@ -391,57 +433,87 @@ class Keypoints(Stage):
         return keypoints.l2_normalize(keypoints.sample(maps.descriptors, (xy + 0.5) / stride - 0.5))
 
     def refresh(self, state, frozen, bank, rng):
+        bank, mask, found = self._clustered(state, bank, rng)
+        place = lambda rows, mask: self._slots(found, rows._replace(mask=mask))
+        return self.settle(state, found, bank, (bank.rows.mask, rounds.by_batch(place, bank.rows, mask)))
+
+    def form(self, state, frozen, bank, rng):
+        return self._clustered(state, bank, rng)[2]
+
+    def place(self, state, found, rows):
+        if found.background:
+            rows = self._foreground(found.background, rows)
+        held = rows.mask
+        if found.crowd is not None:
+            flat = lambda x: x.reshape(-1, *x.shape[2:])
+            kept = outliers.near(found.crowd, flat(rows.descriptors), flat(held), neighbours=self.neighbours)
+            rows = rows._replace(mask=kept.reshape(held.shape))
+        return held, self._slots(found, rows)
+
+    def settle(self, state, found, bank, placed):
+        held, slots = placed
         total = len(state.aux.labels.score)
-        bank, rng = self._without_background(bank, rng)
+        labels = rounds.label_table(bank, bank.rows.xy, slots, total)
+        aux = state.aux._replace(
+            round=state.aux.round + 1,
+            centroids=found.centroids,
+            limits=found.limits,
+            labels=labels,
+            fresh=labels.score > 0,
+            counts=_counts(bank._replace(rows=bank.rows._replace(mask=held)), labels, self.most),
+        )
+        return state.replace(aux=aux)
+
+    def _clustered(self, state, bank, rng):
+        """The bank without background, which keypoints [B,T,P] are like others, and the clusters of those."""
+        background, crowd = (), None
+        if self.background != "none":
+            rng, background = self._background(bank.rows, rng)
+            # Batch by batch, as a product may round by the number of its rows.
+            bank = bank._replace(rows=rounds.by_batch(lambda rows: self._foreground(background, rows), bank.rows))
         x, mask = rounds.flatten(bank)
         if self.outliers:
             # By a key that none of those is that k-means splits `rng` into.
             drawn_by = jax.random.fold_in(rng, 1 << 20)
-            mask &= inliers(x, mask, share=self.outliers, neighbours=self.neighbours, rng=drawn_by)
-        kept = bank._replace(rows=bank.rows._replace(mask=mask.reshape(bank.rows.mask.shape)))
-        # Step 3), or none: the first M keypoints of each image, which nothing tells apart between images.
+            kept, crowd = outliers.fit(x, mask, share=self.outliers, neighbours=self.neighbours, rng=drawn_by)
+            mask &= kept
+        shaped = mask.reshape(bank.rows.mask.shape)
         if self.assignment == "none":
-            order = jnp.argsort(~kept.rows.mask, axis=-1, stable=True)[..., : self.clusters]
-            slots = jnp.where(jnp.take_along_axis(kept.rows.mask, order, -1), order, -1)
-            slots = jnp.pad(slots, ((0, 0), (0, 0), (0, self.clusters - slots.shape[-1])), constant_values=-1)
-            centroids, limits = state.aux.centroids, state.aux.limits
-        else:
-            centroids = kmeans(
-                x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts
-            ).centroids
-            limits = _limits(kept.rows, centroids, self.cut)
-            place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
-            slots = rounds.by_batch(place, kept.rows).slots
-        labels = rounds.label_table(kept, kept.rows.xy, slots, total)
-        aux = state.aux._replace(
-            round=state.aux.round + 1,
-            centroids=centroids,
-            limits=limits,
-            labels=labels,
-            fresh=labels.score > 0,
-            counts=_counts(bank, labels, self.most),
-        )
-        return state.replace(aux=aux)
+            return bank, shaped, FirstClusters(state.aux.centroids, state.aux.limits, background, crowd)
+        # Step 3)
+        centroids = kmeans(
+            x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts
+        ).centroids
+        limits = _limits(bank.rows._replace(mask=shaped), centroids, self.cut)
+        return bank, shaped, FirstClusters(centroids, limits, background, crowd)
 
-    def _without_background(self, bank, rng):
-        """The bank without keypoints that resemble what is outside the object, and descriptors as detected."""
-        if self.background == "none":
-            return bank, rng
-        described, inside = bank.rows.descriptors[..., :-1], bank.rows.descriptors[..., -1] > 0
-        mask, flat = bank.rows.mask, described.reshape(-1, described.shape[-1])
+    def _slots(self, found, rows):
+        """Step 4) The keypoint [B,M] of each cluster; or without any, the first M keypoints."""
+        if self.assignment != "none":
+            return assign(rows.descriptors, rows.mask, found.centroids, found.limits, self.assignment).slots
+        order = jnp.argsort(~rows.mask, axis=-1, stable=True)[..., : self.clusters]
+        slots = jnp.where(jnp.take_along_axis(rows.mask, order, -1), order, -1)
+        return jnp.pad(slots, ((0, 0), (0, self.clusters - slots.shape[-1])), constant_values=-1)
+
+    def _background(self, rows, rng):
+        """The next key, and clusters inside the object and outside it."""
+        described, inside = rows.descriptors[..., :-1], rows.descriptors[..., -1] > 0
+        flat = described.reshape(-1, described.shape[-1])
         rng, *keys = jax.random.split(rng, 3)
-        nearest = []
+        found = []
         for key, count, part in zip(keys, self.background_clusters, (inside, ~inside), strict=True):
-            found = kmeans(flat, count, rng=key, mask=(mask & part).reshape(-1), iterations=self.iterations)
-            used = found.counts > 0
+            one = kmeans(flat, count, rng=key, mask=(rows.mask & part).reshape(-1), iterations=self.iterations)
+            found.append((one.centroids, one.counts > 0))
+        return rng, tuple(found)
 
-            def distance(rows, centroids=found.centroids, used=used):
-                cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
-                return jnp.min(jnp.where(used, cost, jnp.inf), -1)
-
-            nearest.append(rounds.by_batch(distance, bank.rows._replace(descriptors=described)))
-        mask &= inside & (nearest[0] < nearest[1])
-        return bank._replace(rows=bank.rows._replace(descriptors=described, mask=mask)), rng
+    def _foreground(self, background, rows):
+        """Rows without keypoints that resemble what is outside the object, and descriptors as detected."""
+        described, inside = rows.descriptors[..., :-1], rows.descriptors[..., -1] > 0
+        nearest = []
+        for centroids, used in background:
+            cost = assignment.squared_distances(described, centroids, rows.mask)
+            nearest.append(jnp.min(jnp.where(used, cost, jnp.inf), -1))
+        return rows._replace(descriptors=described, mask=rows.mask & inside & (nearest[0] < nearest[1]))
 
     def found(self, state):
         return state.aux.counts._asdict()
@@ -518,7 +590,7 @@ class _Trained(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Correspondence(_Trained):
+class Correspondence(_Trained, rounds.Clustering):
     """Stage 1: where keypoints are, and which of them correspond.
 
     Attributes:
@@ -563,6 +635,8 @@ class Correspondence(_Trained):
       schedule: `constant` (section 4); `restarts`, cosine in five plateaus a round (code); `steps`, a tenth from each
         of `decay_at` on (extended code).
       decay_at: steps.
+      bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
+        images (`rounds.Clustering`).
       weights: folders of converted weights by kind.
     """
 
@@ -615,6 +689,7 @@ class Correspondence(_Trained):
     l2: float = 1e-5
     schedule: str = "constant"
     decay_at: tuple[int, ...] = ()
+    bank_gib: float = 4.0
     weights: Any = ()
 
     def __post_init__(self):
@@ -632,7 +707,12 @@ class Correspondence(_Trained):
             ("hinge", ("squared", "distance")),
             ("negatives", ("cross", "shared", "within")),
         )
-        _check("stage1", self, choices, ("round_every", "clusters", "most", "nms", "sigma", "margin", "learning_rate"))
+        _check(
+            "stage1",
+            self,
+            choices,
+            ("round_every", "clusters", "most", "nms", "sigma", "margin", "learning_rate", "bank_gib"),
+        )
         if self.variant == "extended" and self.memory != "none":
             raise UserError("stage1.variant=extended keeps no earlier keypoints; set stage1.memory=none")
 
@@ -852,12 +932,21 @@ class Correspondence(_Trained):
         described = maps.descriptors.astype(jnp.promote_types(maps.descriptors.dtype, jnp.float32))
         return jnp.where(mask[..., None], keypoints.l2_normalize(keypoints.sample(described, xy)), 0)
 
-    def refresh(self, state, frozen, bank, rng):
+    def form(self, state, frozen, bank, rng):
         # Step 7)
-        cluster = self._extended if self.variant == "extended" else self._neurips
-        return state.replace(aux=cluster(state.aux, bank, rng))
+        form = self._form_extended if self._flips else self._form_neurips
+        return form(state.aux, bank, rng)
 
-    def _neurips(self, aux, bank, rng) -> Recovered:
+    def place(self, state, found, rows):
+        if self._flips:
+            return self._place_extended(found, rows)
+        return assign(rows.descriptors, rows.mask, found.centroids, found.limits, self.assignment).slots
+
+    def settle(self, state, found, bank, placed):
+        settle = self._settle_extended if self._flips else self._settle_neurips
+        return state.replace(aux=settle(state.aux, found, bank, placed))
+
+    def _form_neurips(self, aux, bank, rng) -> Clusters:
         x, mask = rounds.flatten(bank)
         seeded = lambda: (
             kmeans(x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
@@ -865,59 +954,65 @@ class Correspondence(_Trained):
         warm = lambda: kmeans(x, self.clusters, init=aux.centroids, mask=mask, iterations=self.iterations).centroids
         first = aux.round == 0  # there are no centroids of these descriptors yet
         centroids = jax.lax.cond(first, seeded, warm) if self.seeding == "previous" else seeded()
-        limits = _limits(bank.rows, centroids, self.cut)
-        place = lambda rows: assign(rows.descriptors, rows.mask, centroids, limits, self.assignment)
-        slots = rounds.by_batch(place, bank.rows).slots
+        return Clusters(centroids, _limits(bank.rows, centroids, self.cut))
+
+    def _settle_neurips(self, aux, found, bank, slots) -> Recovered:
         total = len(aux.labels.score)
         labels = rounds.label_table(bank, bank.rows.xy, slots, total)
         fresh = rounds.table(bank, (slots >= 0) & (slots < self.most), total)
         return aux._replace(
             round=aux.round + 1,
-            centroids=centroids,
-            limits=limits,
+            centroids=found.centroids,
+            limits=found.limits,
             labels=labels,
             fresh=fresh,
             counts=_counts(bank, labels, self.most),
         )
 
-    def _extended(self, aux, bank, rng) -> Recovered:
+    def _form_extended(self, aux, bank, rng) -> ExtendedClusters:
         """K clusters of descriptors and mirrored descriptors; of what they keep, M clusters to train on."""
-        total, rows, size = len(aux.labels.score), bank.rows, self.descriptor_size
-        own = rows._replace(descriptors=rows.descriptors[..., :size])
-        turned = rows._replace(descriptors=rows.descriptors[..., size:])
+        rows, size = bank.rows, self.descriptor_size
         first, second = jax.random.split(rng)
+        flat = lambda x: x.reshape(-1, size)
+        both = jnp.concatenate([flat(rows.descriptors[..., :size]), flat(rows.descriptors[..., size:])])
 
-        def clustered(count, key, mask):
-            flat = lambda x: x.reshape(-1, size)
-            both = jnp.concatenate([flat(own.descriptors), flat(turned.descriptors)])
+        def clusters(count, key, mask):
             twice = jnp.tile(mask.reshape(-1), 2)
             found = kmeans(both, count, rng=key, mask=twice, iterations=self.iterations, restarts=self.restarts)
             limits = jnp.where(found.counts > 0, jnp.asarray(jnp.finfo(both.dtype).max), 0)
-            place = lambda r: assign(r.descriptors, r.mask, found.centroids, limits, "nearest")
+            return Clusters(found.centroids, limits)
 
-            def nearest(r):
-                cost = assignment.squared_distances(r.descriptors, found.centroids, r.mask)
-                return jnp.argmin(jnp.where(limits > 0, cost, jnp.inf), -1)
+        landmarks = clusters(self.k, first, rows.mask)
+        keep = lambda rows: _kept(rows, self._place_in(landmarks, rows)[0])
+        return ExtendedClusters(landmarks, clusters(self.clusters, second, rounds.by_batch(keep, rows)))
 
-            slots = rounds.by_batch(place, own._replace(mask=mask)).slots
-            mirrored = keypoints.take_slots(rounds.by_batch(nearest, turned._replace(mask=mask)), slots)
-            return found.centroids, limits, slots, mirrored
+    def _place_in(self, clusters, rows):
+        """The keypoint [B,C] of each cluster, and the cluster of that keypoint in the mirrored image."""
+        size = self.descriptor_size
+        slots = assign(rows.descriptors[..., :size], rows.mask, *clusters, "nearest").slots
+        cost = assignment.squared_distances(rows.descriptors[..., size:], clusters.centroids, rows.mask)
+        mirrored = jnp.argmin(jnp.where(clusters.limits > 0, cost, jnp.inf), -1)
+        return slots, keypoints.take_slots(mirrored, slots)
 
-        centroids, limits, slots, mirrored = clustered(self.k, first, rows.mask)
-        landmarks = rounds.label_table(bank, rows.xy, slots, total)
+    def _place_extended(self, found, rows):
+        slots, mirrored = self._place_in(found.landmarks, rows)
+        kept = rows._replace(mask=_kept(rows, slots))
+        return slots, mirrored, *self._place_in(found.training, kept)
+
+    def _settle_extended(self, aux, found, bank, placed) -> Recovered:
+        total = len(aux.labels.score)
+        slots, mirrored, trained, trained_mirrored = placed
+        landmarks = rounds.label_table(bank, bank.rows.xy, slots, total)
         pairs = (slots >= 0)[..., None] & (mirrored[..., None] == jnp.arange(self.k))
         flips = jnp.argmax(jnp.sum(pairs, (0, 1)), -1).astype(jnp.int32)
-        kept = jnp.any((slots[..., None] == jnp.arange(rows.mask.shape[-1])), -2) & rows.mask
-        several = jnp.sum(kept, -1, keepdims=True) >= 2
-        _, _, slots, mirrored = clustered(self.clusters, second, kept & several)
-        labels = rounds.label_table(bank, rows.xy, slots, total)
+        labels = rounds.label_table(bank, bank.rows.xy, trained, total)
         return aux._replace(
             round=aux.round + 1,
-            centroids=centroids,
-            limits=limits,
+            centroids=found.landmarks.centroids,
+            limits=found.landmarks.limits,
             labels=labels,
             fresh=labels.score > 0,
-            mirrored=rounds.table(bank, mirrored, total).astype(jnp.int32),
+            mirrored=rounds.table(bank, trained_mirrored, total).astype(jnp.int32),
             landmarks=landmarks,
             flips=flips,
             counts=_counts(bank, landmarks, self.most),
@@ -938,6 +1033,12 @@ class Correspondence(_Trained):
     def heatmaps(self, state, frozen, images):
         seen = self._geometry.look(images)
         return color.to_uint8(seen), jax.nn.sigmoid(self._net.apply({"params": state.params}, seen).logits)[..., None]
+
+
+def _kept(rows: Rows, slots):
+    """Keypoints [B,P] that stand for a cluster, in images that have several."""
+    kept = jnp.any((slots[..., None] == jnp.arange(rows.mask.shape[-1])), -2) & rows.mask
+    return kept & (jnp.sum(kept, -1, keepdims=True) >= 2)
 
 
 def _inside(cells, heat):
