@@ -100,6 +100,24 @@ def test_labels_are_what_prediction_finds():
     assert state.aux.labels.xy.shape == (IMAGES, 4, 2)
 
 
+def test_fewer_pixels_of_an_image_are_clustered_where_all_would_be_too_many():
+    method = clusterer(k=4, candidates=12, factors=3)
+    images, _ = scenes(IMAGES)
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES, dtype=jnp.int32)}
+    state = method.init(jax.random.key(0), batch, {}, None, IMAGES)
+    width = state.aux.centroids.shape[1]
+    few = dataclasses.replace(method, bank_gib=5.5 * IMAGES * width * 4 / 2**30)
+    all_of_them, some = jax.jit(method.observe)(state, {}, batch, KEY), jax.jit(few.observe)(state, {}, batch, KEY)
+    assert all_of_them.descriptors.shape == (IMAGES, method._slots, width)
+    np.testing.assert_array_equal(some.descriptors, all_of_them.descriptors[:, :5])
+    state = found(few, images)
+    predicted = jax.jit(few.predict)(state, {}, jnp.asarray(images))
+    np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.02)
+    np.testing.assert_allclose(predicted.score, state.aux.labels.score, atol=1e-4)
+    with pytest.raises(UserError, match=r"zeroshot\.bank_gib is 0"):
+        dataclasses.replace(method, bank_gib=0.0)
+
+
 def described(method, images, places):
     """A state whose centroids are the descriptors at the given cells of the first image."""
     batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}

@@ -13,6 +13,7 @@ section 3.3), trained here on whatever table of landmarks the stage before it le
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -111,6 +112,8 @@ class ZeroShot(Stage):
       denoise: whether a landmark is where the factor model expects its candidate, given all candidates of the image, or
         where the candidate was found.
       iterations: of k-means, at most.
+      bank_gib: descriptors kept of a pass, in GiB. Where those of P pixels an image are more, fewer are clustered of
+        each, the first of those drawn. Ours: 4 GiB are a million descriptors of 1024 numbers, for tens of clusters.
       weights: folders of converted weights by kind, for backbones that have any.
       cache: folder of the backbone's maps or latents of the training images (`uld features`), which the passes over
         these then read; predictions compute them. "" computes them in every pass.
@@ -134,10 +137,13 @@ class ZeroShot(Stage):
     factors: int = 8
     denoise: bool = True
     iterations: int = 100
+    bank_gib: float = 4.0
     weights: Any = ()
     cache: str = ""
 
     def __post_init__(self):
+        if self.bank_gib <= 0:
+            raise UserError(f"zeroshot.bank_gib is {self.bank_gib}; use a number above 0")
         if self.place not in ("mean", "exemplar"):
             raise UserError(f"zeroshot.place is {self.place!r}; use mean or exemplar")
         if not 0 < self.roi <= 1:
@@ -165,6 +171,12 @@ class ZeroShot(Stage):
     @property
     def _slots(self) -> int:
         return max(self.pixels, self._clusters)
+
+    def _kept(self, aux) -> int:
+        """Slots of an image that have descriptors; all of them if they fit, but enough for the candidates' scores."""
+        rows, (count, width) = len(aux.labels.xy), aux.centroids.shape
+        fit = int(self.bank_gib * 2**30) // (rows * width * aux.centroids.dtype.itemsize)
+        return min(self._slots, max(fit, -(-count // width)))
 
     @property
     def _frame(self) -> tuple[int, int]:
@@ -209,39 +221,43 @@ class ZeroShot(Stage):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
         cells = self._draw(keys, self._slots, state.aux, described, boxes)
-        sampled = keypoints.sample(described, cells)
-        # Step 3) Candidates, once there are clusters: in the first M slots, their scores where descriptors were.
+        kept = self._kept(state.aux)
+        sampled = keypoints.sample(described, cells[:, :kept])
+        # Step 3) Candidates, once there are clusters: in the first M slots, their scores in the descriptors' numbers.
         xy, score = self._place(state.aux, described, batch["image"], boxes)
+        numbers = kept * sampled.shape[-1]
+        scores = jnp.pad(score, ((0, 0), (0, numbers - self._clusters))).reshape(sampled.shape)
         pad = ((0, 0), (0, self._slots - self._clusters))
-        score = jnp.pad(score, pad)
         clustered = state.aux.round > 0
         return Rows(
-            descriptors=jnp.where(clustered, score[..., None], sampled),
+            descriptors=jnp.where(clustered, scores, sampled),
             xy=jnp.where(clustered, jnp.pad(xy, (*pad, (0, 0))), cells),
-            mask=jnp.where(clustered, score > 0, jnp.arange(self._slots) < self.pixels),
+            mask=jnp.where(clustered, jnp.pad(score, pad) > 0, jnp.arange(self._slots) < self.pixels),
         )
 
     def refresh(self, state, frozen, bank, rng):
         aux, rows, count = state.aux, state.aux.labels.xy.shape[0], self._clusters
         clustered = aux.round > 0
         # Step 2) k-means over all sampled pixels, in the first pass.
-        x, real = rounds.flatten(bank)
+        kept = self._kept(aux)
+        x, real = rounds.flatten(bank._replace(rows=jax.tree.map(lambda x: x[:, :, :kept], bank.rows)))
         known = aux.round >= 0
-        found = kmeans(x, count, rng=rng, mask=real & ~clustered & known, iterations=self.iterations)
+        cluster = lambda: kmeans(x, count, rng=rng, mask=real, iterations=self.iterations).centroids
+        centroids = jax.lax.cond(clustered | ~known, lambda: aux.centroids, cluster)
         # Step 4) The candidates of all images, which of them are landmarks, and where.
         xy, mask = bank.rows.xy[:, :, :count], bank.rows.mask[:, :, :count]
-        score = jnp.where(mask, bank.rows.descriptors[:, :, :count, 0], 0)
-        reading = self._choose(xy, jnp.all(mask, -1)) if self.candidates else aux.reading
+        score = jnp.where(mask, bank.rows.descriptors.reshape(*bank.index.shape, -1)[..., :count], 0)
+        choose = lambda: self._choose(xy, jnp.all(mask, -1))
+        reading = jax.lax.cond(clustered, choose, lambda: aux.reading) if self.candidates else aux.reading
         xy, score = self._read(reading, xy, score)
         labels = Labels(rounds.table(bank, xy, rows), rounds.table(bank, score, rows))
         new = aux._replace(reading=reading, labels=labels)
         aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
-        centroids = jnp.where(clustered | ~known, aux.centroids, found.centroids)
         if self.region == "foreground":
             # Before all else) What is object, from all sampled pixels.
             image = jax.ShapeDtypeStruct((1, *self._frame, 3), jnp.uint8)
             size = jax.eval_shape(self._describe, frozen, image).shape[1:3]
-            unit = coordinates.to_unit(bank.rows.xy.reshape(-1, 2), size)
+            unit = coordinates.to_unit(bank.rows.xy[:, :, :kept].reshape(-1, 2), size)
             fit = lambda: foreground.fit(x[:, :-2], unit, real)
             aux = aux._replace(foreground=jax.lax.cond(known, lambda: aux.foreground, fit))
         return state.replace(aux=aux._replace(round=aux.round + 1, centroids=centroids))
@@ -370,12 +386,14 @@ class ZeroShot(Stage):
         points = coordinates.to_unit(xy, self._frame).reshape(-1, 2 * self._clusters)
         mean, cov = shape_model.covariance(points, there.reshape(-1))
         model = shape_model.factor_analysis(cov, min(self.factors, 2 * self._clusters - 1))
-        expect = jnp.matmul(model.loadings, shape_model.posterior(model), precision="highest")  # candidates to expected
-        target = jnp.matmul(cov, expect.T, precision="highest")
-        source, crossed = cov, target
+        product = functools.partial(jnp.matmul, precision="highest")
+        reader = shape_model.posterior(model)
+        expect = product(model.loadings, reader)  # candidates to expected
+        # The target, all expected candidates, in as many coordinates as there are factors: loadings = turn @ few.
+        few = jnp.linalg.qr(model.loadings, mode="r")
+        source, crossed = cov, product(product(cov, reader.T), few.T)
         if self.denoise:
-            source = jnp.matmul(expect, target, precision="highest")
-            crossed = source
+            source, crossed = product(expect, product(cov, expect.T)), product(expect, crossed)
         count = self._clusters
         blocks = (count, 2, count, 2)
         own = jnp.sum(model.variances.reshape(count, 2), 1) / jnp.sum(jnp.diagonal(cov).reshape(count, 2), 1)
