@@ -8,9 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import tiny
-from uld_jax import checkpoint, detector, evaluate, interrupts, loop, runs, sharding, workdir
+from uld_jax import checkpoint, data, detector, evaluate, interrupts, loop, runs, sharding, workdir
 from uld_jax import rounds as rounds_lib
 from uld_jax.errors import UserError
 
@@ -392,3 +393,26 @@ def test_several_steps_in_one_program_give_the_same_parameters(reference, tmp_pa
     np.testing.assert_allclose(one, two, rtol=1e-3)
     with pytest.raises(UserError, match="steps_per_dispatch 3 does not divide"):
         loop.run(tiny.config(**SHORT, steps_per_dispatch=3), tmp_path / "odd")
+
+
+def test_a_photo_more_is_told_as_such_and_a_run_never_reads_its_own_pictures(tmp_path):
+    """A run inside the folder of its photos goes on when called again; with another photo it is refused, unharmed."""
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for i in range(9):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(photos / f"{i}.png")
+    config = dict(dataset="folder", data_dir=str(photos), batch_size=4, save_every=2, eval_every=2)
+    short, longer = (tiny.config(**config, **{"detector.steps": steps}) for steps in (2, 4))
+    workdir = photos / "runs/mine"
+    loop.run(short, workdir)
+    assert list((workdir / "pictures").iterdir())
+    assert len(data.list_images(photos)) == 9
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(photos / "new.png")
+    before = (workdir / "run.json").read_bytes()
+    with pytest.raises(UserError, match=r"the training images differ from those that .* trained on \(9 then, 10 now\)"):
+        loop.run(longer, workdir)
+    assert (workdir / "run.json").read_bytes() == before
+    (photos / "new.png").unlink()
+    loop.run(longer, workdir)
+    with pytest.raises(UserError, match="is the folder of the photos, and its pictures would be read next time"):
+        loop.run(short, photos)

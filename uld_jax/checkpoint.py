@@ -66,6 +66,23 @@ def restore_final(workdir, stage: str, template: TrainState) -> Restored:
         return _restore(lambda args: checkpointer.restore(path, args=args), template, path)
 
 
+def newest_meta(workdir, stage: str) -> dict[str, Any] | None:
+    """The JSON that was saved with the newest state of a stage, whatever that state's shapes; None without any."""
+    path = final_path(workdir, stage)
+    if not has_final(workdir, stage):
+        folder = _folder(workdir, stage)
+        steps = [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+        whole = [p for p in steps if ocp.utils.is_checkpoint_finalized(p)]
+        if not whole:
+            return None
+        path = max(whole, key=lambda p: int(p.name))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged one is told when the state is restored
+
+
 class Keeper:
     """The numbered checkpoints of one stage.
 

@@ -104,6 +104,11 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
             f"config.data_dir={config.data_dir} is not read by the data set synthetic, which is rendered; for photos "
             "write --config=NAME:dataset=folder"
         )
+    if config.data_dir and _same_folder(config.data_dir, workdir):
+        raise UserError(
+            f"--workdir={workdir} is the folder of the photos, and its pictures would be read next time; give a folder "
+            "of its own, which may lie in it"
+        )
     sharding.local_rows(mesh, config.batch_size)  # raises at once if the batch does not divide
     stages = [config_lib.stage(config, name) for name in config.stages]
     for stage in stages:
@@ -111,6 +116,11 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     chunks = [_chunk(config, stage) for stage in stages]
     workdir_lib.claim(workdir, _absolute(config), write=False)
     return stages, chunks
+
+
+def _same_folder(one, other) -> bool:
+    one, other = (os.fspath(path) if "://" in os.fspath(path) else os.path.realpath(path) for path in (one, other))
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def _absolute(config: Config) -> Config:
@@ -143,6 +153,8 @@ class _Run:
 
     def prepare(self, stages: list[StageSpec], chunks: list[int]) -> list["_Prepared"]:
         """Everything that can be found wrong before the first computation and the first file."""
+        saved = [checkpoint.newest_meta(self.workdir, stage.name) for stage in stages]
+        self._check_images(saved)
         shapes = self.previous = self._init_from(stages[0])
         prepared = []
         for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
@@ -156,7 +168,22 @@ class _Run:
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
             prepared.append(_Prepared(reader, chunk, frozen, tree_hash(frozen), start, template, cache))
+            if saved[i] and saved[i]["frozen"] != prepared[-1].frozen_hash:
+                raise UserError(
+                    f"the frozen weights of stage {stage.name} differ from those that {self.workdir} was trained with; "
+                    "give the same ones, or start in a new workdir"
+                )
         return prepared
+
+    def _check_images(self, saved) -> None:
+        """Raises UserError where a saved state rests on other images. Shapes would differ too, and say less."""
+        if all(meta is None or meta["data"] == self.data.train.fingerprint for meta in saved):
+            return
+        then = workdir_lib.read_json(self.workdir / "run.json")["rows"]
+        raise UserError(
+            f"the training images differ from those that {self.workdir} was trained on ({then} then, "
+            f"{len(self.data.train)} now); restore them, or start in a new workdir"
+        )
 
     def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
         """Runs what is left of the stages."""
@@ -188,7 +215,8 @@ class _Run:
         if saved is None:
             state = interrupts.attended(lambda: jax.block_until_ready(ready.start.state(previous)), self.stop.check)
         else:
-            state = self._noted(keeper.restore(saved, ready.template), ready.frozen_hash).state
+            found = keeper.restore(saved, ready.template)
+            state, self.lines = found.state, found.meta["metrics_lines"]
         if self.metrics is None:
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         step, values, report, compiled = int(state.step), {}, {}, False
@@ -286,20 +314,8 @@ class _Run:
         if not checkpoint.has_final(self.workdir, stage.name):
             return None
         found = checkpoint.restore_final(self.workdir, stage.name, ready.template)
-        return self._noted(found, ready.frozen_hash) if found.meta["step"] >= stage.steps else None
-
-    def _noted(self, found: checkpoint.Restored, frozen_hash: str) -> checkpoint.Restored:
-        """Remembers how far the metrics went, and checks that nothing the state rests on has changed."""
-        if found.meta["frozen"] != frozen_hash:
-            raise UserError(
-                f"the frozen weights of stage {found.meta['stage']} differ from those that {self.workdir} was trained "
-                "with; give the same ones, or start in a new workdir"
-            )
-        if found.meta["data"] != self.data.train.fingerprint:
-            raise UserError(
-                f"the training images differ from those that {self.workdir} was trained on; restore them, or start in "
-                "a new workdir"
-            )
+        if found.meta["step"] < stage.steps:
+            return None
         self.lines = found.meta["metrics_lines"]
         return found
 

@@ -42,6 +42,8 @@ _OWN = (
     {"landmarks.csv", "contact_sheet.png"},
     {"features.json", "dataset_info.json"},
     {"cache.json"},
+    {"table.json", "table.md"},
+    {"figure.json", "figure.md"},
 )
 _START = 64  # bytes that tell what a file is
 _NAMED = 20  # bad files that one message names
