@@ -134,6 +134,16 @@ def test_splits_that_leave_nothing_or_overlap(tmp_path):
         Folder(tmp_path, "train", frame_size=8)
 
 
+def test_a_csv_of_all_images_gives_their_order(tmp_path):
+    photos(tmp_path)
+    (tmp_path / "train.csv").write_text("file,x0,y0\nb/2.png,1,2\nb/1.JPG,1,2\na.jpg,3,3\n")
+    assert Folder(tmp_path, "train", frame_size=8).names == ["b/2.png", "b/1.JPG", "a.jpg"]
+    (tmp_path / "train.csv").write_text("file,x0,y0\nb/2.png,1,2\na.jpg,3,3\n")
+    assert Folder(tmp_path, "train", frame_size=8).names == ["a.jpg", "b/1.JPG", "b/2.png"]
+    (tmp_path / "test.csv").write_text("file,x0,y0\nb/1.JPG,1,2\n")
+    assert Folder(tmp_path, "train", frame_size=8).names == ["b/2.png", "a.jpg"]
+
+
 def test_masks_are_no_training_images(tmp_path):
     photos(tmp_path, SIZES | {"masks/a.png": (20, 60), "masks/2.png": (40, 30), "b/1_mask.png": (32, 32)})
     (tmp_path / "train.csv").write_text("file,mask\na.jpg,masks/a.png\nb/1.JPG,b/1_mask.png\n")
@@ -155,7 +165,7 @@ def test_masks_are_no_training_images(tmp_path):
         ("file,x0,y0\na.jpg,1\n", "line 2 has 2 columns where the first line has 3"),
         ("file,x0,y0\na.jpg,1,2\na.jpg,1,2\n", "line 3: a.jpg is listed in line 2"),
         ("file,x0,y0\na.jpg,1,2\nb/2.png,1,1O\n", "line 3, column y0: '1O' is not a number"),
-        ("file,x0,y0\na.jpg,nan,2\n", "line 2, column x0: 'nan' is not a number"),
+        ("file,x0,y0\na.jpg,nan,2\n", "line 2: one of x0 and y0 is empty"),
         ("file,x0,y0\na.jpg,1,inf\n", "line 2, column y0: 'inf' is not a number"),
         ("file,x0,y0\na.jpg,,2\n", "line 2: one of x0 and y0 is empty"),
         ("file,x0,y0,visible0\na.jpg,1,2,0.5\n", "line 2, column visible0: not 0 or 1"),

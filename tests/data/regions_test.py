@@ -130,7 +130,7 @@ def test_masks_that_cover_everything_and_grey_ones(root):
     Image.fromarray(grey).save(root / "masks/c.png.png")
     Image.fromarray(np.full((20, 61, 3), 255, np.uint8)).save(root / "masks/a.jpg.png")
     found = regions.masks(opened(root, mask_csv(), "stretch"), 8)
-    assert found[0].all()  # of a.jpg
+    assert found[1].all()
     np.testing.assert_array_equal(found[2], np.arange(8)[None] >= np.full((8, 1), 4))
 
 
@@ -247,7 +247,7 @@ def test_keypoints_outside_the_frame_are_masked(root):
         ("file,x0,y0\na.jpg,1,2,3,4\n", r"points.txt, line 2 has 5 columns where the first line has 3"),
         ("file,x0,y0\na.jpg,1\n", r"points.txt, line 2: one of x0 and y0 is empty"),
         ("file,x0,y0,x1,y1\nc.png,1,1\na.jpg,1,2,3,O\n", r"points.txt, line 3, column y1: 'O' is not a number"),
-        ("file,x0,y0\na.jpg,1,2\n./a.jpg,1,2\n", r"points.txt, line 3: a.jpg is listed in line 2"),
+        ("file,x0,y0\na.jpg,1,2\n./a.jpg,1,2\n", r"points.txt, line 3: ./a.jpg is the file of line 2"),
         ("file,x0,y0\na.jpg,0.5,200\n", r"points.txt, line 2: point 0 at \(0.5, 200\) lies far outside its image"),
     ],
 )

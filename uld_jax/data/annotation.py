@@ -11,21 +11,25 @@ A mistake is one sentence that names the file, line and column.
 """
 
 import collections
-import csv
-import io
 import posixpath
 import re
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from uld_jax.data.names import Lookup
+from uld_jax.data import csv_tables
+from uld_jax.data.names import Index, Lookup
 from uld_jax.errors import UserError
 
 SPLITS = ("train", "test")
 _POINT = re.compile(r"(x|y|visible)(0|[1-9]\d*)")
+
+
+class CsvNote(UserWarning):
+    """What a csv was taken for, where that is not plain to see."""
 
 
 class Annotation(NamedTuple):
@@ -38,6 +42,7 @@ class Annotation(NamedTuple):
       landmarks: [R,L,2] float64 `(x, y)` in pixels of the file, NaN where empty; None without such columns.
       visible: [R,L] bool; None without landmarks.
       columns: the other columns, {name: R strings}.
+      landmark_names: of the L points; () if unknown.
     """
 
     names: list[str]
@@ -46,6 +51,7 @@ class Annotation(NamedTuple):
     landmarks: np.ndarray | None
     visible: np.ndarray | None
     columns: dict[str, list[str]]
+    landmark_names: tuple[str, ...] = ()
 
     def take(self, names: Sequence[str]) -> "Annotation":
         """What is said of other images: nothing of those that no row names (`places` are then the names)."""
@@ -58,7 +64,7 @@ class Annotation(NamedTuple):
         places = [self.places[row] if row >= 0 else name for row, name in zip(rows, names, strict=True)]
         columns = {c: [values[row] if row >= 0 else "" for row in rows] for c, values in self.columns.items()}
         splits = [self.splits[row] if row >= 0 else "train" for row in rows]
-        return Annotation(list(names), splits, places, landmarks, visible, columns)
+        return Annotation(list(names), splits, places, landmarks, visible, columns, self.landmark_names)
 
 
 def read_folder(root) -> Annotation | None:
@@ -67,11 +73,9 @@ def read_folder(root) -> Annotation | None:
     Raises UserError for whatever is wrong with one of them, or where they do not go together.
     """
     root = epath.Path(root)
-    tables = [path for split in SPLITS if (path := root / f"{split}.csv").exists()]
-    if not tables:
-        return None
+    found = [path for split in SPLITS if (path := root / f"{split}.csv").exists()]
     files = Lookup(root)
-    return _joined([(path, _as_on_disk(read_annotation(path, path.stem), files)) for path in tables])
+    return _joined([(path, read_annotation(path, path.stem, root, files)) for path in found]) if found else None
 
 
 def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
@@ -80,6 +84,10 @@ def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
     if len(set(counts.values())) > 1:
         (one, first), (other, second) = list(counts.items())[:2]
         raise UserError(f"{one} has {first} landmarks but {other} has {second}; give both the same points")
+    points_named = {path: note.landmark_names for path, note in parts if note.landmark_names}
+    if len(set(points_named.values())) > 1:
+        one, other = list(points_named)[:2]
+        raise UserError(f"{one} and {other} have other points, or in another order; give both the same")
     place_of = {}
     for _, note in parts:
         for name, place in zip(note.names, note.places, strict=True):
@@ -105,17 +113,21 @@ def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
         points,
         visible,
         columns,
+        next(iter(points_named.values()), ()),
     )
 
 
-def read_annotation(path, split: str = "train") -> Annotation:
+def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
     """Reads and checks one csv. Raises UserError naming the file, and the line and column where there is one.
 
     Args:
       path: the csv.
       split: of rows that do not say theirs in a column `split`.
+      root: the folder of the images.
+      files: those below it.
     """
-    header, read = read_cells(path)
+    table = csv_tables.read_table(path)
+    header, read = table.header, table.rows
     landmarks, has_visible = _landmark_columns(path, header)
     for line, row in read:
         if len(row) != len(header):
@@ -126,7 +138,7 @@ def read_annotation(path, split: str = "train") -> Annotation:
         raise UserError(f"{path} lists no images; add one line an image below the header")
     lines = [line for line, _ in read]
     cells = dict(zip(header, zip(*(row for _, row in read), strict=True), strict=True))
-    names = read_names(path, lines, cells["file"])
+    names = read_names(path, lines, cells["file"], root, files)
     xy = visible = None
     if landmarks:
         xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(landmarks)], cells) for axis in "xy"], -1)
@@ -134,6 +146,7 @@ def read_annotation(path, split: str = "train") -> Annotation:
         if half.any():
             row, point = np.argwhere(half)[0]
             raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
+        xy = _without_repeated(path, xy)
         visible = np.isfinite(xy).all(-1)
     if has_visible:
         seen = _numbers(path, lines, [f"visible{i}" for i in range(landmarks)], cells)
@@ -146,7 +159,24 @@ def read_annotation(path, split: str = "train") -> Annotation:
         visible &= seen == 1
     others = {h: list(c) for h, c in cells.items() if h != "file" and not _POINT.fullmatch(h)}
     places = [f"{path}, line {line}" for line in lines]
-    return Annotation(names, _splits(places, others, split), places, xy, visible, others)
+    if table.kind or table.separator != ",":
+        named = {"\t": "tab"}.get(table.separator, table.separator)
+        what = f"{table.kind}, {landmarks} points" if table.kind else f"{landmarks} points"
+        warnings.warn(f"{path}: {what}, separator {named}", CsvNote, stacklevel=2)
+    return Annotation(names, _splits(places, others, split), places, xy, visible, others, table.landmark_names)
+
+
+def _without_repeated(path, xy: np.ndarray) -> np.ndarray:
+    """Points [N,L,2] with NaN for values that stand for missing ones (`csv_tables.repeated`), which is said."""
+    for (x, y), where in csv_tables.repeated(xy):
+        warnings.warn(
+            f"{path}: {where.sum()} points in {where.any(1).sum()} rows all are ({x:g}, {y:g}), and are taken as "
+            "missing; write empty cells to be sure",
+            CsvNote,
+            stacklevel=2,
+        )
+        xy = np.where(where[..., None], np.nan, xy)
+    return xy
 
 
 def _splits(places, columns, default: str) -> list[str]:
@@ -159,26 +189,6 @@ def _splits(places, columns, default: str) -> list[str]:
                 "another name"
             )
     return cells
-
-
-def read_cells(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """First line of a csv, and (line number, cells) of every other line that is not empty.
-
-    Raises UserError naming the file, and the line where there is one.
-    """
-    path = epath.Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8; save it as csv in UTF-8") from None
-    except OSError as e:
-        raise UserError(f"{path} cannot be read ({(e.strerror or str(e)).lower()}); give a csv file") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [h.strip() for h in next(reader, [])]
-        return header, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as e:
-        raise UserError(f"{path}, line {reader.line_num}: not valid csv ({e}); save it again as csv") from None
 
 
 def _landmark_columns(path, header) -> tuple[int, bool]:
@@ -204,55 +214,38 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
     return count, bool(found["visible"])
 
 
-def read_names(path, lines, cells) -> list[str]:
-    """The column `file`: paths inside the folder, each once. Raises UserError naming csv and line."""
+def read_names(path, lines, cells, root, files: Index | Lookup) -> list[str]:
+    """The column `file`: paths inside the folder `root`, as it has them, each once; see `csv_tables.locate`.
+
+    Raises UserError naming csv and line.
+    """
     names, first = [], {}
     for line, cell in zip(lines, cells, strict=True):
-        name = posixpath.normpath(cell.strip()) if cell.strip() else ""
-        if not name or name == ".":
+        if not cell.strip() or posixpath.normpath(cell.strip()) == ".":
             raise UserError(f"{path}, line {line}: the column `file` is empty; name an image")
-        if name.startswith(("/", "../")) or "://" in name:
+        name = csv_tables.locate(cell, root, files)
+        if name is None:
             raise UserError(f"{path}, line {line}: {cell} is not inside the folder; give a path relative to it")
         if name in first:
-            raise UserError(f"{path}, line {line}: {name} is listed in line {first[name]} already; keep one of them")
-        first[name] = line
+            before, spelt = first[name]
+            other = "listed in" if spelt == cell else "the file of"
+            more = " already" if spelt == cell else ", typed otherwise"
+            raise UserError(f"{path}, line {line}: {cell.strip()} is {other} line {before}{more}; keep one of them")
+        first[name] = line, cell
         names.append(name)
     return names
-
-
-def _as_on_disk(note: Annotation, files: Lookup) -> Annotation:
-    """The same with the files as the disk has them. Raises UserError for one that is named in two ways."""
-    place_of, found = {}, []
-    for place, typed in zip(note.places, note.names, strict=True):
-        name = files.find(typed) or typed  # an absent one is told with all others
-        if name in place_of:
-            raise UserError(f"{place}: {typed} is the file of {place_of[name]}, typed otherwise; keep one of them")
-        place_of[name] = place.rpartition(", ")[2]  # its line
-        found.append(name)
-    return note._replace(names=found)
 
 
 def _numbers(path, lines, names, cells) -> np.ndarray:
     """Columns as [N, len(names)] float64, NaN where empty."""
     out = np.empty((len(lines), len(names)))
     for j, name in enumerate(names):
+        try:
+            out[:, j] = np.array(cells[name]).astype(np.float64)
+        except ValueError:
+            out[:, j] = np.inf
+        if np.isfinite(out[:, j]).all():
+            continue  # the rest takes a hundred times as long
         for i, cell in enumerate(cells[name]):
-            out[i, j] = number(cell, lambda i=i, name=name: f"{path}, line {lines[i]}, column {name}")
+            out[i, j] = csv_tables.number(cell, lambda i=i, name=name: f"{path}, line {lines[i]}, column {name}")
     return out
-
-
-def number(cell: str, place) -> float:
-    """A cell as a finite number, NaN if it is empty. Raises UserError that begins with `place()`.
-
-    >>> number(' 1.5', str), number(' ', str)
-    (1.5, nan)
-    """
-    if not cell.strip():
-        return np.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise UserError(f"{place()}: {cell.strip()!r} is not a number")
-    return value

@@ -1,8 +1,9 @@
 """A folder of photos as a data set, with or without annotation.
 
-Images at any depth, sorted by path, are the training images, whether they are annotated or not: `train.csv` and
-`test.csv` (see `annotation`) only say where points lie. Images that these name as test images are kept out of training
-and are the split `test`. Without a csv every split name gives all images.
+Images at any depth are the training images, whether they are annotated or not: `train.csv` and `test.csv` (see
+`annotation`) only say where points lie. Images that these name as test images are kept out of training and are the
+split `test`. Without a csv every split name gives all images. Training images are sorted by path, unless the csv lists
+all of them: then they are in its order. So labels may be added to a run's folder, but for the last one.
 
 Everything is checked when the folder is opened: a mistake is one sentence that names the file, line and column.
 """
@@ -60,7 +61,8 @@ class Folder(Source):
             self._places = note.places if note else None
         self.columns, heads = note.columns if note else {}, list(used.values())
         count = None if note is None or note.landmarks is None else note.landmarks.shape[1]
-        self.spec = spec_of("folder", count, scheme=scheme, normaliser=normaliser, splits=self._splits)
+        asked = dict(scheme=scheme, normaliser=normaliser, splits=self._splits)
+        self.spec = spec_of("folder", count, landmark_names=note.landmark_names if note else (), **asked)
         self.file_sizes = np.array([h.size for h in heads], np.int32)
         self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])
         self.fingerprint = fingerprint_of(frame_size, fit, [(n, *h) for n, h in zip(self.names, heads, strict=True)])
@@ -87,7 +89,9 @@ class Folder(Source):
         if split == "train":
             listed, self.skipped = listing.list_files(self._root)
             listed = _without_masks(listed, labels)
-            names = sorted({*listed, *of["train"]} - set(of["test"]), key=lambda name: name.split("/"))
+            names = of["train"]  # in this order, if these are all
+            if rest := {*listed} - {*labels.names}:
+                names = sorted(rest.union(names), key=lambda name: name.split("/"))
             if not names:
                 raise UserError(
                     f"all {len(of['test'])} images of {self._root} are listed as test images, and none is left to "

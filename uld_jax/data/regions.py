@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uld_jax.data import annotation, crops, decode, folder
+from uld_jax.data import annotation, crops, csv_tables, decode, folder
 from uld_jax.data.names import Index
 from uld_jax.data.specs import Source, decode_threads
 from uld_jax.errors import UserError
@@ -78,7 +78,7 @@ def boxes(source: Source) -> np.ndarray:
     found = np.empty((len(source), 4))
     for j, name in enumerate(BOX):
         for i, cell in enumerate(source.columns[name]):
-            found[i, j] = annotation.number(cell, lambda i=i, name=name: f"{source.place(i)}, column {name}")
+            found[i, j] = csv_tables.number(cell, lambda i=i, name=name: f"{source.place(i)}, column {name}")
             if np.isnan(found[i, j]):
                 raise UserError(f"{source.place(i)}, column {name}: empty; every image needs a box")
     corners = found.reshape(-1, 2, 2)
@@ -193,16 +193,17 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
       UserError: a file that is no such csv, names of other images, points far outside their image, or an image with
         more than `most` keypoints.
     """
-    header, read = annotation.read_cells(path)
+    header, read = csv_tables.read_table(path)[:2]
     width = len(header) // 2
     if header != ["file", *(f"{axis}{i}" for i in range(width) for axis in "xy")] or not width:
         raise UserError(f"{path}: the first line must be file,x0,y0,x1,y1,... and nothing else; mend it")
     if not read:
         raise UserError(f"{path} lists no images; add one line an image below the header")
     lines = [line for line, _ in read]
-    names = annotation.read_names(path, lines, [cells[0] for _, cells in read])
-    rows, known = {name: row for row, name in enumerate(source.names)}, Index(source.names)
-    others = [name for name in names if known.find(name) is None]
+    cells, files = [cells[0] for _, cells in read], Index(source.names)
+    names = annotation.read_names(path, lines, cells, source.data_dir or "", files)
+    rows = {name: row for row, name in enumerate(source.names)}
+    others = [name for name in names if name not in rows]
     if others:
         raise UserError(
             f"{path} names {len(others)} of {len(names)} files that are not among the images, first {others[0]}; "
@@ -215,13 +216,13 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
         if len(cells) > len(header):
             raise UserError(f"{place} has {len(cells)} columns where the first line has {len(header)}; lengthen that")
         cells = cells[1:] + [""] * (len(header) - len(cells))
-        xy = [annotation.number(c, lambda j=j, p=place: f"{p}, column {header[1 + j]}") for j, c in enumerate(cells)]
+        xy = [csv_tables.number(c, lambda j=j, p=place: f"{p}, column {header[1 + j]}") for j, c in enumerate(cells)]
         xy = np.array(xy).reshape(-1, 2)
         half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
         if half.any():
             point = int(np.flatnonzero(half)[0])
             raise UserError(f"{place}: one of x{point} and y{point} is empty; fill both or none")
-        row = rows[known.find(name)]
+        row = rows[name]
         line_of[row] = line
         found[row] = xy
     folder.check_points(found, source.file_sizes, lambda row: f"{path}, line {line_of[row]}")
