@@ -193,3 +193,12 @@ def test_weights_that_some_of_several_runs_look_for_are_fine():
     config_lib.check_weights_are_read([corners, r2d2])
     with pytest.raises(UserError, match=r"config.weights.r2d2=DIR is looked for by none of the stages keypoints"):
         config_lib.check_weights_are_read([corners])
+
+
+def test_keys_are_set_in_a_config_that_there_is():
+    config = config_lib.load(SPEC).unlock()
+    config_lib.override(config, ["eval.min_found=0.3", "data.rows=(3,2)", "seed=7"])
+    assert (config.eval.min_found, config.data.rows, config.seed) == (0.3, (3, 2), 7)
+    for change, why in (("eval.min_fond=1", "no key 'min_fond'.*Did you mean"), ("seed=one", "seed")):
+        with pytest.raises(UserError, match=why):
+            config_lib.override(config.copy_and_resolve_references().unlock(), [change])

@@ -33,7 +33,8 @@ def test_a_command_is_understood_by_a_shell(value):
 
 
 def flags_of(command: str) -> set[str]:
-    return {name for name in cli._define(command) if len(name) > 1} | ({"config"} if command in cli.SWEEPING else set())
+    config = {"config"} if command in cli.READ_LATER else set()
+    return {name for name in cli._define(command) if len(name) > 1} | config
 
 
 ALL_FLAGS = set().union(*map(flags_of, cli.COMMANDS))
@@ -74,7 +75,7 @@ def test_flags_in_sentences_exist():
             assert names <= flags_of(command), f"{path}: uld {command} has no {names - flags_of(command)}: {text!r}"
 
 
-ELSEWHERE = {"upgrade"} | {"on_bad_file"}  # of pip
+ELSEWHERE = {"upgrade"}  # of pip
 
 
 def test_commands_in_the_readme_exist():
@@ -92,7 +93,7 @@ def test_keys_in_sentences_exist():
     keys = set().union(*(c.keys() for c in config.values()))
     for path, text in sentences():
         for top, key in re.findall(r"\b(data|eval)\.([a-z_]+)\b(?!\()", text):
-            if path.parts[0] == "data" and top == "data" and key in {"builders", "on_bad_file"}:
+            if path.parts[0] == "data" and top == "data" and key in {"builders"}:
                 continue
             assert all(key in c[top] for c in config.values()), f"{path}: {top}.{key} in {text!r}"
         for key in re.findall(rf"config\.({NAME})\b(?!\()", text):

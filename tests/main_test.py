@@ -113,6 +113,35 @@ def test_evaluate_writes_its_report(run, photos, capsys, monkeypatch):
     assert first["protocol"] == "folder_20_image+ridge_0.02"
 
 
+def test_evaluate_takes_the_keys_that_its_messages_name(run, tmp_path, uld):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    del config["eval"]["min_found"], config["data"]["sides"]  # as in a run from before there were these keys
+    (workdir / "config.json").write_text(json.dumps(config))
+    evaluate_ = ("evaluate", f"--workdir={workdir}")
+
+    def measured(*more):
+        code, _, err = uld(*evaluate_, *more)
+        assert code == 0, err
+        return json.loads((workdir / "eval/test/metrics.json").read_text())
+
+    box, image = measured(), measured("--config.data.normaliser=image", "--config.eval.ridge_forward=0")
+    assert (box["normaliser"], image["normaliser"]) == ("box", "image")
+    assert json.loads((workdir / "config.json").read_text()) == config
+    for key, why in (
+        ("seed=3", "a run keeps its config; evaluation can change --config.eval.KEY, --config.data.scheme"),
+        ("data.fit=crop", "a run keeps its config"),
+        ("eval.min_fond=0.1", "no key 'min_fond'"),
+        ("eval.min_found=2", "eval.min_found is 2.0; use a share"),
+        ("eval.repeats=2", "set eval.fit_images to the number that each repeat draws"),
+        ("data.sides=both", "data.sides is 'both'"),
+    ):
+        code, _, err = uld(*evaluate_, f"--config.{key}")
+        assert (code, why in err) == (1, True), err
+        assert len(err.strip().splitlines()) <= 2
+
+
 def test_predict_on_every_kind_of_file(run, photos, tmp_path, capsys, monkeypatch):
     """The same picture in many guises has its landmarks in the same places."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -19,6 +19,7 @@ USAGE = """uld: unsupervised landmark discovery
                [--grid=NAME=A,B] [--landmarks=15] [--run=RUN]
   uld evaluate --workdir=RUN [--stage=NAME] [--split=test] [--dataset=NAME] [--data_dir=DIR] [--group_by=COLUMN[:edges]]
                [--scheme=NAME] [--label_counts=1,10,100,all] [--protocol=NAME] [--fit_images=300 --repeats=5]
+               [--config.eval.KEY=VALUE] [--config.data.normaliser=NAME]
   uld predict  --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
   uld fit      --workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]
   uld clusters --workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
@@ -32,6 +33,7 @@ USAGE = """uld: unsupervised landmark discovery
 
 OK, BAD_INPUT, SKIPPED = 0, 1, 3
 SWEEPING = ("sweep", "ablate")
+READ_LATER = (*SWEEPING, "evaluate")  # these parse --config.KEY=VALUE for each run
 NAMED = 5  # files of a kind that a line names
 STOPPING = ("train", *SWEEPING)  # they save what they have when they are told to stop
 
@@ -82,6 +84,7 @@ def _evaluate(v: flags.FlagValues) -> int:
         protocol=v.protocol,
         settings={key: v[key].value for key in ("fit_images", "repeats") if v[key].value is not None},
         reading={key: v[key].value for key in ("scheme", "normaliser") if v[key].value},
+        overrides=v.override,
     )
     if _first_process():
         print(f"{finished.stage}: {evaluate.summary(report)}")
@@ -332,6 +335,8 @@ def _define(command: str) -> flags.FlagValues:
         text("data_dir", "", "Its folder.")
         text("scheme", "", "What the annotated points are, in place of the run's data.scheme.")
         text("normaliser", "", "What errors are divided by, in place of the run's data.normaliser.")
+        meaning = "KEY=VALUE, the same as --config.KEY=VALUE: of eval, data.scheme, data.normaliser and data.sides."
+        flags.DEFINE_multi_string("override", [], meaning, flag_values=v)
         text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
         flags.DEFINE_list("label_counts", [], "Numbers of labelled images to fit with, and `all`.", flag_values=v)
         meaning = "That of a paper, in place of the run's own: " + ", ".join(protocol.PAPERS) + "."
@@ -454,7 +459,7 @@ def _run(command: str, argv: list[str]) -> int:
     from uld_jax import config as config_lib
 
     v = _define(command)
-    for i, arg in enumerate(() if command in SWEEPING else argv):
+    for i, arg in enumerate(() if command in READ_LATER else argv):
         if arg.startswith("--config="):
             argv[i] = "--config=" + config_lib.resolve(arg.partition("=")[2])
         elif arg == "--config" and i + 1 < len(argv):
@@ -462,7 +467,7 @@ def _run(command: str, argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{USAGE}\nflags of uld {command}:{v.get_help(prefix='  ')}")
         return OK
-    if command in SWEEPING:  # each run parses these anew
+    if command in READ_LATER:
         argv = [arg.replace("--config.", "--override=", 1) if arg.startswith("--config.") else arg for arg in argv]
     try:
         rest = v(argv)

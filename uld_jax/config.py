@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -96,6 +97,17 @@ def parse_flags(argv: list[str]) -> Config:
     except FLAG_ERRORS as error:
         raise flag_error(error) from error
     return values.config
+
+
+def override(config: Config, changes: Sequence[str]) -> None:
+    """Sets `KEY=VALUE` in an unlocked config, each value in the type of its key. Raises UserError."""
+    values = flags.FlagValues()
+    argv = ["override", *(f"--config.{change}" for change in changes)]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except FLAG_ERRORS as error:
+        raise flag_error(error) from error
 
 
 FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from uld_jax import config as config_lib
 from uld_jax import interrupts, sharding, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, make_reader, open_source, specs
@@ -27,6 +28,7 @@ SHEET = 40  # images on a contact sheet
 PICTURED = 6  # images in a stage's own pictures
 POSED = 16  # images of a pose cluster
 MATCHED = 5000  # training images that decide which landmark stands for which
+_MEASURED_BY = {"scheme": specs.BY_NUMBER, "normaliser": "auto", "sides": "auto"}  # of config.data
 SCALED = 0.0375  # deviation of log size: cut off as the rotation is, sizes of 0.9 to 1.1
 
 
@@ -50,9 +52,7 @@ def open_split(config: Config, split: str, dataset: str | None = None, data_dir:
         data_dir=config.data_dir if data_dir is None else data_dir,
         frame_size=config.data.frame_size,
         fit=config.data.fit,
-        scheme=config.data.get("scheme", specs.BY_NUMBER),  # runs from before have no such key
-        normaliser=config.data.normaliser,
-        sides=config.data.get("sides", "auto"),  # runs from before have no such key
+        **{key: config.data.get(key, default) for key, default in _MEASURED_BY.items()},  # runs from before lack some
         on_bad_file=config.data.get("on_bad_file", "error"),
         **options,
     )
@@ -478,6 +478,20 @@ def _number(text: str, field: str) -> float:
         raise UserError(f"{field}: {text!r} is not a number") from error
 
 
+def _override(config: Config, changes: Sequence[str]) -> None:
+    """Sets keys that say what is measured; all others are those that the run was trained with."""
+    for change in changes:
+        if not change.startswith(("eval.", *(f"data.{key}=" for key in _MEASURED_BY))):
+            known = ", ".join(f"--config.data.{key}" for key in _MEASURED_BY)
+            raise UserError(
+                f"--config.{change}: a run keeps its config; evaluation can change --config.eval.KEY, {known}"
+            )
+    if changes:  # runs from before lack some of the keys
+        config.eval.update({k: type(Protocol._field_defaults[k])(v) for k, v in Protocol.of(config)._asdict().items()})
+        config.data.update({key: config.data.get(key, default) for key, default in _MEASURED_BY.items()})
+        config_lib.override(config, changes)
+
+
 def evaluate_run(
     finished,
     mesh,
@@ -490,11 +504,13 @@ def evaluate_run(
     protocol: str = "",
     settings: Mapping[str, Any] = types.MappingProxyType({}),
     reading: Mapping[str, Any] = types.MappingProxyType({}),
+    overrides: Sequence[str] = (),
 ) -> tuple[dict[str, Any], epath.Path]:
     """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
 
     `protocol`, the name of a paper's (`evaluators/protocol.py`), and then `settings` stand in for those keys of the
-    run's `config.eval`, `reading` for those of `config.data`.
+    run's `config.eval`, `reading` for those of `config.data`; last come `overrides`,
+    `KEY=VALUE` of `eval` and of `_MEASURED_BY`. Raises UserError for other keys.
 
     Returns the numbers as in `metrics.json`, and the folder that they are in.
     """
@@ -503,6 +519,7 @@ def evaluate_run(
         config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value
+    _override(config, overrides)
     if (dataset or config.dataset) == "synthetic" and data_dir:
         raise UserError(
             f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"

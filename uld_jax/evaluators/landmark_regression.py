@@ -315,7 +315,8 @@ def _lengths_or_error(test: LandmarkSet, normaliser: Normaliser, image_side: flo
     lengths = normaliser_lengths(test.truth, normaliser, image_side)
     if not np.isfinite(lengths).any():
         raise UserError(
-            f"the normaliser {normaliser} is missing or 0 on every test image; choose another data.normaliser"
+            f"the normaliser {normaliser} is missing or 0 on every test image; choose another one, "
+            "--config.data.normaliser=NAME"
         )
     return lengths
 
