@@ -134,7 +134,7 @@ def test_evaluate_takes_the_keys_that_its_messages_name(run, tmp_path, uld):
         ("data.fit=crop", "a run keeps its config"),
         ("eval.min_fond=0.1", "no key 'min_fond'"),
         ("eval.min_found=2", "eval.min_found is 2.0; use a share"),
-        ("eval.repeats=2", "set eval.fit_images to the number that each repeat draws"),
+        ("eval.fit_images=0", "set eval.fit_images to the number that each repeat draws"),
         ("data.sides=both", "data.sides is 'both'"),
     ):
         code, _, err = uld(*evaluate_, f"--config.{key}")
