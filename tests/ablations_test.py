@@ -329,7 +329,8 @@ class Training:
         monkeypatch.setattr(checkpoint, "has_final", lambda folder, stage: (folder / "final").exists())
         monkeypatch.setattr(ablations, "_check", lambda *a: None)
 
-    def __call__(self, config, workdir, *, mesh, stop):
+    def __call__(self, config, workdir, *, mesh, stop, alone):
+        assert not alone
         self.ran.append(workdir.name)
         if self.fails and self.fails in workdir.name:
             raise UserError("stage stage1: loss is not finite at step 1")

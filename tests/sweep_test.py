@@ -137,7 +137,8 @@ class Training:
         monkeypatch.setattr(checkpoint, "has_final", lambda folder, stage: (folder / "final").exists())
         monkeypatch.setattr(sweep.runs, "shapes", lambda *a: None)  # tracing takes longest, and is tested above
 
-    def __call__(self, config, workdir, *, mesh, stop):
+    def __call__(self, config, workdir, *, mesh, stop, alone):
+        assert not alone
         self.ran.append(workdir.name)
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(), default=str))
