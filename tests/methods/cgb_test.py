@@ -246,6 +246,25 @@ def test_gradients_reach_what_they_should(method):
         assert ("projection" in state.opt_state) is not detach
 
 
+def test_consistency_is_measured_alike_whether_a_gaussian_follows_it_or_not(method):
+    """What figure 5 compares, the baseline's d beside the bottleneck's, is one number of one state."""
+    made, batch = built(method, start="scratch", perceptual=0.0, width=8)
+    state = made.init(jax.random.key(0), batch, {}, None, 4)
+    aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
+    images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
+
+    def metrics(**changes):
+        one = dataclasses.replace(made, **changes)
+        return jax.jit(lambda: one._loss(state.params, state.model_state, aux, {}, images, images[:, ::-1])[1][1])()
+
+    assert made.detach_d  # by default d is a number that is measured, not one that is trained (README)
+    usual, others = metrics(), (metrics(bottleneck="fixed"), metrics(detach_d=False, sigma="code_rescaled"))
+    assert 0 < float(usual["consistency"]) < 1
+    for other in others:
+        np.testing.assert_allclose(other["consistency"], usual["consistency"], rtol=1e-5)
+        assert float(other["pixels"]) != float(usual["pixels"])
+
+
 def test_starts(method):
     made, batch = built(method, start="scratch")
     frozen = made.frozen()

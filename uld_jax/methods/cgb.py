@@ -106,8 +106,9 @@ class CGB(Stage):
       temperature: of the soft-argmax (0.1 in the code).
       fixed_sigma: in heatmap pixels; 0.5 is the code's exp(-r^2 / 0.5).
       sigma: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1) + 0.2.
-      detach_d: whether d is a constant to the gradient. The code lets it through, so that the detector can widen or
-        narrow a Gaussian by moving its descriptor.
+      detach_d: whether d is a constant to the gradient (ours). The code lets it through, so that the detector can widen
+        or narrow a Gaussian by moving its descriptor. Measured, it widens them: d falls, where figure 5 has it rise,
+        and no error gains (README).
       descriptor: how features are pooled (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
       projection: the 1x1 convolution below the descriptors is `trained`, or `frozen_random` as in the code. The two
         are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
