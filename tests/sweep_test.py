@@ -207,7 +207,7 @@ def test_the_table_says_where_protocols_differ(tmp_path, monkeypatch):
 def test_two_grids_of_numbers_are_a_heat_map(tmp_path, monkeypatch):
     training = Training(monkeypatch)
     monkeypatch.setattr(sweep.viz, "sweep_plot", lambda rows: Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(sweep, "_check", lambda *a: None)
+    monkeypatch.setattr(sweep, "_check", lambda every, *_: [(every[0].config, [])])
     drawn = {}
     plot = sweep.viz.grid_plot
     monkeypatch.setattr(sweep.viz, "grid_plot", lambda **given: drawn.update(given) or plot(**given))

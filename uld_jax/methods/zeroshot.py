@@ -193,7 +193,7 @@ class ZeroShot(Stage):
     def init(self, rng, batch, frozen, previous, rows):
         width = jax.eval_shape(self._describe, frozen, batch["image"]).shape[-1]
         count = self._clusters
-        first = jnp.arange(self.k)
+        first = jnp.arange(self.k, dtype=jnp.int32)
         picked = jnp.einsum("km,cd->kcmd", jax.nn.one_hot(first, count), jnp.eye(2))
         aux = Clusters(
             round=jnp.int32(0),
