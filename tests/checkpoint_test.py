@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what is in them, and when a stage counts as finished."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +175,32 @@ def test_a_relative_folder_will_do(mesh, tmp_path, monkeypatch):
     checkpoint.save_final("runs/mine", "zeroshot", first, {"step": 3})
     assert (tmp_path / "runs/mine/checkpoints/zeroshot/3").is_dir()
     check_same(checkpoint.restore_final("runs/mine", "zeroshot", template(mesh, first)).state, first)
+
+
+class Older(NamedTuple):
+    centroids: jax.Array
+
+
+class Newer(NamedTuple):
+    centroids: jax.Array
+    key: jax.Array | None = None
+
+
+@pytest.mark.parametrize(("written", "read"), [(Older, Newer), (Newer, Older), (Newer, Newer)])
+def test_a_field_that_is_not_in_use_need_not_be_in_the_file(mesh, tmp_path, written, read):
+    saved = state(mesh).replace(aux=written(jnp.ones((3, 2))))
+    asked = saved.replace(aux=read(saved.aux.centroids))
+    checkpoint.save_final(tmp_path, "one", saved, {"step": 0})
+    keeper = checkpoint.Keeper(tmp_path, "one")
+    keeper.save(0, saved, {"step": 0})
+    keeper.close()
+    check_same(checkpoint.restore_final(tmp_path, "one", template(mesh, asked)).state, asked)
+    check_same(checkpoint.Keeper(tmp_path, "one").restore(0, template(mesh, asked)).state, asked)
+
+
+def test_a_field_that_is_in_use_must_be_in_the_file(mesh, tmp_path):
+    saved = state(mesh).replace(aux=Older(jnp.ones((3, 2))))
+    checkpoint.save_final(tmp_path, "one", saved, {"step": 0})
+    asked = saved.replace(aux=Newer(saved.aux.centroids, jnp.zeros(2)))
+    with pytest.raises(UserError, match="aux/key has shape None there and \\(2,\\) here"):
+        checkpoint.restore_final(tmp_path, "one", template(mesh, asked))

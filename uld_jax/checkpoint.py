@@ -135,7 +135,10 @@ def _restore(read, template, path) -> Restored:
                 f"{path} does not hold a state of this configuration ({name} has shape {saved.get(name)} there and "
                 f"{wanted.get(name)} here); use the config it was trained with"
             )
-        found = read(ocp.args.Composite(state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()))
+        # Orbax takes a field that is None for one that must be in the file. That all arrays are there has been seen.
+        placed = ocp.checkpoint_utils.construct_restore_args(template)
+        state = ocp.args.PyTreeRestore(template, restore_args=placed, partial_restore=True)
+        found = read(ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
