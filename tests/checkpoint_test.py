@@ -195,7 +195,11 @@ def test_a_field_that_is_not_in_use_need_not_be_in_the_file(mesh, tmp_path, writ
     keeper.save(0, saved, {"step": 0})
     keeper.close()
     check_same(checkpoint.restore_final(tmp_path, "one", template(mesh, asked)).state, asked)
-    check_same(checkpoint.Keeper(tmp_path, "one").restore(0, template(mesh, asked)).state, asked)
+    keeper = checkpoint.Keeper(tmp_path, "one")
+    check_same(keeper.restore(0, template(mesh, asked)).state, asked)
+    keeper.save(1, asked, {"step": 1})  # and goes on
+    keeper.close()
+    assert numbers(tmp_path / "checkpoints" / "one") == [0, 1]
 
 
 def test_a_field_that_is_in_use_must_be_in_the_file(mesh, tmp_path):

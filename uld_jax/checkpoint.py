@@ -62,8 +62,7 @@ def restore_final(workdir, stage: str, template: TrainState) -> Restored:
             f"{workdir} holds no finished stage '{stage}'; give its `uld train` with {flag('workdir', workdir)} again, "
             "to its end"
         )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return _restore(lambda args: checkpointer.restore(path, args=args), template, path)
+    return _restore(path, template)
 
 
 def newest_meta(workdir, stage: str) -> dict[str, Any] | None:
@@ -112,7 +111,7 @@ class Keeper:
         self._manager.save(step, args=_save_args(state, meta), force=True)
 
     def restore(self, step: int, template: TrainState) -> Restored:
-        return _restore(lambda args: self._manager.restore(step, args=args), template, self._folder / str(step))
+        return _restore(self._folder / str(step), template)
 
     def close(self) -> None:
         """Waits for the last write."""
@@ -124,7 +123,7 @@ def _save_args(state, meta):
     return ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
 
 
-def _restore(read, template, path) -> Restored:
+def _restore(path, template) -> Restored:
     try:
         saved = ocp.StandardCheckpointHandler().metadata(path / "state")
         saved, wanted = _shapes(getattr(saved, "tree", saved)), _shapes(template)
@@ -138,7 +137,8 @@ def _restore(read, template, path) -> Restored:
         # Orbax takes a field that is None for one that must be in the file. That all arrays are there has been seen.
         placed = ocp.checkpoint_utils.construct_restore_args(template)
         state = ocp.args.PyTreeRestore(template, restore_args=placed, partial_restore=True)
-        found = read(ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(path, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
