@@ -3,9 +3,9 @@
 #
 # It returns (rows, columns) as `scipy.optimize.linear_sum_assignment` does, but the pairs are in another order: SciPy
 # sorts them by row, so that for a square cost the answer is in the second array; optax sorts a square cost by column, so
-# that the second array is always 0..n-1 and the answer is in the first. For costs that are wider than tall it sorts by
-# neither. Code that was written for SciPy and keeps only the second array runs without an error and assigns everything
-# to itself. The docstring states no order.
+# that the second array is always 0..n-1 and the answer is in the first. The pairs of a wide cost come by falling row,
+# those of a tall one by falling column. Code that was written for SciPy and keeps only the second array runs without an
+# error and, for a square cost, assigns everything to itself. The docstring states no order.
 #
 # Seen (4 x 4, uniform random, seed 0): optax rows [2 3 1 0], columns [0 1 2 3]; SciPy rows [0 1 2 3], columns [3 2 0 1].
 # The pairs are the same.
@@ -30,9 +30,9 @@ for n in (4, 7, 20):
     assert (columns == np.arange(n)).all(), "optax no longer orders a square cost by column"
     assert (scipy_rows == np.arange(n)).all(), "SciPy no longer orders by row"
     assert (columns != scipy_columns).any(), "the second arrays agree now"
-wide = np.random.default_rng(0).random((3, 5), np.float32)
-rows, columns = (np.asarray(x) for x in optax.assignment.hungarian_algorithm(jnp.asarray(wide)))
-print(f"optax 3 x 5: rows {rows}, columns {columns}")
-assert (np.diff(rows) < 0).any() and (np.diff(columns) < 0).any(), "a wide cost comes in order now"
+for shape, name, which in (((3, 5), "rows", 0), ((5, 3), "columns", 1)):
+    pairs = optax.assignment.hungarian_algorithm(jnp.asarray(np.random.default_rng(0).random(shape, np.float32)))
+    print(f"optax {shape[0]} x {shape[1]}: rows {pairs[0]}, columns {pairs[1]}")
+    assert (np.diff(np.asarray(pairs[which])) < 0).all(), f"the {name} of a cost of {shape} do not fall any more"
 print("as described")
 PY

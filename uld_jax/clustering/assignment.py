@@ -24,7 +24,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def linear_sum_assignment(cost):
     """Rows and columns of the pairs of least total cost, in the order of SciPy's function of that name: rows rise.
 
-    Optax, which does the search, orders the pairs of a square or tall table by column, and those of a wide one by row.
+    Optax, which does the search, orders the pairs of a square table by rising column, those of a wide one by falling
+    row, and those of a tall one by falling column.
 
     Args:
       cost: [P,M] float, finite.
