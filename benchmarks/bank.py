@@ -5,9 +5,9 @@ python -m benchmarks.bank --config=self_training:variant=extended,preset=paper -
 python -m benchmarks.bank --config=duld:preset=paper --stage=duld --config.duld.descriptor_size=128
 
 A row is a program: `write` puts a batch into the bank, and `refresh` makes labels of it. Where a stage forms its
-clusters from a sample (`rounds.Clustering`), `form` does so from a bank of these images, `place` puts all images, batch
-after batch, and `settle` makes the labels. `GiB` is what a program holds at its peak: arguments, such as the bank and
-the label tables of the state, results, and what it needs in between; `bank GiB` is the bank's part. Images are
+clusters from a sample (`rounds.Clustering`), `form` does so from a bank of these images, `locate` places all images,
+batch after batch, and `settle` makes the labels. `GiB` is what a program holds at its peak: arguments, such as the bank
+and the label tables of the state, results, and what it needs in between; `bank GiB` is the bank's part. Images are
 streamed: a resident data set comes on top.
 """
 
@@ -62,8 +62,8 @@ def programs(rounds: Rounds, state, frozen) -> dict[str, tuple]:
     found["form"] = jax.jit(method.form), (state, frozen, bank, key), bank
     clusters = jax.eval_shape(method.form, state, frozen, bank, key)
     given = state, frozen, key, clusters, *seen
-    placed = table(rounds._place, given, reader.passes())
-    found["place"] = jax.jit(rounds._place_into, donate_argnums=0), (placed, *given, number), placed
+    placed = table(rounds._locate, given, reader.passes())
+    found["locate"] = jax.jit(rounds._locate_into, donate_argnums=0), (placed, *given, number), placed
     return found | {"settle": (jax.jit(method.settle), (state, clusters, *placed), placed)}
 
 

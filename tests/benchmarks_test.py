@@ -165,13 +165,27 @@ def test_a_round_of_self_training_is_timed_with_its_pass():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["neurips", "extended"])
-def test_a_pass_of_self_training_over_162_000_images_needs_less_than_16_gb(variant, tmp_path):
+@pytest.mark.parametrize(
+    ("config", "stage"),
+    [
+        ("self_training:dataset=folder,variant=neurips", "stage1"),
+        ("self_training:dataset=folder,variant=extended", "stage1"),
+        ("duld:dataset=folder,backbone=gradient.GradientHistograms", "duld"),
+        ("duld:dataset=folder,backbone=gradient.GradientHistograms", "duldpp"),
+    ],
+)
+def test_a_pass_over_162_000_images_needs_less_than_16_gb(config, stage, tmp_path):
     # Slots, descriptors and clusters are the paper's; the network, whose maps do not grow with the images, is not.
-    small = [f"--config.stage1.{key}={value}" for key, value in (("width", 16), ("depth", 1), ("image_size", 64))]
+    sizes = dict(width=16, depth=1, image_size=64)
+    if stage != "stage1":
+        stages = ("bootstrap", "duld", "proxy", "duldpp")
+        sizes = {f"{name}.width": 16 for name in stages} | {"bootstrap.image_size": 64}
+    else:
+        sizes = {f"stage1.{key}": value for key, value in sizes.items()}
+    changes = [f"--config.{key}={value}" for key, value in sizes.items()]
     file = tmp_path / "rows.json"
-    bank.main([f"--config=self_training:dataset=folder,variant={variant},preset=paper", f"--json={file}", *small])
+    bank.main([f"--config={config},preset=paper", f"--stage={stage}", f"--json={file}", *changes])
     rows = json.loads(file.read_text())["rows"]
-    assert [row["program"] for row in rows] == ["write", "form", "place", "settle"]
+    assert [row["program"] for row in rows] == ["write", "form", "locate", "settle"]
     assert all(row["GiB"] * 2**30 < 16e9 for row in rows)
     assert rows[0]["bank GiB"] == pytest.approx(4.0, abs=0.1)  # what a bank may hold, and is filled up to

@@ -77,7 +77,7 @@ class Means(rounds.Clustering):
         images = jnp.sum(mask)
         return jnp.sum(jnp.where(mask, bank.rows.descriptors[:, :, 0], 0), (0, 1)) / images, images
 
-    def place(self, state, found, rows):
+    def locate(self, state, found, rows):
         return rows.descriptors[:, 0] - found[0]
 
     def settle(self, state, found, bank, placed):

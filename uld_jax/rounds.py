@@ -39,17 +39,17 @@ class Clustering(Stage):
         """What a bank tells, of all images or of a sample: clusters, in arrays that do not grow with the images."""
         raise NotImplementedError
 
-    def place(self, state: TrainState, found, rows: Rows) -> Any:
+    def locate(self, state: TrainState, found, rows: Rows) -> Any:
         """Of one batch's rows [B,P], where they are among the clusters that `form` found: arrays [B,...]."""
         raise NotImplementedError
 
     def settle(self, state: TrainState, found, bank: Bank, placed) -> TrainState:
-        """New labels, from what `place` gave of all images [B,T,...]; the bank's descriptors may be left out."""
+        """New labels, from what `locate` gave of all images [B,T,...]; the bank's descriptors may be left out."""
         raise NotImplementedError
 
     def refresh(self, state, frozen, bank, rng):
         found = self.form(state, frozen, bank, rng)
-        placed = by_batch(lambda rows: self.place(state, found, rows), bank.rows)
+        placed = by_batch(lambda rows: self.locate(state, found, rows), bank.rows)
         return self.settle(state, found, bank, placed)
 
 
@@ -85,7 +85,7 @@ class Rounds:
         self._refresh = self._meshed(jax.jit(method.refresh, **whole))
         if isinstance(method, Clustering):
             self._form, self._settle = (self._meshed(jax.jit(f, **whole)) for f in (method.form, method.settle))
-            self._write_placed = self._meshed(jax.jit(self._place_into, **write))
+            self._write_located = self._meshed(jax.jit(self._locate_into, **write))
 
     def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
         """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
@@ -109,7 +109,7 @@ class Rounds:
     def _placed(self, state, frozen, found, key) -> tuple[Bank, Any]:
         """A bank of all images without descriptors, and where they are among the clusters."""
         given = state, frozen, sharding.put_key(self._mesh, key), found
-        return self._walk(self._write_placed, self._place, given, None)
+        return self._walk(self._write_located, self._locate, given, None)
 
     def _walk(self, write, observe, given, rows):
         """What `observe` gives of every batch, written into one table."""
@@ -172,17 +172,17 @@ class Rounds:
         real = batch["index"] < self._reader.rows
         return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
 
-    def _place(self, state, frozen, key, found, store, payload, more):
+    def _locate(self, state, frozen, key, found, store, payload, more):
         bank = self._observe(state, frozen, key, store, payload, more)
-        return _light(bank), self._method.place(state, found, bank.rows)
+        return _light(bank), self._method.locate(state, found, bank.rows)
 
     def _observe_into(self, bank, *seen_and_t):
         *seen, t = seen_and_t
         return _written(bank, self._observe(*seen), t)
 
-    def _place_into(self, table, *seen_and_t):
+    def _locate_into(self, table, *seen_and_t):
         *seen, t = seen_and_t
-        return _written(table, self._place(*seen), t)
+        return _written(table, self._locate(*seen), t)
 
     def _empty(self, observe, seen, passes: int):
         shapes = jax.eval_shape(observe, *seen)

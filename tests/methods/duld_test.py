@@ -342,6 +342,34 @@ def test_a_round_fills_the_memory():
         assert int(bank.index[1, 2]) not in rows
 
 
+@pytest.mark.parametrize("name", ["mirrored", "more", "poses", "between cells"])
+def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_bank(name):
+    rng = np.random.default_rng()
+    if name in ("mirrored", "more"):
+        method = Duld(**SIZES | dict(mirror=True, train_clusters=2 * K * (name == "more")))
+        state, slots, size = state_of(method), P, 2 * D
+    else:
+        method, state = last_stage(place="mean" if name == "between cells" else "exemplar")
+        slots, size = P + K * (name == "between cells") + 1, D
+    z, mask = unit(rng.normal(size=(N, slots, size))), rng.random((N, slots)) < 0.8
+    bank = bank_of(z, rng.uniform(0, 31, (N, slots, 2)), mask)
+    form, locate, settle = jax.jit(method.form), jax.jit(method.locate), jax.jit(method.settle)
+    for turn in range(2):  # with `place=mean` a round takes two passes
+        key = jax.random.key(turn)
+        found = form(state, {}, bank, key)
+        batches = [locate(state, found, jax.tree.map(lambda x, t=t: x[:, t], bank.rows)) for t in range(T)]
+        placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
+        light = bank._replace(rows=bank.rows._replace(descriptors=bank.rows.descriptors[..., :0]))
+        parts, whole = settle(state, found, light, placed).aux, refreshed(method, state, bank, seed=turn)
+        # Compiled apart, sums may round otherwise; labels do not.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
+        for one in ("labels", "pose", "mirrored"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(parts, one), getattr(whole, one))
+        assert 0 < float(whole.counts.labelled) < float(whole.counts.keypoints)
+        assert bool(whole.placed) == (turn == 1 or name != "between cells")
+        state = state.replace(aux=whole, step=state.step + 1)
+
+
 def test_contrast_of_codes_equals_loops():
     rng = np.random.default_rng()
     method = DuldPP(**POSED)

@@ -284,9 +284,9 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
     key = jax.random.key(2)
     whole = jax.jit(stage.refresh)(state, {}, bank, key).aux
 
-    found, place = jax.jit(stage.form)(state, {}, bank, key), jax.jit(stage.place)
+    found, locate = jax.jit(stage.form)(state, {}, bank, key), jax.jit(stage.locate)
     cut = lambda t: jax.tree.map(lambda x: x[:, t], rows)
-    batches = [place(state, found, cut(t)) for t in range(images // 2)]
+    batches = [locate(state, found, cut(t)) for t in range(images // 2)]
     placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
     light = bank._replace(rows=rows._replace(descriptors=rows.descriptors[..., :0]))
     parts = jax.jit(stage.settle)(state, found, light, placed).aux

@@ -36,7 +36,7 @@ from uld_jax.backbones import finished
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.method import Labels, Prediction, Rows, TrainState, same_shapes
 from uld_jax.models import aggregator, heads, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
 
@@ -109,6 +109,50 @@ class Discovery(NamedTuple):
     counts: Counts
 
 
+class Clusters(NamedTuple):
+    """What a round forms, of all images or of a sample; see `Discovery` for the first four.
+
+    Attributes:
+      more: [M,D], clusters that are trained on beside the K landmarks (`train_clusters`), or None.
+      memory: codes that the next steps are compared with, or None.
+      moved, active_units: see `Counts`.
+    """
+
+    anchors: jax.Array
+    centroids: jax.Array
+    used: jax.Array
+    poses: jax.Array | None
+    more: jax.Array | None
+    memory: Memory | None
+    moved: jax.Array
+    active_units: jax.Array
+
+
+class Placed(NamedTuple):
+    """Where images are among these clusters.
+
+    Attributes:
+      pose: [B] int32, or None without codes.
+      slots: [B,K] int32, the keypoint that stands for each landmark, -1 for none.
+      trained: [B,M] int32, the keypoint of each cluster that is trained on; `slots` unless those are more.
+      mirrored: [B,M] int32, the cluster of that keypoint in the mirrored image; None without mirrored views.
+    """
+
+    pose: jax.Array | None
+    slots: jax.Array
+    trained: jax.Array
+    mirrored: jax.Array | None
+
+
+class Seen(NamedTuple):
+    """Keypoints [...,P] of images, the same with descriptors of the mirrored images, codes [...,Z], which are there."""
+
+    own: Rows
+    turned: Rows | None
+    codes: jax.Array | None
+    coded: jax.Array | None
+
+
 class Psi(NamedTuple):
     """The network's two maps: logits [B,h,w] of the detector, descriptors [B,h,w,D] of any length."""
 
@@ -117,7 +161,7 @@ class Psi(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Network(Stage):
+class _Network(rounds.Clustering):
     """Network, rounds and prediction, which all four stages share.
 
     Attributes:
@@ -148,6 +192,8 @@ class _Network(Stage):
       fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
         has it), with a score below 1/2; or `none`, missing. Labels are never filled.
       iterations, restarts: of k-means; restarts of the first one.
+      bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
+        images (`rounds.Clustering`).
       ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
       rotation (degrees), scale, shift: of the warps (`warp.uniform_warp`); 40, 0.2, 0.05 in the code of Mallis et al.
       colour: strength of the colour changes, 1 is usual.
@@ -193,6 +239,7 @@ class _Network(Stage):
     fill: str = "dense"
     iterations: int = 100
     restarts: int = 3
+    bank_gib: float = 4.0
     ema: float = 0.999
     rotation: float = 40.0
     scale: float = 0.2
@@ -215,7 +262,10 @@ class _Network(Stage):
             ("fill", ("dense", "none")),
             ("subpixel", ("none", "quarter", "parabola")),
         )
-        self._check(choices, ("image_size", "zoom", "projection", "width", "descriptor_size", "nms", "learning_rate"))
+        self._check(
+            choices,
+            ("image_size", "zoom", "projection", "width", "descriptor_size", "nms", "learning_rate", "bank_gib"),
+        )
         if self.grid < 1 or self.image_size % self.grid:
             raise UserError(
                 f"{self._name}.grid is {self.grid}; use a divisor of {self._name}.image_size = {self.image_size}"
@@ -591,85 +641,109 @@ class _Network(Stage):
             mask = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
         return Rows(described, xy, mask)
 
-    def refresh(self, state, frozen, bank, rng):
-        rows, codes, coded = bank.rows, None, None
-        if self.codes:
-            rows, codes, coded = _without_codes(rows, self.latent)
-        where = jax.tree.map(lambda x: x[:, :, self.most :], rows)  # the landmarks, with place=mean
-        rows = jax.tree.map(lambda x: x[:, :, : self.most], rows)
-        size = self.descriptor_size + 2 * (self.position > 0)
-        own = rows._replace(descriptors=rows.descriptors[..., :size])
-        turned = rows._replace(descriptors=rows.descriptors[..., size : 2 * size]) if self._mirrors else None
-        cluster = lambda aux: self._clustered(state, bank, own, turned, codes, coded, rng)
+    def form(self, state, frozen, bank, rng):
+        clusters = lambda: self._clustered(state, bank, rng)
         if self.place == "exemplar":
-            return state.replace(aux=cluster(state.aux))
-        place = lambda aux: self._replaced(state, bank, own, where, codes, coded)
-        return state.replace(aux=jax.lax.cond(state.aux.placed, cluster, place, state.aux))
+            return clusters()
+        aux = state.aux  # the second pass has the clusters of the first
+        told = aux.counts.moved, aux.counts.active_units
+        known = Clusters(aux.anchors, aux.centroids, aux.used, aux.poses, None, aux.memory, *told)
+        return jax.lax.cond(aux.placed, clusters, lambda: known)
 
-    def _clustered(self, state, bank, own, turned, codes, coded, rng) -> Discovery:
-        """Steps 2, 3, 7, 8) New clusters, and labels at their exemplars."""
-        aux, total = state.aux, len(state.aux.labels.score)
-        pose_key, first_key, more_key = jax.random.split(rng, 3)
-        poses, pose, spread = aux.poses, jnp.zeros(bank.index.shape, jnp.int32), jnp.zeros(())
-        if self.codes:
-            poses, pose, spread = self._pose_clusters(codes, coded, aux, pose_key)
-        anchors = self._anchors(state, own, turned, first_key)
-        group = pose if self._groups > 1 else jnp.zeros_like(pose)
-        centroids, used, moved = self._centroids(own, turned, anchors, group)
-        slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, centroids, used), own, group)
-        labels = rounds.label_table(bank, own.xy, slots, total)
-        mirrored = aux.mirrored
-        if self._mirrors:
-            partner = rounds.by_batch(lambda *part: self._nearest(part, centroids, used), turned, group)
-            mirrored = rounds.table(bank, keypoints.take_slots(partner, slots), total)
-            if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
-                known = rounds.table(bank, partner[..., : self.k], total)
-                mirrored = jnp.where(self._keeps_labels(state), known, mirrored)
+    def locate(self, state, found, rows):
+        seen = self._parts_of(rows)
+        pose = _nearest_pose(self._scaled(seen.codes), seen.coded, found.poses) if self.codes else None
+        group = pose if self._groups > 1 else jnp.zeros(len(rows.mask), jnp.int32)
+        slots, _ = self._exemplars((seen.own, group), found.centroids, found.used)
         if self._clusters != self.k:
-            labels, mirrored = self._training_clusters(bank, own, turned, slots, total, more_key)
-        keep = self._keeps_labels(state)
-        labels = jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, aux.labels)
+            return Placed(pose, slots, *self._among_more(found.more, seen, slots))
+        mirrored = None
+        if self._mirrors:
+            partner = self._nearest((seen.turned, group), found.centroids, found.used)
+            mirrored = keypoints.take_slots(partner, slots)
+            if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
+                mirrored = jnp.where(self._keeps_labels(state), partner[..., : self.k], mirrored)
+        return Placed(pose, slots, slots, mirrored)
+
+    def settle(self, state, found, bank, placed):
+        first = lambda: self._labels_at_exemplars(state, found, bank, placed)
+        if self.place == "exemplar":
+            return state.replace(aux=first())
+        second = lambda: self._labels_between_cells(state, bank, placed)
+        return state.replace(aux=jax.lax.cond(state.aux.placed, first, second))
+
+    def _parts_of(self, rows) -> Seen:
+        """What `observe` packed into rows [...,P + ...]."""
+        described, size = rows.descriptors[..., : self.most, :], self.descriptor_size + 2 * (self.position > 0)
+        own = Rows(described[..., :size], rows.xy[..., : self.most, :], rows.mask[..., : self.most])
+        turned = own._replace(descriptors=described[..., size : 2 * size]) if self._mirrors else None
+        if not self.codes:
+            return Seen(own, turned, None, None)
+        return Seen(own, turned, rows.descriptors[..., -1, : self.latent], rows.mask[..., -1])
+
+    def _clustered(self, state, bank, rng) -> Clusters:
+        """Steps 2, 7) New clusters."""
+        aux = state.aux
+        pose_key, first_key, more_key = jax.random.split(rng, 3)
+        seen = self._parts_of(bank.rows)
+        group, poses, active, memory = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, jnp.int32(0), aux.memory
+        if self.codes:
+            poses, active = self._pose_clusters(seen.codes, seen.coded, aux, pose_key)
+            if memory is not None:
+                memory = self._remembered(seen.codes, seen.coded, bank.index, memory)
+        if self._groups > 1:
+            group = _nearest_pose(self._scaled(seen.codes), seen.coded, poses)
+        anchors = self._anchors(state, seen.own, seen.turned, first_key)
+        centroids, used, moved = self._centroids(seen.own, seen.turned, anchors, group)
+        more = None
+        if self._clusters != self.k:
+            slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, centroids, used), seen.own, group)
+            more = self._more_clusters(seen, slots, more_key)
+        told = moved.astype(jnp.float32), active.astype(jnp.float32)
+        return Clusters(anchors, centroids, used, poses, more, memory, *told)
+
+    def _labels_at_exemplars(self, state, found, bank, placed) -> Discovery:
+        """Steps 3, 8) Labels of the first pass, at the clusters' exemplars."""
+        aux, total = state.aux, len(state.aux.labels.score)
+        xy, mask = bank.rows.xy[:, :, : self.most], bank.rows.mask[:, :, : self.most]
+        labels = rounds.label_table(bank, xy, placed.trained, total)
         counts = Counts(
-            keypoints=jnp.sum(own.mask) / total,
-            labelled=jnp.sum(slots >= 0) / total,
-            full=jnp.sum(jnp.sum(own.mask, -1) >= self.most),
-            absent=jnp.sum(~used),
-            moved=moved,
-            margin=_margin(centroids, used),
-            active_units=spread,
+            keypoints=jnp.sum(mask) / total,
+            labelled=jnp.sum(placed.slots >= 0) / total,
+            full=jnp.sum(jnp.sum(mask, -1) >= self.most),
+            absent=jnp.sum(~found.used),
+            moved=found.moved,
+            margin=_margin(found.centroids, found.used),
+            active_units=found.active_units,
         )
-        aux = aux._replace(
+        return aux._replace(
             round=aux.round + 1,
             placed=jnp.bool_(self.place == "exemplar"),
-            anchors=anchors,
-            centroids=centroids,
-            used=used,
-            labels=labels,
-            mirrored=mirrored,
-            poses=poses,
-            pose=rounds.table(bank, pose, total) if self.codes else None,
+            anchors=found.anchors,
+            centroids=found.centroids,
+            used=found.used,
+            labels=self._kept(state, labels),
+            mirrored=None if placed.mirrored is None else rounds.table(bank, placed.mirrored, total),
+            poses=found.poses,
+            pose=rounds.table(bank, placed.pose, total) if self.codes else None,
+            memory=found.memory,
             counts=jax.tree.map(lambda x: x.astype(jnp.float32), counts),
         )
-        if aux.memory is not None:
-            aux = aux._replace(memory=self._remembered(codes, coded, bank.index, aux.memory))
-        return aux
 
-    def _replaced(self, state, bank, own, where, codes, coded) -> Discovery:
+    def _labels_between_cells(self, state, bank, placed) -> Discovery:
         """Labels of the second pass: where the clusters of the first are, for the landmarks that have an exemplar."""
-        aux, total = state.aux, len(state.aux.labels.score)
-        group = jnp.zeros(bank.index.shape, jnp.int32)
-        if self._groups > 1:
-            flat = self._pose(aux, codes.reshape(-1, codes.shape[-1])).reshape(group.shape)
-            group = jnp.where(coded, flat, 0)
-        slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, aux.centroids, aux.used), own, group)
-        number = jnp.where((slots >= 0) & where.mask, jnp.arange(self.k), -1)
-        labels = rounds.label_table(bank, where.xy, number, total)
+        there = slice(self.most, self.most + self.k)
+        number = jnp.where((placed.slots >= 0) & bank.rows.mask[:, :, there], jnp.arange(self.k), -1)
+        labels = rounds.label_table(bank, bank.rows.xy[:, :, there], number, len(state.aux.labels.score))
+        return state.aux._replace(placed=jnp.bool_(True), labels=self._kept(state, labels))
+
+    def _kept(self, state, labels):
+        """New labels, or those that there are."""
         keep = self._keeps_labels(state)
-        labels = jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, aux.labels)
-        return aux._replace(placed=jnp.bool_(True), labels=labels)
+        return jax.tree.map(lambda new, old: jnp.where(keep, old, new), labels, state.aux.labels)
 
     def _pose_clusters(self, codes, there, aux, rng):
-        """Step 7) Centroids [Q,Z] of the codes [B,T,Z] that are there, the pose [B,T] of images, active units."""
+        """Step 7) Centroids [Q,Z] of the codes [B,T,Z] that are there, and how many units are active."""
         flat, mask = codes.reshape(-1, codes.shape[-1]), there.reshape(-1)
         active = pose_vae.active_units(flat, mask)
         flat, start = self._scaled(flat), aux.poses
@@ -677,9 +751,7 @@ class _Network(Stage):
             kmeans(flat, self._poses, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
         )
         warm = lambda: kmeans(flat, self._poses, init=start, mask=mask, iterations=self.iterations).centroids
-        poses = jax.lax.cond(jnp.any(start != 0), warm, seeded)
-        labels, _ = assign(flat, poses, mask)
-        return poses, jnp.maximum(labels, 0).reshape(there.shape), active
+        return jax.lax.cond(jnp.any(start != 0), warm, seeded), active
 
     def _scaled(self, codes):
         """Codes as clusters and losses compare them."""
@@ -740,27 +812,23 @@ class _Network(Stage):
         slots = assignment.best_slots(labels, -own, self.k).slots
         return slots, keypoints.take_slots(own, slots)
 
-    def _training_clusters(self, bank, own, turned, slots, total, rng):
-        """Labels [N,M] of more clusters than landmarks, of the keypoints that stand for one (Mallis et al. 2024)."""
-        count = self._clusters
-        kept = own.mask & jnp.any(slots[..., None] == jnp.arange(own.mask.shape[-1]), -2)
-        x, mask = _both(own._replace(mask=kept), turned)
-        centroids = kmeans(x, count, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
+    def _more_clusters(self, seen, slots, rng):
+        """M clusters to train on, of the keypoints that stand for one of the K landmarks (Mallis et al. 2024)."""
+        x, mask = _both(_standing(seen.own, slots), seen.turned)
+        options = dict(iterations=self.iterations, restarts=self.restarts)
+        return kmeans(x, self._clusters, rng=rng, mask=mask, **options).centroids
 
-        def nearest(rows):
-            return assignment.squared_distances(rows.descriptors, centroids, rows.mask)
-
-        def place(rows):
-            cost = nearest(rows)
-            labels = jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
-            return assignment.best_slots(labels, -jnp.min(cost, -1), count).slots
-
-        places = rounds.by_batch(place, own._replace(mask=kept))
-        labels = rounds.label_table(bank, own.xy, places, total)
-        if turned is None:
-            return labels, None
-        partner = rounds.by_batch(lambda rows: jnp.argmin(nearest(rows), -1).astype(jnp.int32), turned)
-        return labels, rounds.table(bank, keypoints.take_slots(partner, places), total)
+    def _among_more(self, centroids, seen, slots):
+        """Of Rows [B,P], the keypoint [B,M] of each of these clusters, and that one's cluster in the mirrored image."""
+        own = _standing(seen.own, slots)
+        nearest = lambda rows: assignment.squared_distances(rows.descriptors, centroids, rows.mask)
+        cost = nearest(own)
+        labels = jnp.where(own.mask, jnp.argmin(cost, -1), -1)
+        places = assignment.best_slots(labels, -jnp.min(cost, -1), self._clusters).slots
+        if seen.turned is None:
+            return places, None
+        partner = jnp.argmin(nearest(seen.turned), -1).astype(jnp.int32)
+        return places, keypoints.take_slots(partner, places)
 
     def found(self, state):
         counts = state.aux.counts._asdict()
@@ -1369,10 +1437,15 @@ def _both(own: Rows, turned: Rows | None):
     return x, jnp.concatenate([r.mask.reshape(-1) for r in parts])
 
 
-def _without_codes(rows: Rows, latent: int):
-    """Keypoints of a bank, and the codes [B,T,Z] that travelled in its last slot, with their mask [B,T]."""
-    rest = Rows(rows.descriptors[:, :, :-1], rows.xy[:, :, :-1], rows.mask[:, :, :-1])
-    return rest, rows.descriptors[:, :, -1, :latent], rows.mask[:, :, -1]
+def _standing(rows: Rows, slots):
+    """Of keypoints [...,P] those that stand for a landmark, slots [...,K]."""
+    return rows._replace(mask=rows.mask & jnp.any(slots[..., None] == jnp.arange(rows.mask.shape[-1]), -2))
+
+
+def _nearest_pose(codes, there, poses):
+    """Nearest of the clusters [Q,Z] to codes [...,Z], int32; 0 without a code."""
+    labels, _ = assign(codes.reshape(-1, codes.shape[-1]), poses, there.reshape(-1))
+    return jnp.maximum(labels, 0).reshape(there.shape)
 
 
 def _margin(centroids, used):

@@ -440,7 +440,7 @@ class Keypoints(rounds.Clustering):
     def form(self, state, frozen, bank, rng):
         return self._clustered(state, bank, rng)[2]
 
-    def place(self, state, found, rows):
+    def locate(self, state, found, rows):
         if found.background:
             rows = self._foreground(found.background, rows)
         held = rows.mask
@@ -937,7 +937,7 @@ class Correspondence(_Trained, rounds.Clustering):
         form = self._form_extended if self._flips else self._form_neurips
         return form(state.aux, bank, rng)
 
-    def place(self, state, found, rows):
+    def locate(self, state, found, rows):
         if self._flips:
             return self._place_extended(found, rows)
         return assign(rows.descriptors, rows.mask, found.centroids, found.limits, self.assignment).slots
