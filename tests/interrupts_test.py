@@ -52,7 +52,8 @@ def test_a_check_leaves_work_behind_and_words_come_while_it_lasts(monkeypatch):
 
 
 ENDLESS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs start without
 import jax, jax.numpy as jnp
 from uld_jax import interrupts
 endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0] >= 0, lambda x: x + 1e-9, x))

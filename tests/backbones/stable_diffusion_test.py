@@ -193,6 +193,7 @@ def test_bad_input_is_named(folder, frozen, images):
         StableDiffusion().load()
 
 
+@pytest.mark.slow
 def test_a_run_by_the_command_line_alone(folder, tmp_path, uld_says):
     weights_folder = tmp_path / "weights"
     said = uld_says("convert", "--kind=stable_diffusion", f"--src={folder}/published", f"--dst={weights_folder}")

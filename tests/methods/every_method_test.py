@@ -166,7 +166,8 @@ def test_thirty_steps_lower_the_loss(name, stage):
     assert step._cache_size() == 1, step._cache_size()
 
 
-@pytest.mark.parametrize("init", ["scratch", pytest.param("zeroshot", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["scratch", "zeroshot"])
 def test_a_whole_run_of_cgb(tmp_path, init):
     """From the first stage, clusters formed of a pass, with everything that an evaluation shows."""
     short = {"detector.steps": 2, "detector.round_every": 0, "warmup.steps": 2, "cgb.steps": 4, "cgb.round_every": 2}
@@ -240,7 +241,7 @@ for name in names:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "zeroshot" else pytest.mark.slow) for n in tiny.CONFIGS]
+    "name", [pytest.param(n, marks=() if n == "imm" else pytest.mark.slow) for n in tiny.CONFIGS]
 )
 def test_ten_steps_on_one_device_and_on_eight_agree_in_float64(name):
     tiny.run("-c", DEVICES, "float64", name, devices=8)

@@ -491,6 +491,7 @@ def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
         assert (other == partner[groups_of[n, m]]).all()
 
 
+@pytest.mark.slow
 def test_the_extended_variant_trains_from_end_to_end(tmp_path):
     from uld_jax import loop
 
