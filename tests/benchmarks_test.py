@@ -176,12 +176,8 @@ def test_a_round_of_self_training_is_timed_with_its_pass():
 )
 def test_a_pass_over_162_000_images_needs_less_than_16_gb(config, stage, tmp_path):
     # Slots, descriptors and clusters are the paper's; the network, whose maps do not grow with the images, is not.
-    sizes = dict(width=16, depth=1, image_size=64)
-    if stage != "stage1":
-        stages = ("bootstrap", "duld", "proxy", "duldpp")
-        sizes = {f"{name}.width": 16 for name in stages} | {"bootstrap.image_size": 64}
-    else:
-        sizes = {f"stage1.{key}": value for key, value in sizes.items()}
+    stages = ("stage1",) if stage == "stage1" else ("bootstrap", "duld", "proxy", "duldpp")
+    sizes = {f"{name}.width": 16 for name in stages} | {f"{stages[0]}.depth": 1, f"{stages[0]}.image_size": 64}
     changes = [f"--config.{key}={value}" for key, value in sizes.items()]
     file = tmp_path / "rows.json"
     bank.main([f"--config={config},preset=paper", f"--stage={stage}", f"--json={file}", *changes])

@@ -654,16 +654,18 @@ class _Network(rounds.Clustering):
         seen = self._parts_of(rows)
         pose = _nearest_pose(self._scaled(seen.codes), seen.coded, found.poses) if self.codes else None
         group = pose if self._groups > 1 else jnp.zeros(len(rows.mask), jnp.int32)
-        slots, _ = self._exemplars((seen.own, group), found.centroids, found.used)
+        clusters = found.centroids, found.used
+        slots, _ = self._exemplars((seen.own, group), *clusters)
+        trained, mirrored = slots, None
         if self._clusters != self.k:
-            return Placed(pose, slots, *self._among_more(found.more, seen, slots))
-        mirrored = None
+            clusters = found.more[None], jnp.ones((1, self._clusters), bool)
+            trained, _ = self._exemplars((_standing(seen.own, slots), group), *clusters)
         if self._mirrors:
-            partner = self._nearest((seen.turned, group), found.centroids, found.used)
-            mirrored = keypoints.take_slots(partner, slots)
+            partner = self._nearest((seen.turned, group), *clusters)
+            mirrored = keypoints.take_slots(partner, trained)
             if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
                 mirrored = jnp.where(self._keeps_labels(state), partner[..., : self.k], mirrored)
-        return Placed(pose, slots, slots, mirrored)
+        return Placed(pose, slots, trained, mirrored)
 
     def settle(self, state, found, bank, placed):
         first = lambda: self._labels_at_exemplars(state, found, bank, placed)
@@ -809,7 +811,7 @@ class _Network(rounds.Clustering):
         cost, mask = self._costs(part, centroids, used), part[0].mask
         labels = jnp.where(mask, jnp.argmin(cost, -1), -1)
         own = jnp.min(cost, -1)
-        slots = assignment.best_slots(labels, -own, self.k).slots
+        slots = assignment.best_slots(labels, -own, centroids.shape[1]).slots
         return slots, keypoints.take_slots(own, slots)
 
     def _more_clusters(self, seen, slots, rng):
@@ -817,18 +819,6 @@ class _Network(rounds.Clustering):
         x, mask = _both(_standing(seen.own, slots), seen.turned)
         options = dict(iterations=self.iterations, restarts=self.restarts)
         return kmeans(x, self._clusters, rng=rng, mask=mask, **options).centroids
-
-    def _among_more(self, centroids, seen, slots):
-        """Of Rows [B,P], the keypoint [B,M] of each of these clusters, and that one's cluster in the mirrored image."""
-        own = _standing(seen.own, slots)
-        nearest = lambda rows: assignment.squared_distances(rows.descriptors, centroids, rows.mask)
-        cost = nearest(own)
-        labels = jnp.where(own.mask, jnp.argmin(cost, -1), -1)
-        places = assignment.best_slots(labels, -jnp.min(cost, -1), self._clusters).slots
-        if seen.turned is None:
-            return places, None
-        partner = jnp.argmin(nearest(seen.turned), -1).astype(jnp.int32)
-        return places, keypoints.take_slots(partner, places)
 
     def found(self, state):
         counts = state.aux.counts._asdict()
