@@ -5,7 +5,7 @@ python -m benchmarks.bank --config=self_training:variant=extended,preset=paper -
 python -m benchmarks.bank --config=duld:preset=paper --stage=duld --config.duld.descriptor_size=128
 
 A row is a program: `write` puts a batch into the bank, and `refresh` makes labels of it. Where a stage forms its
-clusters from a sample (`rounds.Clustering`), `form` does so from a bank of these images, `locate` places all images,
+clusters from a sample (`Clustering`), `form` does so from a bank of these images, `locate` places all images,
 batch after batch, and `settle` makes the labels. `GiB` is what a program holds at its peak: arguments, such as the bank
 and the label tables of the state, results, and what it needs in between; `bank GiB` is the bank's part. Images are
 streamed: a resident data set comes on top.
@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import harness
 from uld_jax import config as config_lib
 from uld_jax import sharding
-from uld_jax.rounds import Clustering, Rounds
+from uld_jax.engine.rounds import Rounds
+from uld_jax.method import Clustering
 
 GIB = 2**30
 

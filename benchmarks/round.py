@@ -20,8 +20,10 @@ import jax.numpy as jnp
 
 from benchmarks import harness, step
 from uld_jax import config as config_lib
-from uld_jax import evaluate, loop, sharding
-from uld_jax.rounds import Rounds
+from uld_jax import sharding
+from uld_jax.engine.rounds import Rounds
+from uld_jax.engine.step import Start, compile_step
+from uld_jax.evaluation import evaluate
 
 
 def ring(aux, gathered: int, k: int):
@@ -45,7 +47,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
         spec = config_lib.stage(config, name)
         reader = reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
-        state = loop.Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
     method = spec.method
     gathered = min(method.ring_size, -(-method.round_every // method.ring_every))
     state = sharding.put_replicated(mesh, state.replace(aux=ring(state.aux, gathered, config.k)))
@@ -54,7 +56,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
         key = sharding.put_key(mesh, jax.random.key(1))
         a_round = harness.measure(refresh, state, frozen, None, key, calls=calls)
         found = int(refresh(state, frozen, None, key).aux.found)
-    advance = loop.compile_step(method, reader, mesh, 1)
+    advance = compile_step(method, reader, mesh, 1)
     payload = next(reader.payloads(0, seed=0))
     a_step = harness.measure(
         advance, state, frozen, reader.store, payload, sharding.put_key(mesh, jax.random.key(2)),
@@ -83,12 +85,12 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
         spec = config_lib.stage(config, stage)
         method, reader = spec.method, reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, method.frozen())
-        state = loop.Start(method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = Start(method, reader, mesh, frozen, jax.random.key(0)).state(state)
         rounds = Rounds(method, reader, mesh)
         if config[stage].steps:
             break
         state = rounds.run(state, frozen, jax.random.key(1), method.passes(0))
-    advance = loop.compile_step(method, reader, mesh, 1)
+    advance = compile_step(method, reader, mesh, 1)
     payload, key = next(reader.payloads(0, seed=0)), sharding.put_key(mesh, jax.random.key(2))
     for _ in range(20):  # so that there is something to detect
         state, _ = advance(state, frozen, reader.store, payload, key)

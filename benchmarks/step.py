@@ -21,8 +21,10 @@ import jax
 
 from benchmarks import harness
 from uld_jax import config as config_lib
-from uld_jax import evaluate, loop, sharding
-from uld_jax.rounds import Rounds
+from uld_jax import sharding
+from uld_jax.engine.rounds import Rounds
+from uld_jax.engine.step import Start, compile_step
+from uld_jax.evaluation import evaluate
 
 # What a detector starts from does not change its step; these need no weights, and CGB no earlier stages.
 ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
@@ -56,7 +58,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     for each in config.stages:
         spec = config_lib.stage(config, each)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
-        state = loop.Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
         if each == stage:
             break
         state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.passes(0))
@@ -64,7 +66,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     key = sharding.put_key(mesh, jax.random.key(2))
     if spec.steps:
         what = "step"
-        advance = loop.compile_step(spec.method, reader, mesh, 1)
+        advance = compile_step(spec.method, reader, mesh, 1)
         timing = harness.measure(advance, state, frozen, reader.store, payload, key, calls=calls, donate_first=True)
     else:
         what = "observe"

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluators import protocol
+from uld_jax.evaluation import protocol
 
 PRESETS = ("paper", "small", "tiny")
 
@@ -12,7 +12,7 @@ PRESETS = ("paper", "small", "tiny")
 def parse(arg: str | None, **defaults) -> ConfigDict:
     """`dataset=celeba,k=10,preset=small` to values; types follow the defaults.
 
-    `protocol`, a name in `evaluators/protocol.py`, is that of the evaluation.
+    `protocol`, a name in `evaluation/protocol.py`, is that of the evaluation.
 
     Raises UserError for an unknown key, preset or malformed number.
     """
@@ -112,7 +112,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.stability_images = 200
     config.eval.train_images = 5000  # training images that evaluations before a stage's last one look at; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
-    # The protocol, see evaluators/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's.
+    # The protocol, see evaluation/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's.
     config.eval.ridge_forward = 0.01  # in units of the largest entry of X'X
     config.eval.ridge_backward = 0.01
     config.eval.intercept = True  # of both regressions

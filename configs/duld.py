@@ -17,7 +17,7 @@ As the paper writes it, where this config does not:
                                                3.2, as eq. 4 pushes a landmark of two images apart where a label errs
     --config.duldpp.train_descriptors=True     algorithm 2; section 3.3.2 freezes them
 
-Evaluation is the paper's (`evaluators/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
+Evaluation is the paper's (`evaluation/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
 colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
 
 Presets: `paper` looks through Stable Diffusion for 300,000 steps; `small` needs no weights: it looks through gradient

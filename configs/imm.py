@@ -4,7 +4,7 @@
 
 Presets: `paper` is the published code's network at 128 px, batch 50; the code trains until it is stopped, here for
 300,000 steps. `small` is what two laptop cores train in minutes; `tiny` takes seconds.
-Evaluation is the published code's: least squares without an intercept (`evaluators/protocol.py`).
+Evaluation is the published code's: least squares without an intercept (`evaluation/protocol.py`).
 The measured numbers are in the README's results table.
 """
 

@@ -3,7 +3,7 @@ import doctest
 import jax
 import jax.numpy as jnp
 
-from uld_jax import collectives
+from tests import collectives
 
 
 def test_examples():

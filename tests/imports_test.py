@@ -13,12 +13,12 @@ ALLOWED = {
     "ops": set(),
     "clustering": {"ops", "models", "sharding"},
     "models": {"ops"},
-    "backbones": {"ops", "models", "weights"},
-    "methods": {"ops", "clustering", "models", "backbones", "method", "optimizers", "rounds", "config", "weights"},
+    "backbones": {"ops", "models", "weights", "lookup"},
+    "methods": {"ops", "clustering", "models", "backbones", "bank", "method", "optimizers", "weights"},
     "data": {"ops", "sharding"},
-    "evaluators": {"ops", "clustering", "viz"},
+    "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "sharding", "interrupts"},
     "convert": {"ops", "models", "weights"},
-    "configs": {"configs", "config", "evaluators"},
+    "configs": {"configs", "config", "evaluation"},
 }
 
 

@@ -14,9 +14,13 @@ from jax.sharding import AxisType, Mesh
 
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import evaluate, features, loop, sharding
-from uld_jax.data import regions
-from uld_jax.rounds import Rounds
+from uld_jax import sharding
+from uld_jax.data import objects
+from uld_jax.engine import cache as cache_lib
+from uld_jax.engine.rounds import Rounds
+from uld_jax.engine.step import Start, compile_step
+from uld_jax.evaluation import evaluate
+from uld_jax.studies import features
 
 ROWS = (45, 13)  # no multiple of a batch: the last one is padded
 STEPS = 3
@@ -49,14 +53,14 @@ def run(config, mesh, seen) -> None:
     for number, name in enumerate(config.stages):
         stage = config_lib.stage(config, name)
         method, frozen = stage.method, stage.method.frozen()
-        cache = features.opened(stage, data.train, frozen)
+        cache = cache_lib.opened(stage, data.train, frozen)
         if method.known:
-            frozen = frozen | {"rows": regions.tables(data.train, method.known)}
+            frozen = frozen | {"rows": objects.tables(data.train, method.known)}
         frozen = sharding.put_replicated(mesh, frozen)
         reader = data.train_reader.of_batch(stage.batch_size)
-        state = loop.Start(method, reader, mesh, frozen, jax.random.key(number)).state(state)
+        state = Start(method, reader, mesh, frozen, jax.random.key(number)).state(state)
         rounds, predictor = Rounds(method, reader, mesh, cache=cache), evaluate.Predictor(method, mesh)
-        advance, payloads = loop.compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
+        advance, payloads = compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
         key = sharding.put_key(mesh, jax.random.key(9))
         for step in range(stage.steps + 1):
             state = rounds.run(state, frozen, jax.random.fold_in(jax.random.key(7), step), method.passes(step))

@@ -12,11 +12,13 @@ from PIL import Image
 from tests import tiny
 from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
-from uld_jax import evaluate, loop, sharding
+from uld_jax import sharding
 from uld_jax.detector import Detector
+from uld_jax.engine import loop
 from uld_jax.errors import UserError
-from uld_jax.evaluators import landmark_regression as regression
-from uld_jax.evaluators.protocol import Protocol
+from uld_jax.evaluation import evaluate
+from uld_jax.evaluation import landmark_regression as regression
+from uld_jax.evaluation.protocol import Protocol
 from uld_jax.ops import coordinates
 
 SPEC = "--config=zeroshot:dataset=folder,k=4,preset=tiny"

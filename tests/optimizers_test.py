@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from uld_jax import checkpoint, optimizers, sharding
+from uld_jax import optimizers, sharding
+from uld_jax.engine import checkpoint
 from uld_jax.errors import UserError
 from uld_jax.method import TrainState
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from uld_jax import files, predict, runs, sharding
+from uld_jax import files, predict, sharding
 from uld_jax.detector import Detector, shows_nothing
+from uld_jax.engine import runs
 from uld_jax.errors import UserError
-from uld_jax.evaluators import landmark_regression as regression
+from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.method import Prediction, Stage, TrainState
 from uld_jax.ops import coordinates
 from uld_jax.predict import Overlays, overlay_names, predict_folder

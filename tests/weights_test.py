@@ -14,7 +14,8 @@ import pytest
 
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import weights, workdir
+from uld_jax import weights
+from uld_jax.engine import workdir
 from uld_jax.errors import UserError
 
 SOURCE = dict(file="a.pth", sha256="123", entries=4, licence="none")

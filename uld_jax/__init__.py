@@ -7,7 +7,9 @@
 Heavy imports happen at the first use of a name, so that `import uld_jax` is quick and configures nothing.
 """
 
-__version__ = "0.1.0"
+from uld_jax.version import __version__
+
+__all__ = ["__version__", "load", "train"]
 
 
 def load(workdir, *, mesh=None):
@@ -20,7 +22,7 @@ def load(workdir, *, mesh=None):
 def train(config, workdir, *, mesh=None):
     """Trains a config (an ml_collections.ConfigDict, or `FILE_OR_NAME:arguments`) and returns its detector."""
     from uld_jax import config as config_lib
-    from uld_jax import loop
+    from uld_jax.engine import loop
 
     config = config_lib.load(config) if isinstance(config, str) else config
     loop.run(config, workdir, mesh=mesh)

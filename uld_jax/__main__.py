@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from uld_jax import files, interrupts
+from uld_jax.engine import stopping
 from uld_jax.errors import UserError, flag, shell_command
 
 USAGE = """uld: unsupervised landmark discovery
@@ -39,14 +40,15 @@ STOPPING = ("train", *SWEEPING)  # they save what they have when they are told t
 
 
 def _train(v: flags.FlagValues) -> int:
-    from uld_jax import evaluate, loop
+    from uld_jax.engine import loop
+    from uld_jax.evaluation import evaluate
 
     profile = None
     if v.profile:
         profile = _pair(v.profile)
     try:
         found = loop.run(v.config, v.workdir, profile=profile)
-    except loop.Stopped as stopped:
+    except stopping.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return OK
     if _first_process():
@@ -68,7 +70,9 @@ def _told(skipped, where) -> int:
 
 
 def _evaluate(v: flags.FlagValues) -> int:
-    from uld_jax import evaluate, runs, sharding
+    from uld_jax import sharding
+    from uld_jax.engine import runs
+    from uld_jax.evaluation import evaluate
 
     mesh = sharding.make_mesh()
     finished = runs.load(_stage_of(v), mesh)
@@ -163,7 +167,8 @@ def _convert(v: flags.FlagValues) -> int:
 
 
 def _features(v: flags.FlagValues) -> int:
-    from uld_jax import features, sharding
+    from uld_jax import sharding
+    from uld_jax.studies import features
 
     first = _first_process()
     say = lambda done, of: print(f"features {done}/{of}", file=sys.stderr) if first else None
@@ -178,12 +183,12 @@ def _features(v: flags.FlagValues) -> int:
 
 
 def _gcn(v: flags.FlagValues) -> int:
-    from uld_jax import gcn
+    from uld_jax.studies import train_gcn
 
     if bool(v.descriptors) == v.synthetic:
         raise UserError("uld gcn learns from labelled descriptors; give either --descriptors=FILE.npz or --synthetic")
     say = lambda step, loss: print(f"gcn {step}/{v.steps}  loss {loss:.4g}", file=sys.stderr)
-    source, measured = gcn.main(
+    source, measured = train_gcn.main(
         v.dst,
         descriptors=v.descriptors,
         npz=v.npz,
@@ -203,11 +208,11 @@ def _stage_of(v: flags.FlagValues) -> str:
 
 
 def _sweep(v: flags.FlagValues) -> int:
-    from uld_jax import loop, sweep
+    from uld_jax.studies import sweep
 
     try:
         table = sweep.run(v.config, v.grid, v.workdir, overrides=v.override, columns=v.columns)
-    except loop.Stopped as stopped:
+    except stopping.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return OK
     if _first_process():
@@ -217,12 +222,12 @@ def _sweep(v: flags.FlagValues) -> int:
 
 
 def _ablate(v: flags.FlagValues) -> int:
-    from uld_jax import ablations, loop
+    from uld_jax.studies import ablations
 
     options = dict(grids=v.grid, overrides=v.override, landmarks=v.landmarks, finished=v.run)
     try:
         table = ablations.run(v.figure, v.config, v.workdir, **options)
-    except loop.Stopped as stopped:
+    except stopping.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return OK
     if _first_process():
@@ -232,13 +237,15 @@ def _ablate(v: flags.FlagValues) -> int:
 
 
 def _clusters(v: flags.FlagValues) -> int:
-    from uld_jax import cluster_report, runs, sharding, weights
+    from uld_jax import sharding, weights
+    from uld_jax.engine import runs
+    from uld_jax.studies import clusters as clusters_study
 
     if v.gcn_v and v.clustering and "gcn" not in v.clustering:
         raise UserError(f"--gcn_v={v.gcn_v} is not read by --clustering={','.join(v.clustering)}; add gcn to it")
     mesh = sharding.make_mesh()
     params = weights.load(v.gcn_v, "gcn_v") if v.gcn_v else None
-    records, folder = cluster_report.report(
+    records, folder = clusters_study.report(
         runs.load(_stage_of(v), mesh),
         mesh,
         split=v.split,
@@ -250,7 +257,7 @@ def _clusters(v: flags.FlagValues) -> int:
         params=params,
     )
     if _first_process():
-        print(cluster_report.table(records))
+        print(clusters_study.table(records))
         print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return OK
 
@@ -328,7 +335,7 @@ def _define(command: str) -> flags.FlagValues:
     if command in ("evaluate", "predict", "fit", "clusters"):
         text("stage", "", "Stage of the run; the last one by default.")
     if command == "evaluate":
-        from uld_jax.evaluators import protocol
+        from uld_jax.evaluation import protocol
 
         text("split", "test", "Split to measure on.")
         text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")

@@ -8,7 +8,6 @@ A config is a locked `ml_collections.ConfigDict`. `config.stages` names its stag
 
 import ast
 import dataclasses
-import importlib
 import importlib.util
 import pathlib
 import re
@@ -19,8 +18,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from uld_jax.backbones import concat
+from uld_jax.backbones import build
 from uld_jax.errors import UserError
+from uld_jax.lookup import find_class
 from uld_jax.method import Method
 
 Config = ml_collections.ConfigDict
@@ -232,47 +232,13 @@ def _hashable(value):
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
-def backbone(path: str, field: str, kwargs=(), weights=()):
-    """The frozen network `module.Class` of `uld_jax.backbones`, built.
-
-    One that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`. Several are
-    joined by `+` (`backbones/concat.py`); `kwargs` then has those of each under its module.
-
-    Raises UserError for an unknown class or hyper-parameter; `field` is named in the error.
-    """
-    if "+" in path:
-        return _joined(path.split("+"), field, dict(kwargs), weights)
-    cls = find_class("uld_jax.backbones", path, field)
-    fields, kwargs = {f.name for f in dataclasses.fields(cls)}, dict(kwargs)
-    if unknown := sorted(set(kwargs) - fields):
-        known = ", ".join(sorted(fields))
-        raise UserError(
-            f"{field}_kwargs.{unknown[0]} is no hyper-parameter of {path}; it has {known} (a config for another "
-            "backbone is --config=NAME:backbone=module.Class)"
-        )
-    if "folder" in fields and not kwargs.get("folder"):
-        kwargs["folder"] = dict(weights).get(path.partition(".")[0], "")
-    return cls(**kwargs)
-
-
-def backbone_kinds(path: str, kwargs=()) -> frozenset[str]:
-    """The kinds of `config.weights` that the network `module.Class`, or several joined by `+`, looks for."""
-    kinds, kwargs = set(), dict(kwargs)
-    for part in path.split("+"):
-        module, own = part.partition(".")[0], dict(kwargs.get(part.partition(".")[0], ())) if "+" in path else kwargs
-        fields = {f.name for f in dataclasses.fields(find_class("uld_jax.backbones", part, "backbone"))}
-        if "folder" in fields and not own.get("folder"):
-            kinds.add(module)
-    return frozenset(kinds)
-
-
 def unread_weights(config: Config, stages) -> list[str]:
     """The kinds of `config.weights` that are given, and that none of the stages, built, looks for."""
     read = set()
     for stage in stages:
         read |= getattr(stage.method, "weight_kinds", frozenset())
         if path := getattr(stage.method, "backbone", ""):
-            read |= backbone_kinds(path, getattr(stage.method, "backbone_kwargs", ()))
+            read |= build.backbone_kinds(path, getattr(stage.method, "backbone_kwargs", ()))
     return [kind for kind, folder in sorted(config.weights.items()) if folder and kind not in read]
 
 
@@ -285,24 +251,3 @@ def check_weights_are_read(runs) -> None:
             f"config.weights.{kind}={config.weights[kind]} is looked for by none of the stages "
             f"{', '.join(stage.name for stage in stages)} as they are set; leave it out, or choose what uses it"
         )
-
-
-def _joined(paths, field: str, kwargs, weights):
-    modules = [path.partition(".")[0] for path in paths]
-    if len(set(modules)) < len(modules):
-        raise UserError(f"{field} is {'+'.join(paths)!r}; join backbones of different modules")
-    if unknown := sorted(set(kwargs) - set(modules)):
-        raise UserError(f"{field}_kwargs.{unknown[0]} is none of its backbones; they are {', '.join(modules)}")
-    parts = [backbone(p, field, kwargs.get(m, ()), weights) for m, p in zip(modules, paths, strict=True)]
-    return concat.ConcatBackbone(tuple(zip(modules, parts, strict=True)))
-
-
-def find_class(package: str, path: str, field: str):
-    """The class `module.Class` of a package; `field` is named in the error."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(f"{package}.{module}"), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{field} is {path!r}, but {package} has no such class; write it as module.Class ({error})"
-        ) from error

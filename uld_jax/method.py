@@ -1,4 +1,4 @@
-"""What a method is: the one protocol between a paper's file in `methods/` and the loop in `loop.py`.
+"""What a method is: the one protocol between a paper's file in `methods/` and the loop in `engine/loop.py`.
 
 Glossary of shape letters, used in every comment:
 
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import struct
+
+from uld_jax.bank import Bank, Rows, by_batch
 
 # image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
 # No annotation ever travels in a batch: evaluation takes it from the source, on the host.
@@ -48,44 +50,6 @@ class Prediction(NamedTuple):
     xy: jax.Array
     score: jax.Array
     features: jax.Array | None = None
-
-
-class Rows(NamedTuple):
-    """What one pass over the data collects from every image.
-
-    Attributes:
-      descriptors: [B,P,D] float32.
-      xy: [B,P,2] float32 `(x, y)` in pixels of the frame.
-      mask: [B,P] bool, False where a slot is empty.
-    """
-
-    descriptors: jax.Array
-    xy: jax.Array
-    mask: jax.Array
-
-
-class Bank(NamedTuple):
-    """A whole pass: `Rows` with leading axes [B,T], sharded on the first.
-
-    Attributes:
-      rows: Rows of [B,T,P,...]; the mask is False wherever `index` is padding.
-      index: [B,T] int32 dataset rows, N for padding.
-    """
-
-    rows: Rows
-    index: jax.Array
-
-
-class Labels(NamedTuple):
-    """Pseudo-labels of the training set: a table on the devices, one row an image, in the frame's pixels.
-
-    Attributes:
-      xy: [N,K,2] float32.
-      score: [N,K] float32; 0 means that the image has no label for the landmark.
-    """
-
-    xy: jax.Array
-    score: jax.Array
 
 
 class Method(Protocol):
@@ -171,7 +135,7 @@ class Stage:
       observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
       filled_below: landmarks of `predict` with a score above 0, but below this, were not detected: something else put
         them where they are. Evaluation also tells the errors with those counted as missing. 0: there are none.
-      known: what training asks of `data.regions` about its images besides their pixels, {function: arguments}; it is
+      known: what training asks of `data.objects` about its images besides their pixels, {function: arguments}; it is
         given, one row an image, as `frozen["rows"]`. Never annotation.
       weight_kinds: the kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
     """
@@ -228,6 +192,40 @@ class Stage:
     def pictures(self, state, frozen, images):
         del state, frozen, images
         return {}
+
+
+class Clustering(Stage):
+    """A stage whose refresh forms clusters from descriptors, and then places each image among them by itself.
+
+    So the descriptors of a sample of images are enough to form clusters from, and those of the others need not be kept
+    once their image is placed. A bank holds descriptors of at most `bank_gib` GiB. Of a data set with more, whole
+    images are drawn, by the key of the pass; clusters are formed from these, and all images are placed in a walk of
+    their own over the data. It costs their description once more, for the sample alone.
+
+    Ours: the papers' code keeps all descriptors in the host's memory and clusters the first 500,000 of them, of which
+    faiss takes 256 a centroid. The 4 GiB that stages have by default are 4 million descriptors of 256 numbers; with
+    what clustering needs besides it stays within an accelerator of 16 GB. Where the images do not reach it, nothing
+    is drawn.
+    """
+
+    bank_gib: float  # a field of every such stage
+
+    def form(self, state: TrainState, frozen, bank: Bank, rng: jax.Array) -> Any:
+        """What a bank tells, of all images or of a sample: clusters, in arrays that do not grow with the images."""
+        raise NotImplementedError
+
+    def locate(self, state: TrainState, found, rows: Rows) -> Any:
+        """Of one batch's rows [B,P], where they are among the clusters that `form` found: arrays [B,...]."""
+        raise NotImplementedError
+
+    def settle(self, state: TrainState, found, bank: Bank, placed) -> TrainState:
+        """New labels, from what `locate` gave of all images [B,T,...]; the bank's descriptors may be left out."""
+        raise NotImplementedError
+
+    def refresh(self, state, frozen, bank, rng):
+        found = self.form(state, frozen, bank, rng)
+        placed = by_batch(lambda rows: self.locate(state, found, rows), bank.rows)
+        return self.settle(state, found, bank, placed)
 
 
 def same_shapes(a: Any, b: Any) -> bool:

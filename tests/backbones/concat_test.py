@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from uld_jax import config as config_lib
+from uld_jax.backbones import build
 from uld_jax.backbones.corners import Corners
 from uld_jax.backbones.gradient import GradientHistograms
 from uld_jax.errors import UserError
@@ -16,7 +17,7 @@ def images(count=2, side=32):
 
 
 def test_maps_are_those_of_the_parts():
-    joined = config_lib.backbone(PATH, "b", (("gradient", (("bins", 4),)),))
+    joined = build.backbone(PATH, "b", (("gradient", (("bins", 4),)),))
     frozen = joined.load()
     found = jax.jit(joined.features)(frozen, images())
     parts = {"corners": Corners(), "gradient": GradientHistograms(bins=4)}
@@ -28,7 +29,7 @@ def test_maps_are_those_of_the_parts():
     assert set(found) == set(expected) == {tap.name for tap in joined.spec.taps}
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6)
-    assert joined.spec.fingerprint != config_lib.backbone(PATH, "b").spec.fingerprint
+    assert joined.spec.fingerprint != build.backbone(PATH, "b").spec.fingerprint
 
 
 def test_zeroshot_gives_each_part_the_same_weight():
@@ -50,8 +51,8 @@ def test_a_config_has_a_section_for_each():
 
 def test_what_cannot_be_joined_is_refused():
     with pytest.raises(UserError, match="join backbones of different modules"):
-        config_lib.backbone("corners.Corners+corners.Corners", "config.zeroshot.backbone")
+        build.backbone("corners.Corners+corners.Corners", "config.zeroshot.backbone")
     with pytest.raises(UserError, match=r"backbone_kwargs\.bins is none of its backbones; they are corners, gradient"):
-        config_lib.backbone(PATH, "config.zeroshot.backbone", {"bins": 3})
+        build.backbone(PATH, "config.zeroshot.backbone", {"bins": 3})
     with pytest.raises(UserError, match="has no such class"):
-        config_lib.backbone("corners.Corners+nothing.Nothing", "config.zeroshot.backbone")
+        build.backbone("corners.Corners+nothing.Nothing", "config.zeroshot.backbone")

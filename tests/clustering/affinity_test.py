@@ -99,7 +99,8 @@ def test_many_rows_need_a_block_of_the_matrix_and_no_more():
 
 def sharded():
     """Runs in a process of its own with eight devices; prints what it found."""
-    from uld_jax import collectives, sharding
+    from tests import collectives
+    from uld_jax import sharding
 
     mesh = sharding.make_mesh()
     assert mesh.size == 8

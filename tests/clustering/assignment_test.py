@@ -212,7 +212,8 @@ def test_float64_stays_float64():
 
 def sharded():
     """Runs in a process of its own with eight devices; prints what it found."""
-    from uld_jax import collectives, sharding
+    from tests import collectives
+    from uld_jax import sharding
 
     mesh = sharding.make_mesh()
     assert mesh.size == 8

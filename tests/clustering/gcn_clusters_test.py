@@ -181,7 +181,8 @@ def test_bad_input_is_named():
 
 def sharded():
     """Runs in a process of its own with eight devices; prints what it found."""
-    from uld_jax import collectives, sharding
+    from tests import collectives
+    from uld_jax import sharding
 
     mesh = sharding.make_mesh()
     assert mesh.size == 8

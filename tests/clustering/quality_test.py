@@ -232,7 +232,8 @@ def test_examples():
 
 def sharded():
     """Runs in a process of its own with eight devices; prints what it found."""
-    from uld_jax import collectives, sharding
+    from tests import collectives
+    from uld_jax import sharding
 
     mesh = sharding.make_mesh()
     x, labels, mask = data(13, rows=320)

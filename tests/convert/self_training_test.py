@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import checkpoint, convert, weights, workdir
 from uld_jax import config as config_lib
+from uld_jax import convert, weights
+from uld_jax.bank import Labels
+from uld_jax.engine import checkpoint, workdir
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, TrainState
+from uld_jax.method import TrainState
 from uld_jax.models import layers
 
 

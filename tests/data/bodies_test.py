@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uld_jax import data
-from uld_jax.data import bodies, crops, regions, specs
+from uld_jax.data import bodies, crops, objects, specs
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -42,7 +42,7 @@ def test_joints_and_boxes_move_with_the_pixels(tmp_path, view):
     assert source.file_sizes.tolist() == [[size, size]] * 3
     assert source.spec.protocol == "folder_32_shoulders_image_sides"
     assert source.spec.splits == ("train", "test")
-    boxes, images = regions.boxes(source), source.images()
+    boxes, images = objects.boxes(source), source.images()
     for row, (_, joints, _, box) in enumerate(made):
         x0, y0, x1, y1 = box
         # By hand: the square is 1.5 heights about the box's centre; the network then sees 1 / 1.4 of it.

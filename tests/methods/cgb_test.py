@@ -12,9 +12,10 @@ from sklearn.metrics import silhouette_score
 
 from tests import tiny
 from uld_jax import config as config_lib
+from uld_jax.bank import Bank, Rows
 from uld_jax.clustering.gcn_clusters import gcn_clusters
 from uld_jax.errors import UserError
-from uld_jax.method import Bank, Rows, TrainState
+from uld_jax.method import TrainState
 from uld_jax.methods import cgb
 
 D = 16
@@ -338,7 +339,8 @@ def test_settings_that_cannot_work_are_named(method, changes, word):
 
 def sharded():
     """Runs in a process of its own with eight devices; prints what a round over a pass sends between them."""
-    from uld_jax import collectives, sharding
+    from tests import collectives
+    from uld_jax import sharding
 
     cgb.MEASURED = 500
     mesh = sharding.make_mesh()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from uld_jax.bank import Bank, Labels, Rows
 from uld_jax.errors import UserError
-from uld_jax.method import Bank, Labels, Rows, TrainState
+from uld_jax.method import TrainState
 from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi
 from uld_jax.models import pose_vae
 from uld_jax.ops import warp

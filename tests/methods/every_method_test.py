@@ -16,8 +16,9 @@ import pytest
 import uld_jax.methods
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import detector, loop
-from uld_jax.method import Bank, Labels, Rows
+from uld_jax import detector
+from uld_jax.bank import Bank, Labels, Rows
+from uld_jax.engine import loop
 
 STAGES = tiny.stages()
 ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
@@ -221,10 +222,10 @@ for name in names:
         for number, stage in enumerate(config.stages):
             spec = config_lib.stage(config, stage)
             frozen = sharding.put_replicated(mesh, spec.method.frozen())
-            state = loop.Start(spec.method, data.train_reader, mesh, frozen, jax.random.key(number)).state(state)
+            state = Start(spec.method, data.train_reader, mesh, frozen, jax.random.key(number)).state(state)
             rounds = Rounds(spec.method, data.train_reader, mesh)
             state = rounds.run(state, frozen, jax.random.key(7), spec.method.passes(0))
-            advance = loop.compile_step(spec.method, data.train_reader, mesh, 1)
+            advance = compile_step(spec.method, data.train_reader, mesh, 1)
             payloads = data.train_reader.payloads(0, seed=1)
             key = sharding.put_key(mesh, jax.random.key(9))
             share = -(-steps // sum(config[s].steps > 0 for s in config.stages))

@@ -11,10 +11,12 @@ from scipy.optimize import linear_sum_assignment
 
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax import runs, weights
+from uld_jax import weights
+from uld_jax.bank import Bank, Labels, Rows
 from uld_jax.clustering import merge
+from uld_jax.engine import runs
 from uld_jax.errors import UserError
-from uld_jax.method import Bank, Labels, Rows, TrainState
+from uld_jax.method import TrainState
 from uld_jax.methods import self_training
 
 M, SIDE = 6, 40
@@ -493,7 +495,7 @@ def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
 
 @pytest.mark.slow
 def test_the_extended_variant_trains_from_end_to_end(tmp_path):
-    from uld_jax import loop
+    from uld_jax.engine import loop
 
     short = {"stage1.steps": 4, "stage1.warmup": 2, "stage1.round_every": 2, "stage2.steps": 2}
     config = tiny.config("self_training", more=",variant=extended", eval_every=0, save_every=0, log_every=1, **short)
@@ -620,7 +622,8 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
     """No keypoints, no training: the command of the README."""
-    from uld_jax import loop, runs, sharding
+    from uld_jax import sharding
+    from uld_jax.engine import loop, runs
 
     given = built(name)
     rng = np.random.default_rng(11)

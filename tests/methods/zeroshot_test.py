@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from uld_jax import loop, rounds, runs, sharding
+from uld_jax import sharding
+from uld_jax.bank import Bank, Labels, image_table
 from uld_jax.data.resident import ResidentReader
 from uld_jax.data.specs import Source
+from uld_jax.engine import loop, runs
+from uld_jax.engine.rounds import Rounds
+from uld_jax.engine.step import Start
 from uld_jax.errors import UserError
-from uld_jax.method import Bank, Labels, TrainState
+from uld_jax.method import TrainState
 from uld_jax.methods import zeroshot
 from uld_jax.models.fan import FanOutput
 from uld_jax.ops import coordinates, keypoints
-from uld_jax.rounds import Rounds
 
 FRAME, PATTERNS, IMAGES, KEY = 64, 3, 24, jax.random.key(0)
 BACKBONE = (("cell", 4.0), ("offsets", (-4.0, 0.0, 4.0)), ("scales", (1.0,)))
@@ -299,13 +302,13 @@ def test_the_runs_seed_reaches_the_pixels_that_are_clustered_and_looked_at():
     reader = ResidentReader(Patterns(), mesh, 8)
     method = clusterer(k=4, dense=False, place="exemplar", pixels=20)
     passes = Rounds(method, reader, mesh)
-    first = [loop.Start(method, reader, mesh, {}, jax.random.key(seed)).state(None) for seed in (0, 1)]
+    first = [Start(method, reader, mesh, {}, jax.random.key(seed)).state(None) for seed in (0, 1)]
     banks = jax.device_get([passes.collect(first[0], {}, jax.random.key(seed)) for seed in (0, 0, 1)])
     jax.tree.map(np.testing.assert_array_equal, banks[0], banks[1])
     assert (np.abs(banks[0].rows.xy - banks[2].rows.xy).max((-1, -2)) > 1).all()  # of every image
     # Batches of another size draw the same for an image.
     smaller = Rounds(method, ResidentReader(Patterns(), mesh, 4), mesh).collect(first[0], {}, jax.random.key(0))
-    by_row = lambda bank: np.asarray(rounds.table(bank, bank.rows.xy, IMAGES))
+    by_row = lambda bank: np.asarray(image_table(bank, bank.rows.xy, IMAGES))
     np.testing.assert_array_equal(by_row(smaller), by_row(banks[0]))
     # Two passes of one step, and two steps, draw anew.
     seen = [jax.device_get(passes.run(state, {}, jax.random.key(4), 2)).aux for state in first]

@@ -10,7 +10,7 @@ import torch
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.data.synthetic import Synthetic
 from uld_jax.errors import UserError
-from uld_jax.evaluators.pose_clusters import pose_clusters
+from uld_jax.evaluation.pose_clusters import pose_clusters
 from uld_jax.models import layers, pose_vae
 from uld_jax.ops import heatmaps
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from uld_jax.clustering import pca
-from uld_jax.ops import regions
+from uld_jax.ops import connected
 
 _BINS = 256  # of the histogram that is cut in two
 
@@ -66,7 +66,7 @@ def region(foreground: Foreground, maps, inside=None):
       inside: [h,w] bool, cells that come into question at all; None for all.
     """
     above = score(foreground, maps) > 0
-    return regions.largest(above if inside is None else above & inside)
+    return connected.largest(above if inside is None else above & inside)
 
 
 def score(foreground: Foreground, maps):

@@ -6,7 +6,8 @@ x / 2 + Âx in any basis, then training on landmarks of its built-in heads, whic
 
   uld gcn --synthetic --dst=weights/gcn_v --npz=uld_jax/clustering/gcn_v.npz
 
-in half precision, which moves a confidence by less than 1e-3. How, and how well they do, is said in `uld_jax/gcn.py`.
+in half precision, which moves a confidence by less than 1e-3. `uld_jax/studies/train_gcn.py` says how, and how
+well they do.
 """
 
 import functools

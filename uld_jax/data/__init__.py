@@ -63,7 +63,7 @@ def open_source(
         raise UserError(f"data.frame_size is {frame_size}; use the side of the images in pixels, such as 128")
     coordinates.frame_map((1, 1), (1, 1), fit)  # refuses an unknown word even where there is nothing to fit
     if name == "synthetic":
-        from uld_jax.data.synthetic import Synthetic  # its renderer is compiled only by those who use it
+        from uld_jax.data.synthetic import Synthetic
 
         source = Synthetic(split, frame_size=frame_size, **options)
         if (scheme, normaliser) != (NO_SCHEME, "auto"):
@@ -72,7 +72,7 @@ def open_source(
         return source
     if options:
         raise UserError(f"the data set {name} has no option {sorted(options)[0]}; remove it from config.data")
-    from uld_jax.data.builders import prepared  # TFDS takes a while to import
+    from uld_jax.data.builders import prepared
     from uld_jax.data.folder import Folder, existing_folder
 
     root = existing_folder(data_dir)

@@ -18,7 +18,7 @@ from etils import epath
 from PIL import Image
 
 from uld_jax import files
-from uld_jax.data import crops, folder, regions
+from uld_jax.data import crops, folder, objects
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -37,7 +37,7 @@ def write_bodies(
     """Writes one split of a `folder` data set: `data_dir/split/000000.jpg`, ... and `data_dir/split.csv`.
 
     Every image is cropped around the body by `crops.square_crop`; joints and box move along. The csv has the joints and
-    the columns `box_x0,box_y0,box_x1,box_y1`, so that keypoints outside the body can be told (`regions.boxes`).
+    the columns `box_x0,box_y0,box_x1,box_y1`, so that keypoints outside the body can be told (`objects.boxes`).
 
     Args:
       data_dir: the folder; it is made if need be.
@@ -97,6 +97,6 @@ def write_bodies(
         rows.append([name, *("" if np.isnan(v) else f"{v:.3f}" for v in points.ravel())])
     if not rows:
         raise UserError(f"there are no bodies to write to {table}; give at least one")
-    header = ["file", *(f"{axis}{i}" for i in range(landmarks) for axis in "xy"), *regions.BOX]
+    header = ["file", *(f"{axis}{i}" for i in range(landmarks) for axis in "xy"), *objects.BOX]
     files.write(table, files.csv_text([header, *rows]))  # last, so that a split that was not finished is none
     return table

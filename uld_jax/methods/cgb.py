@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uld_jax import optimizers, rounds, weights
+from uld_jax import optimizers, weights
 from uld_jax.backbones import perceptual
+from uld_jax.bank import Rows, flatten
 from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import LINK_SPACES, gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.method import Prediction, Stage, TrainState, same_shapes
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
 from uld_jax.models.heads import LandmarkDescriptors
@@ -395,7 +396,7 @@ class CGB(Stage):
             z = aux.ring.descriptors.reshape(-1, self.descriptor_size)
             mask = jnp.repeat(jnp.arange(self.ring_size) < aux.ring.count, len(z) // self.ring_size)
         else:
-            z, mask = rounds.flatten(bank)
+            z, mask = flatten(bank)
         rng, measuring = jax.random.split(rng)
         unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
         labels, centroids, found = self._cluster(z, unit, mask, frozen, rng)

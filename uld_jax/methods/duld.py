@@ -31,12 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from uld_jax import config, optimizers, rounds, weights
-from uld_jax.backbones import finished
+from uld_jax import optimizers, weights
+from uld_jax.backbones import build, finished
+from uld_jax.bank import Labels, Rows, by_batch, image_table, label_table
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, Prediction, Rows, TrainState, same_shapes
+from uld_jax.method import Clustering, Prediction, TrainState, same_shapes
 from uld_jax.models import aggregator, heads, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
 
@@ -161,7 +162,7 @@ class Psi(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Network(rounds.Clustering):
+class _Network(Clustering):
     """Network, rounds and prediction, which all four stages share.
 
     Attributes:
@@ -193,7 +194,7 @@ class _Network(rounds.Clustering):
         has it), with a score below 1/2; or `none`, missing. Labels are never filled.
       iterations, restarts: of k-means; restarts of the first one.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
-        images (`rounds.Clustering`).
+        images (`Clustering`).
       ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
       rotation (degrees), scale, shift: of the warps (`warp.uniform_warp`); 40, 0.2, 0.05 in the code of Mallis et al.
       colour: strength of the colour changes, 1 is usual.
@@ -324,7 +325,7 @@ class _Network(rounds.Clustering):
 
     @property
     def _backbone(self):
-        return config.backbone(self.backbone, f"{self._name}.backbone", self.backbone_kwargs, self.weights)
+        return build.backbone(self.backbone, f"{self._name}.backbone", self.backbone_kwargs, self.weights)
 
     @property
     def _nets(self) -> dict[str, Any]:
@@ -356,7 +357,7 @@ class _Network(rounds.Clustering):
 
     @property
     def known(self):
-        """What is asked of `data.regions` about the training images."""
+        """What is asked of `data.objects` about the training images."""
         return {"boxes": ()} if self.region == "box" else {}
 
     def backbone_frozen(self, frozen):
@@ -699,7 +700,7 @@ class _Network(rounds.Clustering):
         centroids, used, moved = self._centroids(seen.own, seen.turned, anchors, group)
         more = None
         if self._clusters != self.k:
-            slots, _ = rounds.by_batch(lambda *part: self._exemplars(part, centroids, used), seen.own, group)
+            slots, _ = by_batch(lambda *part: self._exemplars(part, centroids, used), seen.own, group)
             more = self._more_clusters(seen, slots, more_key)
         told = moved.astype(jnp.float32), active.astype(jnp.float32)
         return Clusters(anchors, centroids, used, poses, more, memory, *told)
@@ -708,7 +709,7 @@ class _Network(rounds.Clustering):
         """Steps 3, 8) Labels of the first pass, at the clusters' exemplars."""
         aux, total = state.aux, len(state.aux.labels.score)
         xy, mask = bank.rows.xy[:, :, : self.most], bank.rows.mask[:, :, : self.most]
-        labels = rounds.label_table(bank, xy, placed.trained, total)
+        labels = label_table(bank, xy, placed.trained, total)
         counts = Counts(
             keypoints=jnp.sum(mask) / total,
             labelled=jnp.sum(placed.slots >= 0) / total,
@@ -725,9 +726,9 @@ class _Network(rounds.Clustering):
             centroids=found.centroids,
             used=found.used,
             labels=self._kept(state, labels),
-            mirrored=None if placed.mirrored is None else rounds.table(bank, placed.mirrored, total),
+            mirrored=None if placed.mirrored is None else image_table(bank, placed.mirrored, total),
             poses=found.poses,
-            pose=rounds.table(bank, placed.pose, total) if self.codes else None,
+            pose=image_table(bank, placed.pose, total) if self.codes else None,
             memory=found.memory,
             counts=jax.tree.map(lambda x: x.astype(jnp.float32), counts),
         )
@@ -736,7 +737,7 @@ class _Network(rounds.Clustering):
         """Labels of the second pass: where the clusters of the first are, for the landmarks that have an exemplar."""
         there = slice(self.most, self.most + self.k)
         number = jnp.where((placed.slots >= 0) & bank.rows.mask[:, :, there], jnp.arange(self.k), -1)
-        labels = rounds.label_table(bank, bank.rows.xy[:, :, there], number, len(state.aux.labels.score))
+        labels = label_table(bank, bank.rows.xy[:, :, there], number, len(state.aux.labels.score))
         return state.aux._replace(placed=jnp.bool_(True), labels=self._kept(state, labels))
 
     def _kept(self, state, labels):

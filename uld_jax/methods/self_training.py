@@ -27,11 +27,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uld_jax import config, optimizers, rounds, weights
+from uld_jax import optimizers, weights
+from uld_jax.backbones import build
+from uld_jax.bank import Labels, Rows, by_batch, flatten, image_table, label_table
 from uld_jax.clustering import assignment, merge, outliers
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.method import Clustering, Prediction, Stage, TrainState, same_shapes
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms, views, warp
 
@@ -174,7 +176,7 @@ def _limits(rows: Rows, centroids, cut: float):
         cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
         return jnp.min(cost, -1), jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
 
-    distances, labels = rounds.by_batch(nearest, rows)
+    distances, labels = by_batch(nearest, rows)
     count = len(centroids)
     if cut:
         # A cluster of equal descriptors has limit 0 up to rounding, yet they are close to it.
@@ -249,7 +251,7 @@ GENERIC = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Keypoints(rounds.Clustering):
+class Keypoints(Clustering):
     """Generic keypoints and first clusters; a stage of zero steps.
 
     Attributes:
@@ -278,7 +280,7 @@ class Keypoints(rounds.Clustering):
         0 keeps all.
       iterations, restarts: of k-means.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
-        images (`rounds.Clustering`).
+        images (`Clustering`).
       weights: folders of converted weights by kind.
     """
 
@@ -350,7 +352,7 @@ class Keypoints(rounds.Clustering):
 
     @property
     def _backbone(self):
-        return config.backbone(self._generic.backbone, "keypoints.detector", weights=self.weights)
+        return build.backbone(self._generic.backbone, "keypoints.detector", weights=self.weights)
 
     def _view(self, scale: float) -> views.Geometry:
         """The view at a scale: enlarged beyond its borders, or made smaller, by whole multiples of 8 pixels."""
@@ -361,7 +363,7 @@ class Keypoints(rounds.Clustering):
     @property
     def weight_kinds(self):
         """See `method.Stage`."""
-        return config.backbone_kinds(self._generic.backbone)
+        return build.backbone_kinds(self._generic.backbone)
 
     def frozen(self):
         if self.detector == "auto":
@@ -374,7 +376,7 @@ class Keypoints(rounds.Clustering):
 
     @property
     def known(self):
-        """What is asked of `data.regions` about the training images, besides their pixels."""
+        """What is asked of `data.objects` about the training images, besides their pixels."""
         return _region_tables(self) | ({"keypoints": (self.points, self.most)} if self.points else {})
 
     def init(self, rng, batch, frozen, previous, rows):
@@ -382,7 +384,7 @@ class Keypoints(rounds.Clustering):
             found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
             size = found.descriptors.shape[-1] - (self.background != "none")
         else:
-            size = config.backbone(self._generic.backbone, "keypoints.detector").spec.taps[0].channels
+            size = build.backbone(self._generic.backbone, "keypoints.detector").spec.taps[0].channels
         aux = _empty(rows, self.clusters, size, jnp.float32)
         return TrainState(step=jnp.int32(0), aux=aux)
 
@@ -435,7 +437,7 @@ class Keypoints(rounds.Clustering):
     def refresh(self, state, frozen, bank, rng):
         bank, mask, found = self._clustered(state, bank, rng)
         place = lambda rows, mask: self._slots(found, rows._replace(mask=mask))
-        return self.settle(state, found, bank, (bank.rows.mask, rounds.by_batch(place, bank.rows, mask)))
+        return self.settle(state, found, bank, (bank.rows.mask, by_batch(place, bank.rows, mask)))
 
     def form(self, state, frozen, bank, rng):
         return self._clustered(state, bank, rng)[2]
@@ -453,7 +455,7 @@ class Keypoints(rounds.Clustering):
     def settle(self, state, found, bank, placed):
         held, slots = placed
         total = len(state.aux.labels.score)
-        labels = rounds.label_table(bank, bank.rows.xy, slots, total)
+        labels = label_table(bank, bank.rows.xy, slots, total)
         aux = state.aux._replace(
             round=state.aux.round + 1,
             centroids=found.centroids,
@@ -470,8 +472,8 @@ class Keypoints(rounds.Clustering):
         if self.background != "none":
             rng, background = self._background(bank.rows, rng)
             # Batch by batch, as a product may round by the number of its rows.
-            bank = bank._replace(rows=rounds.by_batch(lambda rows: self._foreground(background, rows), bank.rows))
-        x, mask = rounds.flatten(bank)
+            bank = bank._replace(rows=by_batch(lambda rows: self._foreground(background, rows), bank.rows))
+        x, mask = flatten(bank)
         if self.outliers:
             # By a key that none of those is that k-means splits `rng` into.
             drawn_by = jax.random.fold_in(rng, 1 << 20)
@@ -529,7 +531,7 @@ class Keypoints(rounds.Clustering):
 
 
 def _region_tables(stage) -> dict[str, tuple]:
-    """What a stage's `region` asks of `data.regions`."""
+    """What a stage's `region` asks of `data.objects`."""
     return {"box": {"boxes": ()}, "mask": {"masks": (max(stage.frame_size // 4, 1),)}}.get(stage.region, {})
 
 
@@ -590,7 +592,7 @@ class _Trained(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Correspondence(_Trained, rounds.Clustering):
+class Correspondence(_Trained, Clustering):
     """Stage 1: where keypoints are, and which of them correspond.
 
     Attributes:
@@ -636,7 +638,7 @@ class Correspondence(_Trained, rounds.Clustering):
         of `decay_at` on (extended code).
       decay_at: steps.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
-        images (`rounds.Clustering`).
+        images (`Clustering`).
       weights: folders of converted weights by kind.
     """
 
@@ -947,7 +949,7 @@ class Correspondence(_Trained, rounds.Clustering):
         return state.replace(aux=settle(state.aux, found, bank, placed))
 
     def _form_neurips(self, aux, bank, rng) -> Clusters:
-        x, mask = rounds.flatten(bank)
+        x, mask = flatten(bank)
         seeded = lambda: (
             kmeans(x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
         )
@@ -958,8 +960,8 @@ class Correspondence(_Trained, rounds.Clustering):
 
     def _settle_neurips(self, aux, found, bank, slots) -> Recovered:
         total = len(aux.labels.score)
-        labels = rounds.label_table(bank, bank.rows.xy, slots, total)
-        fresh = rounds.table(bank, (slots >= 0) & (slots < self.most), total)
+        labels = label_table(bank, bank.rows.xy, slots, total)
+        fresh = image_table(bank, (slots >= 0) & (slots < self.most), total)
         return aux._replace(
             round=aux.round + 1,
             centroids=found.centroids,
@@ -984,7 +986,7 @@ class Correspondence(_Trained, rounds.Clustering):
 
         landmarks = clusters(self.k, first, rows.mask)
         keep = lambda rows: _kept(rows, self._place_in(landmarks, rows)[0])
-        return ExtendedClusters(landmarks, clusters(self.clusters, second, rounds.by_batch(keep, rows)))
+        return ExtendedClusters(landmarks, clusters(self.clusters, second, by_batch(keep, rows)))
 
     def _place_in(self, clusters, rows):
         """The keypoint [B,C] of each cluster, and the cluster of that keypoint in the mirrored image."""
@@ -1002,17 +1004,17 @@ class Correspondence(_Trained, rounds.Clustering):
     def _settle_extended(self, aux, found, bank, placed) -> Recovered:
         total = len(aux.labels.score)
         slots, mirrored, trained, trained_mirrored = placed
-        landmarks = rounds.label_table(bank, bank.rows.xy, slots, total)
+        landmarks = label_table(bank, bank.rows.xy, slots, total)
         pairs = (slots >= 0)[..., None] & (mirrored[..., None] == jnp.arange(self.k))
         flips = jnp.argmax(jnp.sum(pairs, (0, 1)), -1).astype(jnp.int32)
-        labels = rounds.label_table(bank, bank.rows.xy, trained, total)
+        labels = label_table(bank, bank.rows.xy, trained, total)
         return aux._replace(
             round=aux.round + 1,
             centroids=found.landmarks.centroids,
             limits=found.landmarks.limits,
             labels=labels,
             fresh=labels.score > 0,
-            mirrored=rounds.table(bank, trained_mirrored, total).astype(jnp.int32),
+            mirrored=image_table(bank, trained_mirrored, total).astype(jnp.int32),
             landmarks=landmarks,
             flips=flips,
             counts=_counts(bank, landmarks, self.most),

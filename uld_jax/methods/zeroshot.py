@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uld_jax import config, optimizers, rounds
-from uld_jax.backbones import finished
+from uld_jax import optimizers
+from uld_jax.backbones import build, finished
+from uld_jax.bank import Labels, Rows, flatten, image_table
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Labels, Prediction, Rows, Stage, TrainState, same_shapes
+from uld_jax.method import Prediction, Stage, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
 from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, views, warp
@@ -162,7 +163,7 @@ class ZeroShot(Stage):
 
     @property
     def _backbone(self):
-        return config.backbone(self.backbone, "zeroshot.backbone", self.backbone_kwargs, self.weights)
+        return build.backbone(self.backbone, "zeroshot.backbone", self.backbone_kwargs, self.weights)
 
     @property
     def _clusters(self) -> int:
@@ -184,7 +185,7 @@ class ZeroShot(Stage):
 
     @property
     def known(self):
-        """What is asked of `data.regions` about the training images."""
+        """What is asked of `data.objects` about the training images."""
         return {"boxes": ()} if self.region == "box" else {}
 
     def frozen(self):
@@ -240,7 +241,7 @@ class ZeroShot(Stage):
         clustered = aux.round > 0
         # Step 2) k-means over all sampled pixels, in the first pass.
         kept = self._kept(aux)
-        x, real = rounds.flatten(bank._replace(rows=jax.tree.map(lambda x: x[:, :, :kept], bank.rows)))
+        x, real = flatten(bank._replace(rows=jax.tree.map(lambda x: x[:, :, :kept], bank.rows)))
         known = aux.round >= 0
         cluster = lambda: kmeans(x, count, rng=rng, mask=real, iterations=self.iterations).centroids
         centroids = jax.lax.cond(clustered | ~known, lambda: aux.centroids, cluster)
@@ -250,7 +251,7 @@ class ZeroShot(Stage):
         choose = lambda: self._choose(xy, jnp.all(mask, -1))
         reading = jax.lax.cond(clustered, choose, lambda: aux.reading) if self.candidates else aux.reading
         xy, score = self._read(reading, xy, score)
-        labels = Labels(rounds.table(bank, xy, rows), rounds.table(bank, score, rows))
+        labels = Labels(image_table(bank, xy, rows), image_table(bank, score, rows))
         new = aux._replace(reading=reading, labels=labels)
         aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
         if self.region == "foreground":
@@ -625,7 +626,7 @@ class HeatmapDetector(Stage):
     def refresh(self, state, frozen, bank, rng):
         rows = state.aux.labels.xy.shape[0]
         score = jnp.where(bank.rows.mask, bank.rows.descriptors[..., 0], 0)
-        labels = Labels(rounds.table(bank, bank.rows.xy, rows), rounds.table(bank, score, rows))
+        labels = Labels(image_table(bank, bank.rows.xy, rows), image_table(bank, score, rows))
         return state.replace(aux=state.aux._replace(round=state.aux.round + 1, labels=labels))
 
     def _warps(self, keys, spread: float) -> warp.Warp:

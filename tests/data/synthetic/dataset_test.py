@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic.heads import SIZE
-from uld_jax.data import open_source, regions, synthetic
+from uld_jax.data import objects, open_source, synthetic
 from uld_jax.data.synthetic import dataset
 from uld_jax.errors import UserError
 
@@ -45,7 +45,7 @@ def test_masks_and_boxes_are_of_the_head_and_of_the_row_alone(source):
     assert (masks.shape, masks.dtype) == ((5, SIZE, SIZE), bool)
     np.testing.assert_array_equal(masks, [source.mask(row) for row in range(5)])
     assert (synthetic.Synthetic("test", 5, frame_size=SIZE).mask(0) != masks[0]).any()
-    x0, y0, x1, y1 = boxes = regions.boxes(source).T
+    x0, y0, x1, y1 = boxes = objects.boxes(source).T
     assert ((boxes > -1).all(0) & (boxes < SIZE).all(0)).all()
     for row in range(5):
         columns, rows = np.flatnonzero(masks[row].any(0)), np.flatnonzero(masks[row].any(1))
@@ -57,7 +57,7 @@ def test_masks_and_boxes_are_of_the_head_and_of_the_row_alone(source):
     assert inside.all(-1).mean() > 0.99
     assert 0.1 < masks.mean() < 0.4
     assert not masks[:, -1].any(), "clothes reach the lower border, and heads do not"
-    np.testing.assert_array_equal(regions.masks(source, SIZE)[:5], masks)
+    np.testing.assert_array_equal(objects.masks(source, SIZE)[:5], masks)
     np.testing.assert_array_equal(fewer.images(), source.images()[:5])
 
 
@@ -113,7 +113,7 @@ def test_export_is_read_as_a_folder(tmp_path, source):
     np.testing.assert_allclose(folder.landmarks, source.landmarks[:3], atol=1e-3)
     np.testing.assert_array_equal(folder.visible, source.visible[:3])
     assert folder.columns["yaw"] == source.columns["yaw"][:3]
-    np.testing.assert_array_equal(regions.boxes(folder), regions.boxes(source)[:3])
+    np.testing.assert_array_equal(objects.boxes(folder), objects.boxes(source)[:3])
     assert (tmp_path / "test" / "000001.png").exists()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import files
-from uld_jax.data import regions
+from uld_jax.data import objects
 from uld_jax.data.specs import DatasetSpec, Source, fingerprint_of
 from uld_jax.data.synthetic.head import LANDMARKS, MIRROR, make_world
 from uld_jax.data.synthetic.renderer import annotation, head_mask, picture
@@ -187,14 +187,14 @@ def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame
     root = epath.Path(data_dir)
     count = len(LANDMARKS)
     header = ["file", "yaw", "pitch", "roll", *(f"{axis}{i}" for i in range(count) for axis in "xy")]
-    header += [f"visible{i}" for i in range(count)] + list(regions.BOX)
+    header += [f"visible{i}" for i in range(count)] + list(objects.BOX)
     for split, number in (SPLITS if rows is None else rows).items():
         source = Synthetic(split, number, seed, frame_size, **pose)
         (root / split).mkdir(parents=True, exist_ok=True)
         for row, name in enumerate(source.names):
             files.write(root / name, source.encoded(row))
         angles = zip(*source.columns.values(), strict=True)
-        every = zip(source.names, angles, source.landmarks, source.visible, regions.boxes(source), strict=True)
+        every = zip(source.names, angles, source.landmarks, source.visible, objects.boxes(source), strict=True)
         table = (
             [name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int), *map(float, box)]
             for name, turn, xy, seen, box in every

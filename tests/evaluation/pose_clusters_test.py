@@ -1,0 +1,136 @@
+"""Clusters of poses against scikit-learn and SciPy; yaw from points against heads whose yaw is known."""
+
+import doctest
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+from uld_jax.data.synthetic import Synthetic
+from uld_jax.evaluation import pose_clusters as pc
+
+
+def test_examples():
+    assert doctest.testmod(pc).failed == 0
+
+
+def test_numbers_equal_those_of_others():
+    rng = np.random.default_rng(0)
+    yaw = rng.uniform(-90, 90, 300)
+    clusters = np.digitize(yaw + rng.normal(0, 25, 300), [-50, -20, 0, 20, 50])
+    clusters = np.array([3, 5, 0, 1, 4, 2])[clusters]
+    found = pc.pose_clusters(clusters, yaw)
+    ranges = np.digitize(yaw, [-60, -30, 30, 60])
+    table = contingency_matrix(clusters, ranges)
+    major = table.argmax(1)
+    inside = major[clusters] == ranges
+    assert found["sizes"] == np.bincount(clusters).tolist()
+    assert (found["counted"], found["unclustered"]) == (300, 0)
+    assert found["accuracy"] == pytest.approx(inside.mean())
+    for r, one in enumerate(found["ranges"]):
+        assert one["n"] == (ranges == r).sum()
+        assert one["clusters"] == np.flatnonzero(major == r).tolist()
+        assert one["accuracy"] == pytest.approx(inside[ranges == r].mean())
+    assert found["balanced"] == pytest.approx(np.mean([inside[ranges == r].mean() for r in range(5)]))
+    assert found["hungarian"] == pytest.approx(table[linear_sum_assignment(-table)].sum() / 300)
+    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(clusters, ranges), abs=1e-6)
+    assert found["chance"] == pytest.approx(np.bincount(ranges).max() / 300)
+    assert found["yaw_mean"][2] == pytest.approx(yaw[clusters == 2].mean())
+    assert found["yaw_std"][2] == pytest.approx(yaw[clusters == 2].std())
+    assert found["yaw_range"][2] == ["-90 to -60", "-60 to -30", "-30 to 30", "30 to 60", "60 to 90"][major[2]]
+    assert 0.3 < found["hungarian"] <= found["accuracy"] < 1
+
+
+def test_borders_and_images_that_do_not_count():
+    yaw = [-90.0, -60.0, 30.0, 60.0, 90.0, 91.0, np.nan, 0.0, 1.0]
+    found = pc.pose_clusters([0, 1, 2, 3, 3, 0, 0, -1, -2], yaw)
+    assert [one["n"] for one in found["ranges"]] == [1, 1, 2, 1, 2]
+    assert found["sizes"] == [3, 1, 1, 2]
+    assert (found["counted"], found["unclustered"]) == (7, 2)
+    assert found["accuracy"] == pytest.approx(5 / 7)  # images in no cluster are misses
+    assert found["ranges"][2]["accuracy"] == 0
+    alone = pc.pose_clusters([2, 2, 0], None)
+    assert alone == {"sizes": [1, 0, 2], "unclustered": 0}
+    empty = pc.pose_clusters([2, 0], [5.0, 100.0])
+    assert empty["yaw_range"] == [None, None, "-30 to 30"]
+    assert empty["ranges"][0]["accuracy"] is None
+    nothing = pc.pose_clusters([-1, -1], [5.0, -5.0])
+    assert (nothing["accuracy"], nothing["hungarian"], nothing["nmi"]) == (0, 0, 0)
+
+
+def rotations(yaw, pitch, roll):
+    """[N,3,3], x to the right, y down, z AWAY from the camera; written for this test."""
+    (sy, sp, sr), (cy, cp, cr) = (f(np.radians(np.stack([yaw, pitch, roll]))) for f in (np.sin, np.cos))
+    one, zero = np.ones_like(sy), np.zeros_like(sy)
+    matrix = lambda *rows: np.stack(rows, -1).reshape(-1, 3, 3)
+    about_y = matrix(cy, zero, -sy, zero, one, zero, sy, zero, cy)
+    about_x = matrix(one, zero, zero, zero, cp, sp, zero, -sp, cp)
+    about_z = matrix(cr, -sr, zero, sr, cr, zero, zero, zero, one)
+    return about_z @ about_x @ about_y
+
+
+def heads(n=80, pairs=6, noise=0.0, seed=0):
+    """Points of a rigid, symmetric, bulging shape in poses of mean pitch 0; the mirror permutation; yaw and pitch."""
+    rng = np.random.default_rng(seed)
+    right = rng.uniform((5, -30, 0), (30, 30, 10), (pairs, 3))
+    right[:, 2] += 0.6 * right[:, 0]  # sides lie farther back
+    middle = np.array([[0.0, 5, -20], [0, 25, -5], [0, -20, -3]])
+    shape = np.concatenate([right, right * (-1, 1, 1), middle])
+    mirror = np.concatenate([np.arange(pairs, 2 * pairs), np.arange(pairs), 2 * pairs + np.arange(3)])
+    yaw, pitch, roll = rng.uniform(-80, 80, n), rng.normal(0, 8, n), rng.normal(0, 10, n)
+    rows = rotations(yaw, pitch - pitch.mean(), roll)[:, :2] * rng.uniform(0.5, 2, (n, 1, 1))
+    points = np.einsum("nci,li->nlc", rows, shape) + rng.uniform(0, 100, (n, 1, 2))
+    return points + rng.normal(0, noise, points.shape), mirror, yaw, pitch - pitch.mean()
+
+
+def test_yaw_of_a_rigid_shape_is_exact():
+    points, mirror, yaw, pitch = heads()
+    found = pc.yaw_of_points(points, mirror)
+    np.testing.assert_allclose(found.yaw, yaw, atol=0.5)  # the mean pitch is 0 up to the turn's cosines
+    np.testing.assert_allclose(found.pitch, pitch, atol=0.5)
+    np.testing.assert_allclose(found.shape[mirror] * (-1, 1, 1), found.shape, atol=1e-9)
+    turned = pc.yaw_of_points(points[:, mirror] * (-1, 1), mirror)  # the mirrored images
+    np.testing.assert_allclose(turned.yaw, -found.yaw, atol=1e-3)
+    order = np.random.default_rng(1).permutation(15)
+    place = np.argsort(order)
+    some = pc.yaw_of_points(points[:, order], place[mirror[order]])
+    np.testing.assert_allclose(some.yaw, found.yaw, atol=1e-3)
+
+
+def test_yaw_of_noisy_points_some_of_them_missing():
+    points, mirror, yaw, _ = heads(120, noise=1.0, seed=3)
+    points[::3, 2] = np.nan
+    points[0] = np.nan
+    points[1, 3:] = np.nan
+    found = pc.yaw_of_points(points, mirror)
+    assert np.isnan(found.yaw[:2]).all()
+    assert np.isfinite(found.yaw[2:]).all()
+    assert np.abs(found.yaw - yaw)[2:].mean() < 4
+    wild = points.copy()
+    pair = [4, mirror[4]]
+    wild[:, pair] += np.random.default_rng(0).normal(0, 30, (120, 2, 2))
+    without = np.setdiff1d(np.arange(15), pair)
+    held = pc.yaw_of_points(wild, mirror, use=without)
+    assert np.nanmean(np.abs(held.yaw - yaw)) < 4
+    assert held.shape.shape == (13, 3)
+    assert np.nanmean(np.abs(pc.yaw_of_points(wild, mirror).yaw - yaw)) < 12  # points that fit badly count less
+
+
+def test_yaw_of_synthetic_heads_with_their_own_shapes_and_faces():
+    source = Synthetic("test", rows=96, frame_size=16)
+    yaw, pitch = (np.array(source.columns[name], float) for name in ("yaw", "pitch"))
+    found = pc.yaw_of_points(source.landmarks, source.spec.mirror)
+    assert np.corrcoef(found.yaw, yaw)[0, 1] > 0.999
+    assert np.abs(found.yaw - yaw).mean() < 1.5
+    assert np.corrcoef(found.pitch, pitch)[0, 1] > 0.98
+
+
+def test_points_that_tell_nothing():
+    points, mirror, _, _ = heads(80)
+    for few in (points[:5], np.full_like(points, np.nan), np.zeros_like(points), np.repeat(points[:1], 80, 0)):
+        found = pc.yaw_of_points(few, mirror)
+        assert np.isnan(found.yaw).all()
+        assert found.yaw.shape == (len(few),)
+        assert found.shape is None

@@ -1,0 +1,45 @@
+"""The feature cache of a stage: the maps of its frozen backbone, read from a folder instead of computed."""
+
+import os
+from typing import Any
+
+from uld_jax.backbones import Latents, build
+from uld_jax.config import StageSpec
+from uld_jax.data import Source
+from uld_jax.data.feature_cache import FeatureCache
+from uld_jax.errors import UserError
+
+
+def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None:
+    """The cache that a stage names, checked against its backbone and these images; None if it names none.
+
+    Raises UserError for a cache of anything else.
+    """
+    folder = getattr(stage.method, "cache", "")
+    if not folder:
+        return None
+    cache = FeatureCache(os.path.expanduser(folder))
+    own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other weights besides
+    backbone = whole_or_latents(of_stage(stage), cache.description.what, f"{cache.folder} holds")
+    cache.check(source, backbone, own(frozen))
+    return cache
+
+
+def looks_through_one(stage: StageSpec) -> bool:
+    """Tells whether a stage looks through a frozen backbone."""
+    return hasattr(stage.method, "backbone_kwargs")
+
+
+def of_stage(stage: StageSpec):
+    """Builds the frozen backbone of a stage."""
+    method = stage.method
+    return build.backbone(method.backbone, f"{stage.name}.backbone", method.backbone_kwargs, method.weights)
+
+
+def whole_or_latents(backbone, what: str, who: str):
+    """The backbone, or its first step; `who` begins the sentence of what is wrong with it."""
+    if what == "maps":
+        return backbone
+    if not hasattr(backbone, "encode"):
+        raise UserError(f"{who} latents, and the backbone {backbone.spec.name} has none; use its maps, by --what=maps")
+    return Latents(backbone)

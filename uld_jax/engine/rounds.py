@@ -1,0 +1,169 @@
+"""One ordered pass over the training data into a bank that is sharded over the devices.
+
+Host code that walks the data lives here alone, so a method's file holds only mathematics: `observe` sees one batch,
+`refresh` sees the whole bank. Where the descriptors of all images are too many, a `Clustering` is given those of a
+sample, and then sees all images batch after batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uld_jax import interrupts, sharding
+from uld_jax.bank import Bank
+from uld_jax.method import Clustering, Method, TrainState
+
+OBSERVE = 1 << 20  # of a step's keys, the first that passes observe by; `refresh` has those from 0
+
+
+class Rounds:
+    """The compiled passes of one stage.
+
+    Args:
+      method: the stage.
+      reader: the training data (see `data.pipeline`).
+      mesh: all devices.
+      check: called between batches, and several times a second while a program is compiled or the bank worked on; it
+        may raise to stop the pass, which leaves the state as it was.
+      cache: maps or latents of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in
+        its batch as `features`, {tap: [B,h,w,C]}; or None.
+      say: is told now and then how far a pass is, or how long the work on its bank has taken; and of a sample.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        reader,
+        mesh,
+        check: Callable[[], None] = lambda: None,
+        cache=None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
+        self._say = say
+        # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
+        write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
+        whole = dict(out_shardings=sharding.replicated(mesh))
+        self._write = jax.jit(self._observe_into, **write)
+        self._refresh = self._meshed(jax.jit(method.refresh, **whole))
+        if isinstance(method, Clustering):
+            self._form, self._settle = (self._meshed(jax.jit(f, **whole)) for f in (method.form, method.settle))
+            self._write_located = self._meshed(jax.jit(self._locate_into, **write))
+
+    def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
+        """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
+        for i in range(passes):
+            worked_by, seen_by = jax.random.fold_in(key, i), jax.random.fold_in(key, OBSERVE + i)
+            rows = self._sample(state, frozen, seen_by)
+            bank = self.collect(state, frozen, seen_by, rows) if self._method.observes else None
+            if rows is None:
+                state = self._work(self._refresh, state, frozen, bank, worked_by)
+                continue
+            found = self._work(self._form, state, frozen, bank, worked_by)
+            del bank
+            state = self._work(self._settle, state, found, *self._placed(state, frozen, found, seen_by))
+        return state
+
+    def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
+        """Every training row once, or only these, increasing row numbers; `key` is the pass's."""
+        given = state, frozen, sharding.put_key(self._mesh, key)
+        return self._walk(self._write, self._observe, given, rows)
+
+    def _placed(self, state, frozen, found, key) -> tuple[Bank, Any]:
+        """A bank of all images without descriptors, and where they are among the clusters."""
+        given = state, frozen, sharding.put_key(self._mesh, key), found
+        return self._walk(self._write_located, self._locate, given, None)
+
+    def _walk(self, write, observe, given, rows):
+        """What `observe` gives of every batch, written into one table."""
+        table, patience, passes = None, interrupts.Patience(), self._reader.passes(rows=rows)
+        for t, payload in enumerate(self._reader.ordered(rows=rows)):
+            self._check()
+            if patience.due():
+                self._say(f"{t} of {passes} batches of images seen")
+            seen = *given, self._reader.store, payload, self._cached(payload)
+            at = sharding.put_replicated(self._mesh, np.int32(t))
+            if table is None:
+                table = self._empty(observe, seen, passes)
+                table = self._work(write, table, *seen, at, about="the first batch")  # for which it is compiled
+            else:
+                table = write(table, *seen, at)
+        return table
+
+    def _meshed(self, program):
+        """A program that finds the devices that it spreads work over by hand."""
+
+        def call(*given):
+            with jax.set_mesh(self._mesh):
+                return program(*given)
+
+        return call
+
+    def _work(self, program, *given, about: str = ""):
+        """The results of a program that may take long."""
+        about = about or (f"{self._reader.rows} images" if self._method.observes else "what training gathered")
+        say = lambda seconds: self._say(f"working on {about}, {seconds:.0f} s so far")
+        return interrupts.attended(lambda: jax.block_until_ready(program(*given)), self._check, say)
+
+    def _sample(self, state, frozen, key) -> np.ndarray | None:
+        """The rows that clusters are formed from, increasing; None for all."""
+        if not isinstance(self._method, Clustering):
+            return None
+        payload = next(iter(self._reader.ordered()))
+        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._cached(payload))
+        each = shapes.rows.descriptors.size * shapes.rows.descriptors.dtype.itemsize // len(shapes.index)
+        most = max(1, int(self._method.bank_gib * 2**30) // each)
+        if most >= self._reader.rows:
+            return None
+        self._say(f"clusters are formed from {most} of {self._reader.rows} images")
+        # NumPy promises to keep these bits, not what its generators make of them.
+        seed = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        return np.sort(np.argsort(np.random.Philox(seed).random_raw(self._reader.rows), kind="stable")[:most])
+
+    def _cached(self, payload):
+        """What the cache has for a batch; padding is given the last row."""
+        if self._cache is None:
+            return {}
+        rows = sharding.to_host(payload["index"])
+        mine = rows[sharding.local_rows(self._mesh, len(rows))]
+        maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
+        return {"features": sharding.put_batch(self._mesh, maps)}
+
+    def _observe(self, state, frozen, key, store, payload, more):
+        batch = self._reader.fetch(store, payload) | more
+        rows = self._method.observe(state, frozen, batch, key)
+        real = batch["index"] < self._reader.rows
+        return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
+
+    def _locate(self, state, frozen, key, found, store, payload, more):
+        bank = self._observe(state, frozen, key, store, payload, more)
+        return _light(bank), self._method.locate(state, found, bank.rows)
+
+    def _observe_into(self, bank, *seen_and_t):
+        *seen, t = seen_and_t
+        return _written(bank, self._observe(*seen), t)
+
+    def _locate_into(self, table, *seen_and_t):
+        *seen, t = seen_and_t
+        return _written(table, self._locate(*seen), t)
+
+    def _empty(self, observe, seen, passes: int):
+        shapes = jax.eval_shape(observe, *seen)
+        make = jax.jit(
+            lambda: jax.tree.map(lambda s: jnp.zeros((s.shape[0], passes, *s.shape[1:]), s.dtype), shapes),
+            out_shardings=sharding.split(self._mesh),
+        )
+        return make()
+
+
+def _light(bank: Bank) -> Bank:
+    """Without descriptors."""
+    return bank._replace(rows=bank.rows._replace(descriptors=bank.rows.descriptors[..., :0]))
+
+
+def _written(table, one, t):
+    """A table [B,T,...] with its batch t renewed."""
+    return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), table, one)

@@ -1,0 +1,90 @@
+"""Finished runs on disk: the state of a stage, ready to predict or to start another run from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from uld_jax import config as config_lib
+from uld_jax import sharding
+from uld_jax.config import Config
+from uld_jax.engine import checkpoint
+from uld_jax.engine import workdir as workdir_lib
+from uld_jax.errors import UserError
+from uld_jax.method import Method, TrainState
+
+
+class Finished(NamedTuple):
+    """A finished stage.
+
+    Attributes:
+      workdir: the run's folder.
+      config: the run's.
+      stage: its name.
+      method, state, frozen: what predicts.
+      fingerprint: of the images that it was trained on.
+      origin: all that is needed to know the state's shapes without the folder: stage, config, rows, and the origin that
+        the run itself started from.
+    """
+
+    workdir: epath.Path
+    config: Config
+    stage: str
+    method: Method
+    state: TrainState
+    frozen: Any
+    fingerprint: str
+    origin: dict[str, Any]
+
+
+def load(where: str, mesh=None) -> Finished:
+    """A finished stage, `WORKDIR[:stage]`; the last stage by default.
+
+    Raises UserError when there is no such run or stage, or it is not finished.
+    """
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    workdir, name = _split(str(where))
+    config = workdir_lib.read_config(workdir)
+    run = workdir_lib.read_json(workdir / "run.json")
+    name = name or config.stages[-1]
+    if name not in config.stages:
+        raise UserError(f"{workdir} has no stage {name!r}; its stages are {', '.join(config.stages)}")
+    origin = {"stage": name, "config": config.to_dict(), "rows": run["rows"], "init_from": run["init_from"]}
+    method, frozen, template = shapes(origin)
+    state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, template)).state
+    frozen = sharding.put_replicated(mesh, frozen)
+    return Finished(workdir, config, name, method, state, frozen, run["data_fingerprint"], origin)
+
+
+def _split(where: str) -> tuple[epath.Path, str | None]:
+    folder, _, stage = where.rpartition(":")
+    if not folder or stage.startswith("//") or "/" in stage or (epath.Path(where) / "config.json").exists():
+        return epath.Path(where), None
+    return epath.Path(folder), stage
+
+
+def shapes(origin) -> tuple[Method, Any, TrainState]:
+    """The stage of an origin, its frozen weights, and the shapes of its state, found by tracing alone."""
+    config = Config(origin["config"])
+    side = config.data.frame_size
+
+    def batch(size):
+        image = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
+        index = jax.ShapeDtypeStruct((size,), np.int32)
+        second = {"image2": image, "index2": index} if config.data.partner else {}
+        return {"image": image, "index": index} | second
+
+    state = shapes(origin["init_from"])[2] if origin["init_from"] else None
+    for name in config.stages:
+        stage = config_lib.stage(config, name)
+        # Of earlier stages only shapes are wanted: weights that these needed may be gone.
+        frozen = stage.method.frozen_to_predict() if name == origin["stage"] else stage.method.frozen_to_init()
+
+        def init(batch, frozen, previous, method=stage.method):
+            return method.init(jax.random.key(0), batch, frozen, previous, origin["rows"])
+
+        state = jax.eval_shape(init, batch(stage.batch_size), frozen, state)
+        if name == origin["stage"]:
+            return stage.method, frozen, state
+    raise UserError(f"the run's record names a stage {origin['stage']!r} that its config does not have")

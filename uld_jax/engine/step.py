@@ -1,0 +1,80 @@
+"""The first state of a stage and its steps as programs on all devices."""
+
+from collections.abc import Callable
+
+import jax
+
+from uld_jax import sharding
+from uld_jax.config import Config, StageSpec
+from uld_jax.errors import UserError
+from uld_jax.method import Method, TrainState
+
+
+class Start:
+    """The first state of a stage, made on the devices.
+
+    Args:
+      method: the stage.
+      reader: its training data; `init` is shown the first batch.
+      mesh, frozen: devices, and the stage's frozen weights on them.
+      key: typed PRNG key.
+    """
+
+    def __init__(self, method: Method, reader, mesh, frozen, key: jax.Array):
+        def init(frozen, previous, store, payload, key):
+            return method.init(key, reader.fetch(store, payload), frozen, previous, reader.rows)
+
+        self._init = jax.jit(init, out_shardings=sharding.replicated(mesh))
+        self._frozen, self._rest = frozen, (reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key))
+
+    def shapes(self, previous: TrainState | None) -> TrainState:
+        """Shapes of the state, from those of the stage before."""
+        return jax.eval_shape(self._init, self._frozen, previous, *self._rest)
+
+    def state(self, previous: TrainState | None) -> TrainState:
+        """The state, from the final state of the stage before."""
+        return self._init(self._frozen, previous, *self._rest)
+
+
+def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
+    """`chunk` steps as one program: (state, frozen, store, payload, key) -> state, metrics of the last step."""
+
+    def one(state, frozen, store, payload, key):
+        batch = reader.fetch(store, payload)
+        new, values = method.train_step(state, frozen, batch, jax.random.fold_in(key, state.step))
+        return new.replace(step=state.step + 1), values
+
+    def many(state, frozen, store, payload, key):
+        if jax.default_backend() != "cpu":
+            state, values = jax.lax.scan(lambda state, part: one(state, frozen, store, part, key), state, payload)
+            return state, jax.tree.map(lambda x: x[-1], values)
+        for i in range(chunk):  # on CPU a scan over convolutions is many times slower
+            part = {name: rows[i] for name, rows in payload.items()}
+            state, values = one(state, frozen, store, part, key)
+        return state, values
+
+    return jax.jit(one if chunk == 1 else many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def compile_ahead(program, *given) -> bool:
+    """Compiles what the first call with such arguments then finds."""
+    program.lower(*given).compile()
+    return True
+
+
+def steps_in_one_program(config: Config, stage: StageSpec) -> int:
+    """Steps in one program. Everything that happens between steps must fall on a border.
+
+    Raises UserError when a given `steps_per_dispatch` does not divide them.
+    """
+    asked = config.steps_per_dispatch
+    borders = {k: config[k] for k in ("log_every", "eval_every", "save_every") if config[k]}
+    borders["steps"] = stage.steps
+    for step in range(stage.steps + 1):
+        if stage.method.passes(step):
+            borders[f"the pass before step {step}"] = step
+    for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 10, 8, 5, 4, 2, 1):
+        odd = [k for k, v in borders.items() if v % size]
+        if not odd:
+            return size
+    raise UserError(f"steps_per_dispatch {asked} does not divide {odd[0]} of stage {stage.name}; use a divisor or 0")

@@ -1,0 +1,550 @@
+"""Forward and backward error of discovered landmarks, and the curves and tables around them.
+
+A detector finds K landmarks without names. How much do they say about the L annotated ones? A ridge regression from
+one set to the other is fitted on annotated training images and scored on test images, under the choices of a
+`protocol.Protocol`:
+
+  forward    X = discovered, Y = annotated:   can the annotation be predicted from what was discovered?
+  backward   X = annotated, Y = discovered:   do the discovered points sit at fixed places of the object?
+
+  error_ij = |prediction_ij - target_ij| / normaliser_i          NME = 100 * mean of error_ij        (percent)
+
+Both directions divide by the normaliser of the test image's *annotation* (Mallis et al., NeurIPS 2020 section 4 and
+TPAMI 2024; Sanchez & Tzimiropoulos, NeurIPS 2019, for the backward error). The backward error averages over the K
+discovered landmarks. A frozen detector has a backward error of 0 and the forward error of the mean shape, a noisy
+one is bad at both: read the two together, and beside `mean_shape_nme`, the error of predicting the training images'
+mean annotation without looking.
+
+Missing points, where the pool is all training images that were looked at, of which a fit may draw a few:
+
+* forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the images of the
+  pool on which it was found; with `missing="svt"` the matrix of all coordinates of the pool is completed by singular
+  value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in their code coordinates are then
+  shares of the frame's side and are not centred, and what was found keeps its place. Points that are missing now and
+  then are filled in well. Landmarks that are never found on the same image are not: nothing ties one to the other, and
+  the completion puts them near the frame's corner, far from their mean;
+* forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;
+* backward: landmark j is fitted on the drawn images and scored on the test images on which it was found. Found on none
+  of the test images, it scores 100 %; found on none of the drawn ones, it has no value;
+* a landmark found on no image of the pool is left out of both and reported in `left_out`.
+
+Both are as in the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which needs no annotation to complete
+and so completes before it draws. Where some point is missing there is a second result over the landmarks that are found
+often (`often_found`): that code (2020, not the paper) keeps landmarks that are missing on less than 20 % of all images,
+pool and test together, before anything is completed or fitted. Annotated points without coordinates (NaN) take no part:
+neither in the fit, nor in the score; as inputs of the backward fit they take their mean over the drawn images.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uld_jax.errors import UserError
+from uld_jax.evaluation.curves import CED_LIMIT, ced_auc
+from uld_jax.evaluation.missing import known_mean, or_none
+from uld_jax.evaluation.protocol import Protocol
+from uld_jax.ops.completion import complete
+from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
+
+Normaliser = str | tuple[int, int]
+
+
+class LandmarkSet(NamedTuple):
+    """What was found on N images and what is annotated there, all in pixels of the frame.
+
+    Attributes:
+      found: [N,K,2] discovered landmarks.
+      score: [N,K]; 0 (or a NaN in `found`) means missing.
+      truth: [N,L,2] annotated landmarks; NaN where a point is not annotated.
+      visible: [N,L] bool, or None if the annotation does not tell.
+      columns: other columns of the annotation, name -> N strings, for `group_by`.
+    """
+
+    found: np.ndarray
+    score: np.ndarray
+    truth: np.ndarray
+    visible: np.ndarray | None = None
+    columns: Mapping[str, Sequence[Any]] = {}
+
+    def take(self, rows) -> "LandmarkSet":
+        """The images `rows` (indices)."""
+        rows = np.asarray(rows, np.int64)
+        return LandmarkSet(
+            np.asarray(self.found)[rows],
+            np.asarray(self.score)[rows],
+            np.asarray(self.truth)[rows],
+            None if self.visible is None else np.asarray(self.visible)[rows],
+            {name: [values[i] for i in rows] for name, values in self.columns.items()},
+        )
+
+    def only(self, landmarks) -> "LandmarkSet":
+        """The discovered `landmarks` (indices or [K] bool)."""
+        return self._replace(found=np.asarray(self.found)[:, landmarks], score=np.asarray(self.score)[:, landmarks])
+
+
+class Inputs(NamedTuple):
+    """Discovered landmarks of a pool of training images without gaps, the input of the forward fit.
+
+    Attributes:
+      xy: [N,K,2] float64, in pixels of the frame.
+      fill: [K,2] float64, the mean of each landmark over the images on which it was found; 0 for one never found.
+      used: [K] bool, found on some image.
+    """
+
+    xy: np.ndarray
+    fill: np.ndarray
+    used: np.ndarray
+
+
+class ForwardMap(NamedTuple):
+    """The affine map from discovered to annotated landmarks, with what stands in for landmarks not found.
+
+    Attributes:
+      weights: [2L,2K] float64; columns of landmarks that no training image has are 0.
+      bias: [2L] float64, NaN for points that no training image has annotated.
+      fill: [K,2] float64, the mean of each discovered landmark over the pool.
+      used: [K] bool, found on some image of the pool.
+      strength: [L] float64, the ridge strength of each annotated point.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    fill: np.ndarray
+    used: np.ndarray
+    strength: np.ndarray
+
+
+# The normaliser
+
+
+def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None = None) -> np.ndarray:
+    """The length in pixels by which each image's errors are divided, [N]; NaN where it cannot be told or is 0.
+
+    Args:
+      truth: [N,L,2] annotated points.
+      normaliser: two point numbers: their distance; 'box': sqrt(width * height) of the box around all annotated points;
+        'image': `image_side`.
+      image_side: side of the frame in pixels.
+    """
+    truth = np.asarray(truth, np.float64)
+    if normaliser == "image":
+        if not image_side:
+            raise ValueError("the normaliser 'image' needs image_side")
+        return np.full(len(truth), float(image_side))
+    if normaliser == "box":
+        known = np.isfinite(truth).all(-1, keepdims=True)
+        high = np.where(known, truth, -np.inf).max(1)
+        low = np.where(known, truth, np.inf).min(1)
+        lengths = np.sqrt(np.prod(np.where(known.any(1), high - low, 0.0), -1))
+    else:
+        lengths = np.linalg.norm(truth[:, normaliser[0]] - truth[:, normaliser[1]], axis=-1)
+    return np.where(lengths > 0, lengths, np.nan)
+
+
+def normaliser_name(normaliser: Normaliser) -> str:
+    """As reports call it."""
+    return normaliser if isinstance(normaliser, str) else f"points {normaliser[0]} and {normaliser[1]}"
+
+
+# The two regressions
+
+
+def _found(landmarks: LandmarkSet) -> tuple[np.ndarray, np.ndarray]:
+    """Discovered points [N,K,2] float64, NaN where missing, and where they are not, [N,K]."""
+    xy = np.asarray(landmarks.found, np.float64)
+    there = (np.asarray(landmarks.score) > 0) & np.isfinite(xy).all(-1)
+    return np.where(there[..., None], xy, np.nan), there
+
+
+def _flat(points) -> np.ndarray:
+    return points.reshape(len(points), -1)
+
+
+def _patterns(there):
+    """Points that are `there` [N,J] on the same rows: (rows [N] bool, numbers of the points), if there are rows."""
+    patterns, member = np.unique(there, axis=1, return_inverse=True)
+    for p in range(patterns.shape[1]):
+        if patterns[:, p].any():
+            yield patterns[:, p], np.flatnonzero(member.ravel() == p)
+
+
+def _fit_columns(x, y, there, strength, intercept=True):
+    """Ridge from complete x [N,I] to points y [N,J,2], each point on the rows where it is `there` [N,J].
+
+    Points with the same rows share one fit. Returns weights [2J,I], bias [2J] and strength [J], NaN for points without
+    a row.
+    """
+    weights = np.full((y.shape[1], 2, x.shape[1]), np.nan)
+    bias = np.full((y.shape[1], 2), np.nan)
+    strengths = np.full(y.shape[1], np.nan)
+    for rows, points in _patterns(there):
+        target = _flat(y[rows][:, points])
+        strengths[points] = choose_strength(x[rows], target) if strength is None else strength
+        ridge = fit_ridge(x[rows], target, strengths[points[0]], intercept=intercept)
+        weights[points] = ridge.weights.reshape(len(points), 2, -1)
+        bias[points] = (ridge.y_mean - ridge.weights @ ridge.x_mean).reshape(len(points), 2)
+    return weights.reshape(-1, x.shape[1]), bias.ravel(), strengths
+
+
+def complete_inputs(pool: LandmarkSet, missing: str = "mean", image_side: float | None = None) -> Inputs:
+    """Fills in the landmarks that were not found on the images of a pool; no annotation is looked at.
+
+    Args:
+      pool: landmarks of all training images that were looked at.
+      missing: `mean` or `svt`, see the module.
+      image_side: side of the frame in pixels, for `svt`.
+    """
+    xy, there = _found(pool)
+    used = there.any(0)
+    fill = np.where(used[:, None], known_mean(xy, 0), 0.0)
+    x = np.where(there[..., None], xy, fill)
+    if missing == "svt" and not there[:, used].all():
+        x = np.where(used[:, None], _completed(xy, there, image_side), fill)
+    return Inputs(x, fill, used)
+
+
+def _fit_map(inputs: Inputs, truth, rows, strength: float | None, intercept: bool = True) -> ForwardMap:
+    """The map from discovered landmarks to truth [N,L,2], fitted on some rows of a completed pool."""
+    x, truth = inputs.xy[rows], np.asarray(truth, np.float64)[rows]
+    annotated = np.isfinite(truth).all(-1)
+    weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength, intercept)
+    return ForwardMap(weights, bias, inputs.fill, inputs.used, strengths)
+
+
+def fit_forward(
+    train: LandmarkSet,
+    strength: float | None = Protocol().ridge_forward,
+    *,
+    missing: str = "mean",
+    image_side: float | None = None,
+    intercept: bool = True,
+) -> ForwardMap:
+    """Fits the map from discovered to annotated landmarks on all images of `train`, from one image on.
+
+    With a single image and an intercept the map is that image's annotation, whatever is found.
+
+    Args:
+      train: landmarks of annotated images.
+      strength: ridge penalty, relative as in `ops/ridge.py`; None chooses it by the leave-one-out error, which is what
+        a few labelled images need. Evaluations use the protocol's fixed one.
+      missing: what stands in for points that were not found: `mean` or `svt`, see the module.
+      image_side: side of the frame in pixels, for `svt`.
+      intercept: whether the map is affine; linear in pixels of the frame otherwise.
+    """
+    return _fit_map(complete_inputs(train, missing, image_side), train.truth, slice(None), strength, intercept)
+
+
+def _completed(xy, there, side):
+    """[N,K,2] with what is not `there` [N,K] as matrix completion has it; landmarks that are nowhere do not matter."""
+    if not side:
+        raise ValueError("missing='svt' needs image_side")
+    known = np.repeat(there, 2, axis=1)
+    # The defaults of `complete` without the columns that are empty: those stay, and draws of images share a program.
+    rows, columns = len(xy), known.any(0).sum()
+    tau, delta = 5 * (rows + columns) / 2, 1.2 * rows * columns / max(known.sum(), 1)
+    share = complete(_flat(xy) / side, known, tau=tau, delta=delta).x
+    filled = side * np.asarray(share, np.float64).reshape(xy.shape)
+    return np.where(there[..., None], xy, filled)  # as found, to the last digit
+
+
+def leave_one_out(train: LandmarkSet, forward: ForwardMap) -> np.ndarray:
+    """How far each annotated point of `train` is from where a map fitted without its image puts it, [N,L,2].
+
+    For maps with missing points at their means. The ridge strengths are those of `forward`, a fit to all of `train`.
+    NaN where a point is not annotated, or on one image alone.
+    """
+    xy, there = _found(train)
+    x, truth = _flat(np.where(there[..., None], xy, forward.fill)), np.asarray(train.truth, np.float64)
+    residuals = np.full(truth.shape, np.nan)
+    for rows, points in _patterns(np.isfinite(truth).all(-1)):
+        if rows.sum() > 1:
+            target = _flat(truth[rows][:, points])
+            left = leave_one_out_residuals(x[rows], target, [forward.strength[points[0]]])[0]
+            residuals[np.ix_(rows, points)] = left.reshape(-1, len(points), 2)
+    return residuals
+
+
+def apply_forward(forward: ForwardMap, found, score) -> np.ndarray:
+    """Annotated landmarks [N,L,2] predicted from discovered ones [N,K,2] with score [N,K]; any N."""
+    xy, there = _found(LandmarkSet(found, score, None))
+    there &= forward.used
+    x = np.where(there[..., None], xy, forward.fill)
+    return (_flat(x) @ forward.weights.T + forward.bias).reshape(len(x), -1, 2)
+
+
+def _pixels(predicted, truth) -> np.ndarray:
+    """Distances [N,J] of points [N,J,2] in pixels."""
+    return np.linalg.norm(predicted - np.asarray(truth, np.float64), axis=-1)
+
+
+def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float, intercept: bool) -> np.ndarray:
+    """Pixels from the discovered landmarks of `test` to where its annotation says they should be, [N,K].
+
+    NaN where a landmark was not found, and for landmarks that were found on no image of `train`.
+    """
+    y, there = _found(train)
+    target, _ = _found(test)
+    x, z = np.asarray(train.truth, np.float64), np.asarray(test.truth, np.float64)
+    mean = known_mean(x, 0)
+    mean = np.where(np.isfinite(mean), mean, 0.0)
+    x, z = np.where(np.isfinite(x), x, mean), np.where(np.isfinite(z), z, mean)
+    weights, bias, _ = _fit_columns(_flat(x), y, there, strength, intercept)
+    return _pixels((_flat(z) @ weights.T + bias).reshape(target.shape), target)
+
+
+# Evaluation
+
+
+def _check(train: LandmarkSet, test: LandmarkSet) -> None:
+    for name, part in (("training", train), ("test", test)):
+        n, k = np.shape(part.found)[:2]
+        shapes = (np.shape(part.found), np.shape(part.score), np.shape(part.truth))
+        if shapes[0] != (n, k, 2) or shapes[1] != (n, k) or len(shapes[2]) != 3 or shapes[2][::2] != (n, 2):
+            raise ValueError(f"the {name} landmarks have shapes {shapes}, not [N,K,2], [N,K] and [N,L,2]")
+        if not n:
+            raise UserError(f"there is no annotated {name} image; give landmarks in the csv of that split")
+    if np.shape(train.found)[1] != np.shape(test.found)[1] or np.shape(train.truth)[1] != np.shape(test.truth)[1]:
+        raise UserError(
+            "the training and the test split differ in their number of landmarks; use the same columns in both"
+        )
+
+
+def _lengths_or_error(test: LandmarkSet, normaliser: Normaliser, image_side: float | None) -> np.ndarray:
+    lengths = normaliser_lengths(test.truth, normaliser, image_side)
+    if not np.isfinite(lengths).any():
+        raise UserError(
+            f"the normaliser {normaliser} is missing or 0 on every test image; choose another one, "
+            "--config.data.normaliser=NAME"
+        )
+    return lengths
+
+
+def evaluate(
+    train: LandmarkSet,
+    test: LandmarkSet,
+    *,
+    data: str,
+    normaliser: Normaliser,
+    image_side: float | None = None,
+    protocol: Protocol = Protocol(),
+    fits: Sequence[Any] | None = None,
+    ced_limit: float = CED_LIMIT,
+) -> dict[str, Any]:
+    """Fits on `train`, scores on `test`; the module says what the numbers mean.
+
+    Args:
+      train: landmarks of the pool: all annotated training images that were looked at.
+      test: landmarks of the test images.
+      data: id of the data, see `data.specs.DatasetSpec.protocol`.
+      normaliser: two point numbers, 'box' or 'image', see `normaliser_lengths`.
+      image_side: side of the frame in pixels, for the normaliser 'image' and for `svt`.
+      protocol: ridge strengths, intercept, `missing` and `min_found` are taken from it; it becomes part of the id.
+      fits: images of the pool that each fit takes, as indices; None for one fit on all. Several fits are `averaged`.
+      ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
+
+    Returns:
+      A dict. All errors are in percent of the normaliser; a mean over images is a mean of per-image means.
+        protocol             id of the numbers, `Protocol.id`; `+missing_...` is in it where points are missing
+        settings             the choices of the protocol by name
+        normaliser, n_train (images of a fit), n_pool, n_test, landmarks (K), annotated (L)
+        forward_nme, backward_nme, mean_shape_nme      over all annotated points
+        forward_nme_visible, mean_shape_nme_visible    over the visible ones; None if the annotation does not tell
+        ced_auc, ced_limit   area under the share of test images whose forward error is below a threshold, for
+                             thresholds from 0 to `ced_limit` percent, divided by that range: 0 to 1, 1 is best
+        left_out             discovered landmarks that no image of the pool has
+        not_annotated        annotated points that no drawn image has; they are not scored
+        found_train, found_test, found_share           share of the points that were found: pool, test, both together
+        often_found          if some point is missing: protocol, its own id; min_found; landmarks, how many were found
+                             on more than that share of all images of pool and test; forward_nme and backward_nme from
+                             these alone, None without any
+        not_scored           test images whose normaliser is missing
+        per_landmark         forward [L], mean_shape [L], backward [K], found_train [K], found_test [K]
+        per_image            forward_nme [N], backward_nme [N], mean_shape_nme [N]
+        predicted            [N,L,2] annotated landmarks as the (first) forward map places them, in pixels of the frame
+
+    Raises:
+      UserError: no image in a split, splits that differ in their number of points, a normaliser that fits nowhere, or
+        a protocol that means nothing.
+      ValueError: arrays of the wrong shape.
+    """
+    _check(train, test)
+    protocol.checked()
+    lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
+    there_train, there_test = (_found(part)[1] for part in (train, test))
+    there = np.concatenate([there_train, there_test])
+    fits = [np.arange(len(train.found))] if fits is None else fits
+
+    def errors(train, test):
+        inputs = complete_inputs(train, protocol.missing, image_side)
+        return averaged([_scored(train, test, inputs, rows, lengths, protocol, ced_limit) for rows in fits])
+
+    result = errors(train, test) | {
+        "protocol": protocol.id(data, there.all()),
+        "settings": protocol.asdict(),
+        "normaliser": normaliser_name(normaliser),
+        "n_pool": len(train.found),
+        "n_test": len(test.found),
+        "landmarks": there.shape[1],
+        "annotated": np.shape(test.truth)[1],
+        "left_out": np.flatnonzero(~there_train.any(0)).tolist(),
+        "found_train": float(there_train.mean()),
+        "found_test": float(there_test.mean()),
+        "found_share": float(there.mean()),
+        "not_scored": int((~np.isfinite(lengths)).sum()),
+    }
+    result["per_landmark"] |= {"found_train": there_train.mean(0), "found_test": there_test.mean(0)}
+    if not there.all():
+        often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
+        # Not a mean of the errors above: the regression sees these landmarks alone, and their matrix is completed.
+        few = errors(train.only(often), test.only(often)) if often.any() else {}
+        result["often_found"] = {
+            "protocol": protocol.often(data),
+            "min_found": float(protocol.min_found),
+            "landmarks": int(often.sum()),
+            **{name: or_none(few.get(name, np.nan)) for name in ("forward_nme", "backward_nme")},
+        }
+    return result
+
+
+def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> dict[str, Any]:
+    """The errors of `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
+    drawn, truth = train.take(rows), np.asarray(test.truth, np.float64)
+    forward_map = _fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
+    predicted = apply_forward(forward_map, test.found, test.score)
+    forward = 100 * _pixels(predicted, truth) / lengths
+    mean_shape = known_mean(np.asarray(drawn.truth, np.float64), 0)
+    baseline = 100 * _pixels(mean_shape, truth) / lengths
+    backward = 100 * _backward_errors(drawn, test, protocol.ridge_backward, protocol.intercept) / lengths
+    fitted, met = (_found(part)[1].any(0) for part in (drawn, test))
+    per_landmark = np.where(fitted & ~met, 100.0, known_mean(backward, 0))
+    per_image = {
+        "forward_nme": known_mean(forward, 1),
+        "backward_nme": known_mean(backward, 1),
+        "mean_shape_nme": known_mean(baseline, 1),
+    }
+    seen = None if test.visible is None else np.asarray(test.visible, bool)
+
+    def visible_nme(errors):
+        return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
+
+    scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
+    return {
+        "n_train": len(drawn.found),
+        "forward_nme": float(known_mean(per_image["forward_nme"])),
+        "backward_nme": float(known_mean(per_landmark)),
+        "mean_shape_nme": float(known_mean(per_image["mean_shape_nme"])),
+        "forward_nme_visible": visible_nme(forward),
+        "mean_shape_nme_visible": visible_nme(baseline),
+        "ced_auc": ced_auc(scored, ced_limit),
+        "ced_limit": float(ced_limit),
+        "not_annotated": np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
+        "per_landmark": {
+            "forward": known_mean(forward, 0),
+            "mean_shape": known_mean(baseline, 0),
+            "backward": per_landmark,
+        },
+        "per_image": per_image,
+        "predicted": predicted,
+    }
+
+
+def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several results of `evaluate`, fitted on different training images and scored on the same test images, as one.
+
+    Errors and shares, the tables by landmark and by image among them, are means over the results that have a value;
+    counts, names and `predicted` are those of the first. `spread` tells how far they are apart: repeats, and the sample
+    standard deviations of forward_nme and backward_nme.
+
+    Raises:
+      ValueError: no results.
+    """
+    if not results:
+        raise ValueError("averaged needs at least one result")
+    if len(results) == 1:
+        return dict(results[0])
+
+    def mean(values, name=""):
+        known = [v for v in values if v is not None]
+        first = known[0] if known else None
+        if isinstance(first, Mapping):
+            return {key: mean([v.get(key) for v in known], key) for key in first}
+        if isinstance(first, np.ndarray) and name != "predicted":
+            return known_mean(np.stack(known), 0)
+        return float(known_mean(np.array(known))) if isinstance(first, float) else first
+
+    keys = dict.fromkeys(key for result in results for key in result)
+    spread = {
+        name: or_none(np.std([result[name] for result in results], ddof=1)) for name in ("forward_nme", "backward_nme")
+    }
+    together = {key: mean([result.get(key) for result in results], key) for key in keys}
+    return together | {"spread": {"repeats": len(results)} | spread}
+
+
+def label_counts(
+    train: LandmarkSet,
+    test: LandmarkSet,
+    *,
+    normaliser: Normaliser,
+    image_side: float | None = None,
+    counts: Sequence[int | str] = (1, 5, 10, 50, "all"),
+    repeats: int = 10,
+    seed: int = 0,
+    protocol: Protocol = Protocol(),
+) -> list[dict]:
+    """Forward error against the number of annotated training images.
+
+    For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
+    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from all of `train`, as
+    that needs no annotation. 'all' is one fit. With n = 1 and an intercept the prediction is that image's annotation,
+    so the two columns agree.
+
+    Returns:
+      One dict a count: `n`, `repeats`, `forward_nme` (mean over draws), `forward_nme_std` (over draws, 0 for one),
+      `mean_shape_nme`, the mean error of the drawn images' mean shape. Counts above the number of training images are
+      left out with a warning.
+
+    Raises:
+      UserError: counts that are neither positive numbers nor 'all', or what `evaluate` raises.
+    """
+    _check(train, test)
+    lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
+    truth, annotated = np.asarray(test.truth, np.float64), np.asarray(train.truth, np.float64)
+    inputs, total = complete_inputs(train, protocol.missing, image_side), len(train.found)
+    wanted = []
+    for count in counts:
+        if str(count) != "all" and not (str(count).isdecimal() and int(count) > 0):
+            raise UserError(f"label_counts holds {count!r}; give positive numbers and 'all', such as 1,10,100,all")
+        wanted.append(total if str(count) == "all" else int(count))
+    if max(wanted, default=0) > total:
+        warnings.warn(f"label_counts above the {total} annotated training images are left out", stacklevel=2)
+    rows = []
+    for n in sorted({n for n in wanted if n <= total}):
+        errors = []
+        for repeat in range(repeats if n < total else 1):
+            draw = np.random.default_rng((seed, n, repeat)).permutation(total)[:n] if n < total else np.arange(total)
+            fitted = _fit_map(inputs, annotated, draw, protocol.ridge_forward, protocol.intercept)
+            predicted = apply_forward(fitted, test.found, test.score)
+            mean_shape = known_mean(annotated[draw], 0)
+            errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
+        forward, baseline = np.array(errors).T
+        rows.append(
+            {
+                "n": n,
+                "repeats": len(errors),
+                "forward_nme": or_none(known_mean(forward)),
+                "forward_nme_std": or_none(np.std(forward)),
+                "mean_shape_nme": or_none(known_mean(baseline)),
+            }
+        )
+    return rows
+
+
+def _nme(predicted, truth, lengths) -> float:
+    return float(known_mean(known_mean(100 * np.linalg.norm(predicted - truth, axis=-1) / lengths, 1)))
+
+
+def mean_error(residuals) -> float | None:
+    """Mean over images of the mean length over their points of [N,L,2], without NaN; None if there is nothing else."""
+    return or_none(known_mean(known_mean(np.linalg.norm(residuals, axis=-1), 1)))

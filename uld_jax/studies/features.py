@@ -1,0 +1,62 @@
+"""`uld features`: the maps of a stage's frozen backbone, computed once for runs that differ in anything else.
+
+A stage with a hyper-parameter `cache` reads its passes over the training images from the folder that this makes. What
+predicts for images from anywhere, and so evaluation too, computes features as ever.
+
+Of a backbone in two steps (`backbones.TwoStep`) the folder may hold the latents between them instead, which are small,
+and good for all settings of the second step; passes then compute that step alone.
+"""
+
+from collections.abc import Callable
+
+from uld_jax import config as config_lib
+from uld_jax.config import Config
+from uld_jax.data.feature_cache import Description, write
+from uld_jax.engine import cache
+from uld_jax.errors import UserError
+from uld_jax.evaluation import evaluate
+
+
+def main(
+    config: Config,
+    out: str,
+    mesh,
+    *,
+    stage: str = "",
+    split: str = "train",
+    what: str = "maps",
+    dtype: str = "float16",
+    batch_size: int = 0,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[Description, str]:
+    """Writes the maps of one split's images to the folder `out`, or what is missing there.
+
+    Args:
+      config: of runs.
+      out: a local folder, see `data.feature_cache.write`.
+      mesh: the devices.
+      stage: whose backbone; by default the first stage that has one.
+      split: whose images.
+      what: `maps`, or the `latents` of a backbone in two steps.
+      dtype: of the maps on disk.
+      batch_size: images at a time, of all devices together; 0 for the config's `eval.batch_size`.
+      report: is given the numbers of images done and to be done.
+
+    Returns:
+      What the folder holds, and the name of the stage.
+
+    Raises:
+      UserError: no such stage, no backbone, no latents, or whatever is wrong with data, weights or folder.
+    """
+    names = [stage] if stage else list(config.stages)
+    built = [config_lib.stage(config, name) for name in names]
+    config_lib.check_weights_are_read([(config, [config_lib.stage(config, name) for name in config.stages])])
+    looking = [one for one in built if cache.looks_through_one(one)]
+    if not looking:
+        what = f"stage {stage} looks" if stage else f"none of the stages {', '.join(names)} looks"
+        raise UserError(f"{what} through a frozen backbone; name another by --stage, or another config")
+    backbone = cache.whole_or_latents(cache.of_stage(looking[0]), what, "--what asks for")
+    frozen = backbone.load()
+    source = evaluate.open_split(config, split)
+    batch_size = batch_size or evaluate.eval_batch(config, mesh)
+    return write(source, backbone, frozen, out, mesh, batch_size, dtype, report=report), looking[0].name
