@@ -21,7 +21,7 @@ from benchmarks import harness
 from uld_jax import config as config_lib
 from uld_jax import sharding
 from uld_jax.engine.rounds import Rounds
-from uld_jax.method import Clustering
+from uld_jax.method import Clustering, Start
 
 GIB = 2**30
 
@@ -65,7 +65,7 @@ def programs(rounds: Rounds, state, frozen) -> dict[str, tuple]:
     given = state, frozen, key, clusters, *seen
     placed = table(rounds._locate, given, reader.passes())
     found["locate"] = jax.jit(rounds._locate_into, donate_argnums=0), (placed, *given, number), placed
-    return found | {"settle": (jax.jit(method.settle), (state, clusters, *placed), placed)}
+    return found | {"settle": (jax.jit(method.settle), (state, clusters, placed), placed)}
 
 
 def table(observe, given, passes: int):
@@ -79,11 +79,13 @@ def first_state(config, names, images: Images):
     state, payload = None, next(images.ordered())
     for name in names:
         method = config_lib.stage(config, name).method
-        frozen = jax.eval_shape(method.frozen if name == names[-1] else method.frozen_to_init)
-        state = jax.eval_shape(
-            lambda key, batch, frozen, previous, method=method: method.init(key, batch, frozen, previous, images.rows),
-            jax.random.key(0), payload, frozen, state,
-        )  # fmt: skip
+        purpose = "train" if name == names[-1] else "shapes"
+        frozen = jax.eval_shape(lambda method=method, purpose=purpose: method.frozen(purpose))
+
+        def init(key, batch, frozen, previous, method=method):
+            return method.init(key, batch, frozen, Start(previous, images.rows, shapes_only=True))
+
+        state = jax.eval_shape(init, jax.random.key(0), payload, frozen, state)
     return method, frozen, state
 
 

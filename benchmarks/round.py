@@ -22,7 +22,7 @@ from benchmarks import harness, step
 from uld_jax import config as config_lib
 from uld_jax import sharding
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start, compile_step
+from uld_jax.engine.step import FirstState, compile_step
 from uld_jax.evaluation import evaluate
 
 
@@ -47,7 +47,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
         spec = config_lib.stage(config, name)
         reader = reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
-        state = Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = FirstState(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
     method = spec.method
     gathered = min(method.ring_size, -(-method.round_every // method.ring_every))
     state = sharding.put_replicated(mesh, state.replace(aux=ring(state.aux, gathered, config.k)))
@@ -85,11 +85,11 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
         spec = config_lib.stage(config, stage)
         method, reader = spec.method, reader.of_batch(spec.batch_size)
         frozen = sharding.put_replicated(mesh, method.frozen())
-        state = Start(method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = FirstState(method, reader, mesh, frozen, jax.random.key(0)).state(state)
         rounds = Rounds(method, reader, mesh)
         if config[stage].steps:
             break
-        state = rounds.run(state, frozen, jax.random.key(1), method.passes(0))
+        state = rounds.run(state, frozen, jax.random.key(1), method.round_at(0))
     advance = compile_step(method, reader, mesh, 1)
     payload, key = next(reader.payloads(0, seed=0)), sharding.put_key(mesh, jax.random.key(2))
     for _ in range(20):  # so that there is something to detect
@@ -106,7 +106,7 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
         "name": name,
         "preset": preset,
         "images": images,
-        "descriptors": int(bank.rows.mask.sum()),
+        "descriptors": int(bank.values.mask.sum()),
         "pass s": a_pass,
         "cluster s": cluster.median,
         "step s": a_step.median,

@@ -23,7 +23,7 @@ from benchmarks import harness
 from uld_jax import config as config_lib
 from uld_jax import sharding
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start, compile_step
+from uld_jax.engine.step import FirstState, compile_step
 from uld_jax.evaluation import evaluate
 
 # What a detector starts from does not change its step; these need no weights, and CGB no earlier stages.
@@ -58,10 +58,10 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     for each in config.stages:
         spec = config_lib.stage(config, each)
         frozen = sharding.put_replicated(mesh, spec.method.frozen())
-        state = Start(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
+        state = FirstState(spec.method, reader, mesh, frozen, jax.random.key(0)).state(state)
         if each == stage:
             break
-        state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.passes(0))
+        state = Rounds(spec.method, reader, mesh).run(state, frozen, jax.random.key(1), spec.method.round_at(0))
     payload = next(reader.payloads(0, seed=0))
     key = sharding.put_key(mesh, jax.random.key(2))
     if spec.steps:

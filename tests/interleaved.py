@@ -18,7 +18,7 @@ from uld_jax import sharding
 from uld_jax.data import objects
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start, compile_step
+from uld_jax.engine.step import FirstState, compile_step
 from uld_jax.evaluation import evaluate
 from uld_jax.studies import features
 
@@ -54,16 +54,15 @@ def run(config, mesh, seen) -> None:
         stage = config_lib.stage(config, name)
         method, frozen = stage.method, stage.method.frozen()
         cache = cache_lib.opened(stage, data.train, frozen)
-        if method.known:
-            frozen = frozen | {"rows": objects.tables(data.train, method.known)}
+        tables = objects.tables(data.train, method.side_tables())
         frozen = sharding.put_replicated(mesh, frozen)
         reader = data.train_reader.of_batch(stage.batch_size)
-        state = Start(method, reader, mesh, frozen, jax.random.key(number)).state(state)
-        rounds, predictor = Rounds(method, reader, mesh, cache=cache), evaluate.Predictor(method, mesh)
+        state = FirstState(method, reader, mesh, frozen, jax.random.key(number)).state(state)
+        rounds, predictor = Rounds(method, reader, mesh, cache=cache, tables=tables), evaluate.Predictor(method, mesh)
         advance, payloads = compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
         key = sharding.put_key(mesh, jax.random.key(9))
         for step in range(stage.steps + 1):
-            state = rounds.run(state, frozen, jax.random.fold_in(jax.random.key(7), step), method.passes(step))
+            state = rounds.run(state, frozen, jax.random.fold_in(jax.random.key(7), step), method.round_at(step))
             if step < stage.steps:
                 state, values = advance(state, frozen, reader.store, next(payloads), key)
                 seen(f"{name} loss {step}", values["loss"])
@@ -95,7 +94,7 @@ def main(out: str, name: str, address: str = "", process: str = "0") -> None:
 
     def recorded(self, *args):
         bank = collect(self, *args)
-        seen(f"bank of {type(self._method).__name__}", (bank.index, bank.rows))
+        seen(f"bank of {type(self._method).__name__}", (bank.index, bank.values))
         return bank
 
     Rounds.collect = recorded

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from uld_jax.backbones import build
 from uld_jax.errors import UserError
 from uld_jax.lookup import find_class
-from uld_jax.method import Method
+from uld_jax.method import Method, Stage
 
 Config = ml_collections.ConfigDict
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
@@ -172,7 +172,7 @@ def stage(config: Config, name: str) -> StageSpec:
         values["accumulate_steps"] = _pieces(config, name, batch_size)
     values = {k: v for k, v in shared.items() if k in fields} | values
     method = cls(**{k: _hashable(v) for k, v in values.items()})
-    if steps and not getattr(method, "trainable", True):
+    if steps and cls.train_step is Stage.train_step:
         raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
     if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):
         raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")

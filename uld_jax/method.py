@@ -6,13 +6,14 @@ Glossary of shape letters, used in every comment:
   L annotated landmarks · D descriptor size · M cluster slots · T batches in one pass over the data
 """
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 from flax import struct
 
-from uld_jax.bank import Bank, Rows, by_batch
+from uld_jax.bank import Bank, by_batch
 
 # image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
 # No annotation ever travels in a batch: evaluation takes it from the source, on the host.
@@ -52,23 +53,70 @@ class Prediction(NamedTuple):
     features: jax.Array | None = None
 
 
+class Described(NamedTuple):
+    """Descriptors of a batch of images.
+
+    Attributes:
+      z: [B,P,D] float32.
+      landmark: [B,P] int32, the landmark that each one is of; -1 for none.
+      mask: [B,P] bool, False where a slot is empty.
+    """
+
+    z: jax.Array
+    landmark: jax.Array
+    mask: jax.Array
+
+
+class Start(NamedTuple):
+    """What a stage starts from.
+
+    Attributes:
+      previous: the final state of the stage before; None without any.
+      num_images: N, the number of training images.
+      shapes_only: whether only the shapes of the first state are asked for, so that weights may be missing.
+    """
+
+    previous: TrainState | None
+    num_images: int
+    shapes_only: bool = False
+
+
+class Round(NamedTuple):
+    """A refresh of what a stage learns from.
+
+    Attributes:
+      passes: passes over the training data, each with its refresh, such as 2 to cluster and then to place; with 0 there
+        is one refresh, from what the state holds.
+    """
+
+    passes: int
+
+
+Purpose = Literal["train", "predict", "shapes"]
+
+
 class Method(Protocol):
     """One STAGE of one paper: a frozen dataclass of hyper-parameters. Every function is pure.
 
     A method without pseudo-labels needs `init`, `train_step` and `predict` alone; `Stage` below gives the rest.
     """
 
-    def frozen(self) -> Any:
-        """Weights that are never trained, saved or donated (VGG, Stable Diffusion, ...); {} if none."""
+    def frozen(self, purpose: Purpose = "train") -> Any:
+        """Load the weights that are never trained, saved or donated (VGG, Stable Diffusion, ...); {} if none.
 
-    def frozen_to_predict(self) -> Any:
-        """The part of `frozen` that `predict`, `heatmaps` and the shapes of `init` need."""
+        `purpose` says what they are for, so that a finished run loads without weights that only training needed:
+        `train` is everything; `predict` is what `predict`, `heatmaps` and the shapes of `init` need; `shapes` is what
+        those shapes alone need.
+        """
 
-    def frozen_to_init(self) -> Any:
-        """The part of that which the shapes of `init` need."""
+    def side_tables(self) -> Mapping[str, tuple]:
+        """Tables of the training images that rounds need besides pixels, {function of `data.objects`: arguments}.
 
-    def init(self, rng: jax.Array, batch: Batch, frozen: Any, previous: TrainState | None, rows: int) -> TrainState:
-        """First state of the stage. `previous` is the final state of the stage before; `rows` is N."""
+        `observe` finds the images' rows in its batch under the function's name. Never annotation.
+        """
+
+    def init(self, rng: jax.Array, batch: Batch, frozen: Any, start: Start) -> TrainState:
+        """Make the first state of the stage."""
 
     def train_step(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict]:
         """One optimiser step; metrics are scalars and hold `loss`."""
@@ -76,24 +124,27 @@ class Method(Protocol):
     def predict(self, state: TrainState, frozen: Any, images: jax.Array) -> Prediction:
         """Landmarks of [B,H,W,3] uint8 images in the frame."""
 
-    def passes(self, step: int) -> int:
-        """How many passes over the training data come before this step: 0, 1 or 2 (cluster, then place)."""
+    def round_at(self, step: int) -> Round | None:
+        """Return the round that comes before this step, if any."""
 
-    def observe(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> Rows:
-        """What a pass collects from one batch.
+    def observe(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> Any:
+        """Return what a pass collects from one batch: the method's own NamedTuple of arrays [B,...].
 
         `rng` is the pass's typed key, the same for all its batches: what is drawn for an image is drawn by
         `fold_in(rng, row)`, so that it does not depend on how many processes share the rows.
         """
 
     def refresh(self, state: TrainState, frozen: Any, bank: Bank | None, rng: jax.Array) -> TrainState:
-        """The whole bank to a state with new `aux`: clusters, pseudo-labels."""
+        """Return the state with new `aux`, such as clusters and pseudo-labels, from a whole pass.
 
-    def found(self, state: TrainState) -> dict[str, jax.Array]:
-        """What a refresh found: scalars for `metrics.jsonl`; {} for nothing."""
+        `bank` is None in a round of no passes: then the state holds all that is needed.
+        """
 
-    def warning(self, found: dict[str, float]) -> str | None:
-        """What is wrong with what a refresh found, and the remedy; None if nothing is."""
+    def summary(self, state: TrainState) -> dict[str, jax.Array]:
+        """Return scalars about the last refresh for `metrics.jsonl`; {} for none."""
+
+    def warning(self, summary: dict[str, float]) -> str | None:
+        """Return a warning, with the remedy, if a refresh gave a degenerate result; otherwise None."""
 
     def landmarks(self, state: TrainState) -> jax.Array | None:
         """Which of the slots that `predict` fills stand for a landmark, [K] bool; None for all.
@@ -108,11 +159,10 @@ class Method(Protocol):
         Negative: in none of them.
         """
 
-    def grouped(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[Rows, jax.Array] | None:
-        """For reports on clusters: descriptors, and which landmark each one is [B,P] int32, -1 for none.
+    def describe(self, state: TrainState, frozen: Any, images: jax.Array) -> Described | None:
+        """Return the descriptors of keypoints or landmarks in [B,H,W,3] uint8 images; None for a stage without any.
 
-        None: those are what `observe` gives, and a row is the landmark that `predict` puts where it is. A stage whose
-        passes collect other things too, or whose landmarks are not at its keypoints, tells them here.
+        Reports on clusters read them.
         """
 
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
@@ -129,40 +179,29 @@ class Stage:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
       needs_partner: whether `train_step` takes a second image with each.
-      trainable: whether there is anything to train; a stage without takes no steps.
-      describes: whether `observe` gives descriptors of what is at the landmarks, and not only how sure it is.
-      slots_are_landmarks: whether a slot of what `observe` gives is the same landmark in every image.
-      observes: whether a round collects a bank; without one `refresh` is given None, and works on what the state holds.
       filled_below: landmarks of `predict` with a score above 0, but below this, were not detected: something else put
         them where they are. Evaluation also tells the errors with those counted as missing. 0: there are none.
-      known: what training asks of `data.objects` about its images besides their pixels, {function: arguments}; it is
-        given, one row an image, as `frozen["rows"]`. Never annotation.
       weight_kinds: the kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
     """
 
     uses_previous = True
     needs_previous_rows = False
     needs_partner = False
-    trainable = True
-    describes = False
-    slots_are_landmarks = True
-    observes = True
     filled_below = 0.0
-    known = MappingProxyType({})
     weight_kinds = frozenset()
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
+        del purpose
         return {}
 
-    def frozen_to_predict(self):
-        return self.frozen()
+    def side_tables(self):
+        return MappingProxyType({})
 
-    def frozen_to_init(self):
-        return self.frozen_to_predict()
+    def train_step(self, state, frozen, batch, rng):
+        raise NotImplementedError(f"{type(self).__name__} has nothing to train")
 
-    def passes(self, step):
+    def round_at(self, step):
         del step
-        return 0
 
     def observe(self, state, frozen, batch, rng):
         raise NotImplementedError(f"{type(self).__name__} makes no passes")
@@ -170,12 +209,12 @@ class Stage:
     def refresh(self, state, frozen, bank, rng):
         raise NotImplementedError(f"{type(self).__name__} makes no passes")
 
-    def found(self, state):
+    def summary(self, state):
         del state
         return {}
 
-    def warning(self, found):
-        del found
+    def warning(self, summary):
+        del summary
 
     def landmarks(self, state):
         del state
@@ -183,7 +222,7 @@ class Stage:
     def poses(self, state, frozen, images):
         del state, frozen, images
 
-    def grouped(self, state, frozen, images):
+    def describe(self, state, frozen, images):
         del state, frozen, images
 
     def heatmaps(self, state, frozen, images):
@@ -214,18 +253,21 @@ class Clustering(Stage):
         """What a bank tells, of all images or of a sample: clusters, in arrays that do not grow with the images."""
         raise NotImplementedError
 
-    def locate(self, state: TrainState, found, rows: Rows) -> Any:
-        """Of one batch's rows [B,P], where they are among the clusters that `form` found: arrays [B,...]."""
+    def locate(self, state: TrainState, found, seen: Any) -> Any:
+        """Place one batch of what `observe` gives among the clusters that `form` found: arrays [B,...].
+
+        Whatever `settle` needs of the images is a part of it: descriptors are not kept.
+        """
         raise NotImplementedError
 
-    def settle(self, state: TrainState, found, bank: Bank, placed) -> TrainState:
-        """New labels, from what `locate` gave of all images [B,T,...]; the bank's descriptors may be left out."""
+    def settle(self, state: TrainState, found, bank: Bank) -> TrainState:
+        """Return the state with new labels; the bank's values are what `locate` gave of all images [B,T,...]."""
         raise NotImplementedError
 
     def refresh(self, state, frozen, bank, rng):
         found = self.form(state, frozen, bank, rng)
-        placed = by_batch(lambda rows: self.locate(state, found, rows), bank.rows)
-        return self.settle(state, found, bank, placed)
+        placed = by_batch(lambda seen: self.locate(state, found, seen), bank.values)
+        return self.settle(state, found, bank._replace(values=placed))
 
 
 def same_shapes(a: Any, b: Any) -> bool:

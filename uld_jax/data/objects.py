@@ -45,7 +45,7 @@ class Keypoints(NamedTuple):
 
 
 def tables(source: Source, asked: Mapping[str, tuple]) -> dict[str, Any]:
-    """What a stage asks about the training images (`Method.known`): {function of this file: its other arguments}.
+    """What a stage asks about the training images (`Method.side_tables`): {function of this file: its other arguments}.
 
     Raises UserError as the functions do.
     """

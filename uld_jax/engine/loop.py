@@ -30,7 +30,7 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.engine.progress import Progress, Trace
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start, compile_ahead, compile_step, steps_in_one_program
+from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_in_one_program
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
 from uld_jax.engine.workdir import tree_hash
 from uld_jax.errors import UserError
@@ -156,14 +156,14 @@ class _Run:
         for i, (stage, chunk) in enumerate(zip(stages, chunks, strict=True)):
             frozen = interrupts.attended(stage.method.frozen, self.stop.check)
             cache = cache_lib.opened(stage, self.data.train, frozen)
-            if asked := stage.method.known:
-                frozen = frozen | {"rows": objects.tables(self.data.train, asked)}
+            tables = objects.tables(self.data.train, stage.method.side_tables())
+            given_hash = tree_hash(frozen | {"rows": tables} if tables else frozen)
             frozen = sharding.put_replicated(self.mesh, frozen)
             reader = self.data.train_reader.of_batch(stage.batch_size)
-            start = Start(stage.method, reader, self.mesh, frozen, self._key(i, 0))
+            start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0))
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
-            prepared.append(_Prepared(reader, chunk, frozen, tree_hash(frozen), start, template, cache))
+            prepared.append(_Prepared(reader, chunk, frozen, given_hash, start, template, cache, tables))
             if saved[i] and saved[i]["frozen"] != prepared[-1].frozen_hash:
                 raise UserError(
                     f"the frozen weights of stage {stage.name} differ from those that {self.workdir} was trained with; "
@@ -230,7 +230,7 @@ class _Run:
         pass_key = self._key(number, 1)
         step_key = sharding.put_key(self.mesh, self._key(number, 2))
         progress = Progress(stage.name, stage.steps, step, stage.batch_size)
-        rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, progress.note)
+        rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, ready.tables, progress.note)
         predictor = evaluate.Predictor(method, self.mesh, self.stop.check, progress.note)
 
         while True:
@@ -248,12 +248,12 @@ class _Run:
 
             before = state
             try:
-                if count := method.passes(step):
+                if due := method.round_at(step):
                     progress.pause()
-                    if method.observes:
-                        progress.note(f"{count} pass(es) over {reader.rows} images")
-                    state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), count)
-                    if found := {k: float(v) for k, v in sharding.to_host(method.found(state)).items()}:
+                    if due.passes:
+                        progress.note(f"{due.passes} pass(es) over {reader.rows} images")
+                    state = rounds.run(state, frozen, jax.random.fold_in(pass_key, step), due)
+                    if found := {k: float(v) for k, v in sharding.to_host(method.summary(state)).items()}:
                         self.metrics.write(offset + step, stage.name, **found)
                         progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
                         if trouble := method.warning(found):
@@ -360,16 +360,17 @@ class _Prepared(NamedTuple):
     """What a stage needs besides the state of the one before.
 
     `reader` gives batches of its size, `chunk` is its steps in one program; `cache` holds its backbone's maps, or is
-    None.
+    None; `tables` is what it needs of the images besides pixels.
     """
 
     reader: Any
     chunk: int
     frozen: Any
     frozen_hash: str
-    start: Start
+    start: FirstState
     template: TrainState
     cache: Any
+    tables: dict[str, Any]
 
 
 def _check_numbers(config: Config) -> None:

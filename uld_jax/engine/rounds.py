@@ -5,16 +5,16 @@ Host code that walks the data lives here alone, so a method's file holds only ma
 sample, and then sees all images batch after batch.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uld_jax import interrupts, sharding
-from uld_jax.bank import Bank
-from uld_jax.method import Clustering, Method, TrainState
+from uld_jax.bank import Bank, masked
+from uld_jax.method import Clustering, Method, Round, TrainState
 
 OBSERVE = 1 << 20  # of a step's keys, the first that passes observe by; `refresh` has those from 0
 
@@ -30,6 +30,8 @@ class Rounds:
         may raise to stop the pass, which leaves the state as it was.
       cache: maps or latents of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in
         its batch as `features`, {tap: [B,h,w,C]}; or None.
+      tables: of the images, {name: [N,...] host array} (`data.objects.tables`), whose rows `observe` finds in its
+        batch.
       say: is told now and then how far a pass is, or how long the work on its bank has taken; and of a sample.
     """
 
@@ -40,10 +42,11 @@ class Rounds:
         mesh,
         check: Callable[[], None] = lambda: None,
         cache=None,
+        tables: Mapping[str, np.ndarray] = MappingProxyType({}),
         say: Callable[[str], None] = lambda text: None,
     ):
         self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
-        self._say = say
+        self._tables, self._say = tables, say
         # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
         write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
         whole = dict(out_shardings=sharding.replicated(mesh))
@@ -53,18 +56,20 @@ class Rounds:
             self._form, self._settle = (self._meshed(jax.jit(f, **whole)) for f in (method.form, method.settle))
             self._write_located = self._meshed(jax.jit(self._locate_into, **write))
 
-    def run(self, state: TrainState, frozen, key: jax.Array, passes: int) -> TrainState:
-        """`passes` times: collect a bank if the stage observes, refresh the state; keys differ from time to time."""
-        for i in range(passes):
+    def run(self, state: TrainState, frozen, key: jax.Array, due: Round | None) -> TrainState:
+        """The state after a round; that given if none is due. The keys of its passes differ."""
+        if due is not None and not due.passes:
+            return self._work(self._refresh, state, frozen, None, jax.random.fold_in(key, 0), about="the state")
+        for i in range(due.passes if due else 0):
             worked_by, seen_by = jax.random.fold_in(key, i), jax.random.fold_in(key, OBSERVE + i)
             rows = self._sample(state, frozen, seen_by)
-            bank = self.collect(state, frozen, seen_by, rows) if self._method.observes else None
+            bank = self.collect(state, frozen, seen_by, rows)
             if rows is None:
                 state = self._work(self._refresh, state, frozen, bank, worked_by)
                 continue
             found = self._work(self._form, state, frozen, bank, worked_by)
             del bank
-            state = self._work(self._settle, state, found, *self._placed(state, frozen, found, seen_by))
+            state = self._work(self._settle, state, found, self._placed(state, frozen, found, seen_by))
         return state
 
     def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
@@ -72,8 +77,8 @@ class Rounds:
         given = state, frozen, sharding.put_key(self._mesh, key)
         return self._walk(self._write, self._observe, given, rows)
 
-    def _placed(self, state, frozen, found, key) -> tuple[Bank, Any]:
-        """A bank of all images without descriptors, and where they are among the clusters."""
+    def _placed(self, state, frozen, found, key) -> Bank:
+        """Where all images are among the clusters."""
         given = state, frozen, sharding.put_key(self._mesh, key), found
         return self._walk(self._write_located, self._locate, given, None)
 
@@ -84,7 +89,7 @@ class Rounds:
             self._check()
             if patience.due():
                 self._say(f"{t} of {passes} batches of images seen")
-            seen = *given, self._reader.store, payload, self._cached(payload)
+            seen = *given, self._reader.store, payload, self._beside(payload)
             at = sharding.put_replicated(self._mesh, np.int32(t))
             if table is None:
                 table = self._empty(observe, seen, passes)
@@ -104,7 +109,7 @@ class Rounds:
 
     def _work(self, program, *given, about: str = ""):
         """The results of a program that may take long."""
-        about = about or (f"{self._reader.rows} images" if self._method.observes else "what training gathered")
+        about = about or f"{self._reader.rows} images"
         say = lambda seconds: self._say(f"working on {about}, {seconds:.0f} s so far")
         return interrupts.attended(lambda: jax.block_until_ready(program(*given)), self._check, say)
 
@@ -113,8 +118,8 @@ class Rounds:
         if not isinstance(self._method, Clustering):
             return None
         payload = next(iter(self._reader.ordered()))
-        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._cached(payload))
-        each = shapes.rows.descriptors.size * shapes.rows.descriptors.dtype.itemsize // len(shapes.index)
+        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._beside(payload))
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.values)) // len(shapes.index)
         most = max(1, int(self._method.bank_gib * 2**30) // each)
         if most >= self._reader.rows:
             return None
@@ -123,24 +128,25 @@ class Rounds:
         seed = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).ravel().tolist())
         return np.sort(np.argsort(np.random.Philox(seed).random_raw(self._reader.rows), kind="stable")[:most])
 
-    def _cached(self, payload):
-        """What the cache has for a batch; padding is given the last row."""
-        if self._cache is None:
+    def _beside(self, payload):
+        """What cache and tables have for a batch; padding is given the last row."""
+        if self._cache is None and not self._tables:
             return {}
         rows = sharding.to_host(payload["index"])
-        mine = rows[sharding.local_rows(self._mesh, len(rows))]
-        maps = self._cache.read(np.minimum(mine, self._reader.rows - 1))
-        return {"features": sharding.put_batch(self._mesh, maps)}
+        mine = np.minimum(rows[sharding.local_rows(self._mesh, len(rows))], self._reader.rows - 1)
+        found = {name: jax.tree.map(lambda table: table[mine], table) for name, table in self._tables.items()}
+        if self._cache is not None:
+            found["features"] = self._cache.read(mine)
+        return sharding.put_batch(self._mesh, found)
 
     def _observe(self, state, frozen, key, store, payload, more):
         batch = self._reader.fetch(store, payload) | more
-        rows = self._method.observe(state, frozen, batch, key)
         real = batch["index"] < self._reader.rows
-        return Bank(rows._replace(mask=rows.mask & real[:, None]), batch["index"])
+        return Bank(masked(self._method.observe(state, frozen, batch, key), real), batch["index"], real)
 
     def _locate(self, state, frozen, key, found, store, payload, more):
         bank = self._observe(state, frozen, key, store, payload, more)
-        return _light(bank), self._method.locate(state, found, bank.rows)
+        return bank._replace(values=self._method.locate(state, found, bank.values))
 
     def _observe_into(self, bank, *seen_and_t):
         *seen, t = seen_and_t
@@ -157,11 +163,6 @@ class Rounds:
             out_shardings=sharding.split(self._mesh),
         )
         return make()
-
-
-def _light(bank: Bank) -> Bank:
-    """Without descriptors."""
-    return bank._replace(rows=bank.rows._replace(descriptors=bank.rows.descriptors[..., :0]))
 
 
 def _written(table, one, t):

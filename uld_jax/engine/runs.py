@@ -12,7 +12,7 @@ from uld_jax.config import Config
 from uld_jax.engine import checkpoint
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
-from uld_jax.method import Method, TrainState
+from uld_jax.method import Method, Start, TrainState
 
 
 class Finished(NamedTuple):
@@ -79,12 +79,13 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
     for name in config.stages:
         stage = config_lib.stage(config, name)
         # Of earlier stages only shapes are wanted: weights that these needed may be gone.
-        frozen = stage.method.frozen_to_predict() if name == origin["stage"] else stage.method.frozen_to_init()
+        last = name == origin["stage"]
+        frozen = stage.method.frozen("predict" if last else "shapes")
 
         def init(batch, frozen, previous, method=stage.method):
-            return method.init(jax.random.key(0), batch, frozen, previous, origin["rows"])
+            return method.init(jax.random.key(0), batch, frozen, Start(previous, origin["rows"], shapes_only=True))
 
         state = jax.eval_shape(init, batch(stage.batch_size), frozen, state)
-        if name == origin["stage"]:
+        if last:
             return stage.method, frozen, state
     raise UserError(f"the run's record names a stage {origin['stage']!r} that its config does not have")

@@ -7,10 +7,10 @@ import jax
 from uld_jax import sharding
 from uld_jax.config import Config, StageSpec
 from uld_jax.errors import UserError
-from uld_jax.method import Method, TrainState
+from uld_jax.method import Method, Start, TrainState
 
 
-class Start:
+class FirstState:
     """The first state of a stage, made on the devices.
 
     Args:
@@ -22,7 +22,7 @@ class Start:
 
     def __init__(self, method: Method, reader, mesh, frozen, key: jax.Array):
         def init(frozen, previous, store, payload, key):
-            return method.init(key, reader.fetch(store, payload), frozen, previous, reader.rows)
+            return method.init(key, reader.fetch(store, payload), frozen, Start(previous, reader.rows))
 
         self._init = jax.jit(init, out_shardings=sharding.replicated(mesh))
         self._frozen, self._rest = frozen, (reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key))
@@ -71,8 +71,8 @@ def steps_in_one_program(config: Config, stage: StageSpec) -> int:
     borders = {k: config[k] for k in ("log_every", "eval_every", "save_every") if config[k]}
     borders["steps"] = stage.steps
     for step in range(stage.steps + 1):
-        if stage.method.passes(step):
-            borders[f"the pass before step {step}"] = step
+        if stage.method.round_at(step):
+            borders[f"the round before step {step}"] = step
     for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 10, 8, 5, 4, 2, 1):
         odd = [k for k, v in borders.items() if v % size]
         if not odd:

@@ -25,12 +25,12 @@ import optax
 
 from uld_jax import optimizers, weights
 from uld_jax.backbones import perceptual
-from uld_jax.bank import Rows, flatten
+from uld_jax.bank import flatten
 from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import LINK_SPACES, gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Prediction, Stage, TrainState, same_shapes
+from uld_jax.method import Described, Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
 from uld_jax.models.heads import LandmarkDescriptors
@@ -50,6 +50,12 @@ class Ring(NamedTuple):
 
     descriptors: jax.Array
     count: jax.Array
+
+
+class Seen(NamedTuple):
+    """What a pass collects: the landmarks' descriptors [B,K,D], of any length."""
+
+    z: jax.Array
 
 
 class Consensus(NamedTuple):
@@ -210,17 +216,10 @@ class CGB(Stage):
 
     # -- networks -----------------------------------------------------------------------------------------------------
 
-    describes = True
-
     @property
     def uses_previous(self) -> bool:
         """Whether `init` takes anything from the stage before."""
         return self.start in ("previous", "zeroshot")
-
-    @property
-    def observes(self) -> bool:
-        """Whether a round needs a pass over the photos."""
-        return self.labels_from == "pass"
 
     @property
     def _slots(self) -> int:
@@ -251,7 +250,9 @@ class CGB(Stage):
         asked = {"fan": self.start == "checkpoint", "vgg16": self.perceptual, "gcn_v": self.clustering == "gcn"}
         return frozenset(kind for kind, read in asked.items() if read)
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
+        if purpose != "train":
+            return {}  # VGG16 judges what training generates, and the MPII weights are where it starts
         folders, loaded = dict(self.weights), {}
         if self.start == "checkpoint":
             if not folders.get("fan"):
@@ -275,13 +276,10 @@ class CGB(Stage):
                 )
         return loaded
 
-    def frozen_to_predict(self):
-        return {}  # VGG16 judges what training generates, and the MPII weights are where it starts
-
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def init(self, rng, batch, frozen, previous, rows):
-        params, model_state = self._draw(rng)
+    def init(self, rng, batch, frozen, start):
+        previous, (params, model_state) = start.previous, self._draw(rng)
         opt_state = {name: each.init(params[name]) for name, each in self._optimizers.items()}
         wide, rows_a_step = layers.wide(self.dtype), len(batch["index"]) * self.k
         ring = Ring(jnp.zeros((self.ring_size, rows_a_step, self.descriptor_size), wide), jnp.int32(0))
@@ -304,7 +302,7 @@ class CGB(Stage):
                     "detector before it, or set config.init_from=RUN:detector"
                 )
             params["detector"], model_state["detector"] = previous.params, previous.model_state
-        elif self.start == "checkpoint" and frozen:  # without weights it is shapes that are asked for
+        elif self.start == "checkpoint" and not start.shapes_only:
             drawn = params["detector"], model_state["detector"]
             params["detector"], model_state["detector"] = _loaded(frozen["fan"], *drawn)
         zero = jnp.zeros((), wide)
@@ -381,13 +379,19 @@ class CGB(Stage):
             metrics["consistency"] = jnp.where(aux.round > 0, jnp.mean(d), 0)
         return loss, (new_state, metrics, z)
 
-    def passes(self, step):
-        return int(self.clustering != "none" and step < self.steps and step % self.round_every == 0)
+    def round_at(self, step):
+        if self.clustering == "none" or step >= self.steps or step % self.round_every:
+            return None
+        return Round(passes=1 if self.labels_from == "pass" else 0)
 
     def observe(self, state, frozen, batch, rng):
         out = self._apply(state, self._geometry.look(batch["image"]), "running")
-        z = self._descriptors(state.params, out)
-        return Rows(z, self._landmarks(out), jnp.ones(z.shape[:2], bool))
+        return Seen(self._descriptors(state.params, out))
+
+    def describe(self, state, frozen, images):
+        z = self.observe(state, frozen, {"image": images}, None).z
+        landmark = jnp.broadcast_to(jnp.arange(self.k, dtype=jnp.int32), z.shape[:2])
+        return Described(z, landmark, jnp.ones(z.shape[:2], bool))
 
     def refresh(self, state, frozen, bank, rng):
         aux = state.aux
@@ -396,7 +400,8 @@ class CGB(Stage):
             z = aux.ring.descriptors.reshape(-1, self.descriptor_size)
             mask = jnp.repeat(jnp.arange(self.ring_size) < aux.ring.count, len(z) // self.ring_size)
         else:
-            z, mask = flatten(bank)
+            z = bank.values.z
+            z, mask = flatten(z, jnp.broadcast_to(bank.real[..., None], z.shape[:-1]))
         rng, measuring = jax.random.split(rng)
         unit = keypoints.l2_normalize(jnp.where(mask[:, None], z, 0))
         labels, centroids, found = self._cluster(z, unit, mask, frozen, rng)

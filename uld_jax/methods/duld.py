@@ -33,11 +33,11 @@ import optax
 
 from uld_jax import optimizers, weights
 from uld_jax.backbones import build, finished
-from uld_jax.bank import Labels, Rows, by_batch, image_table, label_table
+from uld_jax.bank import Labels, by_batch, image_table, label_table, lookup
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Clustering, Prediction, TrainState, same_shapes
+from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
 from uld_jax.models import aggregator, heads, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
 
@@ -129,29 +129,45 @@ class Clusters(NamedTuple):
     active_units: jax.Array
 
 
+class Seen(NamedTuple):
+    """What a pass collects.
+
+    Attributes:
+      xy: [B,P,2], keypoints in pixels of the frame.
+      mask: [B,P] bool, False in empty slots.
+      described: [B,P,D], their descriptors of length 1, with their place; 0 in empty slots.
+      turned: [B,P,D], the same of the mirrored image; None without mirrored views.
+      codes: [B,Z], the image's pose code; None without codes.
+      between: [B,K,2], where each landmark is by the clusters that there are, in pixels of the frame; None but with
+        `place=mean`.
+    """
+
+    xy: jax.Array
+    mask: jax.Array
+    described: jax.Array
+    turned: jax.Array | None
+    codes: jax.Array | None
+    between: jax.Array | None
+
+
 class Placed(NamedTuple):
     """Where images are among these clusters.
 
     Attributes:
+      xy, mask, between: as in `Seen`.
       pose: [B] int32, or None without codes.
       slots: [B,K] int32, the keypoint that stands for each landmark, -1 for none.
       trained: [B,M] int32, the keypoint of each cluster that is trained on; `slots` unless those are more.
       mirrored: [B,M] int32, the cluster of that keypoint in the mirrored image; None without mirrored views.
     """
 
+    xy: jax.Array
+    mask: jax.Array
+    between: jax.Array | None
     pose: jax.Array | None
     slots: jax.Array
     trained: jax.Array
     mirrored: jax.Array | None
-
-
-class Seen(NamedTuple):
-    """Keypoints [...,P] of images, the same with descriptors of the mirrored images, codes [...,Z], which are there."""
-
-    own: Rows
-    turned: Rows | None
-    codes: jax.Array | None
-    coded: jax.Array | None
 
 
 class Psi(NamedTuple):
@@ -208,8 +224,6 @@ class _Network(Clustering):
         which were trained with annotated keypoints.
     """
 
-    describes = True
-    slots_are_landmarks = False
     needs_previous_rows = True
     filled_below = 0.5
     weight_kinds = frozenset(KINDS)
@@ -347,22 +361,19 @@ class _Network(Clustering):
         rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, min(self.warmup, self.steps // 2))
         return optimizers.adam(rate, clip=self.clip)
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
+        if purpose != "train":
+            return self._backbone.load()
         given = {kind: dict(self.weights).get(kind, "") for kind in KINDS}
         own = {kind: weights.load(folder, kind) for kind, folder in given.items() if folder}
         return self._backbone.load() | own
 
-    def frozen_to_predict(self):
-        return self._backbone.load()
-
-    @property
-    def known(self):
-        """What is asked of `data.objects` about the training images."""
+    def side_tables(self):
         return {"boxes": ()} if self.region == "box" else {}
 
     def backbone_frozen(self, frozen):
         """What of `frozen` is the backbone's."""
-        return {name: value for name, value in frozen.items() if name not in (*KINDS, "rows")}
+        return {name: value for name, value in frozen.items() if name not in KINDS}
 
     def _maps(self, frozen, seen):
         """The backbone's maps of views [B,S,S,3] in 0..1, in the pieces of a batch."""
@@ -413,7 +424,8 @@ class _Network(Clustering):
 
     # -- start --------------------------------------------------------------------------------------------------------
 
-    def init(self, rng, batch, frozen, previous, rows):
+    def init(self, rng, batch, frozen, start):
+        previous, num_images = start.previous, start.num_images
         params = self._fresh(rng, batch["image"])
         if "dhf_aggregator" in frozen:
             params["aggregator"] = self._converted(frozen["dhf_aggregator"], params["aggregator"])
@@ -427,7 +439,7 @@ class _Network(Clustering):
                         "depth, descriptor_size, grid and latent"
                     )
                 params[name] = known[name]
-        aux = self._first(params, before, self._given(previous, rows), rows)
+        aux = self._first(params, before, self._given(previous, num_images), num_images)
         trained = {name: params[name] for name in self.trains}
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(trained), aux=aux)
 
@@ -607,40 +619,26 @@ class _Network(Clustering):
         return (state.step == 0) if self.start == "labels" else False
 
     def observe(self, state, frozen, batch, rng):
-        images, index = batch["image"], batch["index"]
-        boxes = frozen["rows"]["boxes"][index] if self.region == "box" else None
+        images, boxes = batch["image"], batch["boxes"] if self.region == "box" else None
         psi, inside, codes = self._look(state, frozen, images, boxes, batch.get("features"))
         still = self._geometry.still(len(images))
         cells, mask = self._detect(state, psi, inside)
         if self.start == "labels":
-            known = jax.tree.map(
-                lambda table: jnp.take(table, index, 0, mode="fill", fill_value=0)[:, : self.k], state.aux.labels
-            )
+            known = jax.tree.map(lambda table: lookup(table, batch["index"])[:, : self.k], state.aux.labels)
             pad = self.most - self.k
             at = jnp.pad(self._geometry.to_cells(known.xy, still), ((0, 0), (0, pad), (0, 0)))
             there = jnp.pad(known.score > 0, ((0, 0), (0, pad)))
             keep = self._keeps_labels(state)
             cells, mask = jnp.where(keep, at, cells), jnp.where(keep, there, mask)
-        described = self._describe(psi, cells)
-        xy = self._geometry.to_frame(cells)
+        there = lambda described: jnp.where(mask[..., None], described, 0)
+        turned, between = None, None
         if self._mirrors:
-            turned = self._psi(self._latest(state), self._maps(frozen, self._geometry.look(images)[:, :, ::-1]))
-            described = jnp.concatenate([described, self._describe(turned, cells, mirrored=True)], -1)
-        described = jnp.where(mask[..., None], described, 0)
-        if (
-            self.place == "mean"
-        ):  # in K slots behind the keypoints, where each landmark is by the clusters that there are
+            psi_turned = self._psi(self._latest(state), self._maps(frozen, self._geometry.look(images)[:, :, ::-1]))
+            turned = there(self._describe(psi_turned, cells, mirrored=True))
+        if self.place == "mean":
             where, _ = self._where(psi, inside, self._centroids_of(state.aux, codes, len(images)))
-            xy = jnp.concatenate([xy, self._geometry.to_frame(where)], 1)
-            described = jnp.pad(described, ((0, 0), (0, self.k), (0, 0)))
-            mask = jnp.pad(mask, ((0, 0), (0, self.k)), constant_values=True)
-        if codes is not None:  # in a slot of its own, the last one
-            row = jnp.zeros((len(images), 1, max(described.shape[-1], self.latent)), described.dtype)
-            row = row.at[:, 0, : self.latent].set(codes)
-            described = jnp.pad(described, ((0, 0), (0, 0), (0, row.shape[-1] - described.shape[-1])))
-            described, xy = jnp.concatenate([described, row], 1), jnp.pad(xy, ((0, 0), (0, 1), (0, 0)))
-            mask = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
-        return Rows(described, xy, mask)
+            between = self._geometry.to_frame(where)
+        return Seen(self._geometry.to_frame(cells), mask, there(self._describe(psi, cells)), turned, codes, between)
 
     def form(self, state, frozen, bank, rng):
         clusters = lambda: self._clustered(state, bank, rng)
@@ -651,69 +649,59 @@ class _Network(Clustering):
         known = Clusters(aux.anchors, aux.centroids, aux.used, aux.poses, None, aux.memory, *told)
         return jax.lax.cond(aux.placed, clusters, lambda: known)
 
-    def locate(self, state, found, rows):
-        seen = self._parts_of(rows)
-        pose = _nearest_pose(self._scaled(seen.codes), seen.coded, found.poses) if self.codes else None
-        group = pose if self._groups > 1 else jnp.zeros(len(rows.mask), jnp.int32)
+    def locate(self, state, found, seen):
+        pose = _nearest_pose(self._scaled(seen.codes), found.poses) if self.codes else None
+        group = pose if self._groups > 1 else jnp.zeros(len(seen.mask), jnp.int32)
         clusters = found.centroids, found.used
-        slots, _ = self._exemplars((seen.own, group), *clusters)
+        slots, _ = self._exemplars(seen.described, seen.mask, group, *clusters)
         trained, mirrored = slots, None
         if self._clusters != self.k:
             clusters = found.more[None], jnp.ones((1, self._clusters), bool)
-            trained, _ = self._exemplars((_standing(seen.own, slots), group), *clusters)
+            trained, _ = self._exemplars(seen.described, _standing(seen.mask, slots), group, *clusters)
         if self._mirrors:
-            partner = self._nearest((seen.turned, group), *clusters)
+            partner = self._nearest(seen.turned, seen.mask, group, *clusters)
             mirrored = keypoints.take_slots(partner, trained)
             if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
                 mirrored = jnp.where(self._keeps_labels(state), partner[..., : self.k], mirrored)
-        return Placed(pose, slots, trained, mirrored)
+        return Placed(seen.xy, seen.mask, seen.between, pose, slots, trained, mirrored)
 
-    def settle(self, state, found, bank, placed):
-        first = lambda: self._labels_at_exemplars(state, found, bank, placed)
+    def settle(self, state, found, bank):
+        first = lambda: self._labels_at_exemplars(state, found, bank)
         if self.place == "exemplar":
             return state.replace(aux=first())
-        second = lambda: self._labels_between_cells(state, bank, placed)
+        second = lambda: self._labels_between_cells(state, bank)
         return state.replace(aux=jax.lax.cond(state.aux.placed, first, second))
-
-    def _parts_of(self, rows) -> Seen:
-        """What `observe` packed into rows [...,P + ...]."""
-        described, size = rows.descriptors[..., : self.most, :], self.descriptor_size + 2 * (self.position > 0)
-        own = Rows(described[..., :size], rows.xy[..., : self.most, :], rows.mask[..., : self.most])
-        turned = own._replace(descriptors=described[..., size : 2 * size]) if self._mirrors else None
-        if not self.codes:
-            return Seen(own, turned, None, None)
-        return Seen(own, turned, rows.descriptors[..., -1, : self.latent], rows.mask[..., -1])
 
     def _clustered(self, state, bank, rng) -> Clusters:
         """Steps 2, 7) New clusters."""
         aux = state.aux
         pose_key, first_key, more_key = jax.random.split(rng, 3)
-        seen = self._parts_of(bank.rows)
+        seen, real = bank.values, bank.real
         group, poses, active, memory = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, jnp.int32(0), aux.memory
         if self.codes:
-            poses, active = self._pose_clusters(seen.codes, seen.coded, aux, pose_key)
+            poses, active = self._pose_clusters(seen.codes, real, aux, pose_key)
             if memory is not None:
-                memory = self._remembered(seen.codes, seen.coded, bank.index, memory)
+                memory = self._remembered(seen.codes, real, bank.index, memory)
         if self._groups > 1:
-            group = _nearest_pose(self._scaled(seen.codes), seen.coded, poses)
-        anchors = self._anchors(state, seen.own, seen.turned, first_key)
-        centroids, used, moved = self._centroids(seen.own, seen.turned, anchors, group)
+            group = _nearest_pose(self._scaled(seen.codes), poses)
+        anchors = self._anchors(state, seen, first_key)
+        centroids, used, moved = self._centroids(seen, anchors, group)
         more = None
         if self._clusters != self.k:
-            slots, _ = by_batch(lambda *part: self._exemplars(part, centroids, used), seen.own, group)
+            place = lambda described, mask, group: self._exemplars(described, mask, group, centroids, used)
+            slots, _ = by_batch(place, seen.described, seen.mask, group)
             more = self._more_clusters(seen, slots, more_key)
         told = moved.astype(jnp.float32), active.astype(jnp.float32)
         return Clusters(anchors, centroids, used, poses, more, memory, *told)
 
-    def _labels_at_exemplars(self, state, found, bank, placed) -> Discovery:
+    def _labels_at_exemplars(self, state, found, bank) -> Discovery:
         """Steps 3, 8) Labels of the first pass, at the clusters' exemplars."""
-        aux, total = state.aux, len(state.aux.labels.score)
-        xy, mask = bank.rows.xy[:, :, : self.most], bank.rows.mask[:, :, : self.most]
-        labels = label_table(bank, xy, placed.trained, total)
+        aux, placed, total = state.aux, bank.values, len(state.aux.labels.score)
+        labels = label_table(bank, placed.xy, placed.trained, total)
         counts = Counts(
-            keypoints=jnp.sum(mask) / total,
+            keypoints=jnp.sum(placed.mask) / total,
             labelled=jnp.sum(placed.slots >= 0) / total,
-            full=jnp.sum(jnp.sum(mask, -1) >= self.most),
+            full=jnp.sum(jnp.sum(placed.mask, -1) >= self.most),
             absent=jnp.sum(~found.used),
             moved=found.moved,
             margin=_margin(found.centroids, found.used),
@@ -733,11 +721,10 @@ class _Network(Clustering):
             counts=jax.tree.map(lambda x: x.astype(jnp.float32), counts),
         )
 
-    def _labels_between_cells(self, state, bank, placed) -> Discovery:
+    def _labels_between_cells(self, state, bank) -> Discovery:
         """Labels of the second pass: where the clusters of the first are, for the landmarks that have an exemplar."""
-        there = slice(self.most, self.most + self.k)
-        number = jnp.where((placed.slots >= 0) & bank.rows.mask[:, :, there], jnp.arange(self.k), -1)
-        labels = label_table(bank, bank.rows.xy[:, :, there], number, len(state.aux.labels.score))
+        number = jnp.where(bank.values.slots >= 0, jnp.arange(self.k), -1)
+        labels = label_table(bank, bank.values.between, number, len(state.aux.labels.score))
         return state.aux._replace(placed=jnp.bool_(True), labels=self._kept(state, labels))
 
     def _kept(self, state, labels):
@@ -760,25 +747,26 @@ class _Network(Clustering):
         """Codes as clusters and losses compare them."""
         return keypoints.l2_normalize(codes, eps=1e-6)
 
-    def _anchors(self, state, own, turned, rng):
+    def _anchors(self, state, seen, rng):
         """Step 2) The landmarks' centroids [K,D] over all images."""
-        x, mask = _both(own, turned)
+        x, mask = _both(seen)
         start = state.aux.anchors
         seeded = lambda: (
             kmeans(x, self.k, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
         )
         warm = lambda: kmeans(x, self.k, init=start, mask=mask, iterations=self.iterations).centroids
         if self.start == "labels":  # a label's slot is its landmark
-            mean = keypoints.masked_mean(own.descriptors[:, :, : self.k], own.mask[:, :, : self.k, None], (0, 1))
+            own = seen.described[:, :, : self.k]
+            mean = keypoints.masked_mean(own, seen.mask[:, :, : self.k, None], (0, 1))
             return jnp.where(self._keeps_labels(state), mean, jax.lax.cond(state.aux.round == 0, seeded, warm))
         return jax.lax.cond(state.aux.round == 0, seeded, warm)
 
-    def _centroids(self, own, turned, anchors, group):
+    def _centroids(self, seen, anchors, group):
         """Step 7) Centroids [G,K,D] of each pose's keypoints, from those of all; which are seen; how many moved."""
         if self._groups == 1:
             return anchors[None], jnp.ones((1, self.k), bool), jnp.zeros((), jnp.int32)
-        x, mask = _both(own, turned)
-        of_row = jnp.broadcast_to(group[..., None], own.mask.shape).reshape(-1)
+        x, mask = _both(seen)
+        of_row = jnp.broadcast_to(group[..., None], seen.mask.shape).reshape(-1)
         of_row = jnp.tile(of_row, len(x) // len(of_row))
 
         def one(pose):
@@ -790,7 +778,7 @@ class _Network(Clustering):
             near, counts = near[:, cluster], found.counts[cluster]
             # What a cluster lives on where its landmark cannot be seen is a part of another one.
             strange = jnp.argmin(near, 0) != jnp.arange(self.k)
-            rare = counts < self.least_share * jnp.sum(jnp.any(own.mask, -1) & (group == pose))
+            rare = counts < self.least_share * jnp.sum(jnp.any(seen.mask, -1) & (group == pose))
             few = jnp.sum(counts) < self.least_keypoints * self.k
             moved = jnp.where(few, 0, jnp.sum(cluster != jnp.arange(self.k)))
             return jnp.where(few, anchors, found.centroids[cluster]), ~(rare | strange) | few, moved
@@ -798,18 +786,20 @@ class _Network(Clustering):
         centroids, used, moved = jax.lax.map(one, jnp.arange(self._groups))
         return centroids, used, jnp.sum(moved)
 
-    def _costs(self, part, centroids, used):
-        rows, group = part
-        cost = assignment.squared_distances(rows.descriptors, centroids[group], rows.mask)
+    def _costs(self, described, mask, group, centroids, used):
+        cost = assignment.squared_distances(described, centroids[group], mask)
         return jnp.where(used[group][:, None], cost, jnp.inf)
 
-    def _nearest(self, part, centroids, used):
+    def _nearest(self, described, mask, group, centroids, used):
         """Nearest landmark [B,P] of keypoints."""
-        return jnp.argmin(self._costs(part, centroids, used), -1).astype(jnp.int32)
+        return jnp.argmin(self._costs(described, mask, group, centroids, used), -1).astype(jnp.int32)
 
-    def _exemplars(self, part, centroids, used):
-        """Steps 3), 8) Of Rows [B,P] of images of poses [B], each landmark's keypoint [B,K], -1 if absent; distance."""
-        cost, mask = self._costs(part, centroids, used), part[0].mask
+    def _exemplars(self, described, mask, group, centroids, used):
+        """Steps 3), 8) The keypoint [B,K] of each landmark, -1 if absent, and its squared distance [B,K].
+
+        Keypoints are given by descriptors [B,P,D] and mask [B,P], images by the group of centroids [B] that is theirs.
+        """
+        cost = self._costs(described, mask, group, centroids, used)
         labels = jnp.where(mask, jnp.argmin(cost, -1), -1)
         own = jnp.min(cost, -1)
         slots = assignment.best_slots(labels, -own, centroids.shape[1]).slots
@@ -817,19 +807,22 @@ class _Network(Clustering):
 
     def _more_clusters(self, seen, slots, rng):
         """M clusters to train on, of the keypoints that stand for one of the K landmarks (Mallis et al. 2024)."""
-        x, mask = _both(_standing(seen.own, slots), seen.turned)
+        x, mask = _both(seen, standing=slots)
         options = dict(iterations=self.iterations, restarts=self.restarts)
         return kmeans(x, self._clusters, rng=rng, mask=mask, **options).centroids
 
-    def found(self, state):
+    def summary(self, state):
         counts = state.aux.counts._asdict()
         return (
             counts if self.codes else {k: v for k, v in counts.items() if k not in ("active_units", "absent", "moved")}
         )
 
-    def passes(self, step):
-        due = step % self.round_every == 0 or step == self.steps
-        return int(due) * (2 if self.place == "mean" else 1)
+    def _is_due(self, step):
+        return step % self.round_every == 0 or step == self.steps
+
+    def round_at(self, step):
+        # With `place=mean` labels are placed by the new clusters, in a pass of their own.
+        return Round(passes=2 if self.place == "mean" else 1) if self._is_due(step) else None
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
@@ -847,18 +840,18 @@ class _Network(Clustering):
         cells, mask = self._detect(state, psi, inside)
         described = jnp.where(mask[..., None], self._describe(psi, cells), 0)
         group = self._group(aux, codes, len(images))
-        slots, distance = self._exemplars((Rows(described, cells, mask), group), aux.centroids, aux.used)
+        slots, distance = self._exemplars(described, mask, group, aux.centroids, aux.used)
         there = slots >= 0
         where, near = self._where(psi, inside, self._centroids_of(aux, codes, len(images)))
         at = where if self.place == "mean" else jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
         return psi, at, there, distance, near
 
-    def grouped(self, state, frozen, images):
-        """Descriptors at the landmarks that have an exemplar, without their place."""
+    def describe(self, state, frozen, images):
+        # At the landmarks that have an exemplar, without their place.
         psi, at, there, *_ = self._read(state, frozen, images)
         described = keypoints.l2_normalize(keypoints.sample(psi.descriptors, at))
         number = jnp.where(there, jnp.arange(self.k, dtype=jnp.int32), -1)
-        return Rows(described, self._geometry.to_frame(at), there), number
+        return Described(described, number, there)
 
     def _pose(self, aux, codes):
         """Nearest pose of codes [B,Z]."""
@@ -926,8 +919,8 @@ class Bootstrap(_Network):
         """Whether anything of the stage before is used."""
         return self.start == "labels"
 
-    def passes(self, step):
-        return int(step == self.steps) * (2 if self.place == "mean" else 1)
+    def _is_due(self, step):
+        return step == self.steps
 
     def _keeps_labels(self, state):
         return self.start == "labels"
@@ -1206,8 +1199,8 @@ class _Posed(_Rounds):
         bound = jnp.mean(fit + examples["beta"] * kl) * (2 * deviation**2 / self.grid**2)
         return bound, {"reconstruction": jnp.mean(fit) * (2 * deviation**2 / self.grid**2), "kl": jnp.mean(kl)}
 
-    def warning(self, found):
-        if found.get("active_units") == 0:
+    def warning(self, summary):
+        if summary.get("active_units") == 0:
             return (
                 f"no unit of the pose code varies, it has collapsed: lower {self._name}.beta, or train the stage proxy "
                 "longer"
@@ -1250,8 +1243,8 @@ class Proxy(_Posed):
             )
         return labels
 
-    def passes(self, step):
-        return super().passes(step) if step else 0  # the stage before has just made labels
+    def _is_due(self, step):
+        return step > 0 and super()._is_due(step)  # the stage before has just made labels
 
     def train_step(self, state, frozen, batch, rng):
         examples = self._seen(state, frozen, batch, rng, self.mirror)
@@ -1421,22 +1414,26 @@ def _apart(stage, psi, described, cells, there, background):
     return total, count
 
 
-def _both(own: Rows, turned: Rows | None):
-    """All descriptors [n,D] of a bank, those of mirrored images behind them, and their mask."""
-    parts = [own] if turned is None else [own, turned]
-    x = jnp.concatenate([r.descriptors.reshape(-1, r.descriptors.shape[-1]) for r in parts])
-    return x, jnp.concatenate([r.mask.reshape(-1) for r in parts])
+def _both(seen: Seen, standing=None):
+    """All descriptors [n,D] of a bank, those of mirrored images behind them, and their mask.
+
+    Of the keypoints of images, not of mirrored ones, `standing` keeps those at these slots alone.
+    """
+    own = seen.mask if standing is None else _standing(seen.mask, standing)
+    parts = [(seen.described, own)] if seen.turned is None else [(seen.described, own), (seen.turned, seen.mask)]
+    x = jnp.concatenate([described.reshape(-1, described.shape[-1]) for described, _ in parts])
+    return x, jnp.concatenate([mask.reshape(-1) for _, mask in parts])
 
 
-def _standing(rows: Rows, slots):
-    """Of keypoints [...,P] those that stand for a landmark, slots [...,K]."""
-    return rows._replace(mask=rows.mask & jnp.any(slots[..., None] == jnp.arange(rows.mask.shape[-1]), -2))
+def _standing(mask, slots):
+    """Mask [...,P] of the keypoints that stand for a landmark, slots [...,K]."""
+    return mask & jnp.any(slots[..., None] == jnp.arange(mask.shape[-1]), -2)
 
 
-def _nearest_pose(codes, there, poses):
-    """Nearest of the clusters [Q,Z] to codes [...,Z], int32; 0 without a code."""
-    labels, _ = assign(codes.reshape(-1, codes.shape[-1]), poses, there.reshape(-1))
-    return jnp.maximum(labels, 0).reshape(there.shape)
+def _nearest_pose(codes, poses):
+    """Nearest of the clusters [Q,Z] to codes [...,Z], [...] int32."""
+    labels, _ = assign(codes.reshape(-1, codes.shape[-1]), poses)
+    return labels.reshape(codes.shape[:-1])
 
 
 def _margin(centroids, used):

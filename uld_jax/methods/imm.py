@@ -122,14 +122,13 @@ class IMM(Stage):
     def _geometry(self) -> views.Geometry:
         return views.Geometry(self.frame_size, self.image_size, 8, self.zoom, layers.wide(self.dtype))
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
+        if purpose != "train":
+            return {}  # VGG16 judges what training generates
         folder = dict(self.weights).get("vgg16_colorization")
         return {"vgg": perceptual.load("vgg16_colorization", folder, self.vgg_width, channels=1)}
 
-    def frozen_to_predict(self):
-        return {}  # VGG16 judges what training generates
-
-    def init(self, rng, batch, frozen, previous, rows):
+    def init(self, rng, batch, frozen, start):
         wide, view, heat = layers.wide(self.dtype), self._geometry.view, self._geometry.heat
         shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), wide)
         image, features = shape(*view, 3), shape(*heat, 8 * self.width)

@@ -29,11 +29,11 @@ import optax
 
 from uld_jax import optimizers, weights
 from uld_jax.backbones import build
-from uld_jax.bank import Labels, Rows, by_batch, flatten, image_table, label_table
+from uld_jax.bank import Labels, by_batch, flatten, image_table, label_table, lookup
 from uld_jax.clustering import assignment, merge, outliers
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Clustering, Prediction, Stage, TrainState, same_shapes
+from uld_jax.method import Clustering, Described, Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms, views, warp
 
@@ -134,6 +134,54 @@ class ExtendedClusters(NamedTuple):
     training: Clusters
 
 
+class Seen(NamedTuple):
+    """Keypoints that a pass collects.
+
+    Attributes:
+      xy: [B,P,2] in pixels of the frame.
+      mask: [B,P] bool, False in empty slots.
+      described: [B,P,D] descriptors of length 1; 0 in empty slots.
+      turned: [B,P,D], those of the mirrored image, in the extended variant; None else.
+      inside: [B,P] bool, whether a keypoint lies on the object, where background is told by clusters; None else.
+    """
+
+    xy: jax.Array
+    mask: jax.Array
+    described: jax.Array
+    turned: jax.Array | None = None
+    inside: jax.Array | None = None
+
+
+class Placed(NamedTuple):
+    """The same keypoints among the clusters.
+
+    Attributes:
+      xy, mask: as in `Seen`.
+      slots: [B,C] int32, the keypoint that has each cluster that is trained on; -1 where the image does not use it.
+      mirrored: [B,C] int32, the cluster of that keypoint in the mirrored image; None but in the extended variant.
+      landmarks, flipped: the same two of the K landmarks; None but in the extended variant.
+    """
+
+    xy: jax.Array
+    mask: jax.Array
+    slots: jax.Array
+    mirrored: jax.Array | None = None
+    landmarks: jax.Array | None = None
+    flipped: jax.Array | None = None
+
+
+class Peaks(NamedTuple):
+    """Where heatmaps peak.
+
+    Attributes:
+      xy: [B,M,2] in pixels of the frame.
+      mask: [B,M] bool, whether the peak is high enough, and of a landmark in use.
+    """
+
+    xy: jax.Array
+    mask: jax.Array
+
+
 class Assigned(NamedTuple):
     """Where each cluster is in each image.
 
@@ -169,14 +217,14 @@ def assign(descriptors, mask, centroids, limits, how: str) -> Assigned:
     return Assigned(slots, keypoints.take_slots(own, slots))
 
 
-def _limits(rows: Rows, centroids, cut: float):
+def _limits(described, mask, centroids, cut: float):
     """[C]: mean plus `cut` standard deviations of squared distances to the nearest centroid; 0 for empty clusters."""
 
-    def nearest(rows):
-        cost = assignment.squared_distances(rows.descriptors, centroids, rows.mask)
-        return jnp.min(cost, -1), jnp.where(rows.mask, jnp.argmin(cost, -1), -1)
+    def nearest(described, mask):
+        cost = assignment.squared_distances(described, centroids, mask)
+        return jnp.min(cost, -1), jnp.where(mask, jnp.argmin(cost, -1), -1)
 
-    distances, labels = by_batch(nearest, rows)
+    distances, labels = by_batch(nearest, described, mask)
     count = len(centroids)
     if cut:
         # A cluster of equal descriptors has limit 0 up to rounding, yet they are close to it.
@@ -187,12 +235,12 @@ def _limits(rows: Rows, centroids, cut: float):
     return jnp.where(some, jnp.asarray(jnp.finfo(distances.dtype).max, distances.dtype), 0)
 
 
-def _counts(bank, labels: Labels, most: int) -> Counts:
-    rows = jnp.asarray(len(labels.score), jnp.float32)
-    held = jnp.sum(bank.rows.mask, -1)
+def _counts(mask, labels: Labels, most: int) -> Counts:
+    num_images = jnp.asarray(len(labels.score), jnp.float32)
+    held = jnp.sum(mask, -1)
     return Counts(
-        keypoints=jnp.sum(held) / rows,
-        labelled=jnp.sum(labels.score > 0) / rows,
+        keypoints=jnp.sum(held) / num_images,
+        labelled=jnp.sum(labels.score > 0) / num_images,
         clusters=jnp.sum(jnp.any(labels.score > 0, 0), dtype=jnp.float32),
         full=jnp.sum(held >= most, dtype=jnp.float32),
     )
@@ -285,7 +333,6 @@ class Keypoints(Clustering):
     """
 
     uses_previous = False
-    trainable = False
 
     frame_size: int
     detector: str = "auto"
@@ -365,41 +412,30 @@ class Keypoints(Clustering):
         """See `method.Stage`."""
         return build.backbone_kinds(self._generic.backbone)
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
+        if purpose == "shapes":
+            return {}
         if self.detector == "auto":
             given = "" if self._detector != "corners" else "no --config.weights.superpoint or .r2d2: "
             logging.warning("keypoints: %sthe generic detector is %s", given, self._detector)
         return {"detector": self._backbone.load()}
 
-    def frozen_to_init(self):
-        return {}
-
-    @property
-    def known(self):
-        """What is asked of `data.objects` about the training images, besides their pixels."""
+    def side_tables(self):
         return _region_tables(self) | ({"keypoints": (self.points, self.most)} if self.points else {})
 
-    def init(self, rng, batch, frozen, previous, rows):
-        if frozen:
-            found = jax.eval_shape(self._observe, frozen, batch["image"][:1], None)
-            size = found.descriptors.shape[-1] - (self.background != "none")
-        else:
-            size = build.backbone(self._generic.backbone, "keypoints.detector").spec.taps[0].channels
-        aux = _empty(rows, self.clusters, size, jnp.float32)
-        return TrainState(step=jnp.int32(0), aux=aux)
+    def init(self, rng, batch, frozen, start):
+        size = build.backbone(self._generic.backbone, "keypoints.detector").spec.taps[0].channels
+        return TrainState(step=jnp.int32(0), aux=_empty(start.num_images, self.clusters, size, jnp.float32))
 
-    def train_step(self, state, frozen, batch, rng):
-        raise UserError("the stage keypoints has nothing to train; set config.keypoints.steps=0")
-
-    def passes(self, step):
-        return int(step == 0)
+    def round_at(self, step):
+        return Round(passes=1) if step == 0 else None
 
     def observe(self, state, frozen, batch, rng):
-        return self._observe(frozen, batch["image"], _known(frozen, batch))
+        return self._observe(frozen, batch["image"], batch)
 
-    def _observe(self, frozen, images, known) -> Rows:
-        """Steps 1), 2): keypoints [B,P] of frames, in their pixels, with descriptors of length 1."""
-        known, generic, backbone = known or {}, self._generic, self._backbone
+    def _observe(self, frozen, images, known) -> Seen:
+        """Steps 1), 2): keypoints [B,P] of frames, in their pixels; `known` has the images' rows of `side_tables`."""
+        generic, backbone = self._generic, self._backbone
         found, first = [], None
         for scale in generic.scales:
             view = self._view(scale)
@@ -425,9 +461,7 @@ class Keypoints(Clustering):
             _, order = jax.lax.top_k(jnp.where(mask, score, -1), self.most)
             xy, mask, described, inside = (keypoints.take_slots(x, order) for x in (xy, mask, described, inside))
         described = jnp.where(mask[..., None], described, 0)
-        if self.background != "none":  # told apart in `refresh`: a last number is 1 inside and 0 outside
-            described = jnp.concatenate([described, inside[..., None].astype(described.dtype)], -1)
-        return Rows(described, xy, mask)
+        return Seen(xy, mask, described, inside=None if self.background == "none" else inside)
 
     def _describe(self, view, maps, xy):
         """Descriptors of length 1 at points in pixels of a view."""
@@ -435,109 +469,99 @@ class Keypoints(Clustering):
         return keypoints.l2_normalize(keypoints.sample(maps.descriptors, (xy + 0.5) / stride - 0.5))
 
     def refresh(self, state, frozen, bank, rng):
-        bank, mask, found = self._clustered(state, bank, rng)
-        place = lambda rows, mask: self._slots(found, rows._replace(mask=mask))
-        return self.settle(state, found, bank, (bank.rows.mask, by_batch(place, bank.rows, mask)))
+        seen, kept, found = self._clustered(state, bank, rng)
+        slots = by_batch(lambda described, mask: self._slots(found, described, mask), seen.described, kept)
+        return self.settle(state, found, bank._replace(values=Placed(seen.xy, seen.mask, slots)))
 
     def form(self, state, frozen, bank, rng):
         return self._clustered(state, bank, rng)[2]
 
-    def locate(self, state, found, rows):
+    def locate(self, state, found, seen):
         if found.background:
-            rows = self._foreground(found.background, rows)
-        held = rows.mask
+            seen = self._foreground(found.background, seen)
+        kept = seen.mask
         if found.crowd is not None:
             flat = lambda x: x.reshape(-1, *x.shape[2:])
-            kept = outliers.near(found.crowd, flat(rows.descriptors), flat(held), neighbours=self.neighbours)
-            rows = rows._replace(mask=kept.reshape(held.shape))
-        return held, self._slots(found, rows)
+            near = outliers.near(found.crowd, flat(seen.described), flat(seen.mask), neighbours=self.neighbours)
+            kept = near.reshape(seen.mask.shape)
+        return Placed(seen.xy, seen.mask, self._slots(found, seen.described, kept))
 
-    def settle(self, state, found, bank, placed):
-        held, slots = placed
-        total = len(state.aux.labels.score)
-        labels = label_table(bank, bank.rows.xy, slots, total)
+    def settle(self, state, found, bank):
+        placed, total = bank.values, len(state.aux.labels.score)
+        labels = label_table(bank, placed.xy, placed.slots, total)
         aux = state.aux._replace(
             round=state.aux.round + 1,
             centroids=found.centroids,
             limits=found.limits,
             labels=labels,
             fresh=labels.score > 0,
-            counts=_counts(bank._replace(rows=bank.rows._replace(mask=held)), labels, self.most),
+            counts=_counts(placed.mask, labels, self.most),
         )
         return state.replace(aux=aux)
 
     def _clustered(self, state, bank, rng):
-        """The bank without background, which keypoints [B,T,P] are like others, and the clusters of those."""
-        background, crowd = (), None
+        """Keypoints without background, which of them [B,T,P] are like others, and the clusters of those."""
+        seen, background, crowd = bank.values, (), None
         if self.background != "none":
-            rng, background = self._background(bank.rows, rng)
+            rng, background = self._background(seen, rng)
             # Batch by batch, as a product may round by the number of its rows.
-            bank = bank._replace(rows=by_batch(lambda rows: self._foreground(background, rows), bank.rows))
-        x, mask = flatten(bank)
+            seen = by_batch(lambda seen: self._foreground(background, seen), seen)
+        x, mask = flatten(seen.described, seen.mask)
         if self.outliers:
             # By a key that none of those is that k-means splits `rng` into.
             drawn_by = jax.random.fold_in(rng, 1 << 20)
             kept, crowd = outliers.fit(x, mask, share=self.outliers, neighbours=self.neighbours, rng=drawn_by)
             mask &= kept
-        shaped = mask.reshape(bank.rows.mask.shape)
+        shaped = mask.reshape(seen.mask.shape)
         if self.assignment == "none":
-            return bank, shaped, FirstClusters(state.aux.centroids, state.aux.limits, background, crowd)
+            return seen, shaped, FirstClusters(state.aux.centroids, state.aux.limits, background, crowd)
         # Step 3)
         centroids = kmeans(
             x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts
         ).centroids
-        limits = _limits(bank.rows._replace(mask=shaped), centroids, self.cut)
-        return bank, shaped, FirstClusters(centroids, limits, background, crowd)
+        limits = _limits(seen.described, shaped, centroids, self.cut)
+        return seen, shaped, FirstClusters(centroids, limits, background, crowd)
 
-    def _slots(self, found, rows):
+    def _slots(self, found, described, mask):
         """Step 4) The keypoint [B,M] of each cluster; or without any, the first M keypoints."""
         if self.assignment != "none":
-            return assign(rows.descriptors, rows.mask, found.centroids, found.limits, self.assignment).slots
-        order = jnp.argsort(~rows.mask, axis=-1, stable=True)[..., : self.clusters]
-        slots = jnp.where(jnp.take_along_axis(rows.mask, order, -1), order, -1)
+            return assign(described, mask, found.centroids, found.limits, self.assignment).slots
+        order = jnp.argsort(~mask, axis=-1, stable=True)[..., : self.clusters]
+        slots = jnp.where(jnp.take_along_axis(mask, order, -1), order, -1)
         return jnp.pad(slots, ((0, 0), (0, self.clusters - slots.shape[-1])), constant_values=-1)
 
-    def _background(self, rows, rng):
+    def _background(self, seen, rng):
         """The next key, and clusters inside the object and outside it."""
-        described, inside = rows.descriptors[..., :-1], rows.descriptors[..., -1] > 0
-        flat = described.reshape(-1, described.shape[-1])
+        flat = seen.described.reshape(-1, seen.described.shape[-1])
         rng, *keys = jax.random.split(rng, 3)
         found = []
-        for key, count, part in zip(keys, self.background_clusters, (inside, ~inside), strict=True):
-            one = kmeans(flat, count, rng=key, mask=(rows.mask & part).reshape(-1), iterations=self.iterations)
+        for key, count, part in zip(keys, self.background_clusters, (seen.inside, ~seen.inside), strict=True):
+            one = kmeans(flat, count, rng=key, mask=(seen.mask & part).reshape(-1), iterations=self.iterations)
             found.append((one.centroids, one.counts > 0))
         return rng, tuple(found)
 
-    def _foreground(self, background, rows):
-        """Rows without keypoints that resemble what is outside the object, and descriptors as detected."""
-        described, inside = rows.descriptors[..., :-1], rows.descriptors[..., -1] > 0
+    def _foreground(self, background, seen):
+        """Keypoints without those that are outside the object, or resemble what is there."""
         nearest = []
         for centroids, used in background:
-            cost = assignment.squared_distances(described, centroids, rows.mask)
+            cost = assignment.squared_distances(seen.described, centroids, seen.mask)
             nearest.append(jnp.min(jnp.where(used, cost, jnp.inf), -1))
-        return rows._replace(descriptors=described, mask=rows.mask & inside & (nearest[0] < nearest[1]))
+        return seen._replace(mask=seen.mask & seen.inside & (nearest[0] < nearest[1]))
 
-    def found(self, state):
+    def summary(self, state):
         return state.aux.counts._asdict()
 
     def predict(self, state, frozen, images):
-        rows = self._observe(frozen, images, None)
-        if self.background != "none":
-            rows = rows._replace(descriptors=rows.descriptors[..., :-1])
+        seen = self._observe(frozen, images, {})
         if self.assignment == "none":
             shape = len(images), self.clusters
             return Prediction(jnp.zeros((*shape, 2)), jnp.zeros(shape))
-        return _predicted(rows, state.aux, self.assignment)
+        return _predicted(seen, state.aux, self.assignment)
 
 
 def _region_tables(stage) -> dict[str, tuple]:
     """What a stage's `region` asks of `data.objects`."""
     return {"box": {"boxes": ()}, "mask": {"masks": (max(stage.frame_size // 4, 1),)}}.get(stage.region, {})
-
-
-def _known(frozen, batch):
-    """What `known` asked for, of the images of a batch; {} where that is not given."""
-    return jax.tree.map(lambda table: table[batch["index"]], frozen.get("rows", {}))
 
 
 def _on_object(xy, known, frame_size: int):
@@ -552,13 +576,13 @@ def _on_object(xy, known, frame_size: int):
     return jnp.ones(xy.shape[:2], bool)
 
 
-def _predicted(rows: Rows, aux: Recovered, how: str) -> Prediction:
+def _predicted(seen: Seen, aux: Recovered, how: str) -> Prediction:
     """Clusters of an image's keypoints, with a score that falls with the distance to the centroid."""
-    found = assign(rows.descriptors, rows.mask, aux.centroids, aux.limits, how)
+    found = assign(seen.described, seen.mask, aux.centroids, aux.limits, how)
     there = found.slots >= 0
     score = jnp.where(there, jnp.exp(-found.distance), 0)
     return Prediction(
-        jnp.where(there[..., None], keypoints.take_slots(rows.xy, found.slots), 0).astype(jnp.float32), score
+        jnp.where(there[..., None], keypoints.take_slots(seen.xy, found.slots), 0).astype(jnp.float32), score
     )
 
 
@@ -570,11 +594,10 @@ class _Trained(Stage):
         """See `method.Stage`."""
         return frozenset({"mallis"} if self._converted else ())
 
-    def frozen(self):
-        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")} if self._converted else {}
-
-    def frozen_to_predict(self):
-        return {}
+    def frozen(self, purpose="train"):
+        if purpose != "train" or not self._converted:
+            return {}
+        return {"mallis": weights.load(dict(self.weights).get("mallis", ""), "mallis")}
 
     @property
     def _converted(self) -> bool:
@@ -642,8 +665,6 @@ class Correspondence(_Trained, Clustering):
       weights: folders of converted weights by kind.
     """
 
-    describes = True
-    slots_are_landmarks = False
     needs_partner = True
 
     k: int
@@ -747,16 +768,15 @@ class Correspondence(_Trained, Clustering):
         )
         return optimizers.rmsprop(rate, l2=self.l2)
 
-    @property
-    def known(self):
-        """As in `Keypoints`."""
+    def side_tables(self):
         return _region_tables(self)
 
-    def init(self, rng, batch, frozen, previous, rows):
+    def init(self, rng, batch, frozen, start):
+        previous, num_images = start.previous, start.num_images
         wide = layers.wide(self.dtype)
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
         params, _ = layers.split(layers.initialize(self._net, rng, shape))
-        aux = _empty(rows, self.clusters, self.descriptor_size, wide, self.k if self._flips else 0)
+        aux = _empty(num_images, self.clusters, self.descriptor_size, wide, self.k if self._flips else 0)
         if self.uses_previous:
             if previous is None or not isinstance(previous.aux, Recovered):
                 raise UserError(
@@ -766,14 +786,14 @@ class Correspondence(_Trained, Clustering):
             if previous.aux.labels.xy.shape != aux.labels.xy.shape:
                 images, slots = previous.aux.labels.xy.shape[:2]
                 raise UserError(
-                    f"the stage before left {slots} clusters of {images} images, not {self.clusters} of {rows}; use "
-                    "the same images, and the same clusters in keypoints and stage1"
+                    f"the stage before left {slots} clusters of {images} images, not {self.clusters} of {num_images}; "
+                    "use the same images, and the same clusters in keypoints and stage1"
                 )
             aux = aux._replace(
                 labels=jax.tree.map(lambda x: x.astype(wide), previous.aux.labels),
                 fresh=previous.aux.labels.score > 0,
             )
-        if self._converted and "mallis" in frozen:  # without weights it is shapes that are asked for
+        if self._converted and not start.shapes_only:
             params, aux = _from_checkpoint(frozen["mallis"], params, aux, needs_centroids=not self.uses_previous)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -893,36 +913,32 @@ class Correspondence(_Trained, Clustering):
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
-    def passes(self, step):
-        if self.pairs == "augmented":
-            return int(step == self.steps)
-        due = step >= self.warmup and (step - self.warmup) % self.round_every == 0
-        return int(step > 0 and (due or step == self.steps))
+    def round_at(self, step):
+        due = step >= self.warmup and (step - self.warmup) % self.round_every == 0 and self.pairs != "augmented"
+        last = step == self.steps and (step > 0 or self.pairs == "augmented")
+        return Round(passes=1) if last or (due and step > 0) else None
 
     def observe(self, state, frozen, batch, rng):
         aux, images = state.aux, batch["image"]
         maps = self._net.apply({"params": state.params}, self._geometry.look(images))
         xy, score, mask = self._detect(maps)
         if self.memory != "none":
-            # An index beyond the table is a photo that training does not know.
-            known = jax.tree.map(
-                lambda table: jnp.take(table, batch["index"], 0, mode="fill", fill_value=0), aux.labels
-            )
+            known = jax.tree.map(lambda table: lookup(table, batch["index"]), aux.labels)
             old = known.score > 0
             if self.memory == "two_rounds":
-                old &= jnp.take(aux.fresh, batch["index"], 0, mode="fill", fill_value=False)
+                old &= lookup(aux.fresh, batch["index"])
             cells = self._geometry.to_cells(known.xy, self._geometry.still(len(images)))
             rank = 2.0 if self.memory == "all_rounds" else -2.0  # the code's old keypoints win; ours fill gaps
             xy, mask = jnp.concatenate([xy, cells], 1), jnp.concatenate([mask, old], 1)
             score = jnp.concatenate([score, jnp.full_like(known.score, rank)], 1)
             mask = nms.greedy_points(xy, score, mask, self.nms)
-        mask &= _on_object(self._geometry.to_frame(xy), _known(frozen, batch), self.frame_size)
-        described = self._describe(maps, xy, mask)
+        mask &= _on_object(self._geometry.to_frame(xy), batch, self.frame_size)
+        turned = None
         if self._flips:
-            turned = self._net.apply({"params": state.params}, self._geometry.look(images)[:, :, ::-1])
             opposite = jnp.stack([self._geometry.heat[1] - 1 - xy[..., 0], xy[..., 1]], -1)
-            described = jnp.concatenate([described, self._describe(turned, opposite, mask)], -1)
-        return Rows(described, self._geometry.to_frame(xy), mask)
+            turned = self._net.apply({"params": state.params}, self._geometry.look(images)[:, :, ::-1])
+            turned = self._describe(turned, opposite, mask)
+        return Seen(self._geometry.to_frame(xy), mask, self._describe(maps, xy, mask), turned)
 
     def _detect(self, maps):
         """Keypoints of the detector head in cells: xy [B,P,2], score, mask [B,P]."""
@@ -939,28 +955,29 @@ class Correspondence(_Trained, Clustering):
         form = self._form_extended if self._flips else self._form_neurips
         return form(state.aux, bank, rng)
 
-    def locate(self, state, found, rows):
+    def locate(self, state, found, seen):
         if self._flips:
-            return self._place_extended(found, rows)
-        return assign(rows.descriptors, rows.mask, found.centroids, found.limits, self.assignment).slots
+            return self._place_extended(found, seen)
+        slots = assign(seen.described, seen.mask, found.centroids, found.limits, self.assignment).slots
+        return Placed(seen.xy, seen.mask, slots)
 
-    def settle(self, state, found, bank, placed):
+    def settle(self, state, found, bank):
         settle = self._settle_extended if self._flips else self._settle_neurips
-        return state.replace(aux=settle(state.aux, found, bank, placed))
+        return state.replace(aux=settle(state.aux, found, bank))
 
     def _form_neurips(self, aux, bank, rng) -> Clusters:
-        x, mask = flatten(bank)
+        x, mask = flatten(bank.values.described, bank.values.mask)
         seeded = lambda: (
             kmeans(x, self.clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
         )
         warm = lambda: kmeans(x, self.clusters, init=aux.centroids, mask=mask, iterations=self.iterations).centroids
         first = aux.round == 0  # there are no centroids of these descriptors yet
         centroids = jax.lax.cond(first, seeded, warm) if self.seeding == "previous" else seeded()
-        return Clusters(centroids, _limits(bank.rows, centroids, self.cut))
+        return Clusters(centroids, _limits(bank.values.described, bank.values.mask, centroids, self.cut))
 
-    def _settle_neurips(self, aux, found, bank, slots) -> Recovered:
-        total = len(aux.labels.score)
-        labels = label_table(bank, bank.rows.xy, slots, total)
+    def _settle_neurips(self, aux, found, bank) -> Recovered:
+        placed, slots, total = bank.values, bank.values.slots, len(aux.labels.score)
+        labels = label_table(bank, placed.xy, slots, total)
         fresh = image_table(bank, (slots >= 0) & (slots < self.most), total)
         return aux._replace(
             round=aux.round + 1,
@@ -968,15 +985,14 @@ class Correspondence(_Trained, Clustering):
             limits=found.limits,
             labels=labels,
             fresh=fresh,
-            counts=_counts(bank, labels, self.most),
+            counts=_counts(placed.mask, labels, self.most),
         )
 
     def _form_extended(self, aux, bank, rng) -> ExtendedClusters:
         """K clusters of descriptors and mirrored descriptors; of what they keep, M clusters to train on."""
-        rows, size = bank.rows, self.descriptor_size
+        seen = bank.values
         first, second = jax.random.split(rng)
-        flat = lambda x: x.reshape(-1, size)
-        both = jnp.concatenate([flat(rows.descriptors[..., :size]), flat(rows.descriptors[..., size:])])
+        both = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in (seen.described, seen.turned)])
 
         def clusters(count, key, mask):
             twice = jnp.tile(mask.reshape(-1), 2)
@@ -984,43 +1000,41 @@ class Correspondence(_Trained, Clustering):
             limits = jnp.where(found.counts > 0, jnp.asarray(jnp.finfo(both.dtype).max), 0)
             return Clusters(found.centroids, limits)
 
-        landmarks = clusters(self.k, first, rows.mask)
-        keep = lambda rows: _kept(rows, self._place_in(landmarks, rows)[0])
-        return ExtendedClusters(landmarks, clusters(self.clusters, second, by_batch(keep, rows)))
+        landmarks = clusters(self.k, first, seen.mask)
+        keep = lambda seen: _kept(seen.mask, self._place_in(landmarks, seen)[0])
+        return ExtendedClusters(landmarks, clusters(self.clusters, second, by_batch(keep, seen)))
 
-    def _place_in(self, clusters, rows):
+    def _place_in(self, clusters, seen):
         """The keypoint [B,C] of each cluster, and the cluster of that keypoint in the mirrored image."""
-        size = self.descriptor_size
-        slots = assign(rows.descriptors[..., :size], rows.mask, *clusters, "nearest").slots
-        cost = assignment.squared_distances(rows.descriptors[..., size:], clusters.centroids, rows.mask)
+        slots = assign(seen.described, seen.mask, *clusters, "nearest").slots
+        cost = assignment.squared_distances(seen.turned, clusters.centroids, seen.mask)
         mirrored = jnp.argmin(jnp.where(clusters.limits > 0, cost, jnp.inf), -1)
         return slots, keypoints.take_slots(mirrored, slots)
 
-    def _place_extended(self, found, rows):
-        slots, mirrored = self._place_in(found.landmarks, rows)
-        kept = rows._replace(mask=_kept(rows, slots))
-        return slots, mirrored, *self._place_in(found.training, kept)
+    def _place_extended(self, found, seen) -> Placed:
+        landmarks, flipped = self._place_in(found.landmarks, seen)
+        kept = seen._replace(mask=_kept(seen.mask, landmarks))
+        return Placed(seen.xy, seen.mask, *self._place_in(found.training, kept), landmarks, flipped)
 
-    def _settle_extended(self, aux, found, bank, placed) -> Recovered:
-        total = len(aux.labels.score)
-        slots, mirrored, trained, trained_mirrored = placed
-        landmarks = label_table(bank, bank.rows.xy, slots, total)
-        pairs = (slots >= 0)[..., None] & (mirrored[..., None] == jnp.arange(self.k))
+    def _settle_extended(self, aux, found, bank) -> Recovered:
+        placed, total = bank.values, len(aux.labels.score)
+        landmarks = label_table(bank, placed.xy, placed.landmarks, total)
+        pairs = (placed.landmarks >= 0)[..., None] & (placed.flipped[..., None] == jnp.arange(self.k))
         flips = jnp.argmax(jnp.sum(pairs, (0, 1)), -1).astype(jnp.int32)
-        labels = label_table(bank, bank.rows.xy, trained, total)
+        labels = label_table(bank, placed.xy, placed.slots, total)
         return aux._replace(
             round=aux.round + 1,
             centroids=found.landmarks.centroids,
             limits=found.landmarks.limits,
             labels=labels,
             fresh=labels.score > 0,
-            mirrored=image_table(bank, trained_mirrored, total).astype(jnp.int32),
+            mirrored=image_table(bank, placed.mirrored, total).astype(jnp.int32),
             landmarks=landmarks,
             flips=flips,
-            counts=_counts(bank, landmarks, self.most),
+            counts=_counts(placed.mask, landmarks, self.most),
         )
 
-    def found(self, state):
+    def summary(self, state):
         return state.aux.counts._asdict()
 
     # -- prediction ---------------------------------------------------------------------------------------------------
@@ -1028,18 +1042,29 @@ class Correspondence(_Trained, Clustering):
     def predict(self, state, frozen, images):
         maps = self._net.apply({"params": state.params}, self._geometry.look(images))
         xy, _, mask = self._detect(maps)
-        rows = Rows(self._describe(maps, xy, mask), self._geometry.to_frame(xy), mask)
-        how = "nearest" if self.variant == "extended" else self.assignment
-        return _predicted(rows, state.aux, how)
+        seen = Seen(self._geometry.to_frame(xy), mask, self._describe(maps, xy, mask))
+        return _predicted(seen, state.aux, self._prediction_assignment)
+
+    def describe(self, state, frozen, images):
+        maps = self._net.apply({"params": state.params}, self._geometry.look(images))
+        xy, _, mask = self._detect(maps)
+        described = self._describe(maps, xy, mask)
+        slots = assign(described, mask, state.aux.centroids, state.aux.limits, self._prediction_assignment).slots
+        has = slots[..., None] == jnp.arange(mask.shape[1])  # [B,C,P]
+        return Described(described, jnp.where(jnp.any(has, 1), jnp.argmax(has, 1), -1).astype(jnp.int32), mask)
+
+    @property
+    def _prediction_assignment(self) -> str:
+        return "nearest" if self.variant == "extended" else self.assignment
 
     def heatmaps(self, state, frozen, images):
         seen = self._geometry.look(images)
         return color.to_uint8(seen), jax.nn.sigmoid(self._net.apply({"params": state.params}, seen).logits)[..., None]
 
 
-def _kept(rows: Rows, slots):
-    """Keypoints [B,P] that stand for a cluster, in images that have several."""
-    kept = jnp.any((slots[..., None] == jnp.arange(rows.mask.shape[-1])), -2) & rows.mask
+def _kept(mask, slots):
+    """Mask [B,P] of keypoints that stand for a cluster, in images that have several."""
+    kept = jnp.any((slots[..., None] == jnp.arange(mask.shape[-1])), -2) & mask
     return kept & (jnp.sum(kept, -1, keepdims=True) >= 2)
 
 
@@ -1195,14 +1220,15 @@ class Landmarks(_Trained):
             lambda path: "head" if path[0] in HEAD else "rest",
         )
 
-    def init(self, rng, batch, frozen, previous, rows):
-        labels, flips = self._learns_from(previous, rows)
+    def init(self, rng, batch, frozen, start):
+        previous = start.previous
+        labels, flips = self._learns_from(previous, start.num_images)
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
         params, _ = layers.split(layers.initialize(self._net, rng, shape, train=False))
         images = jnp.sum(labels.score > 0, 0)
         active = images > (0 if self._flips else self.least_images)
         if self._converted:
-            if frozen:  # without weights it is shapes that are asked for
+            if not start.shapes_only:
                 needed = self._flips and not self.uses_previous
                 params, active, flips = _second_from_checkpoint(frozen["mallis"], params, active, flips, needed)
         elif previous.params:
@@ -1219,10 +1245,10 @@ class Landmarks(_Trained):
         )
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
-    def _learns_from(self, previous, rows):
+    def _learns_from(self, previous, num_images):
         """The labels that stage 1 left, and its mirrored partners of landmarks; empty ones where nothing is learned."""
         if not self.uses_previous:
-            empty = _empty(rows, self.room, 1, jnp.float32, self.k if self._flips else 0)
+            empty = _empty(num_images, self.room, 1, jnp.float32, self.k if self._flips else 0)
             return empty.labels, empty.flips
         if previous is None or not isinstance(previous.aux, Recovered):
             raise UserError(
@@ -1232,14 +1258,15 @@ class Landmarks(_Trained):
         labels = previous.aux.landmarks if self._flips else previous.aux.labels
         if labels is None:
             raise UserError("stage2.variant=extended learns from that variant of stage1; set stage1.variant=extended")
-        if labels.xy.shape[:2] != (rows, self.room):
+        if labels.xy.shape[:2] != (num_images, self.room):
             raise UserError(
                 f"the stage before left {labels.xy.shape[1]} clusters of {labels.xy.shape[0]} images, not {self.room} "
-                f"of {rows}; use the same images, and the same clusters, k and variant in stage1 and stage2"
+                f"of {num_images}; use the same images, and the same clusters, k and variant in stage1 and stage2"
             )
-        if not self._flips and self.least_images >= rows:
+        if not self._flips and self.least_images >= num_images:
             raise UserError(
-                f"stage2.least_images={self.least_images} leaves out every cluster of {rows} images; use a lower number"
+                f"stage2.least_images={self.least_images} leaves out every cluster of {num_images} images; use a lower "
+                "number"
             )
         return labels, previous.aux.flips
 
@@ -1299,26 +1326,26 @@ class Landmarks(_Trained):
         metrics |= {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
         return state.replace(params=params, opt_state=opt_state), metrics
 
-    def passes(self, step):
+    def round_at(self, step):
         if self.variant == "extended" or not self.merge_from <= step < self.steps:
-            return 0
-        return int((step - self.merge_from) % self.merge_every == 0)
+            return None
+        return Round(passes=1) if (step - self.merge_from) % self.merge_every == 0 else None
 
     def observe(self, state, frozen, batch, rng):
         xy, score = self._peaks(state, batch["image"])
-        return Rows(score[..., None], xy, (score >= self.threshold) & state.aux.active)
+        return Peaks(xy, (score >= self.threshold) & state.aux.active)
 
     def refresh(self, state, frozen, bank, rng):
         # Step 9) In how many images do two heatmaps peak at the same place?
-        aux, rows = state.aux, bank.rows
+        aux = state.aux
         radius = self.merge_radius * self.zoom * self.frame_size / 64
 
-        def count(rows):
-            found = merge.colocation(rows.xy, rows.mask, radius)
+        def count(peaks):
+            found = merge.colocation(peaks.xy, peaks.mask, radius)
             return jax.tree.map(lambda x: x[None], found)
 
         # One sum a batch, then their sum.
-        each = jax.lax.map(count, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rows))
+        each = jax.lax.map(count, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), bank.values))
         together = jax.tree.map(lambda x: jnp.sum(x, (0, 1)), each)
         population = jnp.sum(aux.labels.score > 0, 0)
         merged = merge.greedy_merge(*together, self.merge_share, population=population, used=aux.active)
@@ -1326,7 +1353,7 @@ class Landmarks(_Trained):
             aux=aux._replace(round=aux.round + 1, active=merged.kept, labels=_merged_labels(aux.labels, merged))
         )
 
-    def found(self, state):
+    def summary(self, state):
         return {"landmarks": jnp.sum(state.aux.active), "mergings": state.aux.round}
 
     def landmarks(self, state):

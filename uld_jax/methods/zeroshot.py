@@ -22,11 +22,11 @@ import optax
 
 from uld_jax import optimizers
 from uld_jax.backbones import build, finished
-from uld_jax.bank import Labels, Rows, flatten, image_table
+from uld_jax.bank import Labels, flatten, image_table
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Prediction, Stage, TrainState, same_shapes
+from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
 from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, views, warp
@@ -80,6 +80,22 @@ class ForegroundClusters(NamedTuple):
     foreground: foreground.Foreground
 
 
+class Seen(NamedTuple):
+    """What a pass collects.
+
+    Attributes:
+      descriptors: [B,P,D] float32, of random pixels of the image.
+      cells: [B,P,2] float32, where these are on the map.
+      xy: [B,M,2] float32, the candidates by the clusters that there are, in pixels of the frame.
+      score: [B,M] float32 of those; 0 if missing.
+    """
+
+    descriptors: jax.Array
+    cells: jax.Array
+    xy: jax.Array
+    score: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Stage):
     """K-means over the descriptors of a frozen backbone; a stage of zero steps.
@@ -121,7 +137,6 @@ class ZeroShot(Stage):
     """
 
     uses_previous = False
-    trainable = False
 
     k: int
     frame_size: int
@@ -169,29 +184,23 @@ class ZeroShot(Stage):
     def _clusters(self) -> int:
         return self.candidates or self.k
 
-    @property
-    def _slots(self) -> int:
-        return max(self.pixels, self._clusters)
-
     def _kept(self, aux) -> int:
-        """Slots of an image that have descriptors; all of them if they fit, but enough for the candidates' scores."""
-        rows, (count, width) = len(aux.labels.xy), aux.centroids.shape
-        fit = int(self.bank_gib * 2**30) // (rows * width * aux.centroids.dtype.itemsize)
-        return min(self._slots, max(fit, -(-count // width)))
+        """Pixels of an image whose descriptors are kept; all of them if they fit."""
+        num_images, width = len(aux.labels.xy), aux.centroids.shape[1]
+        fit = int(self.bank_gib * 2**30) // (num_images * width * aux.centroids.dtype.itemsize)
+        return min(self.pixels, max(fit, 1))
 
     @property
     def _frame(self) -> tuple[int, int]:
         return self.frame_size, self.frame_size
 
-    @property
-    def known(self):
-        """What is asked of `data.objects` about the training images."""
+    def side_tables(self):
         return {"boxes": ()} if self.region == "box" else {}
 
-    def frozen(self):
+    def frozen(self, purpose="train"):
         return self._backbone.load()
 
-    def init(self, rng, batch, frozen, previous, rows):
+    def init(self, rng, batch, frozen, start):
         width = jax.eval_shape(self._describe, frozen, batch["image"]).shape[-1]
         count = self._clusters
         first = jnp.arange(self.k, dtype=jnp.int32)
@@ -200,7 +209,7 @@ class ZeroShot(Stage):
             round=jnp.int32(0),
             centroids=jnp.zeros((count, width)),
             reading=Reading(first, jnp.zeros((count, 2)), picked),
-            labels=Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k))),
+            labels=Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k))),
             key=None if self.dense else jax.random.key_data(rng),
         )
         if self.region == "foreground":
@@ -209,56 +218,41 @@ class ZeroShot(Stage):
             )
         return TrainState(step=jnp.int32(0), aux=aux)
 
-    def train_step(self, state, frozen, batch, rng):
-        raise UserError("the stage zeroshot has nothing to train; set config.zeroshot.steps=0")
-
-    def passes(self, step):
-        count = 3 if self.region == "foreground" else 2  # cluster, then place; the foreground before
-        return count if step == 0 else 0
+    def round_at(self, step):
+        # Cluster, then place; the foreground before.
+        return Round(passes=3 if self.region == "foreground" else 2) if step == 0 else None
 
     def observe(self, state, frozen, batch, rng):
         described = self._describe(frozen, batch["image"], batch.get("features"))
         # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
-        boxes = frozen["rows"]["boxes"][batch["index"]] if self.region == "box" else None
-        cells = self._draw(keys, self._slots, state.aux, described, boxes)
-        kept = self._kept(state.aux)
-        sampled = keypoints.sample(described, cells[:, :kept])
-        # Step 3) Candidates, once there are clusters: in the first M slots, their scores in the descriptors' numbers.
-        xy, score = self._place(state.aux, described, batch["image"], boxes)
-        numbers = kept * sampled.shape[-1]
-        scores = jnp.pad(score, ((0, 0), (0, numbers - self._clusters))).reshape(sampled.shape)
-        pad = ((0, 0), (0, self._slots - self._clusters))
-        clustered = state.aux.round > 0
-        return Rows(
-            descriptors=jnp.where(clustered, scores, sampled),
-            xy=jnp.where(clustered, jnp.pad(xy, (*pad, (0, 0))), cells),
-            mask=jnp.where(clustered, jnp.pad(score, pad) > 0, jnp.arange(self._slots) < self.pixels),
-        )
+        boxes = batch["boxes"] if self.region == "box" else None
+        cells = self._draw(keys, self.pixels, state.aux, described, boxes)[:, : self._kept(state.aux)]
+        # Step 3) Candidates, which mean something once there are clusters.
+        found = self._place(state.aux, described, batch["image"], boxes)
+        return Seen(keypoints.sample(described, cells), cells, *found)
 
     def refresh(self, state, frozen, bank, rng):
-        aux, rows, count = state.aux, state.aux.labels.xy.shape[0], self._clusters
+        aux, seen, count, num_images = state.aux, bank.values, self._clusters, len(state.aux.labels.xy)
         clustered = aux.round > 0
         # Step 2) k-means over all sampled pixels, in the first pass.
-        kept = self._kept(aux)
-        x, real = flatten(bank._replace(rows=jax.tree.map(lambda x: x[:, :, :kept], bank.rows)))
+        x, real = flatten(seen.descriptors, jnp.broadcast_to(bank.real[..., None], seen.cells.shape[:-1]))
         known = aux.round >= 0
         cluster = lambda: kmeans(x, count, rng=rng, mask=real, iterations=self.iterations).centroids
         centroids = jax.lax.cond(clustered | ~known, lambda: aux.centroids, cluster)
         # Step 4) The candidates of all images, which of them are landmarks, and where.
-        xy, mask = bank.rows.xy[:, :, :count], bank.rows.mask[:, :, :count]
-        score = jnp.where(mask, bank.rows.descriptors.reshape(*bank.index.shape, -1)[..., :count], 0)
-        choose = lambda: self._choose(xy, jnp.all(mask, -1))
+        score = jnp.where(bank.real[..., None], seen.score, 0)
+        choose = lambda: self._choose(seen.xy, jnp.all(score > 0, -1))
         reading = jax.lax.cond(clustered, choose, lambda: aux.reading) if self.candidates else aux.reading
-        xy, score = self._read(reading, xy, score)
-        labels = Labels(image_table(bank, xy, rows), image_table(bank, score, rows))
+        xy, score = self._read(reading, seen.xy, score)
+        labels = Labels(image_table(bank, xy, num_images), image_table(bank, score, num_images))
         new = aux._replace(reading=reading, labels=labels)
         aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
         if self.region == "foreground":
             # Before all else) What is object, from all sampled pixels.
             image = jax.ShapeDtypeStruct((1, *self._frame, 3), jnp.uint8)
             size = jax.eval_shape(self._describe, frozen, image).shape[1:3]
-            unit = coordinates.to_unit(bank.rows.xy[:, :, :kept].reshape(-1, 2), size)
+            unit = coordinates.to_unit(seen.cells.reshape(-1, 2), size)
             fit = lambda: foreground.fit(x[:, :-2], unit, real)
             aux = aux._replace(foreground=jax.lax.cond(known, lambda: aux.foreground, fit))
         return state.replace(aux=aux._replace(round=aux.round + 1, centroids=centroids))
@@ -528,7 +522,8 @@ class HeatmapDetector(Stage):
     def _geometry(self) -> views.Geometry:
         return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
 
-    def init(self, rng, batch, frozen, previous, rows):
+    def init(self, rng, batch, frozen, start):
+        previous = start.previous
         if previous is None:
             raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
         shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
@@ -541,13 +536,13 @@ class HeatmapDetector(Stage):
             )
         if self.labels_from == "previous":
             labels = previous.aux.labels
-            if labels.xy.shape[:2] != (rows, self.k):
+            if labels.xy.shape[:2] != (start.num_images, self.k):
                 raise UserError(
                     f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
-                    f"not {self.k} of {rows}; use the same k and images, or detector.labels_from=self"
+                    f"not {self.k} of {start.num_images}; use the same k and images, or detector.labels_from=self"
                 )
         else:
-            labels = Labels(jnp.zeros((rows, self.k, 2)), jnp.zeros((rows, self.k)))
+            labels = Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k)))
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -608,10 +603,10 @@ class HeatmapDetector(Stage):
         maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
         return color.to_uint8(seen), maps
 
-    def passes(self, step):
+    def round_at(self, step):
         first = step == 0 and self.labels_from == "self"
         due = self.round_every and 0 < step < self.steps and step % self.round_every == 0
-        return int(bool(first or due))
+        return Round(passes=1) if first or due else None
 
     def _view_key(self, rng):
         return None if self.predict_warps == 1 else jax.random.key_data(jax.random.fold_in(rng, 1))
@@ -621,12 +616,10 @@ class HeatmapDetector(Stage):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(lambda key: jax.random.split(key, self.relabel_warps))(keys).reshape(-1)
         found = self._several(state, batch["image"], keys, self.relabel_warps)
-        return Rows(found.score[..., None], found.xy, found.score > 0)
+        return Labels(found.xy, found.score)
 
     def refresh(self, state, frozen, bank, rng):
-        rows = state.aux.labels.xy.shape[0]
-        score = jnp.where(bank.rows.mask, bank.rows.descriptors[..., 0], 0)
-        labels = Labels(image_table(bank, bank.rows.xy, rows), image_table(bank, score, rows))
+        labels = jax.tree.map(lambda found: image_table(bank, found, len(state.aux.labels.xy)), bank.values)
         return state.replace(aux=state.aux._replace(round=state.aux.round + 1, labels=labels))
 
     def _warps(self, keys, spread: float) -> warp.Warp:

@@ -36,6 +36,7 @@ from jax.experimental import multihost_utils
 
 from uld_jax import config as config_lib
 from uld_jax import files, sharding, viz
+from uld_jax.bank import UNKNOWN
 from uld_jax.clustering import quality
 from uld_jax.config import Config
 from uld_jax.data import Source, annotated, make_reader
@@ -549,14 +550,14 @@ def look(config: Config, method, state, frozen, mesh, source: Source, rows=None,
     The stage's memory of training images is left out, so that they are as new to it as others.
     """
     reader = make_reader(source, mesh=mesh, batch_size=evaluate.eval_batch(config, mesh), kind="stream")
-    frozen = sharding.put_replicated(mesh, {key: value for key, value in frozen.items() if key != "rows"})
+    frozen = sharding.put_replicated(mesh, frozen)
 
     @jax.jit
     def found(state, frozen, payload, key):
         batch = reader.fetch({}, payload)
-        unknown = batch | {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
+        unknown = batch | {"index": jnp.full_like(batch["index"], UNKNOWN)}
         seen, held = method.predict(state, frozen, batch["image"]), method.observe(state, frozen, unknown, key)
-        descriptors = held.descriptors if describe else jnp.zeros((len(batch["index"]), 0))
+        descriptors = held.described if describe else jnp.zeros((len(batch["index"]), 0))
         return batch["index"], Seen(seen.xy, seen.score, held.xy, held.mask, descriptors)
 
     key = sharding.put_key(mesh, jax.random.key(config.seed))

@@ -28,10 +28,10 @@ from uld_jax.data import make_reader
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation import evaluate
+from uld_jax.method import Stage
 from uld_jax.ops import keypoints
 
 WAYS = ("kmeans", "gcn", "density", "landmark")
-SAME_PX = 0.5  # a keypoint is a landmark if the stage predicts it there
 SLOTS = 1024
 DRAWN = 2000  # rows of the t-SNE picture, whose time grows with their square
 ROUNDS = [["clusters"], ["consistency"], ["silhouette"], ["calinski_harabasz"]]
@@ -56,8 +56,9 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
 
     Raises UserError for a stage that has no descriptors.
     """
-    if not finished.method.describes:
-        stages = [name for name in finished.config.stages if config_lib.stage(finished.config, name).method.describes]
+    if not _describes(finished.method):
+        built = {name: config_lib.stage(finished.config, name).method for name in finished.config.stages}
+        stages = [name for name, method in built.items() if _describes(method)]
         other = f"give another one with --stage: {', '.join(stages)}" if stages else "give a run of another method"
         raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; {other}")
     source = evaluate.open_split(finished.config, split)
@@ -65,33 +66,23 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
 
     @jax.jit
-    def found(state, frozen, payload, key):
+    def found(state, frozen, payload):
         batch = reader.fetch({}, payload)
-        real = batch["index"] < reader.rows
-        if split != "train":  # rows of another split are none that the state remembers
-            batch |= {"index": jnp.full_like(batch["index"], jnp.iinfo(jnp.int32).max)}
-        if (given := finished.method.grouped(state, frozen, batch["image"])) is not None:
-            return given[0].descriptors, given[0].mask & real[:, None], given[1]
-        rows = finished.method.observe(state, frozen, batch, key)
-        landmark = jnp.broadcast_to(jnp.arange(rows.mask.shape[1], dtype=jnp.int32), rows.mask.shape)
-        if not finished.method.slots_are_landmarks:
-            seen = finished.method.predict(state, frozen, batch["image"])
-            there = (seen.score > 0) & (seen.score >= finished.method.filled_below)
-            away = jnp.linalg.norm(rows.xy[:, :, None] - seen.xy[:, None], axis=-1)
-            away = jnp.where(there[:, None], away, jnp.inf)
-            near = jnp.min(away, -1, initial=jnp.inf) <= SAME_PX
-            landmark = jnp.where(near, jnp.argmin(away, -1).astype(jnp.int32), -1)
-        return rows.descriptors, rows.mask & real[:, None], landmark
+        seen = finished.method.describe(state, frozen, batch["image"])
+        return seen.z, seen.mask & (batch["index"] < reader.rows)[:, None], seen.landmark
 
-    first, key = next(iter(reader.ordered())), sharding.put_key(mesh, jax.random.key(finished.config.seed))
-    slots = jax.eval_shape(found, finished.state, finished.frozen, first, key)[0].shape[1]
+    slots = jax.eval_shape(found, finished.state, finished.frozen, next(iter(reader.ordered())))[0].shape[1]
     rows = evaluate.spread(len(source), max(1, most // slots))
-    parts = [sharding.to_host(found(finished.state, finished.frozen, p, key)) for p in reader.ordered(rows=rows)]
+    parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
     z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
     if not mask.any():
         raise UserError(f"stage {finished.stage!r} found nothing in the {split} split; there is nothing to cluster")
     return Descriptors(z[mask], landmark[mask] if (landmark[mask] >= 0).any() else None)
+
+
+def _describes(method) -> bool:
+    return type(method).describe is not Stage.describe
 
 
 def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0, landmark=None):
