@@ -25,7 +25,9 @@ def get_config(arg=None):
     config = common.base(arg)
     config.stages = ("zeroshot", "detector")
     config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=arg.backbone or usual)
-    config.detector = common.stage("zeroshot.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3)
+    config.detector = common.stage(
+        "heatmap_detector.HeatmapDetector", steps=100_000, round_every=20_000, learning_rate=1e-3
+    )
     if paper:
         config.data.frame_size = 256
         config.zeroshot.update(position=0.0, place="exemplar", dense=False, region="box")

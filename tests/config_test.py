@@ -76,7 +76,7 @@ def test_stages_are_built_with_what_they_share():
     config = config_lib.load(SPEC, dtype="bfloat16", accumulate_steps=2)
     first, second = (config_lib.stage(config, name) for name in config.stages)
     assert (first.name, first.steps, type(first.method)) == ("zeroshot", 0, zeroshot.ZeroShot)
-    assert (second.name, second.steps, type(second.method)) == ("detector", 40, zeroshot.HeatmapDetector)
+    assert (second.name, second.steps, type(second.method)) == ("detector", 40, heatmap_detector.HeatmapDetector)
     assert first.method.k == second.method.k == 5
     assert first.method.frame_size == second.method.frame_size == config.data.frame_size
     assert (second.method.dtype, second.method.accumulate_steps) == ("bfloat16", 2)
@@ -150,8 +150,8 @@ def test_steps_that_a_stage_cannot_take_are_refused():
 
 
 def test_defaults_are_those_of_the_class():
-    found = config_lib.defaults("methods", "zeroshot.HeatmapDetector").to_dict()
-    fields = {f.name: f for f in dataclasses.fields(zeroshot.HeatmapDetector)}
+    found = config_lib.defaults("methods", "heatmap_detector.HeatmapDetector").to_dict()
+    fields = {f.name: f for f in dataclasses.fields(heatmap_detector.HeatmapDetector)}
     assert set(found) == {n for n in fields if n not in config_lib.SHARED}
     assert all(found[n] == fields[n].default for n in found)
     assert "bins" in config_lib.defaults("backbones", "gradient.GradientHistograms")

@@ -24,6 +24,8 @@ from uld_jax.lookup import find_class
 from uld_jax.method import Method, Stage
 
 Config = ml_collections.ConfigDict
+# Where stages of earlier versions are now: the configs of finished runs name them as they were.
+MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
 
 
@@ -144,6 +146,7 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(known)}")
     values = config[name].to_dict()
     steps, path = int(values.pop("steps")), values.pop("method")
+    path = MOVED.get(path, path)
     if steps < 0:
         raise UserError(f"config.{name}.steps is {steps}; use 0 or more")
     batch_size = batch_of(config, name)

@@ -627,7 +627,7 @@ class Correspondence(_Trained, Clustering):
       start: `previous` learns from the labels of the stage before, with a new network; `checkpoint` also has the
         network and centroids of `config.weights.mallis`, and with steps=0 from nothing else.
       pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training (figure 2c).
-      image_size, zoom: of the view that the network sees, as in `zeroshot.HeatmapDetector`.
+      image_size, zoom: of the view that the network sees, as in `heatmap_detector.HeatmapDetector`.
       width, depth, downsample, descriptor_size: of the network (`models/fan.py`).
       dtype: of its arithmetic.
       warmup: steps before the first clustering of its own descriptors; 20,000.

@@ -1,15 +1,10 @@
-"""ZeroShot landmarks, and the detector that learns from them.
+"""ZeroShot: landmarks from clusters of a frozen backbone's descriptors, without training.
 
 Tourani et al., "Pose-Guided Self-Training with Two-Stage Clustering for Unsupervised Landmark Discovery", CVPR 2024,
-section 3.1 (ZeroShot). The heatmap detector is the last stage of the self-training papers (Mallis et al., NeurIPS 2020,
-section 3.3), trained here on whatever table of landmarks the stage before it leaves in `aux.labels`.
+section 3.1.
 
-    ZeroShot          1) describe pixels of the training images by a frozen backbone   2) k-means: K clusters
-      (no training)   3) a landmark is where its cluster is best matched in an image   4) table of landmarks
-
-    HeatmapDetector   1) warp image and landmarks alike   2) K heatmaps, soft-argmax
-                      3) distance to the warped landmarks
-                      4) every round: a new table, the mean over several warps of what the network itself predicts
+    1) describe pixels of the training images by a frozen backbone   2) k-means: K clusters
+    3) a landmark is where its cluster is best matched in an image   4) table of landmarks
 """
 
 import dataclasses
@@ -18,18 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from uld_jax import optimizers
 from uld_jax.backbones import build, finished
 from uld_jax.bank import Labels, flatten, image_table
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
-from uld_jax.models import layers
-from uld_jax.models.fan import FAN
-from uld_jax.ops import color, coordinates, heatmaps, keypoints, shape_model, views, warp
+from uld_jax.method import Prediction, Round, Stage, TrainState
+from uld_jax.ops import color, coordinates, keypoints, shape_model
 
 
 class Reading(NamedTuple):
@@ -50,11 +41,12 @@ class Clusters(NamedTuple):
     """What ZeroShot finds.
 
     Attributes:
-      round: int32, passes done: 0 none, 1 clustered, 2 placed.
+      round: int32, passes done: 0 none, 1 clustered, 2 placed; with `region=foreground` -1 before its own pass.
       centroids: [M,D] float32.
       reading: from candidates to landmarks.
       labels: landmarks of the training images.
       key: [2] uint32, the run's, which an image's random pixels are drawn by when it is predicted; None with `dense`.
+      foreground: what tells the object from what is behind it; None but with `region=foreground`.
     """
 
     round: jax.Array
@@ -62,22 +54,7 @@ class Clusters(NamedTuple):
     reading: Reading
     labels: Labels
     key: jax.Array | None
-
-
-class ForegroundClusters(NamedTuple):
-    """What ZeroShot finds with `region=foreground`: `Clusters`, and what tells the object from what is behind it.
-
-    Attributes:
-      round: as in `Clusters`, with a pass before: -1 where not even the foreground is known.
-      foreground: of the backbone's descriptors.
-    """
-
-    round: jax.Array
-    centroids: jax.Array
-    reading: Reading
-    labels: Labels
-    key: jax.Array | None
-    foreground: foreground.Foreground
+    foreground: foreground.Foreground | None
 
 
 class Seen(NamedTuple):
@@ -205,17 +182,15 @@ class ZeroShot(Stage):
         count = self._clusters
         first = jnp.arange(self.k, dtype=jnp.int32)
         picked = jnp.einsum("km,cd->kcmd", jax.nn.one_hot(first, count), jnp.eye(2))
+        known = self.region != "foreground"
         aux = Clusters(
-            round=jnp.int32(0),
+            round=jnp.int32(0 if known else -1),
             centroids=jnp.zeros((count, width)),
             reading=Reading(first, jnp.zeros((count, 2)), picked),
             labels=Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k))),
             key=None if self.dense else jax.random.key_data(rng),
+            foreground=None if known else foreground.unknown(width - 2),
         )
-        if self.region == "foreground":
-            aux = ForegroundClusters(
-                **aux._asdict() | {"round": jnp.int32(-1)}, foreground=foreground.unknown(width - 2)
-            )
         return TrainState(step=jnp.int32(0), aux=aux)
 
     def round_at(self, step):
@@ -410,267 +385,3 @@ def _content_keys(key, images):
     flat = images.reshape(len(images), -1).astype(jnp.uint32)
     factors = jnp.arange(flat.shape[1], dtype=jnp.uint32) * jnp.uint32(2654435761) + 1  # the sum wraps around
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.sum(flat * factors, 1, dtype=jnp.uint32))
-
-
-class Rounds(NamedTuple):
-    """What the detector learns from.
-
-    Attributes:
-      round: int32, how often the labels were replaced.
-      labels: landmarks of the training images.
-      key: [2] uint32, the run's, which the views of a prediction are drawn by; None where it looks once.
-    """
-
-    round: jax.Array
-    labels: Labels
-    key: jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class HeatmapDetector(Stage):
-    """A FAN hourglass with K heatmaps, trained on pseudo-labels that it refines itself.
-
-    The defaults of the optimiser, the schedule and the rounds are ours: the papers train other losses for hundreds of
-    thousands of steps.
-
-    Attributes:
-      k: K, number of landmarks.
-      frame_size: side of the frame in pixels.
-      steps: of the whole stage, for the schedule.
-      image_size: side of the view that the network sees, in pixels.
-      zoom: the view shows this central fraction of the frame.
-      width, depth, downsample, norm: of the FAN (`models/fan.py`).
-      dtype: of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
-      loss: `position`, the smooth L1 distance of the soft-argmax; or `heatmap`, the mean squared
-        difference to a Gaussian (Mallis et al., section 3.3), decoded by its peak.
-      temperature: of the soft-argmax (0.1 in Sanchez and Tzimiropoulos, NeurIPS 2019).
-      delta: distance from which `loss=position` grows no longer as a square, as a fraction of the view's side.
-      sigma: of the Gaussian in heatmap pixels, for `loss=heatmap`.
-      round_every: steps between refreshes of the labels; 0 keeps the first ones.
-      relabel_warps: views that a new label is the mean of.
-      relabel_spread: their size, as a fraction of the training warps'.
-      labels_from: `previous` starts from the table of the stage before; `self` from what the network given by
-        `init_from` predicts, which allows other images.
-      rotation (degrees), scale, shift, bend: of the training warps (`ops/warp.py`).
-      colour: strength of the colour changes, 1 is usual.
-      standardise: whether a view is shown to the network with its own mean and contrast taken out.
-      learning_rate, l2, clip: of Adam (`optimizers.py`).
-      schedule, warmup: of the learning rate; with rounds it starts again at each.
-      predict_warps: views that a prediction is the mean of, the same ones of every image; 1 looks once, at the image as
-        it is.
-      accumulate_steps: pieces of a batch.
-    """
-
-    k: int
-    frame_size: int
-    steps: int
-    image_size: int = 256
-    zoom: float = 1.0
-    width: int = 256
-    depth: int = 4
-    downsample: int = 4
-    norm: str = "batch"
-    dtype: str = "float32"
-    loss: str = "position"
-    temperature: float = 0.1
-    delta: float = 0.03
-    sigma: float = 1.0
-    round_every: int = 0
-    relabel_warps: int = 8
-    relabel_spread: float = 0.75
-    labels_from: str = "previous"
-    rotation: float = 20.0
-    scale: float = 0.1
-    shift: float = 0.04
-    bend: float = 0.0
-    colour: float = 1.0
-    standardise: bool = True
-    learning_rate: float = 8e-3
-    schedule: str = "cosine"
-    warmup: int = 60
-    l2: float = 0.0
-    clip: float = 0.0
-    predict_warps: int = 1
-    accumulate_steps: int = 1
-
-    def __post_init__(self):
-        for name, value, known in (
-            ("loss", self.loss, ("position", "heatmap")),
-            ("labels_from", self.labels_from, ("previous", "self")),
-        ):
-            if value not in known:
-                raise UserError(f"detector.{name} is {value!r}; use {' or '.join(known)}")
-        for name in ("relabel_warps", "predict_warps", "zoom", "delta", "temperature", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"detector.{name} is {getattr(self, name)}; use a number above 0")
-
-    @property
-    def needs_previous_rows(self) -> bool:
-        """Whether `previous` must come from the same images."""
-        return self.labels_from == "previous"
-
-    @property
-    def _net(self):
-        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **layers.precision(self.dtype))
-
-    @property
-    def _optimizer(self):
-        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, self.warmup, self.round_every)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
-
-    @property
-    def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
-
-    def init(self, rng, batch, frozen, start):
-        previous = start.previous
-        if previous is None:
-            raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
-        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
-        if same_shapes(previous.params, params):
-            params, model_state = previous.params, previous.model_state
-        elif self.labels_from == "self":
-            raise UserError(
-                "detector.labels_from=self needs init_from=RUN with a detector of the same k, width and depth"
-            )
-        if self.labels_from == "previous":
-            labels = previous.aux.labels
-            if labels.xy.shape[:2] != (start.num_images, self.k):
-                raise UserError(
-                    f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
-                    f"not {self.k} of {start.num_images}; use the same k and images, or detector.labels_from=self"
-                )
-        else:
-            labels = Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k)))
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            model_state=model_state,
-            opt_state=self._optimizer.init(params),
-            aux=Rounds(jnp.int32(0), labels, self._view_key(rng)),
-        )
-
-    def train_step(self, state, frozen, batch, rng):
-        labels = jax.tree.map(lambda table: table[batch["index"]], state.aux.labels)
-        # Step 1) One random warp an image moves its pixels and its landmarks.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
-        warps = self._warps(keys, 1.0)
-        images = self._geometry.look(batch["image"], warps)
-        images = jax.vmap(self._recolour)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
-        target = self._geometry.to_cells(labels.xy, warps)
-        # A landmark that the warp moves out of the view cannot be learned from it.
-        inside = jnp.all((target >= -0.5) & (target <= self._geometry.heat[0] - 0.5), -1)
-        examples = {"image": images, "target": target, "weight": (labels.score > 0) & inside}
-
-        grads, model_state, metrics = optimizers.accumulated_gradients(
-            self._loss, state.params, state.model_state, examples, self.accumulate_steps
-        )
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics
-
-    def _loss(self, params, model_state, examples):
-        variables, seen = {"params": params, **model_state}, self._shown(examples["image"])
-        out, model_state = self._net.apply(variables, seen, train=True, mutable=["batch_stats"])
-        target, weight = examples["target"], examples["weight"]
-        if self.loss == "position":
-            # Steps 2), 3) Smooth L1 between soft-argmax and label, in units of `delta`, summed over x and y.
-            found = heatmaps.soft_argmax(out.logits, self.temperature)
-            unit = self.delta * self._geometry.heat[0]
-            loss = jnp.sum(optax.losses.huber_loss(found / unit, target.astype(found.dtype) / unit), -1)
-        else:
-            # Eq. 4 of Mallis et al.: squared difference, for the landmarks that have a label.
-            maps = heatmaps.gaussian(target, self._geometry.heat, self.sigma)
-            loss = jnp.mean((out.logits.astype(maps.dtype) - maps) ** 2, (1, 2))
-            found, _ = heatmaps.peak(out.logits)
-        distance = jnp.linalg.norm(jax.lax.stop_gradient(found) - target, axis=-1)
-        scale = self.zoom * self.frame_size / self._geometry.heat[0]  # frame pixels in a heatmap pixel
-        metrics = {"distance_px": scale * keypoints.masked_mean(distance, weight)}
-        return keypoints.masked_mean(loss, weight), (model_state, metrics)
-
-    def predict(self, state, frozen, images):
-        found = self._detect(state, self._geometry.still(len(images)), images)
-        if self.predict_warps == 1:
-            return found
-        key = jax.random.wrap_key_data(state.aux.key)
-        keys = jnp.tile(jax.random.split(key, self.predict_warps), len(images))  # the same of every image
-        return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
-
-    def heatmaps(self, state, frozen, images):
-        seen = self._geometry.look(images)
-        logits = self._apply(state, seen).logits
-        maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
-        return color.to_uint8(seen), maps
-
-    def round_at(self, step):
-        first = step == 0 and self.labels_from == "self"
-        due = self.round_every and 0 < step < self.steps and step % self.round_every == 0
-        return Round(passes=1) if first or due else None
-
-    def _view_key(self, rng):
-        return None if self.predict_warps == 1 else jax.random.key_data(jax.random.fold_in(rng, 1))
-
-    def observe(self, state, frozen, batch, rng):
-        # Step 4) Mean over several views of the image, each drawn for the image and the round alone.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
-        keys = jax.vmap(lambda key: jax.random.split(key, self.relabel_warps))(keys).reshape(-1)
-        found = self._several(state, batch["image"], keys, self.relabel_warps)
-        return Labels(found.xy, found.score)
-
-    def refresh(self, state, frozen, bank, rng):
-        labels = jax.tree.map(lambda found: image_table(bank, found, len(state.aux.labels.xy)), bank.values)
-        return state.replace(aux=state.aux._replace(round=state.aux.round + 1, labels=labels))
-
-    def _warps(self, keys, spread: float) -> warp.Warp:
-        draw = lambda key: warp.random_warp(
-            key,
-            rotation=spread * self.rotation,
-            scale=spread * self.scale,
-            shift=spread * self.shift,
-            bend=spread * self.bend,
-            zoom=self.zoom,
-            dtype=layers.wide(self.dtype),
-        )
-        return jax.vmap(draw)(keys)
-
-    def _recolour(self, key, image):
-        s = self.colour
-        return color.random_color(
-            key,
-            image,
-            brightness=0.15 * s,
-            contrast=0.3 * s,
-            saturation=0.3 * s,
-            gain=0.1 * s,
-            grey=0.1 * s,
-            noise=0.03 * s,
-        )
-
-    def _shown(self, seen):
-        """What the network is given of views [B,S,S,3] in 0..1."""
-        return views.standardise(seen) if self.standardise else seen
-
-    def _apply(self, state, seen):
-        return self._net.apply({"params": state.params, **state.model_state}, self._shown(seen), train=False)
-
-    def _several(self, state, images, keys, count: int) -> Prediction:
-        """Mean landmarks over `count` warped views of each image; keys [B*count]."""
-        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, count, axis=0))
-        xy = jnp.mean(found.xy.reshape(-1, count, self.k, 2), 1)
-        return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
-
-    def _detect(self, state, warps, images) -> Prediction:
-        """Landmarks of warped views, in pixels of the frame."""
-        out = self._apply(state, self._geometry.look(images, warps))
-        if self.loss == "position":
-            cells = heatmaps.soft_argmax(out.logits, self.temperature)
-            # How much of the heatmap lies within two cells of the landmark.
-            logits = out.logits.astype(cells.dtype) / self.temperature
-            weight = jax.nn.softmax(logits, (1, 2))
-            near = heatmaps.gaussian(cells, self._geometry.heat, 2.0)
-            score = jnp.sum(weight * near, (1, 2))
-        else:
-            cells, score = heatmaps.peak(out.logits)
-            score = jnp.clip(score, 0, 1)
-        return Prediction(self._geometry.to_frame(cells, warps), score, out.features)
