@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
-from uld_jax.methods import zeroshot
+from uld_jax.methods import heatmap_detector, zeroshot
 
 SPEC = "zeroshot:dataset=synthetic,k=5,preset=tiny"
 
