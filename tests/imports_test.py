@@ -14,7 +14,7 @@ ALLOWED = {
     "clustering": {"ops", "models", "sharding"},
     "models": {"ops"},
     "backbones": {"ops", "models", "weights", "lookup"},
-    "methods": {"ops", "clustering", "models", "backbones", "bank", "method", "optimizers", "weights"},
+    "methods": {"ops", "clustering", "models", "backbones", "bank", "hyperparameters", "method", "optimizers", "weights"},
     "data": {"ops", "sharding"},
     "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "sharding", "interrupts"},
     "convert": {"ops", "models", "weights"},

@@ -174,7 +174,10 @@ def stage(config: Config, name: str) -> StageSpec:
     if "accumulate_steps" in fields:
         values["accumulate_steps"] = _pieces(config, name, batch_size)
     values = {k: v for k, v in shared.items() if k in fields} | values
-    method = cls(**{k: _hashable(v) for k, v in values.items()})
+    try:
+        method = cls(**{k: _hashable(v) for k, v in values.items()})
+    except UserError as error:
+        raise UserError(f"config.{name}.{error}") from error
     if steps and cls.train_step is Stage.train_step:
         raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
     if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 from flax import struct
 
+from uld_jax import hyperparameters
 from uld_jax.bank import Bank, by_batch
 
 # image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
@@ -189,6 +190,9 @@ class Stage:
     needs_partner = False
     filled_below = 0.0
     weight_kinds = frozenset()
+
+    def __post_init__(self):
+        hyperparameters.check(self)
 
     def frozen(self, purpose="train"):
         del purpose

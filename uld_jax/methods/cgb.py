@@ -17,7 +17,7 @@ landmarks are.
 import dataclasses
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import LINK_SPACES, gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Positive, PositiveInt
 from uld_jax.method import Described, Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
@@ -139,13 +140,13 @@ class CGB(Stage):
 
     k: int
     frame_size: int
-    start: str = "previous"
-    bottleneck: str = "adaptive"
-    clustering: str = "gcn"
-    labels_from: str = "ring"
+    start: Literal["previous", "zeroshot", "checkpoint", "scratch"] = "previous"
+    bottleneck: Literal["adaptive", "fixed"] = "adaptive"
+    clustering: Literal["none", "gcn", "density", "kmeans"] = "gcn"
+    labels_from: Literal["ring", "pass"] = "ring"
     steps: int = 0
     image_size: int = 128
-    zoom: float = 1.0
+    zoom: Positive = 1.0
     rotation: float = 15.0
     max_rotation: float = 40.0
     jitter: float = 0.033
@@ -160,22 +161,22 @@ class CGB(Stage):
     vgg_width: int = 64
     dtype: str = "float32"
     standardise: bool = False
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     fixed_sigma: float = 0.5
-    sigma: str = "paper"
+    sigma: Literal["paper", "code_rescaled"] = "paper"
     detach_d: bool = True
     descriptor: str = "softmax_pool"
-    projection: str = "trained"
+    projection: Literal["trained", "frozen_random"] = "trained"
     descriptor_size: int = 256
-    clusters: int = 80
-    neighbours: int = 80
+    clusters: PositiveInt = 80
+    neighbours: PositiveInt = 80
     tau: float = 0.8
-    link_space: str = "gcn_hidden"
-    slots: int = 512
-    ring_every: int = 250
-    ring_size: int = 100
-    round_every: int = 12_500
-    loss_window: float = 1.0
+    link_space: Literal[LINK_SPACES] = "gcn_hidden"
+    slots: PositiveInt = 512
+    ring_every: PositiveInt = 250
+    ring_size: PositiveInt = 100
+    round_every: PositiveInt = 12_500
+    loss_window: Positive = 1.0
     perceptual: float = 1.0
     detector_rate: float = 1e-4
     generator_rate: float = 1e-4
@@ -186,31 +187,16 @@ class CGB(Stage):
     beta2: float = 0.9
     l2: float = 5e-4
     clip: float = 1.0
-    bn_eval: str = "running"
+    bn_eval: Literal["running", "batch"] = "running"
     weights: Any = ()
 
     def __post_init__(self):
-        for name, known in (
-            ("start", ("previous", "zeroshot", "checkpoint", "scratch")),
-            ("bottleneck", ("adaptive", "fixed")),
-            ("clustering", ("none", "gcn", "density", "kmeans")),
-            ("link_space", LINK_SPACES),
-            ("labels_from", ("ring", "pass")),
-            ("sigma", ("paper", "code_rescaled")),
-            ("projection", ("trained", "frozen_random")),
-            ("bn_eval", ("running", "batch")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"cgb.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
-        positive = ("zoom", "loss_window", "temperature", "round_every", "ring_every", "ring_size")
-        for name in (*positive, "clusters", "neighbours", "slots"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"cgb.{name} is {getattr(self, name)}; use a number above 0")
+        super().__post_init__()
         if self.bottleneck == "adaptive" and self.clustering == "none":
-            raise UserError("cgb.bottleneck=adaptive needs clusters; set cgb.clustering to gcn, density or kmeans")
+            raise UserError("bottleneck=adaptive needs clusters; set clustering to gcn, density or kmeans")
         if self.image_size % (self.downsample * 2**self.depth) or self.downsample != 4:
             raise UserError(
-                f"cgb: views of {self.image_size} pixels do not fit; use downsample=4, the generator's, and a multiple "
+                f"image_size is {self.image_size}, which does not fit; use downsample=4, the generator's, and a multiple "
                 f"of {4 * 2**self.depth} for depth={self.depth}"
             )
 

@@ -24,7 +24,7 @@ One structure serves all four: D-ULD is the case of one pose. Ours, and off in t
 import dataclasses
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from uld_jax.bank import Labels, by_batch, image_table, label_table, lookup
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Fraction, NotNegative, Positive, PositiveInt, Share
 from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
 from uld_jax.models import aggregator, heads, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
@@ -233,35 +234,35 @@ class _Network(Clustering):
     steps: int
     backbone: str = "stable_diffusion.StableDiffusion"
     backbone_kwargs: Any = ()
-    image_size: int = 256
-    zoom: float = 1.0
-    grid: int = 64
-    projection: int = 384
-    width: int = 256
+    image_size: PositiveInt = 256
+    zoom: Positive = 1.0
+    grid: PositiveInt = 64
+    projection: PositiveInt = 384
+    width: PositiveInt = 256
     depth: int = 1
-    descriptor_size: int = 256
+    descriptor_size: PositiveInt = 256
     dtype: str = "float32"
-    roi: float = 1.0
-    region: str = "none"
+    roi: Fraction = 1.0
+    region: Literal["none", "box"] = "none"
     threshold: float = 0.15
-    nms: float = 2
+    nms: Positive = 2
     most: int = 60
-    subpixel: str = "quarter"
+    subpixel: Literal["none", "quarter", "parabola"] = "quarter"
     position: float = 0.0
-    start: str = "clusters"
-    place: str = "exemplar"
+    start: Literal["clusters", "labels"] = "clusters"
+    place: Literal["exemplar", "mean"] = "exemplar"
     sharpness: float = 10.0
-    fill: str = "dense"
+    fill: Literal["dense", "none"] = "dense"
     iterations: int = 100
     restarts: int = 3
-    bank_gib: float = 4.0
-    ema: float = 0.999
+    bank_gib: Positive = 4.0
+    ema: Share = 0.999
     rotation: float = 40.0
     scale: float = 0.2
     shift: float = 0.05
     colour: float = 1.0
     mirror: bool = True
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     clip: float = 1.0
     schedule: str = "constant"
     warmup: int = 500
@@ -270,44 +271,19 @@ class _Network(Clustering):
     weights: Any = ()
 
     def __post_init__(self):
-        choices = (
-            ("region", ("none", "box")),
-            ("start", ("clusters", "labels")),
-            ("place", ("exemplar", "mean")),
-            ("fill", ("dense", "none")),
-            ("subpixel", ("none", "quarter", "parabola")),
-        )
-        self._check(
-            choices,
-            ("image_size", "zoom", "projection", "width", "descriptor_size", "nms", "learning_rate", "bank_gib"),
-        )
-        if self.grid < 1 or self.image_size % self.grid:
-            raise UserError(
-                f"{self._name}.grid is {self.grid}; use a divisor of {self._name}.image_size = {self.image_size}"
-            )
-        if not 0 < self.roi <= 1:
-            raise UserError(f"{self._name}.roi is {self.roi}; use a fraction of the frame, above 0 and up to 1")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"{self._name}.ema is {self.ema}; use 0 or more, below 1")
+        super().__post_init__()
+        if self.image_size % self.grid:
+            raise UserError(f"grid is {self.grid}; use a divisor of image_size = {self.image_size}")
         if self.most < self.k:
-            raise UserError(f"{self._name}.most is {self.most}; use at least k = {self.k} keypoints an image")
+            raise UserError(f"most is {self.most}; use at least k = {self.k} keypoints an image")
         if self.cache and (self.zoom != 1 or self.image_size != self.frame_size):
             raise UserError(
-                f"{self._name}.cache holds maps of whole frames; set {self._name}.zoom=1 and {self._name}.image_size="
-                f"{self.frame_size}, or leave the cache out"
+                f"cache holds maps of whole frames; set zoom=1 and image_size={self.frame_size}, or leave the cache out"
             )
 
     @property
     def _name(self) -> str:
         return type(self).__name__.lower()
-
-    def _check(self, choices=(), positive=()):
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise UserError(f"{self._name}.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{self._name}.{name} is {getattr(self, name)}; use a number above 0")
 
     # -- what a stage has ---------------------------------------------------------------------------------------------
 
@@ -900,14 +876,13 @@ class Bootstrap(_Network):
       block: rows of a pair's similarities that exist at a time; 0 for all, enough for a grid of 64.
     """
 
-    temperature: float = 0.1 / 1.41**2
-    block: int = 0
+    temperature: Positive = 0.1 / 1.41**2
+    block: NotNegative = 0
 
     def __post_init__(self):
         super().__post_init__()
-        self._check(positive=("temperature",))
-        if self.block < 0 or (self.block and self.grid**2 % self.block):
-            raise UserError(f"bootstrap.block is {self.block}; use a divisor of grid * grid = {self.grid**2}, or 0")
+        if self.block and self.grid**2 % self.block:
+            raise UserError(f"block is {self.block}; use a divisor of grid * grid = {self.grid**2}, or 0")
 
     @property
     def needs_previous_rows(self):
@@ -981,12 +956,8 @@ class _Rounds(_Network):
       sigma: of the Gaussians that the detector learns, in cells.
     """
 
-    round_every: int = 5_000
-    sigma: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check(positive=("round_every", "sigma"))
+    round_every: PositiveInt = 5_000
+    sigma: Positive = 1.0
 
     def _detector_loss(self, logits, cells, there):
         return jnp.mean((jax.nn.sigmoid(logits) - self._target(cells, there, self.sigma)) ** 2)
@@ -1010,23 +981,19 @@ class Duld(_Rounds):
 
     needs_partner = True
 
-    train_clusters: int = 0
+    train_clusters: NotNegative = 0
     descriptor_weight: float = 10.0
     squared: bool = True
-    margin: float = 0.8
-    negatives: str = "within"
-    background: int = 64
+    margin: Positive = 0.8
+    negatives: Literal["within", "cross"] = "within"
+    background: PositiveInt = 64
     apart: float = 5.7
 
     def __post_init__(self):
         super().__post_init__()
-        self._check([("negatives", ("within", "cross"))], ("margin", "background"))
-        if self.train_clusters < 0:
-            raise UserError(f"duld.train_clusters is {self.train_clusters}; use 0, or how many")
         if self.train_clusters and (self.start == "labels" or self.place == "mean"):
             raise UserError(
-                "duld.train_clusters needs clusters and keypoints of its own; set duld.start=clusters and "
-                "duld.place=exemplar"
+                "train_clusters needs clusters and keypoints of its own; set start=clusters and place=exemplar"
             )
 
     @property
@@ -1116,13 +1083,13 @@ class _Posed(_Rounds):
       freeze_aggregator: whether Psi_b learns no more; with the descriptors' head frozen it would drift away from it.
     """
 
-    pose_clusters: int = 10
-    latent: int = pose_vae.LATENT
-    vae_width: int = 32
+    pose_clusters: PositiveInt = 10
+    latent: PositiveInt = pose_vae.LATENT
+    vae_width: PositiveInt = 32
     vae_weight: float = 1.0
     beta: float = 1.0
     beta_steps: int = 5_000
-    code_sigma: float = 1.5
+    code_sigma: Positive = 1.5
     vae_into_detector: bool = True
     freeze_aggregator: bool = True
 
@@ -1130,9 +1097,8 @@ class _Posed(_Rounds):
 
     def __post_init__(self):
         super().__post_init__()
-        self._check(positive=("pose_clusters", "latent", "vae_width", "code_sigma"))
         if self.grid < 4 or self.grid & (self.grid - 1):
-            raise UserError(f"{self._name}.grid is {self.grid}; the pose network needs a power of two from 4 on")
+            raise UserError(f"grid is {self.grid}; the pose network needs a power of two from 4 on")
 
     @property
     def _parts(self):
@@ -1278,24 +1244,20 @@ class DuldPP(_Posed):
         whose centroid there is nearer to another landmark's.
     """
 
-    code_loss: str = "contrast"
+    code_loss: Literal["contrast", "elbo"] = "contrast"
     code_weight: float = 1.0
-    code_margin: float = 0.8
+    code_margin: Positive = 0.8
     code_squared: bool = False
     normalize_codes: bool = True
-    memory: int = 4096
+    memory: PositiveInt = 4096
     train_descriptors: bool = False
     descriptor_weight: float = 10.0
     squared: bool = True
-    margin: float = 0.8
-    background: int = 64
+    margin: Positive = 0.8
+    background: PositiveInt = 64
     apart: float = 5.7
     least_keypoints: int = 10
     least_share: float = 0.05
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check([("code_loss", ("contrast", "elbo"))], ("memory", "code_margin", "margin", "background"))
 
     @property
     def _parts(self):

@@ -8,7 +8,7 @@ It is no paper's method by itself, but the last stage of the self-training paper
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 from uld_jax import optimizers
 from uld_jax.bank import Labels, image_table
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Positive, PositiveInt
 from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
@@ -76,44 +77,33 @@ class HeatmapDetector(Stage):
     frame_size: int
     steps: int
     image_size: int = 256
-    zoom: float = 1.0
+    zoom: Positive = 1.0
     width: int = 256
     depth: int = 4
     downsample: int = 4
     norm: str = "batch"
     dtype: str = "float32"
-    loss: str = "position"
-    temperature: float = 0.1
-    delta: float = 0.03
+    loss: Literal["position", "heatmap"] = "position"
+    temperature: Positive = 0.1
+    delta: Positive = 0.03
     sigma: float = 1.0
     round_every: int = 0
-    relabel_warps: int = 8
+    relabel_warps: PositiveInt = 8
     relabel_spread: float = 0.75
-    labels_from: str = "previous"
+    labels_from: Literal["previous", "self"] = "previous"
     rotation: float = 20.0
     scale: float = 0.1
     shift: float = 0.04
     bend: float = 0.0
     colour: float = 1.0
     standardise: bool = True
-    learning_rate: float = 8e-3
+    learning_rate: Positive = 8e-3
     schedule: str = "cosine"
     warmup: int = 60
     l2: float = 0.0
     clip: float = 0.0
-    predict_warps: int = 1
+    predict_warps: PositiveInt = 1
     accumulate_steps: int = 1
-
-    def __post_init__(self):
-        for name, value, known in (
-            ("loss", self.loss, ("position", "heatmap")),
-            ("labels_from", self.labels_from, ("previous", "self")),
-        ):
-            if value not in known:
-                raise UserError(f"detector.{name} is {value!r}; use {' or '.join(known)}")
-        for name in ("relabel_warps", "predict_warps", "zoom", "delta", "temperature", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"detector.{name} is {getattr(self, name)}; use a number above 0")
 
     @property
     def needs_previous_rows(self) -> bool:

@@ -96,13 +96,12 @@ class IMM(Stage):
     weight_kinds = frozenset({"vgg16_colorization"})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.image_size % 8:
-            raise UserError(f"imm.image_size is {self.image_size}; use a multiple of 8")
+            raise UserError(f"image_size is {self.image_size}; use a multiple of 8")
         for name in ("target_warp", "source_warp"):
             if len(getattr(self, name)) != 5:
-                raise UserError(
-                    f"imm.{name} has {len(getattr(self, name))} numbers; give rotation, scale, shift, 2 bends"
-                )
+                raise UserError(f"{name} has {len(getattr(self, name))} numbers; give rotation, scale, shift, 2 bends")
 
     @property
     def _nets(self):

@@ -21,7 +21,7 @@ code part, the paper is the default and the code a switch.
 
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from uld_jax.bank import Labels, by_batch, flatten, image_table, label_table, lo
 from uld_jax.clustering import assignment, merge, outliers
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
 from uld_jax.method import Clustering, Described, Prediction, Round, Stage, TrainState, same_shapes
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms, views, warp
@@ -263,15 +264,6 @@ def _empty(rows: int, slots: int, size: int, dtype, k: int = 0) -> Recovered:
     )
 
 
-def _check(section: str, stage, choices=(), positive=()) -> None:
-    for name, known in choices:
-        if getattr(stage, name) not in known:
-            raise UserError(f"{section}.{name} is {getattr(stage, name)!r}; use {' or '.join(known)}")
-    for name in positive:
-        if getattr(stage, name) <= 0:
-            raise UserError(f"{section}.{name} is {getattr(stage, name)}; use a number above 0")
-
-
 class Generic(NamedTuple):
     """How a generic keypoint detector is used where the config does not say.
 
@@ -335,45 +327,34 @@ class Keypoints(Clustering):
     uses_previous = False
 
     frame_size: int
-    detector: str = "auto"
-    image_size: int = 256
-    zoom: float = 1.0
+    detector: Literal["auto", "superpoint", "r2d2", "corners"] = "auto"
+    image_size: PositiveInt = 256
+    zoom: Positive = 1.0
     scales: tuple[float, ...] = ()
     threshold: float = -1.0
     nms: int = 0
-    descriptors: str = "auto"
-    most: int = 128
-    region: str = "none"
-    background: str = "none"
+    descriptors: Literal["auto", "first", "own"] = "auto"
+    most: PositiveInt = 128
+    region: Literal["none", "box", "mask"] = "none"
+    background: Literal["none", "clusters"] = "none"
     background_clusters: tuple[int, int] = (100, 250)
     points: str = ""
-    outliers: float = 0.4
-    neighbours: int = 100
-    clusters: int = 100
-    assignment: str = "hungarian"
+    outliers: Share = 0.4
+    neighbours: PositiveInt = 100
+    clusters: PositiveInt = 100
+    assignment: Literal["hungarian", "nearest", "none"] = "hungarian"
     cut: float = 1.0
     iterations: int = 100
-    restarts: int = 1
-    bank_gib: float = 4.0
+    restarts: PositiveInt = 1
+    bank_gib: Positive = 4.0
     weights: Any = ()
 
     def __post_init__(self):
-        choices = (
-            ("detector", ("auto", *GENERIC)),
-            ("descriptors", ("auto", "first", "own")),
-            ("region", ("none", "box", "mask")),
-            ("background", ("none", "clusters")),
-            ("assignment", ("hungarian", "nearest", "none")),
-        )
-        _check(
-            "keypoints", self, choices, ("image_size", "zoom", "most", "neighbours", "clusters", "restarts", "bank_gib")
-        )
-        if not 0 <= self.outliers < 1:
-            raise UserError(f"keypoints.outliers is {self.outliers}; use a share from 0 to below 1")
+        super().__post_init__()
         if any(scale <= 0 for scale in self.scales):
-            raise UserError(f"keypoints.scales is {self.scales}; use numbers above 0, such as (1.0, 1.3, 1.6)")
+            raise UserError(f"scales is {self.scales}; use numbers above 0, such as (1.0, 1.3, 1.6)")
         if self.background == "clusters" and self.region == "none":
-            raise UserError("keypoints.background=clusters needs to know the object; set keypoints.region=box or mask")
+            raise UserError("background=clusters needs to know the object; set region=box or mask")
 
     @property
     def room(self) -> int:
@@ -670,9 +651,9 @@ class Correspondence(_Trained, Clustering):
     k: int
     frame_size: int
     steps: int
-    variant: str = "neurips"
-    start: str = "previous"
-    pairs: str = "clusters"
+    variant: Literal["neurips", "extended"] = "neurips"
+    start: Literal["previous", "checkpoint"] = "previous"
+    pairs: Literal["clusters", "augmented"] = "clusters"
     image_size: int = 256
     zoom: float = 1.0
     width: int = 256
@@ -681,25 +662,25 @@ class Correspondence(_Trained, Clustering):
     descriptor_size: int = 256
     dtype: str = "float32"
     warmup: int = 20_000
-    round_every: int = 10_000
-    clusters: int = 100
-    assignment: str = "hungarian"
+    round_every: PositiveInt = 10_000
+    clusters: PositiveInt = 100
+    assignment: Literal["hungarian", "nearest"] = "hungarian"
     cut: float = 1.0
-    memory: str = "two_rounds"
-    seeding: str = "previous"
+    memory: Literal["two_rounds", "all_rounds", "none"] = "two_rounds"
+    seeding: Literal["previous", "random"] = "previous"
     iterations: int = 100
     restarts: int = 1
     threshold: float = 0.2
-    nms: int = 1
-    most: int = 128
-    region: str = "none"
-    subpixel: str = "none"
-    target: str = "gaussian"
-    sigma: float = 0.75
-    reading: str = "bilinear"
-    hinge: str = "squared"
-    margin: float = 0.8
-    negatives: str = "cross"
+    nms: PositiveInt = 1
+    most: PositiveInt = 128
+    region: Literal["none", "box", "mask"] = "none"
+    subpixel: Literal["none", "quarter", "parabola"] = "none"
+    target: Literal["gaussian", "pixel"] = "gaussian"
+    sigma: Positive = 0.75
+    reading: Literal["bilinear", "cell"] = "bilinear"
+    hinge: Literal["squared", "distance"] = "squared"
+    margin: Positive = 0.8
+    negatives: Literal["cross", "shared", "within"] = "cross"
     background: int = 128
     apart: float = 5.7
     descriptor_weight: float = 10.0
@@ -708,36 +689,17 @@ class Correspondence(_Trained, Clustering):
     scale: float = 0.2
     shift: float = 0.05
     colour: float = 1.0
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     l2: float = 1e-5
     schedule: str = "constant"
     decay_at: tuple[int, ...] = ()
-    bank_gib: float = 4.0
+    bank_gib: Positive = 4.0
     weights: Any = ()
 
     def __post_init__(self):
-        choices = (
-            ("variant", ("neurips", "extended")),
-            ("start", ("previous", "checkpoint")),
-            ("pairs", ("clusters", "augmented")),
-            ("assignment", ("hungarian", "nearest")),
-            ("memory", ("two_rounds", "all_rounds", "none")),
-            ("seeding", ("previous", "random")),
-            ("region", ("none", "box", "mask")),
-            ("subpixel", ("none", "quarter", "parabola")),
-            ("target", ("gaussian", "pixel")),
-            ("reading", ("bilinear", "cell")),
-            ("hinge", ("squared", "distance")),
-            ("negatives", ("cross", "shared", "within")),
-        )
-        _check(
-            "stage1",
-            self,
-            choices,
-            ("round_every", "clusters", "most", "nms", "sigma", "margin", "learning_rate", "bank_gib"),
-        )
+        super().__post_init__()
         if self.variant == "extended" and self.memory != "none":
-            raise UserError("stage1.variant=extended keeps no earlier keypoints; set stage1.memory=none")
+            raise UserError("variant=extended keeps no earlier keypoints; set memory=none")
 
     # -- network ------------------------------------------------------------------------------------------------------
 
@@ -1142,49 +1104,37 @@ class Landmarks(_Trained):
     k: int
     frame_size: int
     steps: int
-    variant: str = "neurips"
-    start: str = "previous"
-    mirroring: str = "auto"
+    variant: Literal["neurips", "extended"] = "neurips"
+    start: Literal["previous", "checkpoint"] = "previous"
+    mirroring: Literal["auto", "exact", "published"] = "auto"
     image_size: int = 256
     zoom: float = 1.0
     width: int = 256
     depth: int = 4
     downsample: int = 4
     dtype: str = "float32"
-    clusters: int = 100
+    clusters: PositiveInt = 100
     least_images: int = 0
     merge_from: int = 25_000
-    merge_every: int = 5_000
-    merge_share: float = 0.7
-    merge_radius: float = 1.425
+    merge_every: PositiveInt = 5_000
+    merge_share: Fraction = 0.7
+    merge_radius: Positive = 1.425
     threshold: float = 0.2
-    sigma: float = 0.75
-    decode: str = "argmax"
-    loss_over: str = "labelled"
+    sigma: Positive = 0.75
+    decode: Literal["argmax", "parabola"] = "argmax"
+    loss_over: Literal["labelled", "all"] = "labelled"
     cutout: float = 0.0
     rotation: float = 40.0
     scale: float = 0.3
     shift: float = 0.05
     colour: float = 1.0
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     head_rate: float = 0.0
     l2: float = 1e-5
     schedule: str = "constant"
     decay_at: tuple[int, ...] = ()
     accumulate_steps: int = 1
     weights: Any = ()
-
-    def __post_init__(self):
-        choices = (
-            ("variant", ("neurips", "extended")),
-            ("start", ("previous", "checkpoint")),
-            ("mirroring", ("auto", "exact", "published")),
-            ("decode", ("argmax", "parabola")),
-            ("loss_over", ("labelled", "all")),
-        )
-        _check("stage2", self, choices, ("clusters", "sigma", "merge_every", "merge_radius", "learning_rate"))
-        if not 0 < self.merge_share <= 1:
-            raise UserError(f"stage2.merge_share is {self.merge_share}; use a share above 0, up to 1")
 
     @property
     def room(self) -> int:

@@ -9,7 +9,7 @@ section 3.1.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from uld_jax.bank import Labels, flatten, image_table
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Fraction, NotNegative, Positive, PositiveInt
 from uld_jax.method import Prediction, Round, Stage, TrainState
 from uld_jax.ops import color, coordinates, keypoints, shape_model
 
@@ -120,38 +121,29 @@ class ZeroShot(Stage):
     backbone: str = "gradient.GradientHistograms"
     backbone_kwargs: Any = ()
     position: float = 2.0
-    roi: float = 0.7
-    region: str = "none"
-    pixels: int = 60
+    roi: Fraction = 0.7
+    region: Literal["none", "box", "foreground"] = "none"
+    pixels: PositiveInt = 60
     dense: bool = True
-    place: str = "mean"
+    place: Literal["mean", "exemplar"] = "mean"
     sharpness: float = 30.0
-    candidates: int = 0
+    candidates: NotNegative = 0
     factors: int = 8
     denoise: bool = True
     iterations: int = 100
-    bank_gib: float = 4.0
+    bank_gib: Positive = 4.0
     weights: Any = ()
     cache: str = ""
 
     def __post_init__(self):
-        if self.bank_gib <= 0:
-            raise UserError(f"zeroshot.bank_gib is {self.bank_gib}; use a number above 0")
-        if self.place not in ("mean", "exemplar"):
-            raise UserError(f"zeroshot.place is {self.place!r}; use mean or exemplar")
-        if not 0 < self.roi <= 1:
-            raise UserError(f"zeroshot.roi is {self.roi}; use a fraction of the frame, above 0 and up to 1")
-        if self.region not in ("none", "box", "foreground"):
-            raise UserError(f"zeroshot.region is {self.region!r}; use none, box or foreground")
+        super().__post_init__()
         if self.candidates and not self.dense and self.place == "exemplar":
             raise UserError(
-                "zeroshot.dense=False with place=exemplar leaves clusters missing, and candidates are read off all of "
-                "them; set zeroshot.candidates=0 or place=mean"
+                "dense=False with place=exemplar leaves clusters missing, and candidates are read off all of them; set "
+                "candidates=0 or place=mean"
             )
-        if self.pixels < 1:
-            raise UserError(f"zeroshot.pixels is {self.pixels}; use 1 or more an image")
         if self.candidates and self.candidates < self.k:
-            raise UserError(f"zeroshot.candidates is {self.candidates}; use 0, or at least k = {self.k}")
+            raise UserError(f"candidates is {self.candidates}; use 0, or at least k = {self.k}")
 
     @property
     def _backbone(self):
