@@ -196,7 +196,7 @@ class CGB(Stage):
             raise UserError("bottleneck=adaptive needs clusters; set clustering to gcn, density or kmeans")
         if self.image_size % (self.downsample * 2**self.depth) or self.downsample != 4:
             raise UserError(
-                f"image_size is {self.image_size}, which does not fit; use downsample=4, the generator's, and a multiple "
+                f"image_size is {self.image_size} and does not fit; use downsample=4, the generator's, and a multiple "
                 f"of {4 * 2**self.depth} for depth={self.depth}"
             )
 

@@ -34,8 +34,8 @@ import optax
 from uld_jax import optimizers, weights
 from uld_jax.backbones import build, finished
 from uld_jax.bank import Labels, by_batch, image_table, label_table, lookup
-from uld_jax.clustering import assignment
-from uld_jax.clustering.kmeans import assign, kmeans
+from uld_jax.clustering import assignment, two_stage
+from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, NotNegative, Positive, PositiveInt, Share
 from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
@@ -626,16 +626,16 @@ class _Network(Clustering):
         return jax.lax.cond(aux.placed, clusters, lambda: known)
 
     def locate(self, state, found, seen):
-        pose = _nearest_pose(self._scaled(seen.codes), found.poses) if self.codes else None
+        pose = two_stage.nearest_pose(self._scaled(seen.codes), found.poses) if self.codes else None
         group = pose if self._groups > 1 else jnp.zeros(len(seen.mask), jnp.int32)
         clusters = found.centroids, found.used
-        slots, _ = self._exemplars(seen.described, seen.mask, group, *clusters)
+        slots, _ = two_stage.exemplars(seen.described, seen.mask, group, *clusters)
         trained, mirrored = slots, None
         if self._clusters != self.k:
             clusters = found.more[None], jnp.ones((1, self._clusters), bool)
-            trained, _ = self._exemplars(seen.described, _standing(seen.mask, slots), group, *clusters)
+            trained, _ = two_stage.exemplars(seen.described, _standing(seen.mask, slots), group, *clusters)
         if self._mirrors:
-            partner = self._nearest(seen.turned, seen.mask, group, *clusters)
+            partner = two_stage.nearest(seen.turned, seen.mask, group, *clusters)
             mirrored = keypoints.take_slots(partner, trained)
             if self.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
                 mirrored = jnp.where(self._keeps_labels(state), partner[..., : self.k], mirrored)
@@ -659,12 +659,12 @@ class _Network(Clustering):
             if memory is not None:
                 memory = self._remembered(seen.codes, real, bank.index, memory)
         if self._groups > 1:
-            group = _nearest_pose(self._scaled(seen.codes), poses)
+            group = two_stage.nearest_pose(self._scaled(seen.codes), poses)
         anchors = self._anchors(state, seen, first_key)
         centroids, used, moved = self._centroids(seen, anchors, group)
         more = None
         if self._clusters != self.k:
-            place = lambda described, mask, group: self._exemplars(described, mask, group, centroids, used)
+            place = lambda described, mask, group: two_stage.exemplars(described, mask, group, centroids, used)
             slots, _ = by_batch(place, seen.described, seen.mask, group)
             more = self._more_clusters(seen, slots, more_key)
         told = moved.astype(jnp.float32), active.astype(jnp.float32)
@@ -680,7 +680,7 @@ class _Network(Clustering):
             full=jnp.sum(jnp.sum(placed.mask, -1) >= self.most),
             absent=jnp.sum(~found.used),
             moved=found.moved,
-            margin=_margin(found.centroids, found.used),
+            margin=two_stage.margin(found.centroids, found.used),
             active_units=found.active_units,
         )
         return aux._replace(
@@ -712,12 +712,10 @@ class _Network(Clustering):
         """Step 7) Centroids [Q,Z] of the codes [B,T,Z] that are there, and how many units are active."""
         flat, mask = codes.reshape(-1, codes.shape[-1]), there.reshape(-1)
         active = pose_vae.active_units(flat, mask)
-        flat, start = self._scaled(flat), aux.poses
-        seeded = lambda: (
-            kmeans(flat, self._poses, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
-        )
-        warm = lambda: kmeans(flat, self._poses, init=start, mask=mask, iterations=self.iterations).centroids
-        return jax.lax.cond(jnp.any(start != 0), warm, seeded), active
+        options = dict(mask=mask, iterations=self.iterations, restarts=self.restarts)
+        start = aux.poses
+        found = two_stage.warm_kmeans(self._scaled(flat), self._poses, start, jnp.any(start != 0), rng, **options)
+        return found, active
 
     def _scaled(self, codes):
         """Codes as clusters and losses compare them."""
@@ -726,60 +724,23 @@ class _Network(Clustering):
     def _anchors(self, state, seen, rng):
         """Step 2) The landmarks' centroids [K,D] over all images."""
         x, mask = _both(seen)
-        start = state.aux.anchors
-        seeded = lambda: (
-            kmeans(x, self.k, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts).centroids
-        )
-        warm = lambda: kmeans(x, self.k, init=start, mask=mask, iterations=self.iterations).centroids
+        options = dict(mask=mask, iterations=self.iterations, restarts=self.restarts)
+        clustered = lambda: two_stage.warm_kmeans(x, self.k, state.aux.anchors, state.aux.round > 0, rng, **options)
         if self.start == "labels":  # a label's slot is its landmark
             own = seen.described[:, :, : self.k]
             mean = keypoints.masked_mean(own, seen.mask[:, :, : self.k, None], (0, 1))
-            return jnp.where(self._keeps_labels(state), mean, jax.lax.cond(state.aux.round == 0, seeded, warm))
-        return jax.lax.cond(state.aux.round == 0, seeded, warm)
+            return jnp.where(self._keeps_labels(state), mean, clustered())
+        return clustered()
 
     def _centroids(self, seen, anchors, group):
         """Step 7) Centroids [G,K,D] of each pose's keypoints, from those of all; which are seen; how many moved."""
         if self._groups == 1:
-            return anchors[None], jnp.ones((1, self.k), bool), jnp.zeros((), jnp.int32)
+            return two_stage.Groups(anchors[None], jnp.ones((1, self.k), bool), jnp.zeros((), jnp.int32))
         x, mask = _both(seen)
-        of_row = jnp.broadcast_to(group[..., None], seen.mask.shape).reshape(-1)
-        of_row = jnp.tile(of_row, len(x) // len(of_row))
-
-        def one(pose):
-            here = mask & (of_row == pose)
-            found = kmeans(x, self.k, init=anchors, mask=here, iterations=self.iterations, refill=False)
-            # The start has given each cluster its landmark; where updates crossed, the best matching gives it back.
-            near = contrast.square_distances(anchors, found.centroids)
-            _, cluster = assignment.linear_sum_assignment(near)
-            near, counts = near[:, cluster], found.counts[cluster]
-            # What a cluster lives on where its landmark cannot be seen is a part of another one.
-            strange = jnp.argmin(near, 0) != jnp.arange(self.k)
-            rare = counts < self.least_share * jnp.sum(jnp.any(seen.mask, -1) & (group == pose))
-            few = jnp.sum(counts) < self.least_keypoints * self.k
-            moved = jnp.where(few, 0, jnp.sum(cluster != jnp.arange(self.k)))
-            return jnp.where(few, anchors, found.centroids[cluster]), ~(rare | strange) | few, moved
-
-        centroids, used, moved = jax.lax.map(one, jnp.arange(self._groups))
-        return centroids, used, jnp.sum(moved)
-
-    def _costs(self, described, mask, group, centroids, used):
-        cost = assignment.squared_distances(described, centroids[group], mask)
-        return jnp.where(used[group][:, None], cost, jnp.inf)
-
-    def _nearest(self, described, mask, group, centroids, used):
-        """Nearest landmark [B,P] of keypoints."""
-        return jnp.argmin(self._costs(described, mask, group, centroids, used), -1).astype(jnp.int32)
-
-    def _exemplars(self, described, mask, group, centroids, used):
-        """Steps 3), 8) The keypoint [B,K] of each landmark, -1 if absent, and its squared distance [B,K].
-
-        Keypoints are given by descriptors [B,P,D] and mask [B,P], images by the group of centroids [B] that is theirs.
-        """
-        cost = self._costs(described, mask, group, centroids, used)
-        labels = jnp.where(mask, jnp.argmin(cost, -1), -1)
-        own = jnp.min(cost, -1)
-        slots = assignment.best_slots(labels, -own, centroids.shape[1]).slots
-        return slots, keypoints.take_slots(own, slots)
+        limits = {"least_share": self.least_share, "least_keypoints": self.least_keypoints}
+        return two_stage.cluster_groups(
+            x, mask, seen.mask, group, anchors, self._groups, iterations=self.iterations, **limits
+        )
 
     def _more_clusters(self, seen, slots, rng):
         """M clusters to train on, of the keypoints that stand for one of the K landmarks (Mallis et al. 2024)."""
@@ -816,7 +777,7 @@ class _Network(Clustering):
         cells, mask = self._detect(state, psi, inside)
         described = jnp.where(mask[..., None], self._describe(psi, cells), 0)
         group = self._group(aux, codes, len(images))
-        slots, distance = self._exemplars(described, mask, group, aux.centroids, aux.used)
+        slots, distance = two_stage.exemplars(described, mask, group, aux.centroids, aux.used)
         there = slots >= 0
         where, near = self._where(psi, inside, self._centroids_of(aux, codes, len(images)))
         at = where if self.place == "mean" else jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
@@ -1390,18 +1351,3 @@ def _both(seen: Seen, standing=None):
 def _standing(mask, slots):
     """Mask [...,P] of the keypoints that stand for a landmark, slots [...,K]."""
     return mask & jnp.any(slots[..., None] == jnp.arange(mask.shape[-1]), -2)
-
-
-def _nearest_pose(codes, poses):
-    """Nearest of the clusters [Q,Z] to codes [...,Z], [...] int32."""
-    labels, _ = assign(codes.reshape(-1, codes.shape[-1]), poses)
-    return labels.reshape(codes.shape[:-1])
-
-
-def _margin(centroids, used):
-    """How much farther other landmarks' centroids are than a landmark's own over the poses."""
-    middle = jnp.mean(centroids, 0)
-    square = jax.vmap(contrast.square_distances, (0, None))(centroids, middle)  # [G,K,K]
-    own = jnp.diagonal(square, axis1=1, axis2=2)
-    others = jnp.min(jnp.where(jnp.eye(square.shape[-1], dtype=bool), jnp.inf, square), -1)
-    return keypoints.masked_mean(jnp.where(jnp.isfinite(others), others - own, 0), used)
