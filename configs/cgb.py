@@ -19,8 +19,10 @@ scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0
 The measured numbers are in the README's results table.
 """
 
+from ml_collections import ConfigDict
 from uld_jax.configs import common, zeroshot
 
+from uld_jax.config import update
 from uld_jax.errors import UserError
 
 INITS = ("checkpoint", "zeroshot", "scratch")
@@ -63,7 +65,7 @@ def get_config(arg=None):
         # The detector must be the one that the bottleneck goes on with.
         first = zeroshot.get_config(f"dataset={arg.dataset},k={arg.k},preset={arg.preset},backbone={arg.backbone}")
         config.zeroshot, config.detector = first.zeroshot, first.detector
-        config.detector.update(downsample=4, image_size=both.get("image_size", 128), zoom=both.get("zoom", 1.0))
+        update(config.detector, downsample=4, image_size=both.get("image_size", 128), zoom=both.get("zoom", 1.0))
         config.stages = ("zeroshot", "detector", *config.stages)
         both["standardise"] = config.detector.standardise
     fixed = dict(start=init, bottleneck="fixed", clustering="none")
@@ -71,5 +73,6 @@ def get_config(arg=None):
     config.cgb = common.stage("cgb.CGB", **(cgb | both))
     # The bottleneck goes on with the warm-up's networks: a key set in one of the two stages is set in both.
     for name in set(config.cgb) - {"method", "steps", "start", "bottleneck", "clustering", "generator_first"}:
-        config.cgb[name] = config.warmup.get_ref(name)
+        shared = config.warmup[name]
+        config.cgb[name] = shared if isinstance(shared, ConfigDict) else config.warmup.get_ref(name)
     return config.lock()

@@ -41,7 +41,7 @@ def stage(method: str, steps: int, **changes) -> ConfigDict:
     `backbone_kwargs` become a section of their own.
     """
     section = config_lib.defaults("methods", method)
-    section.update(changes)
+    config_lib.update(section, **{key: value for key, value in changes.items() if key != "backbone_kwargs"})
     if "backbone_kwargs" in section:
         kwargs = config_lib.defaults("backbones", section.backbone)
         kwargs.update(changes.get("backbone_kwargs", {}))

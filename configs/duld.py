@@ -25,18 +25,17 @@ histograms and starts from ZeroShot's landmarks, in about ten minutes on two lap
 The measured numbers are in the README's results table.
 """
 
+from ml_collections import ConfigDict
 from uld_jax.configs import common
+
+from uld_jax.config import update
 
 STAGES = ("bootstrap", "duld", "proxy", "duldpp")
 SHARED = (  # what all stages of a run must agree on
     "backbone",
-    "image_size",
-    "zoom",
-    "grid",
-    "projection",
-    "width",
-    "depth",
-    "descriptor_size",
+    "backbone_kwargs",
+    "view",
+    "net",
     "position",
     "roi",
     "region",
@@ -61,44 +60,43 @@ def get_config(arg=None):
     every = [config[name] for name in STAGES]
     if not small:
         config.data.frame_size = 256
-        config.bootstrap.update(scale=0.0, shift=0.0, colour=0.0)  # section 3.2: "flips and random rotations"
+        update(config.bootstrap, scale=0.0, shift=0.0, colour=0.0)  # section 3.2: "flips and random rotations"
     else:
         config.zeroshot = common.stage("zeroshot.ZeroShot", steps=0, backbone=looks, candidates=6 * arg.k, pixels=30)
         config.stages = ("zeroshot", *STAGES[1:])  # with labels to start from, bootstrapping adds nothing
         for stage in every:
-            stage.update(image_size=64, grid=32, zoom=0.8, projection=64, width=48, descriptor_size=64, roi=0.7)
-            stage.update(start="labels", position=2.0, nms=1, most=40, subpixel="parabola", ema=0.98, mirror=False)
-            stage.place = "mean"
-            stage.update(rotation=20.0, scale=0.1, shift=0.04, learning_rate=2e-3, schedule="cosine", warmup=50)
+            update(stage, image_size=64, grid=32, zoom=0.8, projection=64, width=48, descriptor_size=64, roi=0.7)
+            update(stage, start="labels", position=2.0, nms=1, most=40, subpixel="parabola", ema=0.98, mirror=False)
+            stage.localise.place = "mean"
+            update(stage, rotation=20.0, scale=0.1, shift=0.04, learning_rate=2e-3, schedule="cosine", warmup=50)
         config.bootstrap.steps = 300
-        config.duld.update(steps=450, round_every=150)
-        config.proxy.update(steps=300, round_every=150, beta_steps=150)
-        config.duldpp.update(steps=300, round_every=150, beta_steps=150, memory=1024)
-        config.duldpp.update(code_weight=0.05, learning_rate=5e-4)  # with more the detector forgets its landmarks
+        update(config.duld, steps=450, round_every=150)
+        update(config.proxy, steps=300, round_every=150, beta_steps=150)
+        update(config.duldpp, steps=300, round_every=150, beta_steps=150, memory=1024)
+        update(config.duldpp, code_weight=0.05, learning_rate=5e-4)  # with more the detector forgets its landmarks
         for stage in (config.proxy, config.duldpp):
-            stage.update(pose_clusters=5, latent=16, vae_width=16)
+            update(stage, pose_clusters=5, latent=16, vae_width=16)
         for stage in every[2:]:
             stage.start = "clusters"  # their keypoints are landmarks by then
         config.eval_every = config.save_every = 300
     if arg.preset == "tiny":
         common.tiny(config)
-        config.zeroshot.update(candidates=3 * arg.k, factors=4, pixels=10)
+        update(config.zeroshot, candidates=3 * arg.k, factors=4, pixels=10)
         config.stages = ("bootstrap", "duld", "proxy", "duldpp")
         for stage in every:
-            stage.update(image_size=32, grid=16, projection=16, width=16, descriptor_size=16, most=12, warmup=2)
-            stage.update(steps=20, ema=0.9, learning_rate=3e-3, start="clusters", restarts=1, mirror=True)
-            stage.place = "mean" if stage is config.duldpp else "exemplar"
-            stage.threshold = 0.0  # few steps leave the confidence low
+            update(stage, image_size=32, grid=16, projection=16, width=16, descriptor_size=16, most=12, warmup=2)
+            update(stage, steps=20, ema=0.9, learning_rate=3e-3, start="clusters", restarts=1, mirror=True)
+            stage.localise.place = "mean" if stage is config.duldpp else "exemplar"
+            stage.detect.threshold = 0.0  # few steps leave the confidence low
         for stage in every[1:]:
             stage.round_every = 10
         for stage in every[2:]:
-            stage.update(pose_clusters=3, vae_width=8, latent=8, beta_steps=10)
-        config.duldpp.update(memory=32, learning_rate=2e-2, code_weight=1.0, rotation=5.0, scale=0.05)
+            update(stage, pose_clusters=3, vae_width=8, latent=8, beta_steps=10)
+        update(config.duldpp, memory=32, learning_rate=2e-2, code_weight=1.0, rotation=5.0, scale=0.05)
     first = config[STAGES[0]]
     for stage in every[1:]:
         for name in SHARED:
-            stage[name] = first.get_ref(name)
-        stage.backbone_kwargs = first.backbone_kwargs
+            stage[name] = first[name] if isinstance(first[name], ConfigDict) else first.get_ref(name)
     for name in ("pose_clusters", "latent", "vae_width"):
         config.duldpp[name] = config.proxy.get_ref(name)
     return config.lock()

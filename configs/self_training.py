@@ -27,6 +27,7 @@ The measured numbers are in the README's results table.
 
 from uld_jax.configs import common
 
+from uld_jax.config import update
 from uld_jax.errors import UserError
 
 VARIANTS = {"neurips": "mallis2020", "extended": "mallis2024"}  # and the protocol of its paper
@@ -49,48 +50,49 @@ def get_config(arg=None):
     config.stage2 = common.stage("self_training.Landmarks", steps=80_000)
     if arg.preset == "paper":
         config.data.frame_size = 256
-        config.keypoints.update(detector="superpoint", region="box")
+        update(config.keypoints, detector="superpoint", region="box")
         config.stage2.batch_size = 64
     if arg.variant == "extended":
         # One scale and no clusters at first; pairs and rounds as in the later code.
-        config.keypoints.update(scales=(1.0,), threshold=0.15, assignment="none")
-        config.stage1.update(variant="extended", steps=200_000, warmup=30_000, round_every=5_000, assignment="nearest")
-        config.stage1.update(cut=0.0, memory="none", seeding="random", restarts=10, threshold=0.15, nms=2)
-        config.stage1.update(subpixel="quarter", target="pixel", hinge="distance", negatives="within")
-        config.stage1.update(schedule="steps", decay_at=(150_000, 180_000), learning_rate=1e-4)
-        config.stage2.update(variant="extended", steps=200_000, loss_over="all", cutout=80 / 256, scale=0.2)
+        update(config.keypoints, scales=(1.0,), threshold=0.15, assignment="none")
+        update(config.stage1, variant="extended", steps=200_000, warmup=30_000, round_every=5_000, assignment="nearest")
+        update(config.stage1, cut=0.0, memory="none", seeding="random", restarts=10, threshold=0.15, nms=2)
+        update(config.stage1, subpixel="quarter", target="pixel", hinge="distance", negatives="within")
+        update(config.stage1, schedule="steps", decay_at=(150_000, 180_000), learning_rate=1e-4)
+        update(config.stage2, variant="extended", steps=200_000, loss_over="all", cutout=80 / 256, scale=0.2)
         config.stage2.batch_size = 0
-        config.stage2.update(schedule="steps", decay_at=(50_000, 70_000), learning_rate=1e-5, head_rate=1e-4)
+        update(config.stage2, schedule="steps", decay_at=(50_000, 70_000), learning_rate=1e-5, head_rate=1e-4)
     if arg.dataset == "synthetic" and arg.preset != "paper":
         # Section 4: keypoints outside the object's box are dropped. Frames are no crops around it, so rounds do so too.
         config.keypoints.region = config.stage1.region = "box"
     if arg.preset == "small":
         config.data.frame_size = 160  # generic keypoints need the detail
-        config.keypoints.update(image_size=128, zoom=0.8, most=64, clusters=40)
-        config.stage1.update(steps=1500, warmup=500, round_every=250, most=64, learning_rate=1e-3, descriptor_size=64)
-        config.stage2.update(steps=1500, merge_from=500, merge_every=250, learning_rate=1e-3, scale=0.2)
+        update(config.keypoints, image_size=128, zoom=0.8, most=64, clusters=40)
+        update(config.stage1, steps=1500, warmup=500, round_every=250, most=64, learning_rate=1e-3, descriptor_size=64)
+        update(config.stage2, steps=1500, merge_from=500, merge_every=250, learning_rate=1e-3, scale=0.2)
         for stage in (config.stage1, config.stage2):
-            stage.update(image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
-        config.stage1.update(threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
-        config.stage2.update(decode="parabola", sigma=1.5)  # cells are coarser than those of 256 px
+            update(stage, image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
+        update(config.stage1, threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
+        update(config.stage2, decode="parabola", sigma=1.5)  # cells are coarser than those of 256 px
         config.eval_every = config.save_every = 250
         if arg.dataset == "synthetic":
             for stage in (config.keypoints, config.stage1, config.stage2):
-                stage.zoom = 0.7  # a little more than the box, as the code's crops
+                stage.view.zoom = 0.7  # a little more than the box, as the code's crops
     if arg.preset == "tiny":
         common.tiny(config)
-        config.keypoints.update(image_size=40, most=12, clusters=6, neighbours=10)
-        config.stage1.update(steps=20, warmup=10, round_every=5, clusters=6, most=12, learning_rate=2e-3)
-        config.stage2.update(steps=20, clusters=6, merge_from=5, merge_every=5, learning_rate=2e-3)
+        update(config.keypoints, image_size=40, most=12, clusters=6, neighbours=10)
+        update(config.stage1, steps=20, warmup=10, round_every=5, clusters=6, most=12, learning_rate=2e-3)
+        update(config.stage2, steps=20, clusters=6, merge_from=5, merge_every=5, learning_rate=2e-3)
         for stage in (config.stage1, config.stage2):
-            stage.update(image_size=32, width=16, depth=1, downsample=2)
+            update(stage, image_size=32, width=16, depth=1, downsample=2)
         config.stage1.descriptor_size = 16
         config.stage1.restarts = 1
         config.batch_size = 8
     for stage in (config.stage1, config.stage2):
         stage.clusters = config.keypoints.get_ref("clusters")  # the three stages speak of the same ones
     if arg.variant == "extended" and arg.preset != "paper":
-        config.stage1.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
-        config.stage2.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
-        config.stage2.update(head_rate=config.stage2.learning_rate, learning_rate=config.stage2.learning_rate / 10)
+        config.stage1.optimizer.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
+        config.stage2.optimizer.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
+        rate = config.stage2.optimizer.learning_rate
+        update(config.stage2, head_rate=rate, learning_rate=rate / 10)
     return config.lock()

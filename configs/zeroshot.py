@@ -16,6 +16,8 @@ the landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbe
 
 from uld_jax.configs import common
 
+from uld_jax.config import update
+
 
 def get_config(arg=None):
     """`arg`: see `common.parse`; also `backbone`, whose hyper-parameters `config.zeroshot.backbone_kwargs` then has."""
@@ -30,15 +32,15 @@ def get_config(arg=None):
     )
     if paper:
         config.data.frame_size = 256
-        config.zeroshot.update(position=0.0, place="exemplar", dense=False, region="box")
+        update(config.zeroshot, position=0.0, place="exemplar", dense=False, region="box")
     if arg.preset == "small":
-        config.zeroshot.update(candidates=6 * arg.k, pixels=30)
-        config.detector.update(steps=3000, round_every=750, image_size=64, width=64, zoom=0.8)
+        update(config.zeroshot, candidates=6 * arg.k, pixels=30)
+        update(config.detector, steps=3000, round_every=750, image_size=64, width=64, zoom=0.8)
         config.eval_every = 750
         config.save_every = 750
     if arg.preset == "tiny":
         common.tiny(config)
-        config.zeroshot.update(candidates=3 * arg.k, factors=4)
-        config.detector.update(steps=40, round_every=20, image_size=32, width=16, depth=1, downsample=2, warmup=5)
+        update(config.zeroshot, candidates=3 * arg.k, factors=4)
+        update(config.detector, steps=40, round_every=20, image_size=32, width=16, depth=1, downsample=2, warmup=5)
         config.detector.relabel_warps = 2
     return config.lock()

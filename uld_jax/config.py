@@ -18,6 +18,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from uld_jax import hyperparameters
 from uld_jax.backbones import build
 from uld_jax.errors import UserError
 from uld_jax.lookup import find_class
@@ -26,6 +27,7 @@ from uld_jax.method import Method, Stage
 Config = ml_collections.ConfigDict
 # Where stages of earlier versions are now: the configs of finished runs name them as they were.
 MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
+KWARGS = "backbone_kwargs"  # a section of another class's hyper-parameters
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
 
 
@@ -77,14 +79,35 @@ def load(spec: str, **overrides) -> Config:
     module_spec.loader.exec_module(module)
     config = module.get_config(arg)
     for key, value in overrides.items():
-        *sections, field = key.split(".")
+        *path, field = whole_key(config, key).split(".")
         part = config
-        while sections and isinstance(part.get(sections[0]), Config):
-            part = part[sections.pop(0)]
-        if sections or field not in part:
+        while path and isinstance(part.get(path[0]), Config):
+            part = part[path.pop(0)]
+        if path or field not in part:
             raise UserError(f"config has no key {key!r}; its keys are {', '.join(sorted(part.keys()))}")
         part[field] = value
     return config
+
+
+def whole_key(config: Config, key: str) -> str:
+    """`STAGE.KEY` with the section of the stage that has it: `detector.width` is `detector.net.width`.
+
+    A key stands for the only section that has it. Other keys, known or not, stay as they are.
+    """
+    stage, _, rest = key.partition(".")
+    part = config.get(stage)
+    if "." in rest or not isinstance(part, Config) or rest in part:
+        return key
+    within = [name for name, one in part.items() if isinstance(one, Config) and name != KWARGS and rest in one]
+    return f"{stage}.{within[0]}.{rest}" if len(within) == 1 else key
+
+
+def update(stage: Config, **values) -> None:
+    """Set hyper-parameters of a stage's part of a config, with or without their sections."""
+    for key, value in values.items():
+        *section, field = whole_key(Config({"stage": stage}), f"stage.{key}").split(".")[1:]
+        part = stage[section[0]] if section else stage
+        part[field] = value
 
 
 def parse_flags(argv: list[str]) -> Config:
@@ -93,6 +116,7 @@ def parse_flags(argv: list[str]) -> Config:
     Raises UserError.
     """
     values = flags.FlagValues()
+    argv = with_whole_keys(argv)
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
     try:
         values(argv)
@@ -101,10 +125,24 @@ def parse_flags(argv: list[str]) -> Config:
     return values.config
 
 
+def with_whole_keys(argv: Sequence[str]) -> list[str]:
+    """A command line whose `--config.STAGE.KEY` name the sections of their keys; see `whole_key`."""
+    spec = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
+    flag = re.compile(r"(--?config\.)([\w.]+)(.*)", re.DOTALL)
+    if spec is None or not any(map(flag.match, argv)):
+        return list(argv)
+    try:
+        config = load(spec)
+    except Exception:  # what is wrong with it is said where it is parsed
+        return list(argv)
+    return [m[1] + whole_key(config, m[2]) + m[3] if (m := flag.match(a)) else a for a in argv]
+
+
 def override(config: Config, changes: Sequence[str]) -> None:
     """Sets `KEY=VALUE` in an unlocked config, each value in the type of its key. Raises UserError."""
     values = flags.FlagValues()
-    argv = ["override", *(f"--config.{change}" for change in changes)]
+    keys = [change.partition("=") for change in changes]
+    argv = ["override", *(f"--config.{whole_key(config, key)}{eq}{value}" for key, eq, value in keys)]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
@@ -153,10 +191,6 @@ def stage(config: Config, name: str) -> StageSpec:
     values.pop("batch_size", None)
     cls = find_class("uld_jax.methods", path, f"config.{name}.method")
     fields = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - fields):
-        raise UserError(
-            f"config.{name}.{unknown[0]} is no hyper-parameter of {path}; it has {', '.join(sorted(fields))}"
-        )
     if steps and config.accumulate_steps > 1 and "accumulate_steps" not in fields:
         raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
     usual = getattr(cls, "backbone", None)
@@ -174,8 +208,11 @@ def stage(config: Config, name: str) -> StageSpec:
     if "accumulate_steps" in fields:
         values["accumulate_steps"] = _pieces(config, name, batch_size)
     values = {k: v for k, v in shared.items() if k in fields} | values
+    for key, value in values.items():
+        section = key in hyperparameters.sections(cls)
+        values[key] = {k: _hashable(v) for k, v in value.items()} if section else _hashable(value)
     try:
-        method = cls(**{k: _hashable(v) for k, v in values.items()})
+        method = hyperparameters.build(cls, **values)
     except UserError as error:
         raise UserError(f"config.{name}.{error}") from error
     if steps and cls.train_step is Stage.train_step:
@@ -220,10 +257,12 @@ def defaults(package: str, path: str) -> Config:
     if "+" in path:
         return Config({part.partition(".")[0]: defaults(package, part) for part in path.split("+")})
     cls = find_class(f"uld_jax.{package}", path, package.removesuffix("s"))
-    unset = dataclasses.MISSING
-    return Config(
-        {f.name: f.default for f in dataclasses.fields(cls) if f.default is not unset and f.name not in SHARED}
-    )
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING and field.name not in SHARED:
+            section = dataclasses.is_dataclass(field.default)
+            found[field.name] = Config(dataclasses.asdict(field.default)) if section else field.default
+    return Config(found)
 
 
 def takes(package: str, path: str, name: str) -> bool:

@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from uld_jax.errors import UserError
@@ -59,7 +60,7 @@ def _allowed(cls: type) -> dict[str, Any]:
 
 
 def check(values: Any) -> None:
-    """Check the fields of a dataclass against their types.
+    """Check the fields of a dataclass, and of those in its fields, against their types.
 
     Raises UserError, which begins with the field's name, for a value that is no choice, or outside the range.
     """
@@ -70,3 +71,65 @@ def check(values: Any) -> None:
                 raise UserError(f"{name} is {value}; use {allowed}")
         elif value not in allowed:
             raise UserError(f"{name} is {value!r}; use {' or '.join(map(str, allowed))}")
+    for part in sections(type(values)):
+        try:
+            check(getattr(values, part))
+        except UserError as error:
+            raise UserError(f"{part}.{error}") from None
+
+
+@functools.cache
+def sections(cls: type) -> dict[str, type]:
+    """Return the fields of a dataclass that are dataclasses themselves, by name."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if dataclasses.is_dataclass(hints[f.name])}
+
+
+def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put each of a dataclass's hyper-parameters into its section: `width` of a stage with a section `net` into that.
+
+    A key by itself stands for the only section that has it, so that earlier flat configs are understood.
+
+    Raises UserError, which begins with the key, for one that the class does not have.
+    """
+    parts, own = sections(cls), {f.name for f in dataclasses.fields(cls)}
+    within = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in parts and isinstance(value, Mapping):
+            found[key] = {**found.get(key, {}), **value}
+        elif key in own:
+            found[key] = value
+        elif key in within:
+            found[within[key]] = {**found.get(within[key], {}), key: value}
+        else:
+            known = ", ".join(sorted((own - set(parts)) | set(within)))
+            raise UserError(f"{key} is no hyper-parameter of {cls.__name__}; it has {known}")
+    return found
+
+
+def build(cls: type, /, **values: Any) -> Any:
+    """Build a dataclass from keys with or without their sections; see `nested`.
+
+    A section that is given in part has its other values from the field's default.
+
+    Raises UserError, which begins with the key.
+    """
+    found = nested(cls, values)
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    for part, kind in sections(cls).items():
+        if isinstance(given := found.get(part), Mapping):
+            if unknown := sorted(set(given) - {f.name for f in dataclasses.fields(kind)}):
+                known = ", ".join(f.name for f in dataclasses.fields(kind))
+                raise UserError(f"{part}.{unknown[0]} is no hyper-parameter of {cls.__name__}; {part} has {known}")
+            found[part] = dataclasses.replace(defaults[part], **given)
+    return cls(**found)
+
+
+def replace(instance: Any, /, **changes: Any) -> Any:
+    """Return a copy of a dataclass with some keys changed, with or without their sections; see `nested`."""
+    found = nested(type(instance), changes)
+    for part in sections(type(instance)):
+        if isinstance(given := found.get(part), Mapping):
+            found[part] = dataclasses.replace(getattr(instance, part), **given)
+    return dataclasses.replace(instance, **found)

@@ -27,11 +27,12 @@ from uld_jax import optimizers, weights
 from uld_jax.backbones import perceptual
 from uld_jax.bank import flatten
 from uld_jax.clustering import gcn_v, quality
-from uld_jax.clustering.gcn_clusters import LINK_SPACES, gcn_clusters, mean_directions
+from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
 from uld_jax.method import Described, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods.shared import Fan, Graph, View
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
 from uld_jax.models.heads import LandmarkDescriptors
@@ -98,15 +99,15 @@ class CGB(Stage):
       labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos, whose
         views are still and use running statistics.
       steps: of the stage.
-      image_size: side of a view in pixels.
-      zoom: a view shows this central fraction of the frame. The published code crops to the annotated landmarks' box
-        and a margin, which is annotation; here nothing but the frame is known.
+      view: of the frame. The published code crops to the annotated landmarks' box and a margin, which is annotation;
+        here nothing but the frame is known.
       rotation: standard deviation in degrees of the source view's rotation; the target's is twice as much (published
         code; the paper says "random similarity").
       max_rotation: angles are cut off there.
       jitter: standard deviation of the logarithm of a view's size (4 % of the landmarks' box a side in the code).
       shift, bend: of the views, as in `ops/warp.py`; none in the paper.
-      width, depth, downsample, norm: of the FAN.
+      net: the FAN's size.
+      norm: of the FAN, `batch` or `group`.
       generator_width, generator_blocks: of the generator.
       vgg_width: of the VGG16 with random weights that is used when `config.weights.vgg16` is empty.
       dtype: of the networks' arithmetic.
@@ -122,8 +123,7 @@ class CGB(Stage):
         are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
       descriptor_size: D.
       clusters: M of k-means (T = 80 in section 4.3).
-      neighbours, tau, link_space, slots: of the graph, see `gcn_clusters`; 80, 0.8, `gcn_hidden` in the code (which
-        counts a row among its own 80 neighbours). Slots is M, to be larger than any T.
+      graph: 80 neighbours, 0.8, `gcn_hidden` in the published code, which counts a row among its own 80 neighbours.
       ring_every, ring_size: every so many steps a batch's descriptors are kept, and how many times.
       round_every: steps between clusterings.
       loss_window: the loss looks at this central fraction of the view; 1 in the paper.
@@ -145,16 +145,13 @@ class CGB(Stage):
     clustering: Literal["none", "gcn", "density", "kmeans"] = "gcn"
     labels_from: Literal["ring", "pass"] = "ring"
     steps: int = 0
-    image_size: int = 128
-    zoom: Positive = 1.0
+    view: View = View(128)
     rotation: float = 15.0
     max_rotation: float = 40.0
     jitter: float = 0.033
     shift: float = 0.0
     bend: float = 0.0
-    width: int = 256
-    depth: int = 4
-    downsample: int = 4
+    net: Fan = Fan()
     norm: str = "batch"
     generator_width: int = 32
     generator_blocks: int = 6
@@ -169,10 +166,7 @@ class CGB(Stage):
     projection: Literal["trained", "frozen_random"] = "trained"
     descriptor_size: int = 256
     clusters: PositiveInt = 80
-    neighbours: PositiveInt = 80
-    tau: float = 0.8
-    link_space: Literal[LINK_SPACES] = "gcn_hidden"
-    slots: PositiveInt = 512
+    graph: Graph = Graph()
     ring_every: PositiveInt = 250
     ring_size: PositiveInt = 100
     round_every: PositiveInt = 12_500
@@ -194,10 +188,10 @@ class CGB(Stage):
         super().__post_init__()
         if self.bottleneck == "adaptive" and self.clustering == "none":
             raise UserError("bottleneck=adaptive needs clusters; set clustering to gcn, density or kmeans")
-        if self.image_size % (self.downsample * 2**self.depth) or self.downsample != 4:
+        if self.view.image_size % (self.net.downsample * 2**self.net.depth) or self.net.downsample != 4:
             raise UserError(
-                f"image_size is {self.image_size} and does not fit; use downsample=4, the generator's, and a multiple "
-                f"of {4 * 2**self.depth} for depth={self.depth}"
+                f"view.image_size is {self.view.image_size} and does not fit; use net.downsample=4, the generator's, "
+                f"and a multiple of {4 * 2**self.net.depth} for net.depth={self.net.depth}"
             )
 
     # -- networks -----------------------------------------------------------------------------------------------------
@@ -210,11 +204,11 @@ class CGB(Stage):
     @property
     def _slots(self) -> int:
         """M."""
-        return self.slots if self.clustering in ("gcn", "density") else self.clusters
+        return self.graph.slots if self.clustering in ("gcn", "density") else self.clusters
 
     @property
     def _fan(self):
-        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **layers.precision(self.dtype))
+        return FAN(self.k, **dataclasses.asdict(self.net), norm=self.norm, **layers.precision(self.dtype))
 
     @property
     def _describe(self):
@@ -228,7 +222,7 @@ class CGB(Stage):
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+        return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     @property
     def weight_kinds(self):
@@ -421,12 +415,12 @@ class CGB(Stage):
         found = gcn_clusters(
             z,
             network,
-            k=self.neighbours,
-            tau=self.tau,
+            k=self.graph.neighbours,
+            tau=self.graph.tau,
             mask=mask,
             confidence="density" if network is None else "gcn",
-            link_space=self.link_space,
-            slots=self.slots,
+            link_space=self.graph.link_space,
+            slots=self.graph.slots,
         )
         return found.labels, found.centroids, found.count
 
@@ -466,7 +460,7 @@ class CGB(Stage):
     def _draw(self, rng):
         shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), layers.wide(self.dtype))
         heat = self._geometry.heat
-        taps = shape(heat[0] // 2, heat[1] // 2, self.width)
+        taps = shape(heat[0] // 2, heat[1] // 2, self.net.width)
         image, maps = shape(*self._geometry.view, 3), shape(*heat, self.k)
         a, b, c = jax.random.split(rng, 3)
         detector = layers.initialize(self._fan, a, image, train=False)
@@ -503,7 +497,7 @@ class CGB(Stage):
             degrees = rotation * jax.random.normal(turn, (), dtype)
             degrees = jnp.clip(degrees, -self.max_rotation, self.max_rotation)
             straight = warp.random_warp(
-                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.zoom, dtype=dtype
+                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.view.zoom, dtype=dtype
             )
             return warp.turned(straight, degrees)
 

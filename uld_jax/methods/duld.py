@@ -39,6 +39,7 @@ from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, NotNegative, Positive, PositiveInt, Share
 from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
+from uld_jax.methods.shared import Adam, Augment, View
 from uld_jax.models import aggregator, heads, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, heatmaps, keypoints, nms, views, warp
 
@@ -179,6 +180,62 @@ class Psi(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Net:
+    """The trained network.
+
+    Attributes:
+      grid: side of the maps in cells; it divides the view's `image_size`. 64 in diffusion hyperfeatures, 128 to
+        localise better.
+      projection: channels of the aggregated map.
+      width, depth: of the heads (`heads.DenseHead`).
+      descriptor_size: D.
+    """
+
+    grid: PositiveInt = 64
+    projection: PositiveInt = 384
+    width: PositiveInt = 256
+    depth: int = 1
+    descriptor_size: PositiveInt = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Detect:
+    """How keypoints are read off the detector's map.
+
+    Attributes:
+      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has
+        learnt landmarks, `most` keypoints of highest confidence are taken without a threshold, because confidence after
+        bootstrapping is unreliable.
+      nms: half the side of a keypoint's box in cells.
+      most: P, keypoints an image; those of highest confidence are kept.
+      subpixel: see `ops.nms.subpixel`.
+    """
+
+    threshold: float = 0.15
+    nms: Positive = 2
+    most: int = 60
+    subpixel: Literal["none", "quarter", "parabola"] = "quarter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Localise:
+    """Where a landmark is.
+
+    Attributes:
+      place: `exemplar`, its nearest keypoint (paper); or `mean`, the mean over the map's cells, weighted by
+        confidence * exp(-sharpness * squared distance to the centroid). Ours: it is exact to less than a cell, and
+        takes a second pass a round, as labels are placed by the new centroids.
+      sharpness: see `place`.
+      fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
+        has it), with a score below 1/2; or `none`, missing. Labels are never filled.
+    """
+
+    place: Literal["exemplar", "mean"] = "exemplar"
+    sharpness: float = 10.0
+    fill: Literal["dense", "none"] = "dense"
+
+
+@dataclasses.dataclass(frozen=True)
 class _Network(Clustering):
     """Network, rounds and prediction, which all four stages share.
 
@@ -187,37 +244,24 @@ class _Network(Clustering):
       frame_size: side of the frame in pixels.
       steps: of the stage, for the schedule.
       backbone, backbone_kwargs: frozen features, module and class below `uld_jax.backbones`.
-      image_size: side of the view in pixels that the backbone is given.
-      zoom: the view shows this central fraction of the frame.
-      grid: side of the maps in cells; it divides `image_size`. 64 in diffusion hyperfeatures, 128 to localise better.
-      projection: channels of the aggregated map.
-      width, depth, descriptor_size: of the heads (`heads.DenseHead`); D.
+      view: of the frame, that the backbone is given.
+      net: the trained network's size.
       dtype: of the trained networks' arithmetic.
       roi: keypoints are looked for in this central fraction of the frame.
       region: and, on training images, in the csv's `box` (section 3.1 has a detector's), or `none`.
-      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has
-        learnt landmarks the surest `most` are taken, however sure: bootstrapped confidence is no good measure.
-      nms: half the side of a keypoint's box in cells.
-      most: P, keypoints an image; the surest are kept.
-      subpixel: `none`, `quarter` or `parabola`, see `ops.nms.subpixel`.
+      detect: keypoints.
       position: weight of the place in a descriptor, for clustering alone; ours, see `zeroshot.ZeroShot`. 0: none.
       start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
         table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
-      place: where a landmark is: `exemplar`, its nearest keypoint (paper); or `mean`, the mean over the map's cells,
-        weighted by confidence * exp(-sharpness * squared distance to the centroid). Ours: it is exact to less than a
-        cell, and takes a second pass a round, as labels are placed by the new centroids.
-      sharpness: see `place`.
-      fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
-        has it), with a score below 1/2; or `none`, missing. Labels are never filled.
+      localise: where a landmark is.
       iterations, restarts: of k-means; restarts of the first one.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
       ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
-      rotation (degrees), scale, shift: of the warps (`warp.uniform_warp`); 40, 0.2, 0.05 in the code of Mallis et al.
-      colour: strength of the colour changes, 1 is usual.
+      augment: the training views; warps are uniformly distributed, as in the code of Mallis et al.
       mirror: whether views are mirrored at random (paper). Of two views that correspond, both are or none: else the
         loss asks for equal descriptors of the left eye and the right one.
-      learning_rate, clip, schedule, warmup: of Adam.
+      optimizer: Adam.
       accumulate_steps: pieces of a batch.
       cache: folder of the backbone's maps or latents (`uld features`) for the passes over the training images, which
         then need zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
@@ -234,49 +278,33 @@ class _Network(Clustering):
     steps: int
     backbone: str = "stable_diffusion.StableDiffusion"
     backbone_kwargs: Any = ()
-    image_size: PositiveInt = 256
-    zoom: Positive = 1.0
-    grid: PositiveInt = 64
-    projection: PositiveInt = 384
-    width: PositiveInt = 256
-    depth: int = 1
-    descriptor_size: PositiveInt = 256
+    view: View = View()
+    net: Net = Net()
     dtype: str = "float32"
     roi: Fraction = 1.0
     region: Literal["none", "box"] = "none"
-    threshold: float = 0.15
-    nms: Positive = 2
-    most: int = 60
-    subpixel: Literal["none", "quarter", "parabola"] = "quarter"
+    detect: Detect = Detect()
     position: float = 0.0
     start: Literal["clusters", "labels"] = "clusters"
-    place: Literal["exemplar", "mean"] = "exemplar"
-    sharpness: float = 10.0
-    fill: Literal["dense", "none"] = "dense"
+    localise: Localise = Localise()
     iterations: int = 100
     restarts: int = 3
     bank_gib: Positive = 4.0
     ema: Share = 0.999
-    rotation: float = 40.0
-    scale: float = 0.2
-    shift: float = 0.05
-    colour: float = 1.0
+    augment: Augment = Augment(40.0, 0.2, 0.05)
     mirror: bool = True
-    learning_rate: Positive = 1e-4
-    clip: float = 1.0
-    schedule: str = "constant"
-    warmup: int = 500
+    optimizer: Adam = Adam(warmup=500, clip=1.0)
     accumulate_steps: int = 1
     cache: str = ""
     weights: Any = ()
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_size % self.grid:
-            raise UserError(f"grid is {self.grid}; use a divisor of image_size = {self.image_size}")
-        if self.most < self.k:
-            raise UserError(f"most is {self.most}; use at least k = {self.k} keypoints an image")
-        if self.cache and (self.zoom != 1 or self.image_size != self.frame_size):
+        if self.view.image_size % self.net.grid:
+            raise UserError(f"grid is {self.net.grid}; use a divisor of image_size = {self.view.image_size}")
+        if self.detect.most < self.k:
+            raise UserError(f"most is {self.detect.most}; use at least k = {self.k} keypoints an image")
+        if self.cache and (self.view.zoom != 1 or self.view.image_size != self.frame_size):
             raise UserError(
                 f"cache holds maps of whole frames; set zoom=1 and image_size={self.frame_size}, or leave the cache out"
             )
@@ -321,21 +349,18 @@ class _Network(Clustering):
     def _nets(self) -> dict[str, Any]:
         options = layers.precision(self.dtype)
         return {
-            "aggregator": aggregator.Aggregator(self.projection, **options),
-            "detector": heads.DenseHead(1, self.width, self.depth, **options),
-            "descriptor": heads.DenseHead(self.descriptor_size, self.width, self.depth, **options),
+            "aggregator": aggregator.Aggregator(self.net.projection, **options),
+            "detector": heads.DenseHead(1, self.net.width, self.net.depth, **options),
+            "descriptor": heads.DenseHead(self.net.descriptor_size, self.net.width, self.net.depth, **options),
         }
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(
-            self.frame_size, self.image_size, self.image_size // self.grid, self.zoom, layers.wide(self.dtype)
-        )
+        return self.view.geometry(self.frame_size, self.view.image_size // self.net.grid, self.dtype)
 
     @property
     def _optimizer(self):
-        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, min(self.warmup, self.steps // 2))
-        return optimizers.adam(rate, clip=self.clip)
+        return self.optimizer.transform(self.steps)
 
     def frozen(self, purpose="train"):
         if purpose != "train":
@@ -384,7 +409,7 @@ class _Network(Clustering):
         frozen = jax.eval_shape(self._backbone.load)
         maps = jax.eval_shape(self._maps, frozen, jax.ShapeDtypeStruct((1, *self._geometry.view, 3), wide))
         keys = dict(zip((*self.trains, *self.keeps), jax.random.split(rng, len(self.trains + self.keeps)), strict=True))
-        mixed = jax.ShapeDtypeStruct((1, *heat, self.projection), wide)
+        mixed = jax.ShapeDtypeStruct((1, *heat, self.net.projection), wide)
         shapes = {"encoder": (1, *heat), "decoder": (1, getattr(self, "latent", 1))}
         params = {}
         for name, key in keys.items():
@@ -394,8 +419,8 @@ class _Network(Clustering):
             else:
                 given = jax.ShapeDtypeStruct(shapes[name], wide) if name in shapes else mixed
                 params[name], _ = layers.split(layers.initialize(net, key, given))
-        bias = params["detector"][f"Conv_{self.depth}"]["bias"]
-        params["detector"][f"Conv_{self.depth}"]["bias"] = jnp.full_like(bias, -4)  # keypoints are rare
+        bias = params["detector"][f"Conv_{self.net.depth}"]["bias"]
+        params["detector"][f"Conv_{self.net.depth}"]["bias"] = jnp.full_like(bias, -4)  # keypoints are rare
         return params
 
     # -- start --------------------------------------------------------------------------------------------------------
@@ -447,7 +472,7 @@ class _Network(Clustering):
 
     def _first(self, params, before, labels, rows) -> Discovery:
         """What is known before the first step."""
-        wide, size, groups = layers.wide(self.dtype), self.descriptor_size + 2 * (self.position > 0), self._groups
+        wide, size, groups = layers.wide(self.dtype), self.net.descriptor_size + 2 * (self.position > 0), self._groups
         zeros = lambda *shape: jnp.zeros(shape, wide)
         count, number = self._clusters, jnp.zeros((), jnp.float32)
         if labels is None or count != self.k:
@@ -483,18 +508,11 @@ class _Network(Clustering):
 
     def _coloured(self, keys, seen):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)  # of the same key the warp has another part
-        return jax.vmap(color.mild_changes, (0, 0, None))(keys, seen, self.colour)
+        return jax.vmap(color.mild_changes, (0, 0, None))(keys, seen, self.augment.colour)
 
     def _warps(self, keys, flip_keys, mirror: bool):
-        draw = lambda key: warp.uniform_warp(
-            jax.random.fold_in(key, 1),
-            rotation=self.rotation,
-            scale=self.scale,
-            shift=self.shift,
-            zoom=self.zoom,
-            dtype=layers.wide(self.dtype),
-        )
-        warps = jax.vmap(draw)(keys)
+        drawn_by = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        warps = self.augment.uniform_warps(drawn_by, self.view.zoom, self.dtype)
         if not mirror:
             return warps, jnp.zeros(len(keys), bool)
         flips = jax.vmap(jax.random.bernoulli)(flip_keys)
@@ -566,15 +584,15 @@ class _Network(Clustering):
 
     def _least(self, state):
         """The confidence that a keypoint must exceed."""
-        return self.threshold
+        return self.detect.threshold
 
     def _detect(self, state, psi: Psi, inside):
         """Step 2) Keypoints in cells: xy [B,P,2] and mask [B,P]."""
         confidence = jnp.where(inside, jax.nn.sigmoid(psi.logits), 0)
         # Where an image is flat, cells are equally sure: they shall not be ranked by how sums were rounded.
         ranked = jnp.round(confidence * 2**16) / 2**16
-        found = nms.points(nms.greedy(ranked, self._least(state), self.nms), ranked, self.most)
-        return nms.subpixel(confidence, found.xy, self.subpixel), found.mask
+        found = nms.points(nms.greedy(ranked, self._least(state), self.detect.nms), ranked, self.detect.most)
+        return nms.subpixel(confidence, found.xy, self.detect.subpixel), found.mask
 
     def _describe(self, psi: Psi, cells, mirrored: bool = False):
         """Descriptors [B,P,D] of length 1 at cells of still views, with their place; or of the mirrored views there."""
@@ -587,7 +605,7 @@ class _Network(Clustering):
     def _placed(self, described, cells):
         if not self.position:
             return described
-        place = self.zoom * coordinates.to_unit(cells, self._geometry.heat) * (self.position / 2)
+        place = self.view.zoom * coordinates.to_unit(cells, self._geometry.heat) * (self.position / 2)
         return jnp.concatenate([described, place.astype(described.dtype)], -1)
 
     def _keeps_labels(self, state):
@@ -601,7 +619,7 @@ class _Network(Clustering):
         cells, mask = self._detect(state, psi, inside)
         if self.start == "labels":
             known = jax.tree.map(lambda table: lookup(table, batch["index"])[:, : self.k], state.aux.labels)
-            pad = self.most - self.k
+            pad = self.detect.most - self.k
             at = jnp.pad(self._geometry.to_cells(known.xy, still), ((0, 0), (0, pad), (0, 0)))
             there = jnp.pad(known.score > 0, ((0, 0), (0, pad)))
             keep = self._keeps_labels(state)
@@ -611,14 +629,14 @@ class _Network(Clustering):
         if self._mirrors:
             psi_turned = self._psi(self._latest(state), self._maps(frozen, self._geometry.look(images)[:, :, ::-1]))
             turned = there(self._describe(psi_turned, cells, mirrored=True))
-        if self.place == "mean":
+        if self.localise.place == "mean":
             where, _ = self._where(psi, inside, self._centroids_of(state.aux, codes, len(images)))
             between = self._geometry.to_frame(where)
         return Seen(self._geometry.to_frame(cells), mask, there(self._describe(psi, cells)), turned, codes, between)
 
     def form(self, state, frozen, bank, rng):
         clusters = lambda: self._clustered(state, bank, rng)
-        if self.place == "exemplar":
+        if self.localise.place == "exemplar":
             return clusters()
         aux = state.aux  # the second pass has the clusters of the first
         told = aux.counts.moved, aux.counts.active_units
@@ -643,7 +661,7 @@ class _Network(Clustering):
 
     def settle(self, state, found, bank):
         first = lambda: self._labels_at_exemplars(state, found, bank)
-        if self.place == "exemplar":
+        if self.localise.place == "exemplar":
             return state.replace(aux=first())
         second = lambda: self._labels_between_cells(state, bank)
         return state.replace(aux=jax.lax.cond(state.aux.placed, first, second))
@@ -677,7 +695,7 @@ class _Network(Clustering):
         counts = Counts(
             keypoints=jnp.sum(placed.mask) / total,
             labelled=jnp.sum(placed.slots >= 0) / total,
-            full=jnp.sum(jnp.sum(placed.mask, -1) >= self.most),
+            full=jnp.sum(jnp.sum(placed.mask, -1) >= self.detect.most),
             absent=jnp.sum(~found.used),
             moved=found.moved,
             margin=two_stage.margin(found.centroids, found.used),
@@ -685,7 +703,7 @@ class _Network(Clustering):
         )
         return aux._replace(
             round=aux.round + 1,
-            placed=jnp.bool_(self.place == "exemplar"),
+            placed=jnp.bool_(self.localise.place == "exemplar"),
             anchors=found.anchors,
             centroids=found.centroids,
             used=found.used,
@@ -759,13 +777,13 @@ class _Network(Clustering):
 
     def round_at(self, step):
         # With `place=mean` labels are placed by the new clusters, in a pass of their own.
-        return Round(passes=2 if self.place == "mean" else 1) if self._is_due(step) else None
+        return Round(passes=2 if self.localise.place == "mean" else 1) if self._is_due(step) else None
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(self, state, frozen, images):
         _, at, there, distance, near = self._read(state, frozen, images)
-        guess = 0.499 * jnp.exp(-near) if self.fill == "dense" else jnp.zeros_like(near)
+        guess = 0.499 * jnp.exp(-near) if self.localise.fill == "dense" else jnp.zeros_like(near)
         score = jnp.where(there, 0.5 + 0.5 * jnp.exp(-distance), guess)
         xy = jnp.where((score > 0)[..., None], self._geometry.to_frame(at), 0)
         return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32))
@@ -780,7 +798,9 @@ class _Network(Clustering):
         slots, distance = two_stage.exemplars(described, mask, group, aux.centroids, aux.used)
         there = slots >= 0
         where, near = self._where(psi, inside, self._centroids_of(aux, codes, len(images)))
-        at = where if self.place == "mean" else jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
+        at = where
+        if self.localise.place == "exemplar":
+            at = jnp.where(there[..., None], keypoints.take_slots(cells, slots), where)
         return psi, at, there, distance, near
 
     def describe(self, state, frozen, images):
@@ -811,10 +831,10 @@ class _Network(Clustering):
         described = self._placed(described, jnp.broadcast_to(grid, (batch, *grid.shape)))
         cost = assignment.squared_distances(described, centroids)
         cost = jnp.where(inside.reshape(batch, -1, 1), cost, jnp.inf)
-        if self.place == "exemplar":
+        if self.localise.place == "exemplar":
             return grid[jnp.argmin(cost, 1)], jnp.min(cost, 1)
         sure = jax.nn.log_sigmoid(psi.logits).reshape(batch, -1, 1)
-        weight = jax.nn.softmax(sure - self.sharpness * cost, 1)
+        weight = jax.nn.softmax(sure - self.localise.sharpness * cost, 1)
         return jnp.einsum("bpk,pc->bkc", weight, grid, precision="highest"), jnp.min(cost, 1)
 
     def poses(self, state, frozen, images):
@@ -842,8 +862,8 @@ class Bootstrap(_Network):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.block and self.grid**2 % self.block:
-            raise UserError(f"block is {self.block}; use a divisor of grid * grid = {self.grid**2}, or 0")
+        if self.block and self.net.grid**2 % self.block:
+            raise UserError(f"block is {self.block}; use a divisor of grid * grid = {self.net.grid**2}, or 0")
 
     @property
     def needs_previous_rows(self):
@@ -879,7 +899,7 @@ class Bootstrap(_Network):
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples["maps"])
             psi = self._psi(params, flat)
             described = keypoints.l2_normalize(psi.descriptors)
-            cells = lambda x: x.reshape(-1, 2, self.grid**2, *x.shape[3:])
+            cells = lambda x: x.reshape(-1, 2, self.net.grid**2, *x.shape[3:])
             z, logits, match = cells(described), cells(psi.logits), examples["matches"]
             one = lambda z, at, m: contrast.reciprocal(
                 z[0], z[1], at[0], at[1], m[0], m[1], temperature=self.temperature, block=self.block
@@ -952,7 +972,7 @@ class Duld(_Rounds):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.train_clusters and (self.start == "labels" or self.place == "mean"):
+        if self.train_clusters and (self.start == "labels" or self.localise.place == "mean"):
             raise UserError(
                 "train_clusters needs clusters and keypoints of its own; set start=clusters and place=exemplar"
             )
@@ -971,7 +991,7 @@ class Duld(_Rounds):
         return self.mirror
 
     def _least(self, state):
-        return jnp.where(state.step > 0, self.threshold, 0.0)
+        return jnp.where(state.step > 0, self.detect.threshold, 0.0)
 
     def train_step(self, state, frozen, batch, rng):
         aux = state.aux
@@ -1058,8 +1078,8 @@ class _Posed(_Rounds):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.grid < 4 or self.grid & (self.grid - 1):
-            raise UserError(f"grid is {self.grid}; the pose network needs a power of two from 4 on")
+        if self.net.grid < 4 or self.net.grid & (self.net.grid - 1):
+            raise UserError(f"grid is {self.net.grid}; the pose network needs a power of two from 4 on")
 
     @property
     def _parts(self):
@@ -1085,7 +1105,7 @@ class _Posed(_Rounds):
         options = layers.precision(self.dtype)
         return super()._nets | {
             "encoder": pose_vae.Encoder(self.latent, self.vae_width, **options),
-            "decoder": pose_vae.Decoder(self.grid, self.vae_width, **options),
+            "decoder": pose_vae.Decoder(self.net.grid, self.vae_width, **options),
         }
 
     def _code(self, params, maps):
@@ -1123,8 +1143,8 @@ class _Posed(_Rounds):
         deviation = 0.1
         fit = pose_vae.reconstruction(self._wide(decoded), target, deviation)
         kl = jnp.sum(pose_vae.kl_divergence(mean, log_variance), -1)
-        bound = jnp.mean(fit + examples["beta"] * kl) * (2 * deviation**2 / self.grid**2)
-        return bound, {"reconstruction": jnp.mean(fit) * (2 * deviation**2 / self.grid**2), "kl": jnp.mean(kl)}
+        bound = jnp.mean(fit + examples["beta"] * kl) * (2 * deviation**2 / self.net.grid**2)
+        return bound, {"reconstruction": jnp.mean(fit) * (2 * deviation**2 / self.net.grid**2), "kl": jnp.mean(kl)}
 
     def warning(self, summary):
         if summary.get("active_units") == 0:
@@ -1322,12 +1342,12 @@ def _random_cells(stage, key):
     """Cells [background,2] anywhere in ONE view."""
     dtype = layers.wide(stage.dtype)
     draw = jax.random.uniform(jax.random.fold_in(key, 3), (stage.background, 2), dtype)
-    return jnp.floor(draw * stage.grid)
+    return jnp.floor(draw * stage.net.grid)
 
 
 def _apart(stage, psi, described, cells, there, background):
     """Pairs of a view to be apart: of keypoints [B,M], and of keypoints with random cells. Their sum and number."""
-    least, total, count = (stage.apart * stage.grid / 64) ** 2, 0, 0
+    least, total, count = (stage.apart * stage.net.grid / 64) ** 2, 0, 0
     once = ~jnp.tri(there.shape[1], dtype=bool)  # every two of them once
     beside = _unit(psi, background)
     for others, places, pairs in ((described, cells, there[:, None] & once), (beside, background, True)):

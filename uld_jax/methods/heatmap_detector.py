@@ -19,9 +19,10 @@ from uld_jax.bank import Labels, image_table
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
 from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods.shared import Adam, Augment, Fan, View
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
-from uld_jax.ops import color, heatmaps, keypoints, views, warp
+from uld_jax.ops import color, heatmaps, keypoints, views
 
 
 class Refined(NamedTuple):
@@ -49,9 +50,9 @@ class HeatmapDetector(Stage):
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
       steps: of the whole stage, for the schedule.
-      image_size: side of the view that the network sees, in pixels.
-      zoom: the view shows this central fraction of the frame.
-      width, depth, downsample, norm: of the FAN (`models/fan.py`).
+      view: of the frame.
+      net: the FAN's size.
+      norm: of the FAN, `batch` or `group`.
       dtype: of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
       loss: `position`, the smooth L1 distance of the soft-argmax; or `heatmap`, the mean squared
         difference to a Gaussian (Mallis et al., section 3.3), decoded by its peak.
@@ -63,11 +64,10 @@ class HeatmapDetector(Stage):
       relabel_spread: their size, as a fraction of the training warps'.
       labels_from: `previous` starts from the table of the stage before; `self` from what the network given by
         `init_from` predicts, which allows other images.
-      rotation (degrees), scale, shift, bend: of the training warps (`ops/warp.py`).
-      colour: strength of the colour changes, 1 is usual.
+      augment: the training views; warps are normally distributed.
+      bend: of their thin-plate part; 0 for none.
       standardise: whether a view is shown to the network with its own mean and contrast taken out.
-      learning_rate, l2, clip: of Adam (`optimizers.py`).
-      schedule, warmup: of the learning rate; with rounds it starts again at each.
+      optimizer: Adam; with rounds its schedule starts again at each.
       predict_warps: views that a prediction is the mean of, the same ones of every image; 1 looks once, at the image as
         it is.
       accumulate_steps: pieces of a batch.
@@ -76,11 +76,8 @@ class HeatmapDetector(Stage):
     k: int
     frame_size: int
     steps: int
-    image_size: int = 256
-    zoom: Positive = 1.0
-    width: int = 256
-    depth: int = 4
-    downsample: int = 4
+    view: View = View()
+    net: Fan = Fan()
     norm: str = "batch"
     dtype: str = "float32"
     loss: Literal["position", "heatmap"] = "position"
@@ -91,17 +88,10 @@ class HeatmapDetector(Stage):
     relabel_warps: PositiveInt = 8
     relabel_spread: float = 0.75
     labels_from: Literal["previous", "self"] = "previous"
-    rotation: float = 20.0
-    scale: float = 0.1
-    shift: float = 0.04
+    augment: Augment = Augment()
     bend: float = 0.0
-    colour: float = 1.0
     standardise: bool = True
-    learning_rate: Positive = 8e-3
-    schedule: str = "cosine"
-    warmup: int = 60
-    l2: float = 0.0
-    clip: float = 0.0
+    optimizer: Adam = Adam(8e-3, "cosine", warmup=60)
     predict_warps: PositiveInt = 1
     accumulate_steps: int = 1
 
@@ -112,16 +102,15 @@ class HeatmapDetector(Stage):
 
     @property
     def _net(self):
-        return FAN(self.k, self.width, self.depth, self.downsample, self.norm, **layers.precision(self.dtype))
+        return FAN(self.k, **dataclasses.asdict(self.net), norm=self.norm, **layers.precision(self.dtype))
 
     @property
     def _optimizer(self):
-        rate = optimizers.schedule(self.schedule, self.learning_rate, self.steps, self.warmup, self.round_every)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+        return self.optimizer.transform(self.steps, self.round_every)
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+        return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     def init(self, rng, batch, frozen, start):
         previous = start.previous
@@ -156,7 +145,7 @@ class HeatmapDetector(Stage):
         labels = jax.tree.map(lambda table: table[batch["index"]], state.aux.labels)
         # Step 1) One random warp an image moves its pixels and its landmarks.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
-        warps = self._warps(keys, 1.0)
+        warps = self.augment.random_warps(keys, self.view.zoom, self.dtype, self.bend)
         images = self._geometry.look(batch["image"], warps)
         images = jax.vmap(self._recolour)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
         target = self._geometry.to_cells(labels.xy, warps)
@@ -186,7 +175,7 @@ class HeatmapDetector(Stage):
             loss = jnp.mean((out.logits.astype(maps.dtype) - maps) ** 2, (1, 2))
             found, _ = heatmaps.peak(out.logits)
         distance = jnp.linalg.norm(jax.lax.stop_gradient(found) - target, axis=-1)
-        scale = self.zoom * self.frame_size / self._geometry.heat[0]  # frame pixels in a heatmap pixel
+        scale = self.view.zoom * self.frame_size / self._geometry.heat[0]  # frame pixels in a heatmap pixel
         metrics = {"distance_px": scale * keypoints.masked_mean(distance, weight)}
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
@@ -223,20 +212,8 @@ class HeatmapDetector(Stage):
         labels = jax.tree.map(lambda found: image_table(bank, found, len(state.aux.labels.xy)), bank.values)
         return state.replace(aux=state.aux._replace(round=state.aux.round + 1, labels=labels))
 
-    def _warps(self, keys, spread: float) -> warp.Warp:
-        draw = lambda key: warp.random_warp(
-            key,
-            rotation=spread * self.rotation,
-            scale=spread * self.scale,
-            shift=spread * self.shift,
-            bend=spread * self.bend,
-            zoom=self.zoom,
-            dtype=layers.wide(self.dtype),
-        )
-        return jax.vmap(draw)(keys)
-
     def _recolour(self, key, image):
-        s = self.colour
+        s = self.augment.colour
         return color.random_color(
             key,
             image,
@@ -257,7 +234,8 @@ class HeatmapDetector(Stage):
 
     def _several(self, state, images, keys, count: int) -> Prediction:
         """Mean landmarks over `count` warped views of each image; keys [B*count]."""
-        found = self._detect(state, self._warps(keys, self.relabel_spread), jnp.repeat(images, count, axis=0))
+        warps = self.augment.random_warps(keys, self.view.zoom, self.dtype, self.bend, self.relabel_spread)
+        found = self._detect(state, warps, jnp.repeat(images, count, axis=0))
         xy = jnp.mean(found.xy.reshape(-1, count, self.k, 2), 1)
         return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
 

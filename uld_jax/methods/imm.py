@@ -31,6 +31,7 @@ from uld_jax import optimizers
 from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
 from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.methods.shared import View
 from uld_jax.models import imm_net, layers, vgg
 from uld_jax.ops import color, heatmaps, views, warp
 
@@ -54,8 +55,7 @@ class IMM(Stage):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
-      image_size: side of a view in pixels, a multiple of 8.
-      zoom: a view shows this central fraction of the frame (160 px cropped to 128 in the code).
+      view: of the frame, of a multiple of 8 pixels; the published code crops 160 pixels to 128.
       width: channels of the encoders' first stage.
       vgg_width: of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
       dtype: of the networks' arithmetic.
@@ -74,8 +74,7 @@ class IMM(Stage):
 
     k: int
     frame_size: int
-    image_size: int = 128
-    zoom: float = 0.8
+    view: View = View(128, 0.8)
     width: int = 32
     vgg_width: int = 64
     dtype: str = "float32"
@@ -97,8 +96,8 @@ class IMM(Stage):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_size % 8:
-            raise UserError(f"image_size is {self.image_size}; use a multiple of 8")
+        if self.view.image_size % 8:
+            raise UserError(f"view.image_size is {self.view.image_size}; use a multiple of 8")
         for name in ("target_warp", "source_warp"):
             if len(getattr(self, name)) != 5:
                 raise UserError(f"{name} has {len(getattr(self, name))} numbers; give rotation, scale, shift, 2 bends")
@@ -119,7 +118,7 @@ class IMM(Stage):
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, 8, self.zoom, layers.wide(self.dtype))
+        return self.view.geometry(self.frame_size, 8, self.dtype)
 
     def frozen(self, purpose="train"):
         if purpose != "train":
@@ -145,7 +144,9 @@ class IMM(Stage):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(jax.random.split)(keys)
         photo = 255 * self._geometry.look(batch["image"])
-        edge = jnp.broadcast_to(jnp.asarray(_edge_mask(self.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1))
+        edge = jnp.broadcast_to(
+            jnp.asarray(_edge_mask(self.view.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1)
+        )
         target = self._warped(keys[:, 0], self.target_warp, jnp.concatenate([photo, edge], -1))
         target, inside = target[..., :3], target[..., 3:]
         source = self._warped(keys[:, 1], self.source_warp, target)

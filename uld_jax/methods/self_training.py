@@ -35,6 +35,7 @@ from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
 from uld_jax.method import Clustering, Described, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods.shared import Augment, Fan, Rmsprop, View
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms, views, warp
 
@@ -298,8 +299,7 @@ class Keypoints(Clustering):
       frame_size: side of the frame in pixels.
       detector: `superpoint`, `r2d2` (both need converted weights, `config.weights.superpoint`, `.r2d2`), `corners`,
         which needs none; or `auto`, the first of these that can be used, which the log names.
-      image_size: side of the view that the detector sees, in pixels.
-      zoom: the view shows this central fraction of the frame.
+      view: of the frame.
       scales: at 1.3 the view shows 1 / 1.3 of that, enlarged; at 0.7 all of it in 0.7 times as many pixels. () for the
         detector's own (SuperPoint: 1, 1.3, 1.6 in section 4; the extended code has 1 alone).
       threshold: of the detector's score; below 0 for its own (SuperPoint: 0.1; 0.15 in the extended code).
@@ -328,8 +328,7 @@ class Keypoints(Clustering):
 
     frame_size: int
     detector: Literal["auto", "superpoint", "r2d2", "corners"] = "auto"
-    image_size: PositiveInt = 256
-    zoom: Positive = 1.0
+    view: View = View()
     scales: tuple[float, ...] = ()
     threshold: float = -1.0
     nms: int = 0
@@ -385,8 +384,8 @@ class Keypoints(Clustering):
     def _view(self, scale: float) -> views.Geometry:
         """The view at a scale: enlarged beyond its borders, or made smaller, by whole multiples of 8 pixels."""
         if scale >= 1:
-            return views.Geometry(self.frame_size, self.image_size, 1, self.zoom / scale)
-        return views.Geometry(self.frame_size, max(8, 8 * round(self.image_size * scale / 8)), 1, self.zoom)
+            return views.Geometry(self.frame_size, self.view.image_size, 1, self.view.zoom / scale)
+        return views.Geometry(self.frame_size, max(8, 8 * round(self.view.image_size * scale / 8)), 1, self.view.zoom)
 
     @property
     def weight_kinds(self):
@@ -608,8 +607,9 @@ class Correspondence(_Trained, Clustering):
       start: `previous` learns from the labels of the stage before, with a new network; `checkpoint` also has the
         network and centroids of `config.weights.mallis`, and with steps=0 from nothing else.
       pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training (figure 2c).
-      image_size, zoom: of the view that the network sees, as in `heatmap_detector.HeatmapDetector`.
-      width, depth, downsample, descriptor_size: of the network (`models/fan.py`).
+      view: of the frame.
+      net: the network's size (`models/fan.py`).
+      descriptor_size: D.
       dtype: of its arithmetic.
       warmup: steps before the first clustering of its own descriptors; 20,000.
       round_every: steps between clusterings; 10,000.
@@ -635,12 +635,9 @@ class Correspondence(_Trained, Clustering):
       background, apart: random cells a view, and that distance, for `within`; 5.7 in the code.
       descriptor_weight: of the contrastive loss; 10 in the code.
       least_points: an image with fewer labels is not learned from; 9 in the code, which draws another in its place.
-      rotation (degrees), scale, shift: of the warps, `ops/warp.py` `uniform_warp`; 40, 0.2, 0.05 in the code.
-      colour: strength of the colour changes, 1 is usual.
-      learning_rate, l2: of RMSprop; 5e-4, 1e-5.
-      schedule: `constant` (section 4); `restarts`, cosine in five plateaus a round (code); `steps`, a tenth from each
-        of `decay_at` on (extended code).
-      decay_at: steps.
+      augment: the training views; warps are uniformly distributed, as in the published code.
+      optimizer: RMSprop, 5e-4 and 1e-5; its schedule is `constant` (section 4); `restarts`, cosine in five plateaus a
+        round (published code); or `steps`, a tenth from each of `decay_at` on (extended code).
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
       weights: folders of converted weights by kind.
@@ -654,11 +651,8 @@ class Correspondence(_Trained, Clustering):
     variant: Literal["neurips", "extended"] = "neurips"
     start: Literal["previous", "checkpoint"] = "previous"
     pairs: Literal["clusters", "augmented"] = "clusters"
-    image_size: int = 256
-    zoom: float = 1.0
-    width: int = 256
-    depth: int = 4
-    downsample: int = 4
+    view: View = View()
+    net: Fan = Fan()
     descriptor_size: int = 256
     dtype: str = "float32"
     warmup: int = 20_000
@@ -685,14 +679,8 @@ class Correspondence(_Trained, Clustering):
     apart: float = 5.7
     descriptor_weight: float = 10.0
     least_points: int = 0
-    rotation: float = 40.0
-    scale: float = 0.2
-    shift: float = 0.05
-    colour: float = 1.0
-    learning_rate: Positive = 5e-4
-    l2: float = 1e-5
-    schedule: str = "constant"
-    decay_at: tuple[int, ...] = ()
+    augment: Augment = Augment(40.0, 0.2, 0.05)
+    optimizer: Rmsprop = Rmsprop()
     bank_gib: Positive = 4.0
     weights: Any = ()
 
@@ -715,20 +703,16 @@ class Correspondence(_Trained, Clustering):
     @property
     def _net(self):
         return fan.CorrespondenceFAN(
-            self.descriptor_size, self.width, self.depth, self.downsample, **layers.precision(self.dtype)
+            self.descriptor_size, **dataclasses.asdict(self.net), **layers.precision(self.dtype)
         )
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+        return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     @property
     def _optimizer(self):
-        held = self.warmup if self.schedule == "restarts" else 0
-        rate = optimizers.schedule(
-            self.schedule, self.learning_rate, self.steps, held, self.round_every, boundaries=self.decay_at
-        )
-        return optimizers.rmsprop(rate, l2=self.l2)
+        return self.optimizer.transform(self.steps, self.warmup, self.round_every)
 
     def side_tables(self):
         return _region_tables(self)
@@ -774,7 +758,7 @@ class Correspondence(_Trained, Clustering):
         warps, flips = self._warps(aux, flat(jnp.stack(drawn[:2], 1)), flat(jnp.stack(drawn[2:4], 1)))
         seen = self._geometry.look(flat(images), warps)
         coloured = flat(jnp.stack(drawn[4:], 1))
-        seen = jax.vmap(color.mild_changes, (0, 0, None))(coloured, seen, self.colour)
+        seen = jax.vmap(color.mild_changes, (0, 0, None))(coloured, seen, self.augment.colour)
 
         labels = jax.tree.map(lambda table: table[flat(index)], aux.labels)
         cells = self._geometry.to_cells(labels.xy, warps)
@@ -859,15 +843,7 @@ class Correspondence(_Trained, Clustering):
         return aux.round > 0 if self.variant == "extended" else True
 
     def _warps(self, aux, keys, flip_keys):
-        draw = lambda key: warp.uniform_warp(
-            key,
-            rotation=self.rotation,
-            scale=self.scale,
-            shift=self.shift,
-            zoom=self.zoom,
-            dtype=layers.wide(self.dtype),
-        )
-        warps = jax.vmap(draw)(keys)
+        warps = self.augment.uniform_warps(keys, self.view.zoom, self.dtype)
         if not self._flips:
             return warps, None
         flips = jax.vmap(jax.random.bernoulli)(flip_keys) & (aux.round > 0)
@@ -1080,7 +1056,7 @@ class Landmarks(_Trained):
         of where it is; what a mirror image says of an image it shifts back by a cell. One makes up for the other, and
         a network that has learned with the first needs the second. `auto` is `published` for `start=checkpoint`, and
         else `exact`. In both the label of landmark k is, in a mirrored view, one of `flips[k]`.
-      image_size, zoom, width, depth, downsample, dtype: as in stage 1.
+      view, net, dtype: as in stage 1.
       clusters: M, that of stage 1.
       least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
       merge_from, merge_every: steps; the first merging and those after it. In the code 25,000, then every second pass
@@ -1093,10 +1069,9 @@ class Landmarks(_Trained):
       loss_over: `labelled` maps (section 3.3), or `all`: unlabelled ones count as zeros in the mean (extended code).
       cutout: side of a black square in the view, with probability 1/2, as a fraction of its side; 80 / 256 in the
         extended code, 0 for none.
-      rotation, scale, shift, colour: of the views; 40, 0.3, 0.05 in the code.
-      learning_rate, l2: of RMSprop; 5e-4, 1e-5.
-      head_rate: of the last layers, if above 0; 1e-4 beside 1e-5 in the extended code.
-      schedule, decay_at: as in stage 1; a tenth at 50,000 and 65,000 in the code.
+      augment: as in stage 1.
+      optimizer: RMSprop; in the published code a tenth at 50,000 and 65,000 steps.
+      head_rate: learning rate of the last layers, if above 0; 1e-4 beside 1e-5 in the extended code.
       accumulate_steps: pieces of a batch.
       weights: folders of converted weights by kind.
     """
@@ -1107,11 +1082,8 @@ class Landmarks(_Trained):
     variant: Literal["neurips", "extended"] = "neurips"
     start: Literal["previous", "checkpoint"] = "previous"
     mirroring: Literal["auto", "exact", "published"] = "auto"
-    image_size: int = 256
-    zoom: float = 1.0
-    width: int = 256
-    depth: int = 4
-    downsample: int = 4
+    view: View = View()
+    net: Fan = Fan()
     dtype: str = "float32"
     clusters: PositiveInt = 100
     least_images: int = 0
@@ -1124,15 +1096,9 @@ class Landmarks(_Trained):
     decode: Literal["argmax", "parabola"] = "argmax"
     loss_over: Literal["labelled", "all"] = "labelled"
     cutout: float = 0.0
-    rotation: float = 40.0
-    scale: float = 0.3
-    shift: float = 0.05
-    colour: float = 1.0
-    learning_rate: Positive = 5e-4
+    augment: Augment = Augment(40.0, 0.3, 0.05)
+    optimizer: Rmsprop = Rmsprop()
     head_rate: float = 0.0
-    l2: float = 1e-5
-    schedule: str = "constant"
-    decay_at: tuple[int, ...] = ()
     accumulate_steps: int = 1
     weights: Any = ()
 
@@ -1151,24 +1117,19 @@ class Landmarks(_Trained):
 
     @property
     def _net(self):
-        return fan.FAN(self.room, self.width, self.depth, self.downsample, "group", **layers.precision(self.dtype))
+        return fan.FAN(self.room, **dataclasses.asdict(self.net), norm="group", **layers.precision(self.dtype))
 
     @property
     def _geometry(self) -> views.Geometry:
-        return views.Geometry(self.frame_size, self.image_size, self.downsample, self.zoom, layers.wide(self.dtype))
+        return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     @property
     def _optimizer(self):
-        def one(rate):
-            rate = optimizers.schedule(self.schedule, rate, self.steps, boundaries=self.decay_at)
-            return optimizers.rmsprop(rate, l2=self.l2)
-
+        rest = self.optimizer.transform(self.steps)
         if not self.head_rate:
-            return one(self.learning_rate)
-        return optimizers.groups(
-            {"head": one(self.head_rate), "rest": one(self.learning_rate)},
-            lambda path: "head" if path[0] in HEAD else "rest",
-        )
+            return rest
+        head = dataclasses.replace(self.optimizer, learning_rate=self.head_rate).transform(self.steps)
+        return optimizers.groups({"head": head, "rest": rest}, lambda path: "head" if path[0] in HEAD else "rest")
 
     def init(self, rng, batch, frozen, start):
         previous = start.previous
@@ -1224,20 +1185,13 @@ class Landmarks(_Trained):
         aux, heat = state.aux, self._geometry.heat
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         warped, coloured, flipped, cut = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1)
-        draw = lambda key: warp.uniform_warp(
-            key,
-            rotation=self.rotation,
-            scale=self.scale,
-            shift=self.shift,
-            zoom=self.zoom,
-            dtype=layers.wide(self.dtype),
-        )
-        warps, labels = jax.vmap(draw)(warped), jax.tree.map(lambda table: table[batch["index"]], aux.labels)
+        warps = self.augment.uniform_warps(warped, self.view.zoom, self.dtype)
+        labels = jax.tree.map(lambda table: table[batch["index"]], aux.labels)
         if self._flips:
             flips = jax.vmap(jax.random.bernoulli)(flipped)
             warps = jax.vmap(warp.mirrored)(warps, flips)
         seen = jax.vmap(color.mild_changes, (0, 0, None))(
-            coloured, self._geometry.look(batch["image"], warps), self.colour
+            coloured, self._geometry.look(batch["image"], warps), self.augment.colour
         )
         if self.cutout:
             seen = jax.vmap(_cut_out, (0, 0, None))(cut, seen, self.cutout)
@@ -1247,7 +1201,7 @@ class Landmarks(_Trained):
         if self._flips:
             number = jnp.where(flips[:, None], aux.flips, number)
             if self._mirrors_as_published:
-                cells = cells.at[..., 0].add(flips[:, None] * (1 - 1 / self.downsample))
+                cells = cells.at[..., 0].add(flips[:, None] * (1 - 1 / self.net.downsample))
         cells = jnp.where(there[..., None], cells, -100)
         examples = {"seen": seen, "cells": cells, "there": there, "number": number}
 
@@ -1262,7 +1216,7 @@ class Landmarks(_Trained):
                 found = keypoints.take_slots(found, number)
             error = jnp.mean((logits.astype(maps.dtype) - maps) ** 2, (1, 2))
             inside = there & _inside(cells, heat)
-            pixels = self.zoom * self.frame_size / heat[0] * jnp.linalg.norm(found - cells, axis=-1)
+            pixels = self.view.zoom * self.frame_size / heat[0] * jnp.linalg.norm(found - cells, axis=-1)
             metrics = {"distance_px": keypoints.masked_mean(pixels, inside)}
             if self.loss_over == "all":
                 mean = 0.5 * jnp.mean(jnp.where(labelled, error, 0))
@@ -1288,7 +1242,7 @@ class Landmarks(_Trained):
     def refresh(self, state, frozen, bank, rng):
         # Step 9) In how many images do two heatmaps peak at the same place?
         aux = state.aux
-        radius = self.merge_radius * self.zoom * self.frame_size / 64
+        radius = self.merge_radius * self.view.zoom * self.frame_size / 64
 
         def count(peaks):
             found = merge.colocation(peaks.xy, peaks.mask, radius)

@@ -1,0 +1,147 @@
+"""Hyper-parameters that several stages have, each documented once here; and what a stage takes from the one before.
+
+A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag may leave out the section.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+
+from uld_jax import optimizers
+from uld_jax.hyperparameters import Positive, PositiveInt
+from uld_jax.models import layers
+from uld_jax.ops import views, warp
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a network sees of a frame.
+
+    Attributes:
+      image_size: side of the square view in pixels.
+      zoom: the view shows this central fraction of the frame.
+    """
+
+    image_size: PositiveInt = 256
+    zoom: Positive = 1.0
+
+    def geometry(self, frame_size: int, stride: int, dtype: str) -> views.Geometry:
+        """Return the geometry of views whose heatmap cells are `stride` pixels wide."""
+        return views.Geometry(frame_size, self.image_size, stride, self.zoom, layers.wide(dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fan:
+    """A stacked-hourglass network (`models/fan.py`).
+
+    Attributes:
+      width: channels.
+      depth: of an hourglass.
+      downsample: pixels of the view in a cell of the heatmaps.
+    """
+
+    width: PositiveInt = 256
+    depth: PositiveInt = 4
+    downsample: PositiveInt = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random views of a training image.
+
+    Attributes:
+      rotation: in degrees; the most of it in `uniform_warps`, its standard deviation in `random_warps`.
+      scale: of the change of size.
+      shift: as a fraction of what is shown.
+      colour: strength of the colour changes; 1 is usual.
+    """
+
+    rotation: float = 20.0
+    scale: float = 0.1
+    shift: float = 0.04
+    colour: float = 1.0
+
+    def uniform_warps(self, keys, zoom: float, dtype: str) -> warp.Warp:
+        """Return warps [B] by keys [B], see `warp.uniform_warp`."""
+        draw = lambda key: warp.uniform_warp(
+            key, rotation=self.rotation, scale=self.scale, shift=self.shift, zoom=zoom, dtype=layers.wide(dtype)
+        )
+        return jax.vmap(draw)(keys)
+
+    def random_warps(self, keys, zoom: float, dtype: str, bend: float = 0.0, spread: float = 1.0) -> warp.Warp:
+        """Return warps [B] by keys [B], `spread` times as strong as usual; see `warp.random_warp`."""
+        draw = lambda key: warp.random_warp(
+            key,
+            rotation=spread * self.rotation,
+            scale=spread * self.scale,
+            shift=spread * self.shift,
+            bend=spread * bend,
+            zoom=zoom,
+            dtype=layers.wide(dtype),
+        )
+        return jax.vmap(draw)(keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Adam and its schedule (`optimizers.py`).
+
+    Attributes:
+      learning_rate: the highest of the schedule.
+      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      warmup: steps of a linear rise.
+      decay_at: steps from which `schedule=steps` has a tenth each.
+      l2: weight of the parameters' squares in the gradient.
+      clip: largest norm of the gradient; 0 for no limit.
+    """
+
+    learning_rate: Positive = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    decay_at: tuple[int, ...] = ()
+    l2: float = 0.0
+    clip: float = 0.0
+
+    def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
+        """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
+        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rmsprop:
+    """RMSprop and its schedule (`optimizers.py`).
+
+    Attributes:
+      learning_rate, schedule, decay_at, l2: as in `Adam`.
+    """
+
+    learning_rate: Positive = 5e-4
+    schedule: str = "constant"
+    decay_at: tuple[int, ...] = ()
+    l2: float = 1e-5
+
+    def transform(self, steps: int, held: int = 0, period: int = 0) -> optax.GradientTransformation:
+        """Return the optimiser of a stage of so many steps; `schedule=restarts` begins after `held` of them."""
+        options = dict(warmup=held if self.schedule == "restarts" else 0, period=period, boundaries=self.decay_at)
+        return optimizers.rmsprop(optimizers.schedule(self.schedule, self.learning_rate, steps, **options), l2=self.l2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Clusters of a graph of nearest neighbours (`clustering/gcn_clusters.py`).
+
+    Attributes:
+      neighbours: of a row, itself not counted.
+      tau: similarity below which an edge is cut.
+      link_space: whose similarity, `gcn_hidden` or `descriptor`.
+      slots: M, to be larger than any number of clusters.
+    """
+
+    neighbours: PositiveInt = 80
+    tau: float = 0.8
+    link_space: Literal["gcn_hidden", "descriptor"] = "gcn_hidden"
+    slots: PositiveInt = 512
