@@ -68,6 +68,8 @@ def convert(entries, *, where: str, settings: dict[str, Any]) -> dict[str, Any]:
       UserError: for parameters that are not of such a network, or not finite.
     """
     usual = dict(zip(_SIZE, (256, 256, 4, 4), strict=True)) | dict(image_size=256, zoom=1.0)
+    # Runs of earlier versions have these keys without sections.
+    settings = {**settings, **settings.get("net", {}), **settings.get("view", {})}
     values = {key: settings.get(key, value) for key, value in usual.items()}
     network = CorrespondenceFAN(*(values[key] for key in _SIZE))
     side = network.downsample * 2**network.depth
