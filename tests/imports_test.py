@@ -17,6 +17,7 @@ ALLOWED = {
     "methods": {"ops", "clustering", "models", "backbones", "bank", "method", "optimizers", "weights"},
     "data": {"ops", "sharding"},
     "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "sharding", "interrupts"},
+    "viz": {"ops"},
     "convert": {"ops", "models", "weights"},
     "configs": {"configs", "config", "evaluation"},
 }

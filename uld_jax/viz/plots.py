@@ -1,334 +1,13 @@
-"""Pictures: landmarks on images, contact sheets, heatmaps and plots.
+"""Matplotlib figures of curves, bars, scatters and grids of numbers, drawn without its global state."""
 
-One colour is one landmark everywhere: colour k of `palette` does not depend on how many there are. Pictures are Pillow
-images, plots are matplotlib figures drawn without its global state; `save` writes either, to a local or gs:// path.
-Missing landmarks (score 0, or NaN coordinates) are not drawn.
-"""
-
-import io
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from uld_jax import files
-from uld_jax.ops.coordinates import frame_map
-
-INK, SOFT, FAINT, PAPER = "#22262b", "#8a9099", "#e6e8eb", "#ffffff"
-BLUE, ORANGE, GREY = "#2f6fbb", "#d9772b", "#a9afb8"
-_SUPERSAMPLE = 4
-# Chosen by hand, to have names: red, blue, yellow, green, magenta, cyan, orange, violet, lime, pink, teal, brown.
-_FIRST = [
-    "e41a1c",
-    "2563eb",
-    "ffd60a",
-    "22a045",
-    "e63cc8",
-    "00cfe6",
-    "ff7f0e",
-    "7c3aed",
-    "a6e22e",
-    "ff9ab8",
-    "0f8f8c",
-    "96572a",
-]
-
-
-# Colours
-
-
-def _oklab(rgb) -> np.ndarray:
-    """sRGB in 0..1 [...,3] to Oklab, in which distances are close to what the eye sees."""
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    cones = linear @ np.array(
-        [
-            [0.4122214708, 0.2119034982, 0.0883024619],
-            [0.5363325363, 0.6806995451, 0.2817188376],
-            [0.0514459929, 0.1073969566, 0.6299787005],
-        ]
-    )
-    return np.cbrt(cones) @ np.array(
-        [
-            [0.2104542553, 1.9779984951, 0.0259040371],
-            [0.7936177850, -2.4285922050, 0.7827717662],
-            [-0.0040720468, 0.4505937099, -0.8086757660],
-        ]
-    )
-
-
-@lru_cache(maxsize=1)
-def _colours(count: int) -> np.ndarray:
-    """A dozen by hand, then vivid ones far from all before, from paper, ink and skin; [count,3] in 0..1."""
-    levels = np.linspace(0, 1, 17)
-    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    lab = _oklab(rgb)
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    vivid = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.9) & (chroma > 0.11)
-    rgb, lab = rgb[vivid], lab[vivid]
-    first = np.array([[int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for code in _FIRST])
-    avoid = _oklab(np.concatenate([first, [[1, 1, 1], [0, 0, 0], [0.9, 0.72, 0.6], [0.55, 0.38, 0.28]]]))
-    far = np.sqrt(((lab[:, None] - avoid) ** 2).sum(-1)).min(1)
-    chosen = []
-    for _ in range(count - len(first)):
-        chosen.append(int(np.argmax(far)))
-        far = np.minimum(far, np.sqrt(((lab - lab[chosen[-1]]) ** 2).sum(-1)))
-    return np.concatenate([first, rgb[chosen]])
-
-
-def palette(k: int) -> np.ndarray:
-    """Colours of landmarks 0 to k - 1, [k,3] uint8. Colour i is the same for every k, up to 512 (then they repeat).
-
-    >>> (palette(3) == palette(10)[:3]).all()
-    np.True_
-    """
-    colours = _colours(512)
-    return np.round(255 * colours[np.arange(k) % len(colours)]).astype(np.uint8)
-
-
-# Landmarks on images
-
-
-def _rgb(image) -> Image.Image:
-    """uint8 [H,W,3] or [H,W] array, or a Pillow image, as an RGB Pillow image."""
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image, np.uint8))
-    return image.convert("RGB")
-
-
-def _font(size: float):
-    return ImageFont.load_default(max(8.0, size))
-
-
-def _present(xy, score) -> np.ndarray:
-    xy = np.asarray(xy, np.float64)
-    there = np.isfinite(xy).all(-1)
-    return there if score is None else there & (np.asarray(score) > 0)
-
-
-def _ranked(score, there) -> np.ndarray:
-    """Sizes of dots: from 0.8 for the least sure landmark that is there to 1.2 for the surest; 1 if all are alike."""
-    sizes = np.ones(len(there))
-    if score is None or not there.any():
-        return sizes
-    known = np.asarray(score, np.float64)
-    low, high = known[there].min(), known[there].max()
-    return sizes if high - low < 1e-6 else np.where(there, 0.8 + 0.4 * (known - low) / (high - low), 1)
-
-
-def draw_overlay(
-    image, xy, score=None, *, radius: float | None = None, numbers: bool = False, colours=None
-) -> Image.Image:
-    """The image with its landmarks as coloured, rimmed dots; the surer a landmark, the larger and higher its dot.
-
-    Args:
-      image: uint8 [H,W,3] or a Pillow image; the result has its size.
-      xy: [K,2] in pixels of the image.
-      score: [K], 0 = missing; or None.
-      radius: of a middling dot in pixels; None: 1.6 % of the image's mean side, less for more than 20 landmarks.
-      numbers: whether the landmark's number stands beside its dot.
-      colours: [K,3] uint8; None: `palette`.
-    """
-    image = _rgb(image)
-    xy = np.asarray(xy, np.float64)
-    side = float(np.sqrt(image.width * image.height))
-    if radius is None:
-        radius = max(1.4, 0.016 * side * (1.0 if len(xy) <= 20 else 0.75))
-    colours = palette(len(xy)) if colours is None else colours
-    s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have pixels enough
-    rim = max(0.6, 0.35 * radius)
-    there = _present(xy, score)
-    middle, sizes = radius, _ranked(score, there)
-    for k in sorted(np.flatnonzero(there), key=lambda k: sizes[k]):
-        radius = middle * sizes[k]
-        # Each dot is drawn large on a patch of its own and scaled down: smooth edges without a second large image.
-        low = np.floor(xy[k] - radius - rim - 1).astype(int)
-        patch = int(np.ceil(2 * (radius + rim) + 4))
-        if (low + patch < 0).any() or (low > (image.width, image.height)).any():
-            continue
-        big = Image.new("RGBA", (patch * s, patch * s), (255, 255, 255, 0))
-        pen = ImageDraw.Draw(big)
-        centre = (xy[k] - low + 0.5) * s - 0.5
-        for r, colour in ((radius + rim, (255, 255, 255, 235)), (radius, (*map(int, colours[k]), 255))):
-            pen.ellipse([*(centre - r * s), *(centre + r * s)], fill=colour)
-        dot = big.resize((patch, patch), Image.Resampling.BOX)
-        image.paste(dot.convert("RGB"), tuple(low.tolist()), dot.getchannel("A"))
-    radius = middle
-    if numbers:
-        pen, font = ImageDraw.Draw(image), _font(max(2.6 * radius, 0.035 * side))
-        for k in np.flatnonzero(there):
-            place = xy[k] + (radius + rim + 1, -0.06 * font.size)
-            pen.text(
-                tuple(place),
-                str(k),
-                fill=PAPER,
-                font=font,
-                anchor="lm",
-                stroke_width=max(1, round(radius / 3)),
-                stroke_fill=INK,
-            )
-    return image
-
-
-def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, np.ndarray]:
-    """The whole image centred in a square cell on faint ground, and the map of its points (see `coordinates`)."""
-    scale = cell / max(image.size)
-    small = image.resize(tuple(max(1, round(scale * v)) for v in image.size), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (cell, cell), FAINT)
-    square.paste(small, ((cell - small.width) // 2, (cell - small.height) // 2))
-    return square, frame_map((image.height, image.width), (cell, cell), "pad")
-
-
-def contact_sheet(
-    images: Sequence,
-    xys: Sequence,
-    scores: Sequence | None = None,
-    *,
-    columns: int = 8,
-    cell: int = 128,
-    title: str | None = None,
-    legend: bool = True,
-) -> Image.Image:
-    """Many images with their landmarks, and a legend: the same colour is the same landmark on every image.
-
-    Args:
-      images: N uint8 arrays [H,W,3] or Pillow images, of any sizes.
-      xys: N arrays [K,2] in pixels of the respective image.
-      scores: N arrays [K], 0 = missing; or None.
-      columns: images a row.
-      cell: side of an image on the sheet in pixels.
-      title: a line above.
-      legend: whether it tells which colour is which landmark; beyond 100 landmarks it does not.
-
-    Raises:
-      ValueError: no images.
-    """
-    if not len(images):
-        raise ValueError("a contact sheet needs at least one image")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    gap, margin = max(3, cell // 32), max(8, cell // 8)
-    width = 2 * margin + columns * (cell + gap) - gap
-    count = len(xys[0])
-    text = _font(max(11, cell * 0.1))
-    entry = int(cell * 0.28)
-    per_line = max(1, (width - 2 * margin) // entry)
-    legend_lines = -(-count // per_line) if legend and count <= 100 else 0
-    line = int(1.7 * text.size)
-    top = margin + (int(2.2 * text.size) if title else 0)
-    height = top + rows * (cell + gap) - gap + (gap + legend_lines * line if legend_lines else 0) + margin
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    if title:
-        pen.text((margin, margin), title, fill=INK, font=_font(1.25 * text.size))
-    for i, image in enumerate(images):
-        square, fmap = _fit(_rgb(image), cell)
-        placed = np.asarray(xys[i], np.float64) * fmap[:2] + fmap[2:]
-        radius = max(1.8, cell * (0.024 if count <= 20 else 0.015))
-        square = draw_overlay(square, placed, None if scores is None else scores[i], radius=radius)
-        sheet.paste(square, (margin + (i % columns) * (cell + gap), top + (i // columns) * (cell + gap)))
-    if legend_lines:
-        start, colours = top + rows * (cell + gap) + line // 2, palette(count)
-        places = np.array(
-            [[margin + (k % per_line) * entry + text.size / 2, start + (k // per_line) * line] for k in range(count)]
-        )
-        sheet = draw_overlay(sheet, places, radius=0.36 * text.size, colours=colours)
-        pen = ImageDraw.Draw(sheet)
-        for k, (x, y) in enumerate(places):
-            pen.text((x + 0.8 * text.size, y), str(k), fill=INK, font=text, anchor="lm")
-    return sheet
-
-
-def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under one another on paper.
-
-    Raises ValueError for no pictures.
-    """
-    if not pictures:
-        raise ValueError("there is no picture to stack")
-    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
-    top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
-    return sheet
-
-
-def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
-    """Pictures [rows,columns,h,w,3] uint8 side by side, each scaled to `cell` pixels."""
-    pictures = np.asarray(pictures)
-    rows, columns = pictures.shape[:2]
-    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
-    for i in range(rows):
-        for j in range(columns):
-            shown = _rgb(pictures[i, j]).resize((cell, cell), Image.Resampling.BICUBIC)
-            sheet.paste(shown, (gap + j * (cell + gap), gap + i * (cell + gap)))
-    return sheet
-
-
-def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> Image.Image:
-    """The first row of each of several `picture_grid`s of one width, by label, under one another."""
-    row, margin = cell + gap, 7 * gap + cell // 4
-    sheet = Image.new("RGB", (next(iter(shots.values())).width + margin, len(shots) * row + gap), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for i, (label, picture) in enumerate(shots.items()):
-        sheet.paste(picture.crop((0, gap, picture.width, gap + cell)), (margin, gap + i * row))
-        pen.text((margin - gap, gap + i * row + cell / 2), label, fill=INK, font=_font(cell / 9), anchor="rm")
-    return sheet
-
-
-def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Image.Image:
-    """All heatmaps in their colours on one image, then each alone on the greyed image with its number and its peak.
-
-    Args:
-      image: uint8 [H,W,3] or a Pillow image.
-      heatmaps: [h,w,K], not negative; each is scaled by its own largest value, which is written into its cell.
-      columns: cells a row.
-      cell: side of a cell in pixels.
-    """
-    heatmaps = np.asarray(heatmaps, np.float64)
-    count = heatmaps.shape[-1]
-    peaks = heatmaps.max((0, 1))
-    square = _rgb(image).resize((cell, cell), Image.Resampling.LANCZOS)
-    maps = [
-        np.asarray(
-            Image.fromarray(np.float32(heatmaps[..., k] / max(peaks[k], 1e-12))).resize(
-                (cell, cell), Image.Resampling.BILINEAR
-            )
-        )
-        for k in range(count)
-    ]
-    maps = np.clip(np.stack(maps), 0, 1)[..., None]
-    colours = palette(count).astype(np.float64)
-    grey = np.repeat(np.asarray(square.convert("L"), np.float64)[..., None], 3, -1) * 0.45
-
-    def glow(ground, m, colour):
-        light = colour + (255 - colour) * 0.55 * m**6  # a bright core, so that dark colours shine on a dark ground too
-        return ground * (1 - 0.9 * m) + 0.9 * m * light
-
-    together = np.asarray(square, np.float64) * 0.6
-    strongest = maps.argmax(0)[..., 0]
-    together = glow(together, maps.max(0), colours[strongest])
-    cells = [together, *(glow(grey, maps[k], colours[k]) for k in range(count))]
-    columns = min(columns, len(cells))
-    rows, gap = -(-len(cells) // columns), max(2, cell // 48)
-    panel = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
-    font = _font(0.11 * cell)
-    for i, values in enumerate(cells):
-        picture = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
-        label = "all" if i == 0 else f"{i - 1}   {peaks[i - 1]:.2g}"
-        ImageDraw.Draw(picture).text(
-            (0.05 * cell, 0.04 * cell), label, fill=PAPER, font=font, stroke_width=1, stroke_fill=INK
-        )
-        panel.paste(picture, (gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + gap)))
-    return panel
-
-
-# Plots
+from uld_jax.viz.style import BLUE, FAINT, INK, ORANGE, PAPER, SOFT, line_style, palette, series_style
 
 
 def _figure(panels: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, list]:
@@ -357,12 +36,9 @@ def _titles(ax, title: str | None, x: str, y: str) -> None:
     ax.set_ylabel(y, fontsize=9, color=INK)
 
 
-def _style(name: str) -> dict[str, Any]:
-    return {
-        "forward": {"color": BLUE, "linewidth": 2.0},
-        "backward": {"color": ORANGE, "linewidth": 2.0},
-        "mean shape": {"color": GREY, "linewidth": 1.6, "linestyle": (0, (4, 2))},
-    }.get(name, {"linewidth": 1.8})
+def _from_zero(ax):
+    """Lets the y axis begin at 0 and end a little above what is drawn."""
+    ax.set_ylim(0, 1.06 * max(ax.get_ylim()[1], 1e-9))
 
 
 def ced_plot(
@@ -377,14 +53,14 @@ def ced_plot(
     """
     figure, axes = _figure(2 if landmarks else 1)
     for name, (thresholds, share) in images.items():
-        axes[0].plot(thresholds, 100 * np.asarray(share), label=name, **_style(name))
+        axes[0].plot(thresholds, 100 * np.asarray(share), label=name, **line_style(name))
         axes[0].set_xlim(0, max(thresholds))
     axes[0].set_ylim(0, 101)
     _titles(axes[0], title, "NME, % of the normaliser", "images at or below, %")
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     for name, (count, error) in (landmarks or {}).items():
         marker = "o" if len(count) <= 30 else None
-        axes[1].plot(count, error, label=name, marker=marker, markersize=3.5, **_style(name))
+        axes[1].plot(count, error, label=name, marker=marker, markersize=3.5, **line_style(name))
     if landmarks:
         _from_zero(axes[1])
         axes[1].xaxis.get_major_locator().set_params(integer=True)
@@ -453,9 +129,9 @@ def label_count_plot(rows: Sequence[Mapping[str, Any]], *, title: str | None = N
     n = np.array([r["n"] for r in rows])
     forward = np.array([r["forward_nme"] for r in rows], np.float64)
     spread = np.array([r["forward_nme_std"] for r in rows], np.float64)
-    ax.plot(n, [r["mean_shape_nme"] for r in rows], label="mean shape", **_style("mean shape"))
+    ax.plot(n, [r["mean_shape_nme"] for r in rows], label="mean shape", **line_style("mean shape"))
     ax.fill_between(n, forward - spread, forward + spread, color=BLUE, alpha=0.18, linewidth=0)
-    ax.plot(n, forward, label="forward", marker="o", markersize=4, **_style("forward"))
+    ax.plot(n, forward, label="forward", marker="o", markersize=4, **line_style("forward"))
     for x, y in zip(n, forward):
         ax.annotate(f"{y:.1f}", (x, y), xytext=(0, -11), textcoords="offset points", ha="center", fontsize=8, color=INK)
     ax.set_xscale("log")
@@ -487,7 +163,7 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line and "step" in line]
             points = [(s, v) for s, v in points if isinstance(v, int | float) and np.isfinite(v)]
-            style = {"color": BLUE, "linewidth": 1.5} if name == "loss" else _style(short.get(name, name))
+            style = {"color": BLUE, "linewidth": 1.5} if name == "loss" else line_style(short.get(name, name))
             marker = "o" if len(points) < 25 else None
             ax.plot(
                 *zip(*points) if points else ((), ()),
@@ -512,12 +188,6 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
         if len(names) > 1:
             ax.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _series(i: int) -> dict[str, Any]:
-    """Colour and dashes of line i among several."""
-    inks = [BLUE, ORANGE, "#3a9a6a", "#8a5ab5", "#b8434f", INK]
-    return dict(color=inks[i % 6], linestyle=["-", (0, (4, 2)), (0, (1, 1))][i // 6 % 3])
 
 
 def _steps(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
@@ -557,7 +227,7 @@ def sweep_plot(
     pairs = {label: [_against(run, *against) for run in runs] for label, runs in rows.items()}
     has_pairs = any(any(runs) for runs in pairs.values())
     figure, axes = _figure(max(1, len(series) + has_pairs))
-    styles = [_series(i) for i in range(len(rows))]
+    styles = [series_style(i) for i in range(len(rows))]
 
     def draw(ax, runs, style, label, points, **marks):
         """`points`: (steps, values) -> x, y."""
@@ -602,11 +272,6 @@ def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _from_zero(ax):
-    """Lets the y axis begin at 0 and end a little above what is drawn."""
-    ax.set_ylim(0, 1.06 * max(ax.get_ylim()[1], 1e-9))
-
-
 def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
     """Several lines in each of several panels, with bands where a value has a spread.
 
@@ -619,7 +284,7 @@ def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -
     for ax, (name, lines) in zip(axes, panels.items()):
         for label, points in lines.items():
             at, mean, spread = (np.array(v, np.float64) for v in zip(*sorted(points, key=lambda p: p[0])))
-            style = _series(labels.index(label))
+            style = series_style(labels.index(label))
             ax.plot(at, mean, label=label, linewidth=2.0, marker="o", markersize=3.5, **style)
             if np.isfinite(spread).any():
                 spread = np.nan_to_num(spread)
@@ -642,7 +307,7 @@ def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
     for ax, (name, bars) in zip(axes, panels.items()):
         for label, (mean, spread) in bars.items():
             at = labels.index(label)
-            ax.bar(at, mean, 0.62, color=_series(at)["color"], yerr=spread or None, ecolor=INK, capsize=3)
+            ax.bar(at, mean, 0.62, color=series_style(at)["color"], yerr=spread or None, ecolor=INK, capsize=3)
             place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
             ax.annotate(f"{mean:.3g}", (at, mean + (spread or 0)), fontsize=8, color=INK, **place)
         ax.set_xticks(range(len(labels)), labels)
@@ -727,24 +392,3 @@ def grid_plot(panels: Mapping[str, Any], *, x: str, y: str, at: tuple[Sequence, 
             spine.set_visible(False)
         _titles(ax, title, x, y)
     return figure
-
-
-def png(picture: Image.Image | Figure) -> bytes:
-    """A picture or a plot as the bytes of a PNG file."""
-    data = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(data, format="png")
-    else:
-        picture.save(data, format="PNG")
-    return data.getvalue()
-
-
-def save(picture: Image.Image | Figure, path) -> None:
-    """Writes a picture or a plot as PNG, whole or not at all; folders on the way are made."""
-    files.write(path, png(picture))
-
-
-def load(path) -> Image.Image:
-    """A picture that `save` wrote, to a local or gs:// path."""
-    with epath.Path(path).open("rb") as file:
-        return Image.open(file).convert("RGB")
