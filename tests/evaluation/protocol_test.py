@@ -12,8 +12,7 @@ from tests.evaluation.shapes import flat, landmarks, svd_completed
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as lr
 from uld_jax.evaluation import protocol as pr
-from uld_jax.evaluation.evaluate import draws
-from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocol import Protocol, draws
 
 EYES = (0, 1)
 

@@ -134,6 +134,29 @@ def write_report(result: Mapping[str, Any], folder) -> dict[str, Any]:
     return written
 
 
+def summary(report: Mapping[str, Any]) -> str:
+    """A result in one line; `report` is as in `metrics.json`."""
+
+    def percent(value):
+        return "-" if value is None else f"{value:.2f} %"  # nothing was found
+
+    if report.get("forward_nme") is None:
+        stable = report.get("stability_px")
+        why = report.get("not_measured") or "there is no annotation"
+        return "" if stable is None else f"errors are not measured, as {why}; stability {stable:.2f} px at 128"
+    text = (
+        f"forward NME {percent(report['forward_nme'])}, backward {percent(report['backward_nme'])} "
+        f"(mean shape {report['mean_shape_nme']:.2f} %; {report['protocol']}, {report['n_test']} images)"
+    )
+    often, stable = report.get("often_found"), report.get("stability_px")
+    if often and often["forward_nme"] is not None:
+        text += (
+            f", of the {often['landmarks']} landmarks found on more than {100 * often['min_found']:g} % of the images "
+            f"{percent(often['forward_nme'])}, {percent(often['backward_nme'])}"
+        )
+    return text if stable is None else f"{text}, stability {stable:.2f} px at 128"
+
+
 def _per_landmark_csv(table: Mapping[str, Any]) -> str:
     """One row a landmark: annotated ones with their forward error, discovered ones with their backward error.
 
