@@ -5,6 +5,7 @@ from sklearn.linear_model import Ridge
 from tests.evaluation.shapes import evaluate, flat, landmarks, reference_fit, svd_completed
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as lr
+from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.protocol import Protocol
 
 
@@ -102,7 +103,7 @@ def test_completed_points_follow_the_policy():
     again = evaluate(*more, missing="svt", **options)
     assert again["left_out"] == [6]
     assert again["forward_nme"] == pytest.approx(result["forward_nme"], rel=1e-4)
-    rows = lr.label_counts(train, test, counts=("all",), protocol=Protocol(missing="svt"), **options)
+    rows = label_counts(train, test, counts=("all",), protocol=Protocol(missing="svt"), **options)
     assert rows[0]["forward_nme"] == pytest.approx(result["forward_nme"])
     whole = landmarks(60, seed=2), landmarks(25, seed=3)
     assert evaluate(*whole, missing="svt", **options)["forward_nme"] == evaluate(*whole, **options)["forward_nme"]
@@ -217,30 +218,6 @@ def test_fit_forward_chooses_its_strength():
     np.testing.assert_allclose(lr.apply_forward(one, test.found, test.score), np.repeat(train.truth[3:4], 200, 0))
 
 
-def test_label_counts():
-    train, test = landmarks(60, seed=14), landmarks(25, seed=15)
-    options = {"normaliser": "box", "repeats": 4}
-    with pytest.warns(UserWarning, match="60 annotated"):
-        rows = lr.label_counts(train, test, counts=(1, 10, "all", 500), seed=3, **options)
-    assert [r["n"] for r in rows] == [1, 10, 60]
-    assert [r["repeats"] for r in rows] == [4, 4, 1]
-    assert rows[0]["forward_nme"] == pytest.approx(rows[0]["mean_shape_nme"])
-    full = evaluate(train, test, normaliser="box")
-    assert rows[2]["forward_nme"] == pytest.approx(full["forward_nme"])
-    assert rows[2]["forward_nme_std"] == 0
-    assert rows[2]["mean_shape_nme"] == pytest.approx(full["mean_shape_nme"])
-    assert rows[0]["forward_nme"] > rows[1]["forward_nme"] > rows[2]["forward_nme"]
-    alone = lr.label_counts(train, test, counts=("10",), seed=3, **options)
-    assert alone[0] == rows[1]  # draws do not depend on the other counts
-    assert lr.label_counts(train, test, counts=(10,), seed=4, **options)[0] != rows[1]
-    draws = [evaluate(train.take(np.random.default_rng((3, 10, r)).permutation(60)[:10]), test, normaliser="box")
-             for r in range(4)]  # fmt: skip
-    assert rows[1]["forward_nme"] == pytest.approx(np.mean([d["forward_nme"] for d in draws]))
-    assert rows[1]["forward_nme_std"] == pytest.approx(np.std([d["forward_nme"] for d in draws]))
-    with pytest.raises(UserError, match="label_counts"):
-        lr.label_counts(train, test, counts=("many",), **options)
-
-
 def test_bad_input_is_refused():
     train, test = landmarks(10), landmarks(5)
     with pytest.raises(UserError, match="training"):
@@ -251,29 +228,6 @@ def test_bad_input_is_refused():
         evaluate(train, test._replace(truth=np.zeros_like(test.truth)))
     with pytest.raises(ValueError, match="shapes"):
         evaluate(train, test._replace(score=test.score[0]))
-
-
-def test_results_of_several_fits_are_averaged():
-    train, test = landmarks(60, missing=0.2, seed=1), landmarks(30, missing=0.2, seed=2)
-    results = [evaluate(train.take(rows), test) for rows in (range(20), range(20, 40), range(25, 60))]
-    together = lr.averaged(results)
-    for name in ("forward_nme", "backward_nme", "mean_shape_nme", "forward_nme_visible", "ced_auc", "found_share"):
-        assert together[name] == pytest.approx(np.mean([r[name] for r in results]))
-    for name in ("forward_nme", "backward_nme"):
-        assert together["spread"][name] == pytest.approx(np.std([r[name] for r in results], ddof=1))
-        some = np.stack([r["per_image"][name] for r in results])
-        np.testing.assert_allclose(together["per_image"][name], np.nanmean(some, 0))
-    table = [r["per_landmark"]["backward"] for r in results]
-    np.testing.assert_allclose(together["per_landmark"]["backward"], np.mean(table, 0))
-    often = [r["often_found"]["forward_nme"] for r in results if r["often_found"]["forward_nme"] is not None]
-    assert together["often_found"]["forward_nme"] == pytest.approx(np.mean(often))
-    assert together["n_train"] == 20
-    assert together["protocol"] == results[0]["protocol"]
-    np.testing.assert_array_equal(together["predicted"], results[0]["predicted"])
-    assert lr.averaged(results[:1]) == results[0]
-    assert "spread" not in lr.averaged(results[:1])
-    with pytest.raises(ValueError, match="at least one"):
-        lr.averaged([])
 
 
 @pytest.mark.parametrize("missing", ["mean", "svt"])
@@ -313,10 +267,3 @@ def test_several_fits_are_the_mean_of_their_results():
     assert together["often_found"]["landmarks"] == apart[0]["often_found"]["landmarks"]
     assert together["protocol"] == apart[0]["protocol"]
     assert together["found_share"] == apart[0]["found_share"]
-
-
-def test_few_labels_are_completed_on_all_images():
-    train, test = landmarks(60, missing=0.2, seed=25), landmarks(25, missing=0.2, seed=26)
-    rows = lr.label_counts(train, test, normaliser=(0, 1), counts=(8,), repeats=3, seed=5)
-    fits = [np.random.default_rng((5, 8, r)).permutation(60)[:8] for r in range(3)]
-    assert rows[0]["forward_nme"] == pytest.approx(evaluate(train, test, fits=fits)["forward_nme"])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.shapes import evaluate, landmarks
 from uld_jax.evaluation import curves, report
-from uld_jax.evaluation import landmark_regression as lr
+from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 
 
@@ -21,7 +21,7 @@ def test_report(tmp_path):
         "stage": "detector",
         "stability_px": float("nan"),
         "groups": {"yaw/deg": curves.group_by(result["per_image"], test.columns["yaw"], [0, 30, 60, 90])},
-        "label_counts": lr.label_counts(train, test, normaliser=(0, 1), counts=(1, "all"), repeats=2),
+        "label_counts": label_counts(train, test, normaliser=(0, 1), counts=(1, "all"), repeats=2),
     }
     written = report.write_report(result, tmp_path / "eval" / "test")
     text = (tmp_path / "eval/test/metrics.json").read_text()

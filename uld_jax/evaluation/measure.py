@@ -13,6 +13,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation import curves, pose_clusters
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.correspondence import correspondence
+from uld_jax.evaluation.label_counts import label_counts as label_counts_of
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import Protocol, draws, spread
@@ -49,7 +50,7 @@ def measure(
       state, frozen: of the stage.
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
-      label_counts: numbers of labelled images to fit with, see `landmark_regression.label_counts`.
+      label_counts: numbers of labelled images to fit with, see `label_counts.label_counts`.
       thorough: the protocol's own pool of training images, and not only `eval.train_images` of them; also stability,
         turned alone and turned and scaled, which predicts some images four times more.
 
@@ -101,7 +102,7 @@ def measure(
             column, values, edges = groups
             result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
         if label_counts:
-            result["label_counts"] = regression.label_counts(
+            result["label_counts"] = label_counts_of(
                 *sets, counts=label_counts, seed=config.seed, protocol=protocol, **options
             )
     if len(specs.labelled(test)) and not (score > 0).all():

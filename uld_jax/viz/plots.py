@@ -122,7 +122,7 @@ def label_count_plot(rows: Sequence[Mapping[str, Any]], *, title: str | None = N
     """Forward error against the number of labelled images (logarithmic), with the spread over draws.
 
     Args:
-      rows: what `landmark_regression.label_counts` returns.
+      rows: what `label_counts.label_counts` returns.
       title: above the plot.
     """
     figure, (ax,) = _figure()
