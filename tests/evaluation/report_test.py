@@ -2,10 +2,12 @@
 
 import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
+from tests.evaluation.made_up import Points, measure
 from tests.evaluation.shapes import evaluate, landmarks
 from uld_jax.evaluation import curves, report
 from uld_jax.evaluation.label_counts import label_counts
@@ -69,3 +71,50 @@ def test_report_without_annotation(tmp_path):
     assert written["forward_nme"] is None
     assert written["groups"] is None
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def partly_found():
+    """Sets with landmarks that are missing, or filled in; hidden points, pose clusters and a yaw."""
+    train, test = Points(60, seed=1), Points(50, seed=2)
+    for part, seed in ((train, 3), (test, 4)):
+        draw = np.random.default_rng(seed).random(part.score.shape)
+        part.score[:] = np.where(draw < 0.2, 0, np.where(draw < 0.4, 0.05, 0.9))
+    test.visible[:, 1] = np.arange(50) % 2
+    test.pose = np.arange(50) % 3 * 2 - (np.arange(50) == 9) * 20
+    test.columns = {"yaw": [f"{v}" for v in np.linspace(-80, 80, 50)]}
+    return train, test
+
+
+def approximately(value):
+    """A JSON value whose numbers need not agree to the last digit."""
+    if isinstance(value, dict):
+        return {key: approximately(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [approximately(v) for v in value]
+    return pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+
+
+def keys(value):
+    """All keys of a JSON value in their order."""
+    if isinstance(value, dict):
+        return [(key, keys(v)) for key, v in value.items()]
+    return [keys(v) for v in value] if isinstance(value, list) else None
+
+
+@pytest.mark.parametrize("name", ["everything", "on_the_way", "images_alone", "not_annotated"])
+def test_metrics_json_key_by_key(still, name):
+    """`measured.json` is what these sets gave when a report was a dictionary."""
+    few = {"eval.fit_images": 12, "eval.repeats": 3, "seed": 7}
+    if name == "everything":
+        result = measure(*partly_found(), few, filled_below=0.1, label_counts=(1, 10, "all"))
+        result |= {"split": "test", "stage": "detector"}
+    elif name == "on_the_way":
+        result = measure(Points(60, seed=1), Points(50, seed=2), thorough=False)
+    elif name == "images_alone":
+        result = measure(partly_found()[0], None) | {"split": "train"}
+    else:
+        result = measure(Points(60, seed=1), None, thorough=False)
+    wanted = json.loads((pathlib.Path(__file__).parent / "measured.json").read_text())[name]
+    given = json.loads(json.dumps(report.metrics(result)))
+    assert keys(given) == keys(wanted)
+    assert given == approximately(wanted)
