@@ -22,6 +22,7 @@ from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import Start, compile_step
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.report import metrics
 from uld_jax.studies import features
 
 ROWS = (45, 13)  # no multiple of a batch: the last one is padded
@@ -71,8 +72,8 @@ def run(config, mesh, seen) -> None:
                 seen(f"{name} loss {step}", values["loss"])
         seen(f"{name} state", (state.params, state.aux))
         found = measure(config, predictor, state, frozen, data, thorough=False)
-        seen(f"{name} landmarks", (found["found"], found["score"]))
-        seen(f"{name} measured", {k: v for k, v in found.items() if isinstance(v, int | float)})
+        seen(f"{name} landmarks", (found.xy, found.score))
+        seen(f"{name} measured", {k: v for k, v in metrics(found).items() if isinstance(v, int | float)})
 
 
 def main(out: str, name: str, address: str = "", process: str = "0") -> None:

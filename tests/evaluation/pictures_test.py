@@ -15,7 +15,7 @@ def test_a_contact_sheet_shows_images_that_were_measured(monkeypatch):
     pictures.contact_sheet(train, some, count=5)
     rows = shown[0][:, 0, 0, 0]  # of these images the colour is the row
     assert len(rows) == 5
-    assert set(rows) <= set(some["rows"])
+    assert set(rows) <= set(some.rows)
     np.testing.assert_array_equal(shown[1], train.found[rows])
 
 

@@ -35,10 +35,10 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader, np.array([2, 5])), first[[2, 5]])
     assert predictor.poses(TrainState(jnp.int32(0), aux=None), {}, data.test_reader) is None
     result = measure(config, predictor, state, {}, data, thorough=False)
-    np.testing.assert_array_equal(result["pose"], first)
-    assert result["landmarks"] == 3
-    assert result["found_share"] == 1  # the slots that are not in use are not missing landmarks
-    assert "nmi" not in result
+    np.testing.assert_array_equal(result.pose, first)
+    assert result.landmarks == 3
+    assert result.errors.found_share == 1  # the slots that are not in use are not missing landmarks
+    assert result.correspondence is None
 
     # All slots where the stage says nothing; also, empty, where none is in use.
     for aux in (None, jnp.zeros(5, bool)):

@@ -5,6 +5,9 @@ import pytest
 from PIL import Image
 
 from uld_jax import viz
+from uld_jax.evaluation.curves import Group
+from uld_jax.evaluation.label_counts import LabelCount
+from uld_jax.evaluation.landmark_accuracy import Area, LandmarkAccuracy
 
 
 def test_plots_hold_the_numbers_they_are_given(tmp_path):
@@ -12,17 +15,17 @@ def test_plots_hold_the_numbers_they_are_given(tmp_path):
     np.testing.assert_array_equal(ced.axes[0].lines[0].get_xydata(), [[0, 0], [5, 50], [10, 100]])
     np.testing.assert_array_equal(ced.axes[1].lines[0].get_xydata(), [[1, 3], [2, 4]])
     groups = [
-        {"group": "0 to 30", "n": 5, "forward_nme": 4.0, "mean_shape_nme": 9.0},
-        {"group": "no value", "n": 1, "forward_nme": None, "mean_shape_nme": None},
+        Group("0 to 30", 5, forward_nme=4.0, mean_shape_nme=9.0),
+        Group("no value", 1, forward_nme=None, mean_shape_nme=None),
     ]
     bars = viz.bar_plot(groups)
     assert bars.axes[0].patches[0].get_height() == 4.0
     assert [t.get_text() for t in bars.axes[0].get_xticklabels()] == ["0 to 30\n5 images", "no value\n1 images"]
-    long = viz.bar_plot([{**groups[0], "group": f"person {i}", "forward_nme": float(i)} for i in range(60)], most=20)
+    long = viz.bar_plot([Group(f"person {i}", 5, forward_nme=float(i), mean_shape_nme=9.0) for i in range(60)], most=20)
     assert [p.get_width() for p in long.axes[0].patches] == list(range(59, 39, -1))
     assert "20 worst of 60" in long.axes[0].get_title(loc="left")
     counts = [
-        {"n": n, "repeats": 3, "forward_nme": 10.0 / n, "forward_nme_std": 0.1, "mean_shape_nme": 9.0} for n in (1, 10)
+        LabelCount(n=n, repeats=3, forward_nme=10.0 / n, forward_nme_std=0.1, mean_shape_nme=9.0) for n in (1, 10)
     ]
     lines = viz.label_count_plot(counts).axes[0].lines
     np.testing.assert_allclose(lines[1].get_xydata(), [[1, 10], [10, 1]])
@@ -66,8 +69,9 @@ def test_plots_hold_the_numbers_they_are_given(tmp_path):
 
 @pytest.mark.parametrize("count", [5, 20])
 def test_accuracy_bars(count):
-    areas = {f"area {i}": dict(points=3, matched=1, exclusive=None if i else 0.5, best=0.9) for i in range(count)}
-    found = {"areas": areas, "exclusive": 0.5, "best": 0.9, "radius": 0.2, "matched": 1}
+    areas = {f"area {i}": Area(points=3, matched=1, exclusive=None if i else 0.5, best=0.9) for i in range(count)}
+    overall = dict(radius=0.2, n_train=1, n_test=1, matched=1, exclusive=0.5, best=0.9)
+    found = LandmarkAccuracy(**overall, areas=areas, per_point=None)
     figure = viz.accuracy_plot(found)
     (ax,) = figure.axes
     bars = [max(p.get_width(), p.get_height()) for p in ax.patches]

@@ -1,5 +1,6 @@
 """Forward error against the number of labelled images."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -19,6 +20,25 @@ from uld_jax.evaluation.missing import known_mean, or_none
 from uld_jax.evaluation.protocol import Protocol
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelCount:
+    """Errors with a number of labelled images, in percent of the normaliser; None where nothing can be measured.
+
+    Attributes:
+      n: number of labelled images.
+      repeats: number of draws of so many images; 1 for all of them.
+      forward_nme: mean forward error over the draws.
+      forward_nme_std: standard deviation of the forward error over the draws, 0 for one.
+      mean_shape_nme: mean error of the drawn images' mean shape.
+    """
+
+    n: int
+    repeats: int
+    forward_nme: float | None
+    forward_nme_std: float | None
+    mean_shape_nme: float | None
+
+
 def label_counts(
     train: LandmarkSet,
     test: LandmarkSet,
@@ -29,7 +49,7 @@ def label_counts(
     repeats: int = 10,
     seed: int = 0,
     protocol: Protocol = Protocol(),
-) -> list[dict]:
+) -> list[LabelCount]:
     """Forward error against the number of annotated training images.
 
     For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
@@ -38,9 +58,7 @@ def label_counts(
     so the two columns agree.
 
     Returns:
-      One dict a count: `n`, `repeats`, `forward_nme` (mean over draws), `forward_nme_std` (over draws, 0 for one),
-      `mean_shape_nme`, the mean error of the drawn images' mean shape. Counts above the number of training images are
-      left out with a warning.
+      One entry a count, increasing. Counts above the number of training images are left out with a warning.
 
     Raises:
       UserError: counts that are neither positive numbers nor 'all', or what `landmark_regression.evaluate` raises.
@@ -67,13 +85,13 @@ def label_counts(
             errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
         forward, baseline = np.array(errors).T
         rows.append(
-            {
-                "n": n,
-                "repeats": len(errors),
-                "forward_nme": or_none(known_mean(forward)),
-                "forward_nme_std": or_none(np.std(forward)),
-                "mean_shape_nme": or_none(known_mean(baseline)),
-            }
+            LabelCount(
+                n=n,
+                repeats=len(errors),
+                forward_nme=or_none(known_mean(forward)),
+                forward_nme_std=or_none(np.std(forward)),
+                mean_shape_nme=or_none(known_mean(baseline)),
+            )
         )
     return rows
 

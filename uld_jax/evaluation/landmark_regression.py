@@ -35,6 +35,7 @@ pool and test together, before anything is completed or fitted. Annotated points
 neither in the fit, nor in the score; as inputs of the backward fit they take their mean over the drawn images.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation.curves import CED_LIMIT, ced_auc
 from uld_jax.evaluation.missing import known_mean, or_none
 from uld_jax.evaluation.protocol import Protocol
-from uld_jax.evaluation.repeats import averaged
+from uld_jax.evaluation.scores import Errors, OftenFound, PerImage, PerLandmark, Scores, averaged
 from uld_jax.ops.completion import complete
 from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
 
@@ -333,7 +334,7 @@ def evaluate(
     protocol: Protocol = Protocol(),
     fits: Sequence[Any] | None = None,
     ced_limit: float = CED_LIMIT,
-) -> dict[str, Any]:
+) -> Errors:
     """Fits on `train`, scores on `test`; the module says what the numbers mean.
 
     Args:
@@ -345,26 +346,6 @@ def evaluate(
       protocol: ridge strengths, intercept, `missing` and `min_found` are taken from it; it becomes part of the id.
       fits: images of the pool that each fit takes, as indices; None for one fit on all. Several fits are `averaged`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
-
-    Returns:
-      A dict. All errors are in percent of the normaliser; a mean over images is a mean of per-image means.
-        protocol             id of the numbers, `Protocol.id`; `+missing_...` is in it where points are missing
-        settings             the choices of the protocol by name
-        normaliser, n_train (images of a fit), n_pool, n_test, landmarks (K), annotated (L)
-        forward_nme, backward_nme, mean_shape_nme      over all annotated points
-        forward_nme_visible, mean_shape_nme_visible    over the visible ones; None if the annotation does not tell
-        ced_auc, ced_limit   area under the share of test images whose forward error is below a threshold, for
-                             thresholds from 0 to `ced_limit` percent, divided by that range: 0 to 1, 1 is best
-        left_out             discovered landmarks that no image of the pool has
-        not_annotated        annotated points that no drawn image has; they are not scored
-        found_train, found_test, found_share           share of the points that were found: pool, test, both together
-        often_found          if some point is missing: protocol, its own id; min_found; landmarks, how many were found
-                             on more than that share of all images of pool and test; forward_nme and backward_nme from
-                             these alone, None without any
-        not_scored           test images whose normaliser is missing
-        per_landmark         forward [L], mean_shape [L], backward [K], found_train [K], found_test [K]
-        per_image            forward_nme [N], backward_nme [N], mean_shape_nme [N]
-        predicted            [N,L,2] annotated landmarks as the (first) forward map places them, in pixels of the frame
 
     Raises:
       UserError: no image in a split, splits that differ in their number of points, a normaliser that fits nowhere, or
@@ -382,49 +363,44 @@ def evaluate(
         inputs = complete_inputs(train, protocol.missing, image_side)
         return averaged([_scored(train, test, inputs, rows, lengths, protocol, ced_limit) for rows in fits])
 
-    result = errors(train, test) | {
-        "protocol": protocol.id(data, all_found),
-        "settings": protocol.asdict(),
-        "normaliser": normaliser_name(normaliser),
-        "n_pool": len(train.found),
-        "n_test": len(test.found),
-        "landmarks": there_test.shape[1],
-        "annotated": np.shape(test.truth)[1],
-        **_shares(there_train, there_test),
-        "not_scored": int((~np.isfinite(lengths)).sum()),
-    }
-    result["per_landmark"] |= {"found_train": there_train.mean(0), "found_test": there_test.mean(0)}
-    if not all_found:
-        result["often_found"] = _often_found(train, test, errors, protocol, data)
-    return result
+    scores = errors(train, test)
+    return Errors(
+        **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)},
+        protocol=protocol.id(data, all_found),
+        settings=protocol.asdict(),
+        normaliser=normaliser_name(normaliser),
+        n_pool=len(train.found),
+        n_test=len(test.found),
+        landmarks=there_test.shape[1],
+        annotated=np.shape(test.truth)[1],
+        left_out=np.flatnonzero(~there_train.any(0)).tolist(),
+        found_train=float(there_train.mean()),
+        found_test=float(there_test.mean()),
+        found_share=float(np.concatenate([there_train, there_test]).mean()),
+        found_train_each=there_train.mean(0),
+        found_test_each=there_test.mean(0),
+        not_scored=int((~np.isfinite(lengths)).sum()),
+        often_found=None if all_found else _often_found(train, test, errors, protocol, data),
+    )
 
 
-def _shares(there_train, there_test) -> dict[str, Any]:
-    """How many of the landmarks were found, from where they are [N,K] in the pool and on the test images."""
-    return {
-        "left_out": np.flatnonzero(~there_train.any(0)).tolist(),
-        "found_train": float(there_train.mean()),
-        "found_test": float(there_test.mean()),
-        "found_share": float(np.concatenate([there_train, there_test]).mean()),
-    }
-
-
-def _often_found(train: LandmarkSet, test: LandmarkSet, errors, protocol: Protocol, data: str) -> dict[str, Any]:
+def _often_found(train: LandmarkSet, test: LandmarkSet, errors, protocol: Protocol, data: str) -> OftenFound:
     """The result over the landmarks that are found often; `errors(train, test)` measures sets of landmarks."""
     there_train, there_test = (_found(part)[1] for part in (train, test))
     there = np.concatenate([there_train, there_test])
     often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
     # Not a mean of the errors of all: the regression sees these landmarks alone, and their matrix is completed.
-    few = errors(train.only(often), test.only(often)) if often.any() else {}
-    return {
-        "protocol": protocol.often(data),
-        "min_found": float(protocol.min_found),
-        "landmarks": int(often.sum()),
-        **{name: or_none(few.get(name, np.nan)) for name in ("forward_nme", "backward_nme")},
-    }
+    few = errors(train.only(often), test.only(often)) if often.any() else None
+    return OftenFound(
+        protocol=protocol.often(data),
+        min_found=float(protocol.min_found),
+        landmarks=int(often.sum()),
+        forward_nme=few and or_none(few.forward_nme),
+        backward_nme=few and or_none(few.backward_nme),
+    )
 
 
-def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> dict[str, Any]:
+def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> Scores:
     """The errors of `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
     drawn, truth = train.take(rows), np.asarray(test.truth, np.float64)
     forward_map = fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
@@ -435,35 +411,31 @@ def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_
     backward = 100 * _backward_errors(drawn, test, protocol.ridge_backward, protocol.intercept) / lengths
     fitted, met = (_found(part)[1].any(0) for part in (drawn, test))
     per_landmark = np.where(fitted & ~met, 100.0, known_mean(backward, 0))
-    per_image = {
-        "forward_nme": known_mean(forward, 1),
-        "backward_nme": known_mean(backward, 1),
-        "mean_shape_nme": known_mean(baseline, 1),
-    }
+    per_image = PerImage(
+        forward_nme=known_mean(forward, 1), backward_nme=known_mean(backward, 1), mean_shape_nme=known_mean(baseline, 1)
+    )
     seen = None if test.visible is None else np.asarray(test.visible, bool)
 
     def visible_nme(errors):
         return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
 
-    scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
-    return {
-        "n_train": len(drawn.found),
-        "forward_nme": float(known_mean(per_image["forward_nme"])),
-        "backward_nme": float(known_mean(per_landmark)),
-        "mean_shape_nme": float(known_mean(per_image["mean_shape_nme"])),
-        "forward_nme_visible": visible_nme(forward),
-        "mean_shape_nme_visible": visible_nme(baseline),
-        "ced_auc": ced_auc(scored, ced_limit),
-        "ced_limit": float(ced_limit),
-        "not_annotated": np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
-        "per_landmark": {
-            "forward": known_mean(forward, 0),
-            "mean_shape": known_mean(baseline, 0),
-            "backward": per_landmark,
-        },
-        "per_image": per_image,
-        "predicted": predicted,
-    }
+    scored = per_image.forward_nme[np.isfinite(per_image.forward_nme)]
+    return Scores(
+        n_train=len(drawn.found),
+        forward_nme=float(known_mean(per_image.forward_nme)),
+        backward_nme=float(known_mean(per_landmark)),
+        mean_shape_nme=float(known_mean(per_image.mean_shape_nme)),
+        forward_nme_visible=visible_nme(forward),
+        mean_shape_nme_visible=visible_nme(baseline),
+        ced_auc=ced_auc(scored, ced_limit),
+        ced_limit=float(ced_limit),
+        not_annotated=np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
+        per_landmark=PerLandmark(
+            forward=known_mean(forward, 0), mean_shape=known_mean(baseline, 0), backward=per_landmark
+        ),
+        per_image=per_image,
+        predicted=predicted,
+    )
 
 
 def mean_error(residuals) -> float | None:

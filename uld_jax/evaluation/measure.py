@@ -1,7 +1,7 @@
-"""Everything that can be measured of a stage's landmarks on a data set."""
+"""What can be measured of a stage's landmarks on a data set, as a `report.Report`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,17 @@ from uld_jax.config import Config
 from uld_jax.data import Source, specs
 from uld_jax.data.open import Data
 from uld_jax.errors import UserError
-from uld_jax.evaluation import curves, pose_clusters
+from uld_jax.evaluation import curves
 from uld_jax.evaluation import landmark_regression as regression
-from uld_jax.evaluation.correspondence import correspondence
+from uld_jax.evaluation.correspondence import Correspondence, correspondence
 from uld_jax.evaluation.label_counts import label_counts as label_counts_of
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
+from uld_jax.evaluation.landmark_regression import LandmarkSet
+from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import Protocol, draws, spread
-from uld_jax.evaluation.stability import stability
+from uld_jax.evaluation.report import Detected, Report
+from uld_jax.evaluation.stability import Stability, stability
 from uld_jax.method import TrainState
 
 MATCHED = 5000  # training images that decide which landmark stands for which
@@ -34,13 +37,12 @@ def measure(
     group_by: str | None = None,
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
-) -> dict[str, Any]:
-    """All that can be measured; the arrays `found` and `score` of the test images, and their `rows`, ride along.
+) -> Report:
+    """Measures a stage on the test split; `split` and `stage` of the report are left to the caller.
 
     Keypoints that are missing on some images of an annotated split are also compared with its points, see
     `evaluation/correspondence.py`. Where a stage fills in landmarks that it did not detect (`Stage.filled_below`) and
-    did so, `detected` holds found_share, both errors and `landmark_accuracy` with these counted as missing. Of a stage
-    that has pose clusters there is that of every test image, `pose`, and `pose_clusters`.
+    did so, `Report.detected` has the errors with these counted as missing.
 
     The choices of `evaluation/protocol.py` hold, as far as there are so many training images.
 
@@ -59,72 +61,95 @@ def measure(
     """
     labelled = specs.labelled(data.train)
     protocol = _protocol(config, len(labelled), thorough)
-    train_rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
     if data.test is None:
-        test, reader, rows = data.train, data.train_reader, train_rows
+        test, reader = data.train, data.train_reader
+        rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
     groups = _groups(group_by, test) if group_by else None  # before anything is predicted
     xy, score = predictor.read(state, frozen, reader, rows)
-    result: dict[str, Any] = {"landmarks": xy.shape[1]}  # which some methods find out themselves
-    normaliser, scheme = test.spec.eyes or test.spec.normaliser, specs.scheme_of(test.spec.scheme)
+    parts: dict[str, Any] = {}
     if lacking := _lacking(data):
-        result["not_measured"] = lacking
+        parts["not_measured"] = lacking
     else:
         train_rows = labelled[spread(len(labelled), protocol.pool_images)]
-        found = (*predictor.read(state, frozen, data.train_reader, train_rows), data.train, train_rows)
-        sets = [_landmark_set(*found), _landmark_set(xy, score, test, rows)]
-        fits = draws(protocol, len(train_rows), config.seed)
-        options = {"normaliser": normaliser, "image_side": test.frame_size}
-
-        def scored(train, test):
-            """Both errors, and how often landmarks are where annotated ones are."""
-            errors = regression.evaluate(
-                train, test, data=data.test.spec.protocol, protocol=protocol, fits=fits, **options
-            )
-            matched = train.take(spread(len(train.found), MATCHED))
-            known = {"names": data.test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
-            accuracy = landmark_accuracy(matched, test, radius=protocol.accuracy_radius, **known, **options)
-            errors["per_landmark"] |= accuracy.pop("per_point")
-            return errors | {"landmark_accuracy": accuracy}
-
-        result = scored(*sets)
-        detected = [s._replace(score=np.where(s.score < predictor.filled_below, 0, s.score)) for s in sets]
-        if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
-            kept = scored(*detected)
-            names = ("protocol", "found_train", "found_test", "found_share", "forward_nme", "backward_nme", "spread")
-            result["detected"] = {name: kept[name] for name in names if name in kept}
-            near = {name: kept["landmark_accuracy"][name] for name in ("exclusive", "best")}
-            result["detected"]["landmark_accuracy"] = near
-        if not group_by and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
-            groups = _groups("yaw:0,30,60,90", test)
-        if groups:
-            column, values, edges = groups
-            result["groups"] = {column: curves.group_by(result["per_image"], values, edges)}
-        if label_counts:
-            result["label_counts"] = label_counts_of(
-                *sets, counts=label_counts, seed=config.seed, protocol=protocol, **options
-            )
+        found = predictor.read(state, frozen, data.train_reader, train_rows)
+        sets = _landmark_set(*found, data.train, train_rows), _landmark_set(xy, score, test, rows)
+        parts |= _against_annotation(config, protocol, test, sets, groups, label_counts, predictor.filled_below)
     if len(specs.labelled(test)) and not (score > 0).all():
-        truth = test.landmarks[rows]
-        lengths = regression.normaliser_lengths(truth, normaliser, test.frame_size)
-        visible = None if test.visible is None else test.visible[rows]
-        result |= correspondence(xy, score, truth, lengths, radius=protocol.match_radius, visible=visible)
+        parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
     if thorough:
-        predict = functools.partial(predictor.images, state, frozen)
-        count = min(config.eval.stability_images, len(test))
-        images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
-        views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
-        found = stability(predict, images, **views)
-        result |= {"stability_px": found.px, "stability_counted": int(found.counted.sum())}
-        result["stability_protocol"] = found.protocol
-        result["stability_scaled_px"] = stability(predict, images, scale=SCALED, **views).px
+        parts |= _stability(config, functools.partial(predictor.images, state, frozen), test)
     pose = predictor.poses(state, frozen, reader, rows)
     if pose is not None:
         yaw = yaw_of(test)
-        clusters = pose_clusters.pose_clusters(pose, None if yaw is None else yaw[rows])
-        result |= {"pose": pose, "pose_clusters": clusters}
-    return result | {"found": xy, "score": score, "rows": rows}
+        parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}
+    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **parts)
+
+
+def _against_annotation(
+    config: Config,
+    protocol: Protocol,
+    test: Source,
+    sets: tuple[LandmarkSet, LandmarkSet],
+    groups: tuple | None,
+    counts: Sequence[Any],
+    filled_below: float,
+) -> dict[str, Any]:
+    """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
+
+    Args:
+      config: of the run.
+      protocol: choices under which landmarks are measured.
+      test: the test split.
+      sets: landmarks of the pool of training images, and of the test images.
+      groups: what `_groups` gave, or None for bins of yaw where the split has a column of it.
+      counts: numbers of labelled images to fit with.
+      filled_below: score below which a landmark was filled in.
+    """
+    fits = draws(protocol, len(sets[0].found), config.seed)
+    options = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
+
+    def scored(train, test_set):
+        """Both errors, and how often landmarks are where annotated ones are."""
+        data, scheme = test.spec.protocol, specs.scheme_of(test.spec.scheme)
+        errors = regression.evaluate(train, test_set, data=data, protocol=protocol, fits=fits, **options)
+        matched = train.take(spread(len(train.found), MATCHED))
+        known = {"names": test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
+        return errors, landmark_accuracy(matched, test_set, radius=protocol.accuracy_radius, **known, **options)
+
+    errors, accuracy = scored(*sets)
+    parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
+    detected = [s._replace(score=np.where(s.score < filled_below, 0, s.score)) for s in sets]
+    if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
+        parts["detected"] = Detected(*scored(*detected))
+    if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
+        groups = _groups("yaw:0,30,60,90", test)
+    if groups:
+        column, values, edges = groups
+        parts["groups"] = {column: curves.group_by(vars(errors.per_image), values, edges)}
+    if counts:
+        parts["label_counts"] = label_counts_of(*sets, counts=counts, seed=config.seed, protocol=protocol, **options)
+    return parts
+
+
+def _correspondence(xy, score, test: Source, rows, protocol: Protocol) -> Correspondence:
+    """How found keypoints of some rows correspond to annotated points."""
+    truth = test.landmarks[rows]
+    lengths = regression.normaliser_lengths(truth, test.spec.eyes or test.spec.normaliser, test.frame_size)
+    visible = None if test.visible is None else test.visible[rows]
+    return correspondence(xy, score, truth, lengths, radius=protocol.match_radius, visible=visible)
+
+
+def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Stability]:
+    """Stability in views that are turned, and in views that are turned and scaled."""
+    count = min(config.eval.stability_images, len(test))
+    images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
+    views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
+    return {
+        "stability": stability(predict, images, **views),
+        "stability_scaled": stability(predict, images, scale=SCALED, **views),
+    }
 
 
 def _lacking(data: Data) -> str:
@@ -163,7 +188,7 @@ def yaw_of(source: Source) -> np.ndarray | None:
     scheme = specs.scheme_of(source.spec.scheme)
     if source.landmarks is None or scheme is None or not scheme.fixed:
         return None
-    yaw = pose_clusters.yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
+    yaw = yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
     return yaw if np.isfinite(yaw).any() else None
 
 
@@ -174,11 +199,11 @@ def _protocol(config: Config, images: int, thorough: bool) -> Protocol:
     return protocol._replace(pool_images=min(filter(None, (most, protocol.pool_images)), default=0)).on(images)
 
 
-def _landmark_set(xy, score, source: Source, rows) -> regression.LandmarkSet:
+def _landmark_set(xy, score, source: Source, rows) -> LandmarkSet:
     """What was found on some rows of a source, and what is annotated there."""
     visible = None if source.visible is None else source.visible[rows]
     columns = {name: [values[i] for i in rows] for name, values in source.columns.items()}
-    return regression.LandmarkSet(xy, score, source.landmarks[rows], visible, columns)
+    return LandmarkSet(xy, score, source.landmarks[rows], visible, columns)
 
 
 def _number(text: str, field: str) -> float:

@@ -1,38 +1,37 @@
 """Contact sheets of what an evaluation saw, and films of a stage's own pictures."""
 
-from typing import Any
-
 import numpy as np
 from etils import epath
 
 from uld_jax import viz
 from uld_jax.data import Source
 from uld_jax.evaluation.protocol import spread
+from uld_jax.evaluation.report import Report
 
 SHEET = 40  # images on a contact sheet
 POSED = 16  # images of a pose cluster
 
 
-def contact_sheet(source: Source, result: dict[str, Any], count: int = SHEET):
+def contact_sheet(source: Source, report: Report, count: int = SHEET):
     """Images spread evenly over those of a source that `measure` saw, with their landmarks."""
-    shown = spread(len(result["rows"]), count)
-    return viz.contact_sheet(source.images(result["rows"][shown]), result["found"][shown], result["score"][shown])
+    shown = spread(len(report.rows), count)
+    return viz.contact_sheet(source.images(report.rows[shown]), report.xy[shown], report.score[shown])
 
 
-def pose_sheet(source: Source, result: dict[str, Any], count: int = POSED):
+def pose_sheet(source: Source, report: Report, count: int = POSED):
     """Up to `count` images of each pose cluster that `measure` saw, with their landmarks; None without clusters."""
-    if result.get("pose") is None:
+    if report.pose is None:
         return None
-    about, sheets = result["pose_clusters"], []
-    filled = [q for q, size in enumerate(about["sizes"]) if size]
+    yaw, sheets = report.pose_clusters.yaw, []
+    filled = [q for q, size in enumerate(report.pose_clusters.sizes) if size]
     for q in filled:
-        member = np.flatnonzero(result["pose"] == q)
+        member = np.flatnonzero(report.pose == q)
         title = f"pose {q}: {len(member)} images"
-        if about.get("yaw_range") and about["yaw_range"][q]:
-            mean, deviation = about["yaw_mean"][q], about["yaw_std"][q]
-            title += f", yaw {mean:.0f} ± {deviation:.0f} degrees, most in {about['yaw_range'][q]}"
+        if yaw and yaw.yaw_range[q]:
+            mean, deviation = yaw.yaw_mean[q], yaw.yaw_std[q]
+            title += f", yaw {mean:.0f} ± {deviation:.0f} degrees, most in {yaw.yaw_range[q]}"
         shown = member[spread(len(member), count)]
-        given = source.images(result["rows"][shown]), result["found"][shown], result["score"][shown]
+        given = source.images(report.rows[shown]), report.xy[shown], report.score[shown]
         sheets.append(viz.contact_sheet(*given, cell=96, title=title, legend=q == filled[-1]))
     return viz.stacked(sheets) if sheets else None
 

@@ -1,5 +1,6 @@
 """Evaluations and what they leave in a run's folder: the loop's on the way, and `uld evaluate` of a finished run."""
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -66,7 +67,7 @@ def evaluate_run(
     reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
     data = Data(train, test, reader(train), None if test is None else reader(test))
     predictor = Predictor(finished.method, mesh)
-    result = measure(
+    report = measure(
         config,
         predictor,
         finished.state,
@@ -75,19 +76,19 @@ def evaluate_run(
         group_by=group_by,
         label_counts=label_counts,
     )
-    result |= {"split": split, "stage": finished.stage}
+    report = dataclasses.replace(report, split=split, stage=finished.stage)
     # Numbers on other data do not replace those of the run's own.
     other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
     folder = finished.workdir / "eval" / (f"{other}_{split}" if other else split)
     if finished.stage != config.stages[-1]:
         folder = folder / finished.stage
     if jax.process_index() == 0:
-        write_report(result, folder)
+        write_report(report, folder)
         source = train if test is None else test
-        viz.save(contact_sheet(source, result), folder / "contact_sheet.png")
-        if (posed := pose_sheet(source, result)) is not None:
+        viz.save(contact_sheet(source, report), folder / "contact_sheet.png")
+        if (posed := pose_sheet(source, report)) is not None:
             viz.save(posed, folder / "pose_clusters.png")
-    return metrics(result), folder
+    return metrics(report), folder
 
 
 def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
@@ -95,14 +96,14 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
 
     Returns the numbers as in `metrics.json`.
     """
-    result = measure(
+    report = measure(
         config, predictor, state, frozen, data, thorough=last, label_counts=config.eval.label_counts if last else ()
     )
     source = data.train if data.test is None else data.test
-    result |= {"split": "train" if data.test is None else "test", "stage": stage}
+    report = dataclasses.replace(report, split="train" if data.test is None else "test", stage=stage)
     with warnings.catch_warnings():
         warnings.simplefilter("always", LandmarkWarning)
-        landmark_health(result["found"], result["score"], source.frame_size)
+        landmark_health(report.xy, report.score, source.frame_size)
     shown = predictor.heatmaps(state, frozen, source.images([0] * predictor.devices))
     count = -(-PICTURED // predictor.devices) * predictor.devices
     pictures = predictor.pictures(state, frozen, source.images(np.linspace(0, len(source) - 1, count).astype(int)))
@@ -112,7 +113,7 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
             viz.save(viz.picture_grid(sheet[:PICTURED]), workdir / "pictures" / f"{step:08d}_{stage}_{name}.png")
             if last:
                 film_over_steps(workdir / "pictures", f"_{stage}_{name}.png")
-        sheet, posed = contact_sheet(source, result), pose_sheet(source, result)
+        sheet, posed = contact_sheet(source, report), pose_sheet(source, report)
         viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
         if posed is not None:
             viz.save(posed, workdir / "pictures" / f"{step:08d}_{stage}_pose_clusters.png")
@@ -120,14 +121,14 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
             panel = viz.heatmap_panel(shown[0][0], shown[1][0])
             viz.save(panel, workdir / "pictures" / f"{step:08d}_{stage}_heatmaps.png")
         if last:
-            folder = workdir / "eval" / result["split"]
+            folder = workdir / "eval" / report.split
             for where in (folder / stage, folder) if stage == config.stages[-1] else (folder / stage,):
-                write_report(result, where)
+                write_report(report, where)
                 if posed is not None:
                     viz.save(posed, where / "pose_clusters.png")
             if stage == config.stages[-1]:
                 viz.save(sheet, workdir / "contact_sheet.png")
-    return metrics(result)
+    return metrics(report)
 
 
 def _override(config: Config, changes: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluation/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -491,13 +492,13 @@ class _Mixed:
         lengths = _lengths(test)
         visible = None if test.visible is None else test.visible[:, self.landmarks]
         truth = test.landmarks[:, self.landmarks]
-        values = correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible)
+        whole = correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible)
         # The detector head alone, before clusters are assigned and what is far from them is dropped.
         detected = correspondence(
             seen.points, seen.mask.astype(np.float32), truth, lengths, radius=radius, visible=visible
         )
         detector = ("f_measure", "precision", "recall", "keypoints_per_image")
-        values |= {f"detector_{key}": detected[key] for key in detector}
+        values = dataclasses.asdict(whole) | {f"detector_{key}": getattr(detected, key) for key in detector}
         workdir_lib.write_json(self.path(cell), values | {"landmarks": self.landmarks, "images": len(test)})
 
 

@@ -69,24 +69,22 @@ def ced_plot(
     return figure
 
 
-def bar_plot(groups: Sequence[Mapping[str, Any]], *, title: str | None = None, most: int = 40) -> Figure:
+def bar_plot(groups: Sequence[Any], *, title: str | None = None, most: int = 40) -> Figure:
     """Forward error a group as bars, with the mean shape as a line across and the number of images in the label.
 
     Args:
-      groups: what `curves.group_by` returns.
+      groups: `evaluation.curves.Group`s.
       title: above the plot.
       most: with more groups than this only the worst are drawn, and the title says so.
     """
     shown = list(groups)
     if len(shown) > most:
-        shown = sorted(shown, key=lambda g: -(g.get("forward_nme") or 0.0))[:most]
+        shown = sorted(shown, key=lambda g: -(g.forward_nme or 0.0))[:most]
         title = f"{title or 'error'}: the {most} worst of {len(groups)}"
-    many = len(shown) * max((len(str(g["group"])) for g in shown), default=0) > 72  # more does not fit side by side
+    many = len(shown) * max((len(g.group) for g in shown), default=0) > 72  # more does not fit side by side
 
-    def values(key):
-        return np.array([np.nan if g.get(key) is None else g[key] for g in shown], np.float64)
-
-    forward, baseline, at = values("forward_nme"), values("mean_shape_nme"), np.arange(len(shown))
+    forward = np.array([g.forward_nme for g in shown], np.float64)  # None becomes NaN
+    baseline, at = np.array([g.mean_shape_nme for g in shown], np.float64), np.arange(len(shown))
     figure, (ax,) = _figure(
         width=max(4.6, 0.62 * len(shown) if not many else 5.2), height=3.3 if not many else 1 + 0.22 * len(shown)
     )
@@ -95,7 +93,7 @@ def bar_plot(groups: Sequence[Mapping[str, Any]], *, title: str | None = None, m
     if np.isfinite(baseline).any():
         span(baseline, at - 0.36, at + 0.36, color=SOFT, linewidth=2.0, label="mean shape")
     top = np.nanmax(np.concatenate([forward, baseline, [1e-9]]))
-    ticks = [f"{g['group']} ({g['n']})" if many else f"{g['group']}\n{g['n']} images" for g in shown]
+    ticks = [f"{g.group} ({g.n})" if many else f"{g.group}\n{g.n} images" for g in shown]
     (ax.set_yticks if many else ax.set_xticks)(at, ticks)
     for i, value in enumerate(forward):
         if np.isfinite(value):
@@ -118,18 +116,18 @@ def bar_plot(groups: Sequence[Mapping[str, Any]], *, title: str | None = None, m
     return figure
 
 
-def label_count_plot(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+def label_count_plot(rows: Sequence[Any], *, title: str | None = None) -> Figure:
     """Forward error against the number of labelled images (logarithmic), with the spread over draws.
 
     Args:
-      rows: what `label_counts.label_counts` returns.
+      rows: `evaluation.label_counts.LabelCount`s.
       title: above the plot.
     """
     figure, (ax,) = _figure()
-    n = np.array([r["n"] for r in rows])
-    forward = np.array([r["forward_nme"] for r in rows], np.float64)
-    spread = np.array([r["forward_nme_std"] for r in rows], np.float64)
-    ax.plot(n, [r["mean_shape_nme"] for r in rows], label="mean shape", **line_style("mean shape"))
+    n = np.array([r.n for r in rows])
+    forward = np.array([r.forward_nme for r in rows], np.float64)
+    spread = np.array([r.forward_nme_std for r in rows], np.float64)
+    ax.plot(n, [r.mean_shape_nme for r in rows], label="mean shape", **line_style("mean shape"))
     ax.fill_between(n, forward - spread, forward + spread, color=BLUE, alpha=0.18, linewidth=0)
     ax.plot(n, forward, label="forward", marker="o", markersize=4, **line_style("forward"))
     for x, y in zip(n, forward):
@@ -317,32 +315,33 @@ def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
     return figure
 
 
-def accuracy_plot(found: Mapping[str, Any], *, title: str | None = None) -> Figure:
+def accuracy_plot(found: Any, *, title: str | None = None) -> Figure:
     """How often discovered landmarks are where annotated ones are, two bars an area: figure 4 of Tourani et al.
 
     Args:
-      found: what `landmark_accuracy` returned.
+      found: an `evaluation.landmark_accuracy.LandmarkAccuracy`.
       title: above the plot.
     """
-    areas, at = found["areas"], np.arange(len(found["areas"]))
+    areas, at = found.areas, np.arange(len(found.areas))
     lying = len(areas) > 8
     figure, (ax,) = _figure(width=5.2, height=1 + 0.3 * len(areas) if lying else 3.3)
     bar, colours = (ax.barh if lying else ax.bar), {"exclusive": BLUE, "best": ORANGE}
     for i, (name, colour) in enumerate(colours.items()):
-        value = np.array([np.nan if area[name] is None else 100 * area[name] for area in areas.values()], np.float64)
-        of = f"the {found['matched']} matched" if name == "exclusive" else "all"
-        mean = "" if found[name] is None else f", mean of {of} {100 * found[name]:.0f} %"
+        value = 100 * np.array([getattr(area, name) for area in areas.values()], np.float64)
+        of = f"the {found.matched} matched" if name == "exclusive" else "all"
+        overall = getattr(found, name)
+        mean = "" if overall is None else f", mean of {of} {100 * overall:.0f} %"
         bar(at + 0.38 * i - 0.19, value, 0.36, color=colour, label=f"{name}{mean}")
         for x, y in zip(at + 0.38 * i - 0.19, value):
             if np.isfinite(y):
                 place = {"xytext": (2, 0) if lying else (0, 2), "textcoords": "offset points", "fontsize": 7}
                 place |= {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
                 ax.annotate(f"{y:.0f}", (y, x) if lying else (x, y), color=INK, **place)
-    one = all(area["points"] == 1 for area in areas.values())
-    ticks = [name if one else f"{name}\n{area['matched']} of {area['points']}" for name, area in areas.items()]
+    one = all(area.points == 1 for area in areas.values())
+    ticks = [name if one else f"{name}\n{area.matched} of {area.points}" for name, area in areas.items()]
     (ax.set_yticks if lying else ax.set_xticks)(at, ticks)
     ax.grid(False, axis="y" if lying else "x")
-    words = f"images within {found['radius']:g} of the normaliser, %"
+    words = f"images within {found.radius:g} of the normaliser, %"
     if lying:
         ax.set_xlim(0, 108)
         ax.set_ylim(len(areas) - 0.4, -1.8)
