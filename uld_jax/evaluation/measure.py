@@ -13,7 +13,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.correspondence import Correspondence, correspondence
-from uld_jax.evaluation.label_counts import label_counts as label_counts_of
+from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 from uld_jax.evaluation.landmark_regression import LandmarkSet
 from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
@@ -129,7 +129,7 @@ def _against_annotation(
         column, values, edges = groups
         parts["groups"] = {column: curves.group_by(vars(errors.per_image), values, edges)}
     if counts:
-        parts["label_counts"] = label_counts_of(*sets, counts=counts, seed=config.seed, protocol=protocol, **options)
+        parts["label_counts"] = label_counts(*sets, counts=counts, seed=config.seed, protocol=protocol, **options)
     return parts
 
 
