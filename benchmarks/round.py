@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from benchmarks import harness, step
 from uld_jax import config as config_lib
 from uld_jax import sharding
+from uld_jax.data.open import open_data
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
-from uld_jax.evaluation import evaluate
 
 
 def ring(aux, gathered: int, k: int):
@@ -42,7 +42,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
     config = step.load("cgb", preset, [f"--config.cgb.perceptual={usual}", *changes])
     config.data.rows = (config.batch_size, config.batch_size)
     mesh = sharding.make_mesh()
-    reader, state = evaluate.open_data(config, mesh).train_reader, None
+    reader, state = open_data(config, mesh).train_reader, None
     for name in config.stages:
         spec = config_lib.stage(config, name)
         reader = reader.of_batch(spec.batch_size)
@@ -80,7 +80,7 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
     config = step.load(name, preset, changes)
     config.data.rows = (images, config.batch_size)
     mesh = sharding.make_mesh()
-    reader, state = evaluate.open_data(config, mesh).train_reader, None
+    reader, state = open_data(config, mesh).train_reader, None
     for stage in config.stages:
         spec = config_lib.stage(config, stage)
         method, reader = spec.method, reader.of_batch(spec.batch_size)

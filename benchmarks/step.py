@@ -22,9 +22,9 @@ import jax
 from benchmarks import harness
 from uld_jax import config as config_lib
 from uld_jax import sharding
+from uld_jax.data.open import open_data
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
-from uld_jax.evaluation import evaluate
 
 # What a detector starts from does not change its step; these need no weights, and CGB no earlier stages.
 ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
@@ -53,7 +53,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
         config[each].batch_size = 0
     config.data.rows = (size, size)  # a step does not care how many images there are
     mesh = sharding.make_mesh()
-    data, state = evaluate.open_data(config, mesh), None
+    data, state = open_data(config, mesh), None
     reader = data.train_reader
     for each in config.stages:
         spec = config_lib.stage(config, each)

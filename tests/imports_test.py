@@ -27,6 +27,7 @@ ALLOWED = {
     },
     "data": {"ops", "sharding"},
     "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "sharding", "interrupts"},
+    "viz": {"ops"},
     "convert": {"ops", "models", "weights"},
     "configs": {"configs", "config", "evaluation"},
 }
@@ -80,3 +81,14 @@ def test_lazy_imports_are_told_apart(tmp_path):
     path.write_text("import a.b\nif a:\n    from c import d\ndef f():\n    import e\nclass G:\n    from h import i\n")
     assert packages(path) == {"a", "c", "e", "h"}
     assert packages(path, lazy=False) == {"a", "c", "h"}
+
+
+def test_a_finished_run_predicts_without_what_measures():
+    """`detector.py` and what it takes of `evaluation` know neither reports nor pictures."""
+    measuring = {"measure", "pictures", "report", "run"}
+    for name in ("detector", "evaluation/predictor", "evaluation/landmark_regression"):
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uld_jax.evaluation"):
+                taken = {node.module.split(".")[-1], *(alias.name for alias in node.names)}
+                assert not taken & measuring, f"{name}.py takes {taken & measuring} of evaluation"

@@ -16,10 +16,13 @@ from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax import sharding
 from uld_jax.data import objects
+from uld_jax.data.open import open_data
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
-from uld_jax.evaluation import evaluate
+from uld_jax.evaluation.measure import measure
+from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.report import metrics
 from uld_jax.studies import features
 
 ROWS = (45, 13)  # no multiple of a batch: the last one is padded
@@ -49,7 +52,7 @@ def config_of(name: str):
 
 def run(config, mesh, seen) -> None:
     """What `loop.run` computes, in its order; `seen(name, tree)` keeps it."""
-    data, state = evaluate.open_data(config, mesh), None
+    data, state = open_data(config, mesh), None
     for number, name in enumerate(config.stages):
         stage = config_lib.stage(config, name)
         method, frozen = stage.method, stage.method.frozen()
@@ -58,7 +61,7 @@ def run(config, mesh, seen) -> None:
         frozen = sharding.put_replicated(mesh, frozen)
         reader = data.train_reader.of_batch(stage.batch_size)
         state = FirstState(method, reader, mesh, frozen, jax.random.key(number)).state(state)
-        rounds, predictor = Rounds(method, reader, mesh, cache=cache, tables=tables), evaluate.Predictor(method, mesh)
+        rounds, predictor = Rounds(method, reader, mesh, cache=cache, tables=tables), Predictor(method, mesh)
         advance, payloads = compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
         key = sharding.put_key(mesh, jax.random.key(9))
         for step in range(stage.steps + 1):
@@ -67,9 +70,9 @@ def run(config, mesh, seen) -> None:
                 state, values = advance(state, frozen, reader.store, next(payloads), key)
                 seen(f"{name} loss {step}", values["loss"])
         seen(f"{name} state", (state.params, state.aux))
-        found = evaluate.measure(config, predictor, state, frozen, data, thorough=False)
-        seen(f"{name} landmarks", (found["found"], found["score"]))
-        seen(f"{name} measured", {k: v for k, v in found.items() if isinstance(v, int | float)})
+        found = measure(config, predictor, state, frozen, data, thorough=False)
+        seen(f"{name} landmarks", (found.xy, found.score))
+        seen(f"{name} measured", {k: v for k, v in metrics(found).items() if isinstance(v, int | float)})
 
 
 def main(out: str, name: str, address: str = "", process: str = "0") -> None:

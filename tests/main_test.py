@@ -13,10 +13,10 @@ from tests import tiny
 from uld_jax import __main__ as cli
 from uld_jax import config as config_lib
 from uld_jax import sharding
+from uld_jax.data.open import open_split
 from uld_jax.detector import Detector
 from uld_jax.engine import loop
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.protocol import Protocol
 from uld_jax.ops import coordinates
@@ -38,7 +38,7 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     config = tiny.config(**{"data.rows": (24, 8)})
     for split in ("train", "test"):
-        source = evaluate.open_split(config, split)
+        source = open_split(config, split)
         rows = []
         for i, image in enumerate(source.images()):
             name = f"{split}/{i:03d}.png"
@@ -297,7 +297,7 @@ def test_fit_places_annotated_points(run, photos, tmp_path, capsys, monkeypatch)
     with (tmp_path / "landmarks.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = np.array([[[float(r[f"{c}{k}"]) for c in "xy"] for k in range(20)] for r in rows])
-    source = evaluate.open_split(short(photos), "train")
+    source = open_split(short(photos), "train")
     error = np.linalg.norm(found - source.landmarks, axis=-1).mean()
     mean_shape = np.linalg.norm(source.landmarks.mean(0) - source.landmarks, axis=-1).mean()
     assert error < mean_shape
@@ -320,7 +320,7 @@ def test_fit_reports_what_leaving_an_image_out_costs(run, photos, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     detector = Detector.load(workdir)
-    source = evaluate.open_split(short(photos), "train")
+    source = open_split(short(photos), "train")
     large = [np.asarray(Image.fromarray(image).resize((80, 80))) for image in source.images(range(8))]
     points = coordinates.rescale_points(source.landmarks[:8], (40, 40), (80, 80))
     with pytest.raises(UserError, match="none of the 8 images has an annotated point"):

@@ -41,7 +41,7 @@ STOPPING = ("train", *SWEEPING)  # they save what they have when they are told t
 
 def _train(v: flags.FlagValues) -> int:
     from uld_jax.engine import loop
-    from uld_jax.evaluation import evaluate
+    from uld_jax.evaluation.report import summary
 
     profile = None
     if v.profile:
@@ -53,7 +53,7 @@ def _train(v: flags.FlagValues) -> int:
         return OK
     if _first_process():
         count = found.report.get("landmarks", v.config.k)  # some methods find out how many there are
-        print(f"{count} landmarks found; {evaluate.summary(found.report)}".rstrip("; "))
+        print(f"{count} landmarks found; {summary(found.report)}".rstrip("; "))
         print(f"  pictures  {os.path.join(v.workdir, 'contact_sheet.png')}")
         print(f"  numbers   {os.path.join(v.workdir, 'eval')}")
         print(f"  use them  {shell_command('predict', workdir=v.workdir, images='DIR', out='DIR')}")
@@ -72,12 +72,13 @@ def _told(skipped, where) -> int:
 def _evaluate(v: flags.FlagValues) -> int:
     from uld_jax import sharding
     from uld_jax.engine import runs
-    from uld_jax.evaluation import evaluate
+    from uld_jax.evaluation.report import summary
+    from uld_jax.evaluation.run import evaluate_run
 
     mesh = sharding.make_mesh()
     finished = runs.load(_stage_of(v), mesh)
     counts = [c if c == "all" else _integer(c, "--label_counts") for c in v.label_counts]
-    report, folder = evaluate.evaluate_run(
+    report, folder = evaluate_run(
         finished,
         mesh,
         split=v.split,
@@ -91,7 +92,7 @@ def _evaluate(v: flags.FlagValues) -> int:
         overrides=v.override,
     )
     if _first_process():
-        print(f"{finished.stage}: {evaluate.summary(report)}")
+        print(f"{finished.stage}: {summary(report)}")
         for column, groups in (report["groups"] or {}).items():
             for group in groups:
                 print(f"  {column} {group['group']}: {_percent(group['forward_nme'])} forward, {group['n']} images")

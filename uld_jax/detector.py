@@ -10,11 +10,12 @@ from etils import epath
 
 from uld_jax import sharding
 from uld_jax.data import decode, open_source, specs
+from uld_jax.data.open import eval_batch
 from uld_jax.engine import runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError, shell_command
 from uld_jax.evaluation import landmark_regression as regression
-from uld_jax.evaluation.evaluate import Predictor, eval_batch
+from uld_jax.evaluation.predictor import Predictor
 from uld_jax.method import Prediction
 from uld_jax.ops import coordinates
 

@@ -15,7 +15,6 @@ from uld_jax import data, detector, interrupts, sharding
 from uld_jax.engine import checkpoint, loop, runs, stopping, workdir
 from uld_jax.engine import rounds as rounds_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 
 SHORT = {"detector.steps": 4, "detector.round_every": 2, "eval_every": 3, "save_every": 2, "log_every": 1}
 SHORT |= {"eval.train_images": 20, "detector.batch_size": 4}
@@ -65,13 +64,13 @@ def noted(tmp_path_factory):
         one.lower = step.lower
         return one
 
-    original = evaluate.open_data
+    original = loop.open_data
     workdir = tmp_path_factory.mktemp("reference") / "run"
     with pytest.MonkeyPatch.context() as patch:
         note(patch, checkpoint.Keeper, "save", "save")
         note(patch, checkpoint, "save_final", "final")
         note(patch, rounds_lib.Rounds, "run", "refresh")
-        note(patch, evaluate, "in_training", "evaluate")
+        note(patch, loop, "in_training", "evaluate")
         note(patch, loop, "compile_step", "compile", stepped)
 
         def open_data(config, mesh):
@@ -81,7 +80,7 @@ def noted(tmp_path_factory):
             patch.setattr(kind, "payloads", lambda *a, **k: counted(payloads(*a, **k)))
             return data
 
-        patch.setattr(evaluate, "open_data", open_data)
+        patch.setattr(loop, "open_data", open_data)
         loop.run(tiny.config(**SHORT), workdir)
     return workdir, events, sizes
 
@@ -180,7 +179,7 @@ def references(reference, tmp_path_factory):
             settings = OTHERS[name] | {"eval_every": 0, "save_every": 2, "log_every": 1}
             workdir = tmp_path_factory.mktemp(name) / "run"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(evaluate, "in_training", lambda *a: {})
+                patch.setattr(loop, "in_training", lambda *a: {})
                 loop.run(tiny.config(name, **settings), workdir)
             found[name] = settings, final_hash(workdir)
         return found[name]
@@ -200,7 +199,7 @@ SLOW = [(name, head) for name, count in EVERY for head in range(1, count + 1) if
 @pytest.mark.parametrize(("name", "heads"), [*QUICK, *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW)])
 def test_stop_and_resume_at_every_step_ends_in_the_same_parameters(references, tmp_path, monkeypatch, name, heads):
     settings, want = references(name)
-    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})  # measured elsewhere; only the training counts here
+    monkeypatch.setattr(loop, "in_training", lambda *a: {})  # measured elsewhere; only the training counts here
     monkeypatch.setattr(loop, "Sigterm", lambda: _StopAt(heads))
     with pytest.raises(stopping.Stopped):
         loop.run(tiny.config(name, **settings), tmp_path)
@@ -220,7 +219,7 @@ def test_a_stage_has_a_batch_of_its_own(noted):
 @pytest.mark.slow
 def test_a_batch_of_a_stage_is_that_of_the_config(tmp_path, monkeypatch):
     """The run whose stage says 4, in a config that says 8, is the one whose config says 4."""
-    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    monkeypatch.setattr(loop, "in_training", lambda *a: {})
     short = {"imm.steps": 2, "eval_every": 0, "save_every": 0, "log_every": 1}
     for name, size in (("whole", {"batch_size": 4}), ("stage", {"batch_size": 8, "imm.batch_size": 4})):
         loop.run(tiny.config("imm", **short, **size), tmp_path / name)
@@ -269,11 +268,11 @@ def test_a_run_stopped_within_a_computation_ends_in_the_same_parameters(referenc
     measure = evaluation if where == "evaluation" else lambda *a: {}
     monkeypatch.setattr(interrupts, "_TICK", 0.0)
     monkeypatch.setattr(rounds_lib.Rounds, "_work", refresh)
-    monkeypatch.setattr(evaluate, "in_training", measure)
+    monkeypatch.setattr(loop, "in_training", measure)
     with pytest.raises(stopping.Stopped, match="stage zeroshot at step 0"):
         loop.run(tiny.config(**settings), tmp_path, stop=stop)
     monkeypatch.undo()
-    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    monkeypatch.setattr(loop, "in_training", lambda *a: {})
     loop.run(tiny.config(**settings), tmp_path)
     assert final_hash(tmp_path) == want
 
@@ -322,7 +321,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
 
 @pytest.mark.slow
 def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    monkeypatch.setattr(loop, "in_training", lambda *a: {})
     constant = SHORT | {"detector.schedule": "constant"}
     longer = constant | {"detector.steps": 5}
     loop.run(tiny.config(**constant | {"detector.steps": 3}), tmp_path / "run")
@@ -387,7 +386,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 @pytest.mark.slow
 def test_several_steps_in_one_program_give_the_same_parameters(reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "in_training", lambda *a: {})
+    monkeypatch.setattr(loop, "in_training", lambda *a: {})
     config = tiny.config(**SHORT | {"log_every": 2, "eval_every": 2}, steps_per_dispatch=2)
     loop.run(config, tmp_path)
     # The same rounding is not promised between programs, and Adam's first steps turn it into signs: compare losses.
@@ -418,3 +417,22 @@ def test_a_photo_more_is_told_as_such_and_a_run_never_reads_its_own_pictures(tmp
     loop.run(longer, workdir)
     with pytest.raises(UserError, match="is the folder of the photos, and its pictures would be read next time"):
         loop.run(short, photos)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"eval.missing": "nearest"}, "missing"),
+        ({"eval.min_found": 1.1}, "min_found"),
+        ({"eval.ridge_forward": -1.0}, "ridge_forward"),
+        ({"eval.pool_images": -1}, "pool_images"),
+        ({"eval.fit_images": -1}, "fit_images"),
+        ({"eval.match_radius": -0.1}, "match_radius"),
+        ({"eval.accuracy_radius": 0.0}, "accuracy_radius"),
+        ({"eval.repeats": 0}, "repeats"),
+        ({"eval.repeats": 5, "eval.fit_images": 0}, "repeats"),  # all training images each time
+    ],
+)
+def test_a_protocol_that_means_nothing_is_refused_before_the_run(tmp_path, changes, word):
+    with pytest.raises(UserError, match=rf"eval\.{word}"):
+        loop.run(tiny.config(**changes), tmp_path)

@@ -1,5 +1,6 @@
 """NMI and F-measure of found keypoints against SciPy's matching and scikit-learn's measure."""
 
+import dataclasses
 import doctest
 
 import numpy as np
@@ -64,9 +65,9 @@ def test_equals_scipy_and_scikit_learn(radius):
     found[5, 1] = np.nan
     values = correspondence(found, score, truth, lengths, radius=radius)
     wanted = reference(found, score, truth, lengths, radius)
-    assert values.keys() == wanted.keys()
+    assert list(dataclasses.asdict(values)) == list(wanted)
     for name, value in wanted.items():
-        assert values[name] == pytest.approx(value, abs=2e-6), name
+        assert getattr(values, name) == pytest.approx(value, abs=2e-6), name
 
 
 def test_what_is_missing_or_hidden_does_not_matter():
@@ -77,21 +78,21 @@ def test_what_is_missing_or_hidden_does_not_matter():
     assert correspondence(junk[0], score, junk[1], lengths) == plain
     near = np.where((score > 0)[..., None], found, truth[:, :1])
     assert correspondence(near, score, truth, lengths, visible=visible) == plain
-    assert plain["recall"] != correspondence(found, score, truth, lengths)["recall"]
+    assert plain.recall != correspondence(found, score, truth, lengths).recall
 
 
 def test_perfect_random_and_empty():
     truth, lengths = scene()[2:]
     one = np.ones(truth.shape[:2])
     perfect = correspondence(truth[:, [3, 1, 0, 4, 2]], one, truth, lengths)
-    assert [perfect[k] for k in ("f_measure", "precision", "recall", "purity")] == [1, 1, 1, 1]
-    assert perfect["nmi"] == pytest.approx(1, abs=1e-6)
+    assert (perfect.f_measure, perfect.precision, perfect.recall, perfect.purity) == (1, 1, 1, 1)
+    assert perfect.nmi == pytest.approx(1, abs=1e-6)
     turns = np.random.default_rng(0).permuted(np.tile(np.arange(5), (150, 1)), axis=1)  # points without names
     mixed = correspondence(np.take_along_axis(truth, turns[..., None], 1), one, truth, lengths)
-    assert mixed["f_measure"] == 1
-    assert mixed["nmi"] < 0.05
+    assert mixed.f_measure == 1
+    assert mixed.nmi < 0.05
     empty = correspondence(truth, 0 * one, truth, lengths)
-    assert set(empty.values()) == {0, 0.1}
+    assert set(dataclasses.astuple(empty)) == {0, 0.1}
 
 
 def test_bad_input_is_refused():

@@ -40,25 +40,25 @@ def test_matching_and_hits_equal_those_of_others(k):
     found = la.landmark_accuracy(train, test, normaliser=(0, 1), radius=0.4)
     fitted, scored = shares(train, 0.4), shares(test, 0.4)
     rows, columns = linear_sum_assignment(-fitted)
-    point = found["per_point"]
-    chosen = point["exclusive_of"]
-    assert (chosen >= 0).sum() == found["matched"] == min(k, 9)
+    point = found.per_point
+    chosen = point.exclusive_of
+    assert (chosen >= 0).sum() == found.matched == min(k, 9)
     assert len(set(chosen[chosen >= 0])) == min(k, 9)
     # Several matchings may have as many hits; ours has no fewer.
     ours = sum(fitted[chosen[j], j] for j in range(9) if chosen[j] >= 0)
     assert ours == pytest.approx(fitted[rows, columns].sum(), abs=1e-5)
     for j in range(9):
         if chosen[j] >= 0:
-            assert point["exclusive"][j] == pytest.approx(scored[chosen[j], j])
+            assert point.exclusive[j] == pytest.approx(scored[chosen[j], j])
         else:
-            assert np.isnan(point["exclusive"][j])
-        assert fitted[point["best_of"][j], j] == fitted[:, j].max()
-        assert point["best"][j] == pytest.approx(scored[point["best_of"][j], j])
-    assert found["exclusive"] == pytest.approx(np.nanmean(point["exclusive"]))
-    assert found["best"] == pytest.approx(point["best"].mean())
-    assert list(found["areas"]) == list(map(str, range(9)))
-    assert found["areas"]["3"]["best"] == point["best"][3]
-    assert (found["n_train"], found["n_test"], found["radius"]) == (60, 40, 0.4)
+            assert np.isnan(point.exclusive[j])
+        assert fitted[point.best_of[j], j] == fitted[:, j].max()
+        assert point.best[j] == pytest.approx(scored[point.best_of[j], j])
+    assert found.exclusive == pytest.approx(np.nanmean(point.exclusive))
+    assert found.best == pytest.approx(point.best.mean())
+    assert list(found.areas) == list(map(str, range(9)))
+    assert found.areas["3"].best == point.best[3]
+    assert (found.n_train, found.n_test, found.radius) == (60, 40, 0.4)
 
 
 def face(n, seed, missing=()):
@@ -76,23 +76,23 @@ def face(n, seed, missing=()):
 
 def test_areas_of_the_face_and_missing_landmarks():
     found = la.landmark_accuracy(face(20, 0), face(10, 1), **IBUG)
-    assert found["matched"] == 5
-    assert found["exclusive"] == 1
-    np.testing.assert_array_equal(found["per_point"]["exclusive_of"][[8, 19, 30, 36, 60]], range(5))
-    areas = found["areas"]
-    assert {name: area["points"] for name, area in areas.items()} == dict(jaw=17, brows=10, nose=9, eyes=12, mouth=20)
-    assert all(area["matched"] == 1 and area["exclusive"] == 1 for area in areas.values())
-    assert areas["jaw"]["best"] == pytest.approx(found["per_point"]["best"][:17].mean())
+    assert found.matched == 5
+    assert found.exclusive == 1
+    np.testing.assert_array_equal(found.per_point.exclusive_of[[8, 19, 30, 36, 60]], range(5))
+    areas = found.areas
+    assert {name: area.points for name, area in areas.items()} == dict(jaw=17, brows=10, nose=9, eyes=12, mouth=20)
+    assert all(area.matched == 1 and area.exclusive == 1 for area in areas.values())
+    assert areas["jaw"].best == pytest.approx(found.per_point.best[:17].mean())
     missing = la.landmark_accuracy(
         face(20, 0), face(10, 1, missing=[2]), normaliser=(36, 45), areas=SCHEMES["ibug68"].areas
     )
-    assert missing["areas"]["nose"]["exclusive"] == 0
-    assert missing["areas"]["nose"]["matched"] == 1
-    assert missing["exclusive"] == pytest.approx(0.8)
+    assert missing.areas["nose"].exclusive == 0
+    assert missing.areas["nose"].matched == 1
+    assert missing.exclusive == pytest.approx(0.8)
     never = la.landmark_accuracy(
         face(20, 0, missing=range(5)), face(10, 1), normaliser=(36, 45), areas=SCHEMES["ibug68"].areas
     )
-    assert never["matched"] == 5  # to no point with good reason
+    assert never.matched == 5  # to no point with good reason
 
 
 def test_of_landmarks_with_equally_many_hits_the_nearer_one_is_taken():
@@ -111,12 +111,12 @@ def test_names_and_points_that_no_image_has():
     test.truth[:, 6] = np.nan
     names = list("abcdefghi")
     found = la.landmark_accuracy(train, test, normaliser=(0, 1), names=names)
-    assert list(found["areas"]) == names
-    assert found["areas"]["f"]["best"] is None
-    assert found["areas"]["g"]["best"] is None
-    assert found["per_point"]["exclusive_of"][5] == -1
+    assert list(found.areas) == names
+    assert found.areas["f"].best is None
+    assert found.areas["g"].best is None
+    assert found.per_point.exclusive_of[5] == -1
     many = lr.LandmarkSet(train.found, train.score, np.tile(train.truth, (1, 5, 1)))
-    assert la.landmark_accuracy(many, many, normaliser=(0, 1))["areas"] == {}
+    assert la.landmark_accuracy(many, many, normaliser=(0, 1)).areas == {}
 
 
 def test_a_radius_that_means_nothing():

@@ -26,38 +26,38 @@ def test_numbers_equal_those_of_others():
     table = contingency_matrix(clusters, ranges)
     major = table.argmax(1)
     inside = major[clusters] == ranges
-    assert found["sizes"] == np.bincount(clusters).tolist()
-    assert (found["counted"], found["unclustered"]) == (300, 0)
-    assert found["accuracy"] == pytest.approx(inside.mean())
-    for r, one in enumerate(found["ranges"]):
-        assert one["n"] == (ranges == r).sum()
-        assert one["clusters"] == np.flatnonzero(major == r).tolist()
-        assert one["accuracy"] == pytest.approx(inside[ranges == r].mean())
-    assert found["balanced"] == pytest.approx(np.mean([inside[ranges == r].mean() for r in range(5)]))
-    assert found["hungarian"] == pytest.approx(table[linear_sum_assignment(-table)].sum() / 300)
-    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(clusters, ranges), abs=1e-6)
-    assert found["chance"] == pytest.approx(np.bincount(ranges).max() / 300)
-    assert found["yaw_mean"][2] == pytest.approx(yaw[clusters == 2].mean())
-    assert found["yaw_std"][2] == pytest.approx(yaw[clusters == 2].std())
-    assert found["yaw_range"][2] == ["-90 to -60", "-60 to -30", "-30 to 30", "30 to 60", "60 to 90"][major[2]]
-    assert 0.3 < found["hungarian"] <= found["accuracy"] < 1
+    assert found.sizes == np.bincount(clusters).tolist()
+    assert (found.yaw.counted, found.unclustered) == (300, 0)
+    assert found.yaw.accuracy == pytest.approx(inside.mean())
+    for r, one in enumerate(found.yaw.ranges):
+        assert one.n == (ranges == r).sum()
+        assert one.clusters == np.flatnonzero(major == r).tolist()
+        assert one.accuracy == pytest.approx(inside[ranges == r].mean())
+    assert found.yaw.balanced == pytest.approx(np.mean([inside[ranges == r].mean() for r in range(5)]))
+    assert found.yaw.hungarian == pytest.approx(table[linear_sum_assignment(-table)].sum() / 300)
+    assert found.yaw.nmi == pytest.approx(normalized_mutual_info_score(clusters, ranges), abs=1e-6)
+    assert found.yaw.chance == pytest.approx(np.bincount(ranges).max() / 300)
+    assert found.yaw.yaw_mean[2] == pytest.approx(yaw[clusters == 2].mean())
+    assert found.yaw.yaw_std[2] == pytest.approx(yaw[clusters == 2].std())
+    assert found.yaw.yaw_range[2] == ["-90 to -60", "-60 to -30", "-30 to 30", "30 to 60", "60 to 90"][major[2]]
+    assert 0.3 < found.yaw.hungarian <= found.yaw.accuracy < 1
 
 
 def test_borders_and_images_that_do_not_count():
     yaw = [-90.0, -60.0, 30.0, 60.0, 90.0, 91.0, np.nan, 0.0, 1.0]
     found = pc.pose_clusters([0, 1, 2, 3, 3, 0, 0, -1, -2], yaw)
-    assert [one["n"] for one in found["ranges"]] == [1, 1, 2, 1, 2]
-    assert found["sizes"] == [3, 1, 1, 2]
-    assert (found["counted"], found["unclustered"]) == (7, 2)
-    assert found["accuracy"] == pytest.approx(5 / 7)  # images in no cluster are misses
-    assert found["ranges"][2]["accuracy"] == 0
+    assert [one.n for one in found.yaw.ranges] == [1, 1, 2, 1, 2]
+    assert found.sizes == [3, 1, 1, 2]
+    assert (found.yaw.counted, found.unclustered) == (7, 2)
+    assert found.yaw.accuracy == pytest.approx(5 / 7)  # images in no cluster are misses
+    assert found.yaw.ranges[2].accuracy == 0
     alone = pc.pose_clusters([2, 2, 0], None)
-    assert alone == {"sizes": [1, 0, 2], "unclustered": 0}
+    assert alone == pc.PoseClusters(sizes=[1, 0, 2], unclustered=0, yaw=None)
     empty = pc.pose_clusters([2, 0], [5.0, 100.0])
-    assert empty["yaw_range"] == [None, None, "-30 to 30"]
-    assert empty["ranges"][0]["accuracy"] is None
+    assert empty.yaw.yaw_range == [None, None, "-30 to 30"]
+    assert empty.yaw.ranges[0].accuracy is None
     nothing = pc.pose_clusters([-1, -1], [5.0, -5.0])
-    assert (nothing["accuracy"], nothing["hungarian"], nothing["nmi"]) == (0, 0, 0)
+    assert (nothing.yaw.accuracy, nothing.yaw.hungarian, nothing.yaw.nmi) == (0, 0, 0)
 
 
 def rotations(yaw, pitch, roll):

@@ -12,8 +12,7 @@ from tests.evaluation.shapes import flat, landmarks, svd_completed
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as lr
 from uld_jax.evaluation import protocol as pr
-from uld_jax.evaluation.evaluate import draws
-from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocol import Protocol, draws
 
 EYES = (0, 1)
 
@@ -53,13 +52,13 @@ def test_jakab_2018_has_no_intercept():
     fit = LinearRegression(fit_intercept=False).fit(flat(train.found), flat(train.truth))
     forward = nme(fit.predict(flat(test.found)), test.truth, eyes(test))
     result = measured(pr.JAKAB_2018, train, test)
-    assert result["forward_nme"] == pytest.approx(forward, rel=1e-10)
-    assert result["protocol"] == "p+ridge_0+no_intercept"
+    assert result.forward_nme == pytest.approx(forward, rel=1e-10)
+    assert result.protocol == "p+ridge_0+no_intercept"
     affine = measured(pr.JAKAB_2018._replace(intercept=True), train, test)
     with_bias = LinearRegression().fit(flat(train.found), flat(train.truth)).predict(flat(test.found))
-    assert affine["forward_nme"] == pytest.approx(nme(with_bias, test.truth, eyes(test)), rel=1e-10)
-    assert abs(affine["forward_nme"] - forward) > 0.01
-    assert affine["protocol"] == "p+ridge_0"
+    assert affine.forward_nme == pytest.approx(nme(with_bias, test.truth, eyes(test)), rel=1e-10)
+    assert abs(affine.forward_nme - forward) > 0.01
+    assert affine.protocol == "p+ridge_0"
 
 
 def test_awan_2023_fits_on_all_images_with_one_strength():
@@ -67,9 +66,9 @@ def test_awan_2023_fits_on_all_images_with_one_strength():
     forward = centred_ridge(train.found, train.truth, 0.01, side=32)(test.found)
     backward = centred_ridge(train.truth, train.found, 0.01, side=32)(test.truth)
     result = measured(pr.AWAN_2023, train, test)
-    assert result["forward_nme"] == pytest.approx(nme(forward, test.truth, eyes(test)), rel=1e-10)
-    assert result["backward_nme"] == pytest.approx(nme(backward, test.found, eyes(test)), rel=1e-10)
-    assert (result["protocol"], result["settings"]) == ("p", Protocol().asdict())
+    assert result.forward_nme == pytest.approx(nme(forward, test.truth, eyes(test)), rel=1e-10)
+    assert result.backward_nme == pytest.approx(nme(backward, test.found, eyes(test)), rel=1e-10)
+    assert (result.protocol, result.settings) == ("p", Protocol().asdict())
 
 
 @pytest.mark.parametrize(
@@ -95,10 +94,10 @@ def test_mallis_2024_and_tourani_2024_have_two_strengths_and_draw_300_images(pap
         forward.append(nme(there(test.found), test.truth, eyes(test)))
         backward.append(nme(back(test.truth), test.found, eyes(test)))
     result = measured(protocol, train, test, fits)
-    assert result["forward_nme"] == pytest.approx(np.mean(forward), rel=1e-10)
-    assert result["backward_nme"] == pytest.approx(np.mean(backward), rel=1e-10)
-    assert result["spread"]["forward_nme"] == pytest.approx(np.std(forward, ddof=1), rel=1e-8)
-    assert (result["n_train"], result["n_pool"]) == (300, 400)
+    assert result.forward_nme == pytest.approx(np.mean(forward), rel=1e-10)
+    assert result.backward_nme == pytest.approx(np.mean(backward), rel=1e-10)
+    assert result.spread.forward_nme == pytest.approx(np.std(forward, ddof=1), rel=1e-8)
+    assert (result.n_train, result.n_pool) == (300, 400)
 
 
 def mallis_2020(train, test, fits, first):
@@ -134,12 +133,12 @@ def test_mallis_2020_completes_the_pool_and_drops_rare_landmarks():
     assert len(fits) == 10
     kept, forward, backward = mallis_2020(train, test, fits, first=60)
     with jax.enable_x64(True):
-        result = measured(protocol, train, test, fits)["often_found"]
-        once = measured(protocol, train, test, [np.arange(60)])["often_found"]
-    assert kept == result["landmarks"] == 6
-    assert result["forward_nme"] == pytest.approx(forward, rel=1e-9)
-    assert once["backward_nme"] == pytest.approx(backward, rel=1e-10)
-    assert result["protocol"] == "p+fit_60x10+missing_svt+found_above_0.8"
+        result = measured(protocol, train, test, fits).often_found
+        once = measured(protocol, train, test, [np.arange(60)]).often_found
+    assert kept == result.landmarks == 6
+    assert result.forward_nme == pytest.approx(forward, rel=1e-9)
+    assert once.backward_nme == pytest.approx(backward, rel=1e-10)
+    assert result.protocol == "p+fit_60x10+missing_svt+found_above_0.8"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from uld_jax.evaluation import stability as st
-from uld_jax.evaluation.evaluate import SCALED
+from uld_jax.evaluation.measure import SCALED
 from uld_jax.ops import warp
 
 SPOTS = np.array([[20.0, 24.0], [40.0, 22.0], [31.0, 42.0]])

@@ -205,8 +205,10 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 from tests import tiny
-from uld_jax import config as config_lib, evaluate, loop, sharding
-from uld_jax.rounds import Rounds
+from uld_jax import config as config_lib, sharding
+from uld_jax.data.open import open_data
+from uld_jax.engine.rounds import Rounds
+from uld_jax.engine.step import Start, compile_step
 
 assert jax.device_count() == 8
 dtype, names = sys.argv[1], sys.argv[2:]
@@ -217,7 +219,7 @@ for name in names:
         config = tiny.config(name, dtype=dtype)
         if name == "cgb":  # Adam without momentum at tiny's high rate multiplies rounding by ten a step
             config.cgb.update(detector_rate=1e-4, generator_rate=1e-4)
-        data = evaluate.open_data(config, mesh)
+        data = open_data(config, mesh)
         losses, state = [], None
         for number, stage in enumerate(config.stages):
             spec = config_lib.stage(config, stage)

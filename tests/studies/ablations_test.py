@@ -20,7 +20,7 @@ from uld_jax.data import objects, open_source
 from uld_jax.data.specs import DatasetSpec, Source
 from uld_jax.engine import checkpoint, loop, runs
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
+from uld_jax.evaluation.landmark_regression import normaliser_lengths
 from uld_jax.method import Prediction, Stage
 from uld_jax.studies import ablations
 
@@ -266,7 +266,7 @@ def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
     images = jnp.asarray(test.images())
     said = method.predict({}, {}, images)
     held = method.observe({}, {}, {"image": images, "index": jnp.full(21, 9999)}, None)
-    lengths = evaluate.regression.normaliser_lengths(test.landmarks, "box", 40)
+    lengths = normaliser_lengths(test.landmarks, "box", 40)
     truth, seen = test.landmarks[:, CHOSEN], test.visible[:, CHOSEN]
     for prefix, xy, mask in (("", said.xy, said.score > 0), ("detector_", held.xy, held.mask)):
         matched, count, annotated = by_hand(np.asarray(xy), np.asarray(mask), truth, seen, lengths)

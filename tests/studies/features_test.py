@@ -15,12 +15,12 @@ from uld_jax import convert, sharding
 from uld_jax.backbones.gradient import GradientHistograms
 from uld_jax.backbones.stable_diffusion import StableDiffusion
 from uld_jax.data.feature_cache import FeatureCache
+from uld_jax.data.open import open_data, open_split
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine import loop, runs
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import Start
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 from uld_jax.studies import features
 
 SPEC = f"--config={tiny.ROOT}/configs/zeroshot.py:dataset=synthetic,k=4,preset=tiny"
@@ -51,7 +51,7 @@ def test_a_run_reads_its_passes_from_the_cache(written, tmp_path, monkeypatch):
     # Landmarks are the same where features are computed, which needs no cache.
     monkeypatch.delattr(FeatureCache, "__init__")
     finished = runs.load(str(tmp_path / "run"))
-    images = evaluate.open_split(tiny.config(), "train").images(range(4))
+    images = open_split(tiny.config(), "train").images(range(4))
     np.testing.assert_allclose(finished.method.predict(found.state, {}, images).xy, labels[:4], atol=0.01)
     monkeypatch.undo()
     # The folder may move, but not go, between a run and its resumption.
@@ -87,7 +87,7 @@ def test_the_command(uld, tmp_path):
     ]
     assert err.splitlines()[-3:] == ["features 6/16", "features 12/16", "features 16/16"]
     config = tiny.config()
-    source = evaluate.open_split(config, "test")
+    source = open_split(config, "test")
     cache = FeatureCache(out)
     cache.check(source, GradientHistograms(), {})
     right = GradientHistograms().features({}, source.images([3, 9]))
@@ -133,7 +133,7 @@ def test_a_pass_through_latents_equals_one_without(diffusion, latents, monkeypat
         config = diffusion(
             name, stage, **changes | ({} if name == "zeroshot" else {"mode": "noise", "timesteps": (9,)})
         )
-        method, data = config_lib.stage(config, stage).method, evaluate.open_data(config, mesh())
+        method, data = config_lib.stage(config, stage).method, open_data(config, mesh())
         frozen = method.frozen()
         cache = cache_lib.opened(config_lib.stage(config, stage), data.train, frozen)
         state = Start(method, data.train_reader, mesh(), frozen, jax.random.key(0)).state(None)
@@ -151,7 +151,7 @@ def test_a_pass_through_latents_equals_one_without(diffusion, latents, monkeypat
 def test_latents_of_anything_else_are_refused(diffusion, latents, tmp_path):
     def opened(config, stage="zeroshot"):
         built = config_lib.stage(config, stage)
-        return cache_lib.opened(built, evaluate.open_split(config, "train"), built.method.frozen())
+        return cache_lib.opened(built, open_split(config, "train"), built.method.frozen())
 
     asked = lambda **changes: diffusion("zeroshot", "zeroshot", cache=str(latents), **changes)
     assert len(opened(asked(timesteps=(5, 7), taps=()))) == 16

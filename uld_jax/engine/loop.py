@@ -25,6 +25,7 @@ from uld_jax import interrupts, sharding, viz
 from uld_jax.config import Config, StageSpec
 from uld_jax.data import listing, objects
 from uld_jax.data.listing import Skipped
+from uld_jax.data.open import open_data
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
@@ -34,7 +35,10 @@ from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_i
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
 from uld_jax.engine.workdir import tree_hash
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
+from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.report import summary
+from uld_jax.evaluation.run import in_training
 from uld_jax.method import Method, TrainState
 from uld_jax.version import __version__
 
@@ -78,7 +82,7 @@ def run(
     stages, chunks = check(config, workdir, mesh)
     if alone:
         config_lib.check_weights_are_read([(config, stages)])
-    data = evaluate.open_data(config, mesh)
+    data = open_data(config, mesh)
     with stop or Sigterm() as stop:
         run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
         try:
@@ -95,6 +99,7 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     if not config.stages:
         raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
+    Protocol.of(config)  # before a long training, and not at its first evaluation
     if config.dataset == "synthetic" and config.data_dir:
         raise UserError(
             f"config.data_dir={config.data_dir} is not read by the data set synthetic, which is rendered; for photos "
@@ -231,7 +236,7 @@ class _Run:
         step_key = sharding.put_key(self.mesh, self._key(number, 2))
         progress = Progress(stage.name, stage.steps, step, stage.batch_size)
         rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, ready.tables, progress.note)
-        predictor = evaluate.Predictor(method, self.mesh, self.stop.check, progress.note)
+        predictor = Predictor(method, self.mesh, self.stop.check, progress.note)
 
         while True:
             stopping = self.stop.agreed(step % config.log_every == 0)
@@ -262,12 +267,12 @@ class _Run:
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
                     last = step == stage.steps
-                    report = evaluate.in_training(
+                    report = in_training(
                         self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
                     )
                     numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
                     self.metrics.write(offset + step, stage.name, **numbers)
-                    progress.note(evaluate.summary(report))
+                    progress.note(summary(report))
                 if step < stage.steps:
                     payload = next(payloads)
                     given = state, frozen, reader.store, payload, step_key

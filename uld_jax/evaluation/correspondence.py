@@ -16,6 +16,8 @@ Purity does not fall when one landmark is split into several clusters, and NMI f
 keypoints alone, of which a few give a high value by chance. Read them beside `recall` and `matched`.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +27,32 @@ from uld_jax.errors import UserError
 _IMAGES = 128  # matched at a time, so that one program serves any number of images
 
 
-def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible=None) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Correspondence:
+    """Result of `correspondence`; shares are in 0..1, and 0 where there is nothing to count.
+
+    Attributes:
+      nmi: normalised mutual information of cluster and landmark over matched keypoints.
+      f_measure: harmonic mean of precision and recall.
+      precision: share of found keypoints that are matched.
+      recall: share of annotated points that are matched.
+      purity: share of matched keypoints whose landmark is the most frequent one of their cluster.
+      matched: mean number of matched keypoints an image.
+      keypoints_per_image: mean number of found keypoints an image.
+      match_radius: the radius of a match, in shares of the normaliser.
+    """
+
+    nmi: float
+    f_measure: float
+    precision: float
+    recall: float
+    purity: float
+    matched: float
+    keypoints_per_image: float
+    match_radius: float
+
+
+def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible=None) -> Correspondence:
     """How found keypoints correspond to annotated landmarks; the module says what is measured.
 
     Args:
@@ -37,12 +64,6 @@ def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible
       radius: in shares of the normaliser, inclusive.
       visible: [N,L] bool, False for annotated points that cannot be seen and so not found; None: all can.
 
-    Returns:
-      nmi, f_measure, precision, recall, purity    in 0..1, and 0 where there is nothing to count
-      matched                matched keypoints an image
-      keypoints_per_image    found keypoints an image
-      match_radius           `radius`
-
     Raises:
       UserError: a radius that is not positive.
       ValueError: arrays whose shapes do not fit.
@@ -50,8 +71,8 @@ def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible
     >>> found = np.array([[[0.0, 0.0], [9.0, 1.0]], [[1.0, 0.0], [5.0, 5.0]]])
     >>> truth = np.array([[[0.0, 0.0], [9.0, 0.0]], [[0.0, 0.0], [9.0, 0.0]]])
     >>> values = correspondence(found, np.ones((2, 2)), truth, lengths=[10.0, 10.0], radius=0.2)
-    >>> {name: round(values[name], 2) for name in ("nmi", "f_measure", "matched")}
-    {'nmi': 1.0, 'f_measure': 0.75, 'matched': 1.5}
+    >>> round(values.nmi, 2), values.f_measure, values.matched
+    (1.0, 0.75, 1.5)
     """
     found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
     score, lengths = np.asarray(score), np.asarray(lengths, np.float64)
@@ -71,16 +92,16 @@ def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible
     which = {"mask": right.ravel(), "clusters": max(found.shape[1], 1), "classes": landmarks}
     share = lambda part, whole: float(part) / max(float(whole), 1.0)
     images = counted.sum()
-    return {
-        "nmi": float(quality.nmi(clusters.ravel(), labels.ravel(), **which)),
-        "f_measure": share(2 * right.sum(), there.sum() + seen.sum()),
-        "precision": share(right.sum(), there.sum()),
-        "recall": share(right.sum(), seen.sum()),
-        "purity": float(quality.purity(clusters.ravel(), labels.ravel(), **which)),
-        "matched": share(right.sum(), images),
-        "keypoints_per_image": share(there.sum(), images),
-        "match_radius": float(radius),
-    }
+    return Correspondence(
+        nmi=float(quality.nmi(clusters.ravel(), labels.ravel(), **which)),
+        f_measure=share(2 * right.sum(), there.sum() + seen.sum()),
+        precision=share(right.sum(), there.sum()),
+        recall=share(right.sum(), seen.sum()),
+        purity=float(quality.purity(clusters.ravel(), labels.ravel(), **which)),
+        matched=share(right.sum(), images),
+        keypoints_per_image=share(there.sum(), images),
+        match_radius=float(radius),
+    )
 
 
 def _match(found, there, truth, seen, radius) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Errors as curves and tables: how many images are below a threshold, and which groups of images are hard."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,23 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation.missing import known_mean, or_none
 
 CED_LIMIT = 25.0  # percent of the normaliser
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Mean errors of a group of images, in percent of the normaliser; None where no image of the group has one.
+
+    Attributes:
+      group: label, such as `0 to 30`, `± 0 to 30`, a value of the column, `outside` or `no value`.
+      n: number of images, 1 or more.
+      forward_nme, backward_nme, mean_shape_nme: means over the images.
+    """
+
+    group: str
+    n: int
+    forward_nme: float | None = None
+    backward_nme: float | None = None
+    mean_shape_nme: float | None = None
 
 
 def ced(errors, limit: float = CED_LIMIT, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +68,7 @@ def _numbers(values) -> np.ndarray | None:
         return None
 
 
-def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[float] | None = None) -> list[dict]:
+def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[float] | None = None) -> list[Group]:
     """Mean errors per group of images.
 
     With edges e0 < e1 < ... an image belongs to the bin e0 <= v < e1 and so on; the last bin holds its upper edge too.
@@ -60,19 +78,19 @@ def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[f
     are groups at the end: nothing is left out in silence.
 
     Args:
-      errors: name -> [N] per-image errors (`evaluate(...)["per_image"]`); NaN means not scored.
+      errors: [N] errors of the images by their name in `Group`; NaN means not scored.
       values: N values of a column, strings or numbers.
       edges: increasing bin edges, at least two.
 
     Returns:
-      One dict a group that has images: `group` (a label), `n`, and the mean of each kind of error, None if no image of
-      the group has it.
+      The groups that have images.
 
     Raises:
       UserError: edges that do not increase, or edges on a column that holds text.
 
-    >>> group_by({"forward_nme": [1, 3, 8]}, ["-10", "20", "70"], edges=[0, 30, 90])[0]
-    {'group': '± 0 to 30', 'n': 2, 'forward_nme': 2.0}
+    >>> first = group_by({"forward_nme": [1, 3, 8]}, ["-10", "20", "70"], edges=[0, 30, 90])[0]
+    >>> first.group, first.n, first.forward_nme
+    ('± 0 to 30', 2, 2.0)
     """
     values = list(values)
     errors = {name: np.asarray(e, np.float64) for name, e in errors.items()}
@@ -103,7 +121,7 @@ def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[f
         groups = [(t, text == t) for t in sorted({t for t in text.tolist() if t}, key=key)]
         groups.append(("no value", text == ""))
     return [
-        {"group": label, "n": int(member.sum()), **{k: or_none(known_mean(e[member])) for k, e in errors.items()}}
+        Group(label, int(member.sum()), **{name: or_none(known_mean(e[member])) for name, e in errors.items()})
         for label, member in groups
         if member.any()
     ]

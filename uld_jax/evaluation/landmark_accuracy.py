@@ -11,9 +11,10 @@ the training images, and how often it is near is counted on the test images, in 
 A landmark that was not found on an image is a miss there. Of two with equally many hits the nearer one is taken.
 """
 
+import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,61 @@ def match(seen: Hits) -> tuple[np.ndarray, np.ndarray]:
     return exclusive, np.where(given, cost.argmin(0), -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Area:
+    """Annotated landmarks of one area, such as the mouth.
+
+    Attributes:
+      points: number of annotated landmarks.
+      matched: how many of them the exclusive matching serves.
+      exclusive, best: means over the landmarks that have a value, in 0..1; None if none has.
+    """
+
+    points: int
+    matched: int
+    exclusive: float | None
+    best: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerPoint:
+    """Values of each annotated landmark.
+
+    Attributes:
+      exclusive, best: [L] float64, in 0..1; NaN for a landmark without a value.
+      exclusive_of, best_of: [L] int, the discovered landmark that stands for it; -1 for none.
+    """
+
+    exclusive: np.ndarray
+    best: np.ndarray
+    exclusive_of: np.ndarray
+    best_of: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LandmarkAccuracy:
+    """Result of `landmark_accuracy`.
+
+    Attributes:
+      radius: in shares of the normaliser.
+      n_train: number of images on which landmarks were matched.
+      n_test: number of images on which hits were counted.
+      matched: how many annotated landmarks the exclusive matching serves.
+      exclusive, best: means over the annotated landmarks that have a value, in 0..1; None if none has.
+      areas: by name; without named areas one entry for every point, up to 40 of them, and {} beyond.
+      per_point: values of each annotated landmark.
+    """
+
+    radius: float
+    n_train: int
+    n_test: int
+    matched: int
+    exclusive: float | None
+    best: float | None
+    areas: dict[str, Area]
+    per_point: PerPoint
+
+
 def landmark_accuracy(
     train: LandmarkSet,
     test: LandmarkSet,
@@ -86,7 +142,7 @@ def landmark_accuracy(
     radius: float = Protocol().accuracy_radius,
     names=(),
     areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
-) -> dict[str, Any]:
+) -> LandmarkAccuracy:
     """Matches on `train`, counts on `test`; the module says what the numbers mean.
 
     Args:
@@ -95,15 +151,6 @@ def landmark_accuracy(
       radius: in shares of the normaliser, inclusive.
       names: of the L annotated landmarks; () if unknown.
       areas: {name: (first, last)} of annotated landmarks, see `data.specs.Scheme`; {} if unknown.
-
-    Returns:
-      radius, n_train, n_test
-      exclusive, best      means over the annotated landmarks that have a value, in 0..1; None if none has
-      matched              how many annotated landmarks the exclusive matching serves
-      areas                area -> points, matched, exclusive, best; without areas one entry for every point, up to 40
-                           of them; {} beyond
-      per_point            exclusive, best [L], NaN for none; exclusive_of, best_of [L] the discovered landmark, -1 for
-                           none
 
     Raises:
       UserError: a radius that is not positive.
@@ -126,11 +173,11 @@ def landmark_accuracy(
         }
 
     spans = {name: (slice(first, last + 1), last + 1 - first) for name, (first, last) in spans.items()}
-    return {
-        "radius": float(radius),
-        "n_train": len(train.found),
-        "n_test": len(test.found),
+    return LandmarkAccuracy(
+        radius=float(radius),
+        n_train=len(train.found),
+        n_test=len(test.found),
         **means(slice(None)),
-        "areas": {name: {"points": count} | means(part) for name, (part, count) in spans.items()},
-        "per_point": values | {f"{name}_of": of for name, of in chosen.items()},
-    }
+        areas={name: Area(points=count, **means(part)) for name, (part, count) in spans.items()},
+        per_point=PerPoint(**values, **{f"{name}_of": of for name, of in chosen.items()}),
+    )

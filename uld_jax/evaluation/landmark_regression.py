@@ -35,7 +35,7 @@ pool and test together, before anything is completed or fitted. Annotated points
 neither in the fit, nor in the score; as inputs of the backward fit they take their mean over the drawn images.
 """
 
-import warnings
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation.curves import CED_LIMIT, ced_auc
 from uld_jax.evaluation.missing import known_mean, or_none
 from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.scores import Errors, OftenFound, PerImage, PerLandmark, Scores, averaged
 from uld_jax.ops.completion import complete
 from uld_jax.ops.ridge import choose_strength, fit_ridge, leave_one_out_residuals
 
@@ -205,7 +206,7 @@ def complete_inputs(pool: LandmarkSet, missing: str = "mean", image_side: float 
     return Inputs(x, fill, used)
 
 
-def _fit_map(inputs: Inputs, truth, rows, strength: float | None, intercept: bool = True) -> ForwardMap:
+def fit_map(inputs: Inputs, truth, rows, strength: float | None, intercept: bool = True) -> ForwardMap:
     """The map from discovered landmarks to truth [N,L,2], fitted on some rows of a completed pool."""
     x, truth = inputs.xy[rows], np.asarray(truth, np.float64)[rows]
     annotated = np.isfinite(truth).all(-1)
@@ -233,7 +234,7 @@ def fit_forward(
       image_side: side of the frame in pixels, for `svt`.
       intercept: whether the map is affine; linear in pixels of the frame otherwise.
     """
-    return _fit_map(complete_inputs(train, missing, image_side), train.truth, slice(None), strength, intercept)
+    return fit_map(complete_inputs(train, missing, image_side), train.truth, slice(None), strength, intercept)
 
 
 def _completed(xy, there, side):
@@ -297,7 +298,8 @@ def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float, int
 # Evaluation
 
 
-def _check(train: LandmarkSet, test: LandmarkSet) -> None:
+def check_sets(train: LandmarkSet, test: LandmarkSet) -> None:
+    """Raise UserError or ValueError for training and test landmarks that cannot be measured together."""
     for name, part in (("training", train), ("test", test)):
         n, k = np.shape(part.found)[:2]
         shapes = (np.shape(part.found), np.shape(part.score), np.shape(part.truth))
@@ -311,7 +313,8 @@ def _check(train: LandmarkSet, test: LandmarkSet) -> None:
         )
 
 
-def _lengths_or_error(test: LandmarkSet, normaliser: Normaliser, image_side: float | None) -> np.ndarray:
+def lengths_or_error(test: LandmarkSet, normaliser: Normaliser, image_side: float | None) -> np.ndarray:
+    """The `normaliser_lengths` [N] of the test images. Raises UserError where none of them has one."""
     lengths = normaliser_lengths(test.truth, normaliser, image_side)
     if not np.isfinite(lengths).any():
         raise UserError(
@@ -331,7 +334,7 @@ def evaluate(
     protocol: Protocol = Protocol(),
     fits: Sequence[Any] | None = None,
     ced_limit: float = CED_LIMIT,
-) -> dict[str, Any]:
+) -> Errors:
     """Fits on `train`, scores on `test`; the module says what the numbers mean.
 
     Args:
@@ -344,74 +347,63 @@ def evaluate(
       fits: images of the pool that each fit takes, as indices; None for one fit on all. Several fits are `averaged`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
 
-    Returns:
-      A dict. All errors are in percent of the normaliser; a mean over images is a mean of per-image means.
-        protocol             id of the numbers, `Protocol.id`; `+missing_...` is in it where points are missing
-        settings             the choices of the protocol by name
-        normaliser, n_train (images of a fit), n_pool, n_test, landmarks (K), annotated (L)
-        forward_nme, backward_nme, mean_shape_nme      over all annotated points
-        forward_nme_visible, mean_shape_nme_visible    over the visible ones; None if the annotation does not tell
-        ced_auc, ced_limit   area under the share of test images whose forward error is below a threshold, for
-                             thresholds from 0 to `ced_limit` percent, divided by that range: 0 to 1, 1 is best
-        left_out             discovered landmarks that no image of the pool has
-        not_annotated        annotated points that no drawn image has; they are not scored
-        found_train, found_test, found_share           share of the points that were found: pool, test, both together
-        often_found          if some point is missing: protocol, its own id; min_found; landmarks, how many were found
-                             on more than that share of all images of pool and test; forward_nme and backward_nme from
-                             these alone, None without any
-        not_scored           test images whose normaliser is missing
-        per_landmark         forward [L], mean_shape [L], backward [K], found_train [K], found_test [K]
-        per_image            forward_nme [N], backward_nme [N], mean_shape_nme [N]
-        predicted            [N,L,2] annotated landmarks as the (first) forward map places them, in pixels of the frame
-
     Raises:
       UserError: no image in a split, splits that differ in their number of points, a normaliser that fits nowhere, or
         a protocol that means nothing.
       ValueError: arrays of the wrong shape.
     """
-    _check(train, test)
+    check_sets(train, test)
     protocol.checked()
-    lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
+    lengths = lengths_or_error(test, normaliser, image_side)[:, None]
     there_train, there_test = (_found(part)[1] for part in (train, test))
-    there = np.concatenate([there_train, there_test])
+    all_found = bool(there_train.all() and there_test.all())
     fits = [np.arange(len(train.found))] if fits is None else fits
 
     def errors(train, test):
         inputs = complete_inputs(train, protocol.missing, image_side)
         return averaged([_scored(train, test, inputs, rows, lengths, protocol, ced_limit) for rows in fits])
 
-    result = errors(train, test) | {
-        "protocol": protocol.id(data, there.all()),
-        "settings": protocol.asdict(),
-        "normaliser": normaliser_name(normaliser),
-        "n_pool": len(train.found),
-        "n_test": len(test.found),
-        "landmarks": there.shape[1],
-        "annotated": np.shape(test.truth)[1],
-        "left_out": np.flatnonzero(~there_train.any(0)).tolist(),
-        "found_train": float(there_train.mean()),
-        "found_test": float(there_test.mean()),
-        "found_share": float(there.mean()),
-        "not_scored": int((~np.isfinite(lengths)).sum()),
-    }
-    result["per_landmark"] |= {"found_train": there_train.mean(0), "found_test": there_test.mean(0)}
-    if not there.all():
-        often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
-        # Not a mean of the errors above: the regression sees these landmarks alone, and their matrix is completed.
-        few = errors(train.only(often), test.only(often)) if often.any() else {}
-        result["often_found"] = {
-            "protocol": protocol.often(data),
-            "min_found": float(protocol.min_found),
-            "landmarks": int(often.sum()),
-            **{name: or_none(few.get(name, np.nan)) for name in ("forward_nme", "backward_nme")},
-        }
-    return result
+    scores = errors(train, test)
+    return Errors(
+        **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)},
+        protocol=protocol.id(data, all_found),
+        settings=protocol.asdict(),
+        normaliser=normaliser_name(normaliser),
+        n_pool=len(train.found),
+        n_test=len(test.found),
+        landmarks=there_test.shape[1],
+        annotated=np.shape(test.truth)[1],
+        left_out=np.flatnonzero(~there_train.any(0)).tolist(),
+        found_train=float(there_train.mean()),
+        found_test=float(there_test.mean()),
+        found_share=float(np.concatenate([there_train, there_test]).mean()),
+        found_train_each=there_train.mean(0),
+        found_test_each=there_test.mean(0),
+        not_scored=int((~np.isfinite(lengths)).sum()),
+        often_found=None if all_found else _often_found(train, test, errors, protocol, data),
+    )
 
 
-def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> dict[str, Any]:
+def _often_found(train: LandmarkSet, test: LandmarkSet, errors, protocol: Protocol, data: str) -> OftenFound:
+    """The result over the landmarks that are found often; `errors(train, test)` measures sets of landmarks."""
+    there_train, there_test = (_found(part)[1] for part in (train, test))
+    there = np.concatenate([there_train, there_test])
+    often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
+    # Not a mean of the errors of all: the regression sees these landmarks alone, and their matrix is completed.
+    few = errors(train.only(often), test.only(often)) if often.any() else None
+    return OftenFound(
+        protocol=protocol.often(data),
+        min_found=float(protocol.min_found),
+        landmarks=int(often.sum()),
+        forward_nme=few and or_none(few.forward_nme),
+        backward_nme=few and or_none(few.backward_nme),
+    )
+
+
+def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> Scores:
     """The errors of `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
     drawn, truth = train.take(rows), np.asarray(test.truth, np.float64)
-    forward_map = _fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
+    forward_map = fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
     predicted = apply_forward(forward_map, test.found, test.score)
     forward = 100 * _pixels(predicted, truth) / lengths
     mean_shape = known_mean(np.asarray(drawn.truth, np.float64), 0)
@@ -419,130 +411,31 @@ def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_
     backward = 100 * _backward_errors(drawn, test, protocol.ridge_backward, protocol.intercept) / lengths
     fitted, met = (_found(part)[1].any(0) for part in (drawn, test))
     per_landmark = np.where(fitted & ~met, 100.0, known_mean(backward, 0))
-    per_image = {
-        "forward_nme": known_mean(forward, 1),
-        "backward_nme": known_mean(backward, 1),
-        "mean_shape_nme": known_mean(baseline, 1),
-    }
+    per_image = PerImage(
+        forward_nme=known_mean(forward, 1), backward_nme=known_mean(backward, 1), mean_shape_nme=known_mean(baseline, 1)
+    )
     seen = None if test.visible is None else np.asarray(test.visible, bool)
 
     def visible_nme(errors):
         return None if seen is None else float(known_mean(known_mean(np.where(seen, errors, np.nan), 1)))
 
-    scored = per_image["forward_nme"][np.isfinite(per_image["forward_nme"])]
-    return {
-        "n_train": len(drawn.found),
-        "forward_nme": float(known_mean(per_image["forward_nme"])),
-        "backward_nme": float(known_mean(per_landmark)),
-        "mean_shape_nme": float(known_mean(per_image["mean_shape_nme"])),
-        "forward_nme_visible": visible_nme(forward),
-        "mean_shape_nme_visible": visible_nme(baseline),
-        "ced_auc": ced_auc(scored, ced_limit),
-        "ced_limit": float(ced_limit),
-        "not_annotated": np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
-        "per_landmark": {
-            "forward": known_mean(forward, 0),
-            "mean_shape": known_mean(baseline, 0),
-            "backward": per_landmark,
-        },
-        "per_image": per_image,
-        "predicted": predicted,
-    }
-
-
-def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several results of `evaluate`, fitted on different training images and scored on the same test images, as one.
-
-    Errors and shares, the tables by landmark and by image among them, are means over the results that have a value;
-    counts, names and `predicted` are those of the first. `spread` tells how far they are apart: repeats, and the sample
-    standard deviations of forward_nme and backward_nme.
-
-    Raises:
-      ValueError: no results.
-    """
-    if not results:
-        raise ValueError("averaged needs at least one result")
-    if len(results) == 1:
-        return dict(results[0])
-
-    def mean(values, name=""):
-        known = [v for v in values if v is not None]
-        first = known[0] if known else None
-        if isinstance(first, Mapping):
-            return {key: mean([v.get(key) for v in known], key) for key in first}
-        if isinstance(first, np.ndarray) and name != "predicted":
-            return known_mean(np.stack(known), 0)
-        return float(known_mean(np.array(known))) if isinstance(first, float) else first
-
-    keys = dict.fromkeys(key for result in results for key in result)
-    spread = {
-        name: or_none(np.std([result[name] for result in results], ddof=1)) for name in ("forward_nme", "backward_nme")
-    }
-    together = {key: mean([result.get(key) for result in results], key) for key in keys}
-    return together | {"spread": {"repeats": len(results)} | spread}
-
-
-def label_counts(
-    train: LandmarkSet,
-    test: LandmarkSet,
-    *,
-    normaliser: Normaliser,
-    image_side: float | None = None,
-    counts: Sequence[int | str] = (1, 5, 10, 50, "all"),
-    repeats: int = 10,
-    seed: int = 0,
-    protocol: Protocol = Protocol(),
-) -> list[dict]:
-    """Forward error against the number of annotated training images.
-
-    For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
-    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from all of `train`, as
-    that needs no annotation. 'all' is one fit. With n = 1 and an intercept the prediction is that image's annotation,
-    so the two columns agree.
-
-    Returns:
-      One dict a count: `n`, `repeats`, `forward_nme` (mean over draws), `forward_nme_std` (over draws, 0 for one),
-      `mean_shape_nme`, the mean error of the drawn images' mean shape. Counts above the number of training images are
-      left out with a warning.
-
-    Raises:
-      UserError: counts that are neither positive numbers nor 'all', or what `evaluate` raises.
-    """
-    _check(train, test)
-    lengths = _lengths_or_error(test, normaliser, image_side)[:, None]
-    truth, annotated = np.asarray(test.truth, np.float64), np.asarray(train.truth, np.float64)
-    inputs, total = complete_inputs(train, protocol.missing, image_side), len(train.found)
-    wanted = []
-    for count in counts:
-        if str(count) != "all" and not (str(count).isdecimal() and int(count) > 0):
-            raise UserError(f"label_counts holds {count!r}; give positive numbers and 'all', such as 1,10,100,all")
-        wanted.append(total if str(count) == "all" else int(count))
-    if max(wanted, default=0) > total:
-        warnings.warn(f"label_counts above the {total} annotated training images are left out", stacklevel=2)
-    rows = []
-    for n in sorted({n for n in wanted if n <= total}):
-        errors = []
-        for repeat in range(repeats if n < total else 1):
-            draw = np.random.default_rng((seed, n, repeat)).permutation(total)[:n] if n < total else np.arange(total)
-            fitted = _fit_map(inputs, annotated, draw, protocol.ridge_forward, protocol.intercept)
-            predicted = apply_forward(fitted, test.found, test.score)
-            mean_shape = known_mean(annotated[draw], 0)
-            errors.append([_nme(predicted, truth, lengths), _nme(mean_shape, truth, lengths)])
-        forward, baseline = np.array(errors).T
-        rows.append(
-            {
-                "n": n,
-                "repeats": len(errors),
-                "forward_nme": or_none(known_mean(forward)),
-                "forward_nme_std": or_none(np.std(forward)),
-                "mean_shape_nme": or_none(known_mean(baseline)),
-            }
-        )
-    return rows
-
-
-def _nme(predicted, truth, lengths) -> float:
-    return float(known_mean(known_mean(100 * np.linalg.norm(predicted - truth, axis=-1) / lengths, 1)))
+    scored = per_image.forward_nme[np.isfinite(per_image.forward_nme)]
+    return Scores(
+        n_train=len(drawn.found),
+        forward_nme=float(known_mean(per_image.forward_nme)),
+        backward_nme=float(known_mean(per_landmark)),
+        mean_shape_nme=float(known_mean(per_image.mean_shape_nme)),
+        forward_nme_visible=visible_nme(forward),
+        mean_shape_nme_visible=visible_nme(baseline),
+        ced_auc=ced_auc(scored, ced_limit),
+        ced_limit=float(ced_limit),
+        not_annotated=np.flatnonzero(~np.isfinite(mean_shape).all(-1)).tolist(),
+        per_landmark=PerLandmark(
+            forward=known_mean(forward, 0), mean_shape=known_mean(baseline, 0), backward=per_landmark
+        ),
+        per_image=per_image,
+        predicted=predicted,
+    )
 
 
 def mean_error(residuals) -> float | None:

@@ -8,9 +8,10 @@ Where the yaw of an image is not known it can be told from many annotated points
 is needed: the points of all images together tell their shape.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,67 @@ from uld_jax.evaluation.missing import known_mean
 EDGES = (-90.0, -60.0, -30.0, 30.0, 60.0, 90.0)  # degrees
 
 
-def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class YawRange:
+    """Images of a range of yaw.
+
+    Attributes:
+      range: label, such as `-30 to 30`, in degrees.
+      n: number of images.
+      clusters: numbers of the clusters that stand for the range.
+      accuracy: share of the images that are in one of these, in 0..1; None without images.
+    """
+
+    range: str
+    n: int
+    clusters: list[int]
+    accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class YawOfClusters:
+    """How clusters go together with yaw; the module says what the shares mean. Shares are in 0..1.
+
+    Attributes:
+      counted: number of images whose yaw is in a range.
+      accuracy: share of images that are in the range of their cluster.
+      hungarian: the same where every range is given to one cluster at most.
+      chance: accuracy of a single cluster.
+      balanced: mean of the accuracies of the ranges that have images; NaN without any.
+      nmi: normalised mutual information of cluster and range, over clustered images.
+      yaw_range: [Q] label of each cluster's range; None for one without counted images.
+      yaw_mean, yaw_std: [Q] degrees, of each cluster's counted images; None for one without any.
+      ranges: the ranges in increasing order.
+    """
+
+    counted: int
+    accuracy: float
+    hungarian: float
+    chance: float
+    balanced: float
+    nmi: float
+    yaw_range: list[str | None]
+    yaw_mean: list[float | None]
+    yaw_std: list[float | None]
+    ranges: list[YawRange]
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseClusters:
+    """Result of `pose_clusters`.
+
+    Attributes:
+      sizes: [Q] number of images of each cluster, up to the last that has one.
+      unclustered: number of images in no cluster.
+      yaw: how the clusters go together with yaw; None where no yaw is known.
+    """
+
+    sizes: list[int]
+    unclustered: int
+    yaw: YawOfClusters | None = None
+
+
+def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> PoseClusters:
     """How clusters of images and their yaw go together.
 
     Args:
@@ -30,27 +91,20 @@ def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> dict[st
       edges: increasing; a range is e0 <= yaw < e1 and so on, the last one holds its upper edge too. Images outside do
         not count.
 
-    Returns:
-      sizes                images of each cluster, up to the last that has one
-      unclustered          images in no cluster
-      and with yaw
-      counted              images whose yaw is in a range
-      accuracy, hungarian, chance, nmi    see the module; in 0..1. NMI is of cluster and range, over clustered images
-      balanced             mean over the ranges that have images of each one's accuracy
-      yaw_range, yaw_mean, yaw_std    of each cluster; None for one without counted images
-      ranges               one dict a range: range, n, clusters that stand for it, accuracy (None without images)
-
     >>> found = pose_clusters([0, 0, 1, 1, 1], [-70.0, -80.0, 5.0, 10.0, 40.0])
-    >>> found["sizes"], found["accuracy"], found["yaw_range"]
+    >>> found.sizes, found.yaw.accuracy, found.yaw.yaw_range
     ([2, 3], 0.8, ['-90 to -60', '-30 to 30'])
     """
     clusters = np.asarray(clusters, np.int32)
     count = max(int(clusters.max(initial=-1)) + 1, 1)
     sizes = np.bincount(clusters[clusters >= 0], minlength=count)
-    result = {"sizes": sizes.tolist(), "unclustered": int((clusters < 0).sum())}
-    if yaw is None:
-        return result
-    yaw, labels = np.asarray(yaw, np.float64), [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
+    known = None if yaw is None else _yaw_of_clusters(clusters, count, np.asarray(yaw, np.float64), edges)
+    return PoseClusters(sizes.tolist(), int((clusters < 0).sum()), known)
+
+
+def _yaw_of_clusters(clusters, count: int, yaw, edges: Sequence[float]) -> YawOfClusters:
+    """How `count` clusters [N] and yaw [N] go together."""
+    labels = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     ranges = np.searchsorted(edges, yaw, side="right") - 1  # NaN comes last
     ranges = np.where(yaw == edges[-1], len(labels) - 1, ranges)
     counted = (ranges >= 0) & (ranges < len(labels))
@@ -64,26 +118,26 @@ def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> dict[st
     given = np.asarray(assignment.one_per_cluster(jnp.asarray(table.max() - table, jnp.float32)[None]))[0]
     by_range = np.where(of > 0, right / np.maximum(of, 1), np.nan)
     inside = [yaw[counted & (clusters == q)] for q in range(count)]
-    return result | {
-        "counted": int(of.sum()),
-        "accuracy": float(right.sum() / total),
-        "hungarian": float(sum(table[q, r] for q, r in enumerate(given) if r >= 0) / total),
-        "chance": float(of.max() / total),
-        "balanced": float(known_mean(by_range)),
-        "nmi": float(quality.nmi(jnp.asarray(clusters), jnp.asarray(ranges), **which)),
-        "yaw_range": [labels[r] if u else None for r, u in zip(major, used, strict=True)],
-        "yaw_mean": [float(y.mean()) if len(y) else None for y in inside],
-        "yaw_std": [float(y.std()) if len(y) else None for y in inside],
-        "ranges": [
-            {
-                "range": label,
-                "n": int(of[r]),
-                "clusters": np.flatnonzero(used & (major == r)).tolist(),
-                "accuracy": float(by_range[r]) if of[r] else None,
-            }
+    return YawOfClusters(
+        counted=int(of.sum()),
+        accuracy=float(right.sum() / total),
+        hungarian=float(sum(table[q, r] for q, r in enumerate(given) if r >= 0) / total),
+        chance=float(of.max() / total),
+        balanced=float(known_mean(by_range)),
+        nmi=float(quality.nmi(jnp.asarray(clusters), jnp.asarray(ranges), **which)),
+        yaw_range=[labels[r] if u else None for r, u in zip(major, used, strict=True)],
+        yaw_mean=[float(y.mean()) if len(y) else None for y in inside],
+        yaw_std=[float(y.std()) if len(y) else None for y in inside],
+        ranges=[
+            YawRange(
+                range=label,
+                n=int(of[r]),
+                clusters=np.flatnonzero(used & (major == r)).tolist(),
+                accuracy=float(by_range[r]) if of[r] else None,
+            )
             for r, label in enumerate(labels)
         ],
-    }
+    )
 
 
 # Yaw from points

@@ -14,6 +14,8 @@ Mallis et al. divides by the distance of the lower lids (`41,46`), that of CGB b
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from uld_jax.errors import UserError
 
 MISSING = ("mean", "svt")
@@ -178,3 +180,26 @@ def published(name: str, field: str = "protocol") -> Protocol:
     if name not in PAPERS:
         raise UserError(f"{field} is {name!r}; use one of {', '.join(PAPERS)}")
     return PAPERS[name]
+
+
+def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:
+    """The images of a pool that each fit takes, increasing indices; see `Protocol.repeats`.
+
+    >>> [draw.tolist() for draw in draws(Protocol(fit_images=3), 9, seed=0)]
+    [[0, 4, 8]]
+    """
+    if protocol.repeats == 1:
+        return [spread(pool, protocol.fit_images)]
+    return [
+        np.sort(np.random.default_rng((seed, repeat)).permutation(pool)[: protocol.fit_images])
+        for repeat in range(protocol.repeats)
+    ]
+
+
+def spread(rows: int, most: int) -> np.ndarray:
+    """At most `most` row numbers, evenly spread over all; 0 for all of them.
+
+    >>> spread(9, 3).tolist(), spread(3, 0).tolist()
+    ([0, 4, 8], [0, 1, 2])
+    """
+    return np.unique(np.linspace(0, rows - 1, min(most, rows) or rows).astype(int))

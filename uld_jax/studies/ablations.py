@@ -20,6 +20,7 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluation/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -40,14 +41,14 @@ from uld_jax.bank import UNKNOWN
 from uld_jax.clustering import quality
 from uld_jax.config import Config
 from uld_jax.data import Source, annotated, make_reader
+from uld_jax.data.open import eval_batch, open_split
 from uld_jax.data.specs import labelled
 from uld_jax.engine import loop, runs, stopping
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.correspondence import correspondence
-from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocol import Protocol, spread
 from uld_jax.ops import coordinates, keypoints
 from uld_jax.studies import clusters as clusters_study
 from uld_jax.studies import sweep
@@ -434,7 +435,7 @@ def _check(name: str, every: Sequence[sweep.Cell], workdir, mesh) -> None:
     if name == "2a":
         return
     for split in ("train", "test"):
-        _check_annotated(name, evaluate.open_split(every[0].config, split), split)
+        _check_annotated(name, open_split(every[0].config, split), split)
 
 
 def _check_annotated(name: str, source: Source, split: str) -> None:
@@ -459,7 +460,7 @@ class _Mixed:
     def __init__(self, every: Sequence[sweep.Cell], workdir, landmarks: str):
         self._workdir, self._config = workdir, every[0].config
         self._test = None
-        self._train = evaluate.open_split(self._config, "train")
+        self._train = open_split(self._config, "train")
         self.landmarks = _chosen(landmarks, self._train.spec.landmarks)
         for true in sorted({int(cell.values["true"]) for cell in every}):
             if true > len(self.landmarks):
@@ -486,19 +487,19 @@ class _Mixed:
     def measure(self, cell: sweep.Cell, found: loop.Found, mesh) -> None:
         """Writes NMI and F of a finished run on the test split."""
         if self._test is None:
-            self._test = evaluate.open_split(self._config, "test")
+            self._test = open_split(self._config, "test")
         test, radius = self._test, Protocol.of(cell.config).match_radius
         seen = look(cell.config, found.method, found.state, found.frozen, mesh, test)
         lengths = _lengths(test)
         visible = None if test.visible is None else test.visible[:, self.landmarks]
         truth = test.landmarks[:, self.landmarks]
-        values = correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible)
+        whole = correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible)
         # The detector head alone, before clusters are assigned and what is far from them is dropped.
         detected = correspondence(
             seen.points, seen.mask.astype(np.float32), truth, lengths, radius=radius, visible=visible
         )
         detector = ("f_measure", "precision", "recall", "keypoints_per_image")
-        values |= {f"detector_{key}": detected[key] for key in detector}
+        values = dataclasses.asdict(whole) | {f"detector_{key}": getattr(detected, key) for key in detector}
         workdir_lib.write_json(self.path(cell), values | {"landmarks": self.landmarks, "images": len(test)})
 
 
@@ -515,7 +516,7 @@ def _chosen(text: str, total: int) -> list[int]:
     if len(numbers) == 1 and "," not in text:
         if not 0 < numbers[0] <= total:
             raise UserError(f"--landmarks={text}: the data have {total} landmarks; use 1 to {total} of them")
-        return evaluate.spread(total, numbers[0]).tolist()
+        return spread(total, numbers[0]).tolist()
     if len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) >= total:
         raise UserError(f"--landmarks={text}: give different numbers from 0 to {total - 1}")
     return sorted(numbers)
@@ -549,7 +550,7 @@ def look(config: Config, method, state, frozen, mesh, source: Source, rows=None,
 
     The stage's memory of training images is left out, so that they are as new to it as others.
     """
-    reader = make_reader(source, mesh=mesh, batch_size=evaluate.eval_batch(config, mesh), kind="stream")
+    reader = make_reader(source, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
     frozen = sharding.put_replicated(mesh, frozen)
 
     @jax.jit
@@ -576,15 +577,15 @@ def _compare(where: str, workdir, mesh) -> sweep.Table:
     records, places, groups = [], {}, {}
     for stage, title in zip(BOTH, ("initial", "learned"), strict=True):
         run = runs.load(f"{where}:{stage}", mesh)
-        source = evaluate.open_split(run.config, "train")
+        source = open_split(run.config, "train")
         if "test" in source.spec.splits:
-            source = evaluate.open_split(run.config, "test")
-        rows = evaluate.spread(len(source), COMPARED_IMAGES)
+            source = open_split(run.config, "test")
+        rows = spread(len(source), COMPARED_IMAGES)
         seen = look(run.config, run.method, run.state, run.frozen, mesh, source, rows, describe=True)
         mask = seen.mask & np.isfinite(seen.descriptors).all(-1)
         if mask.sum() < 2:
             raise UserError(f"stage {stage!r} of {where} finds nothing on these images; there is nothing to compare")
-        pick = evaluate.spread(int(mask.sum()), COMPARED_ROWS)
+        pick = spread(int(mask.sum()), COMPARED_ROWS)
         z, landmark = seen.descriptors[mask][pick], None
         if len(labelled(source)):
             radius = Protocol.of(run.config).match_radius

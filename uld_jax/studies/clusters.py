@@ -25,9 +25,10 @@ from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.data import make_reader
+from uld_jax.data.open import eval_batch, open_split
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
+from uld_jax.evaluation.protocol import spread
 from uld_jax.method import Stage
 from uld_jax.ops import keypoints
 
@@ -61,8 +62,8 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
         stages = [name for name, method in built.items() if _describes(method)]
         other = f"give another one with --stage: {', '.join(stages)}" if stages else "give a run of another method"
         raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; {other}")
-    source = evaluate.open_split(finished.config, split)
-    size = evaluate.eval_batch(finished.config, mesh)
+    source = open_split(finished.config, split)
+    size = eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
 
     @jax.jit
@@ -72,7 +73,7 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
         return seen.z, seen.mask & (batch["index"] < reader.rows)[:, None], seen.landmark
 
     slots = jax.eval_shape(found, finished.state, finished.frozen, next(iter(reader.ordered())))[0].shape[1]
-    rows = evaluate.spread(len(source), max(1, most // slots))
+    rows = spread(len(source), max(1, most // slots))
     parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
     z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
@@ -132,7 +133,7 @@ def embed(rows: Descriptors, seed: int = 0, most: int = DRAWN) -> tuple[np.ndarr
     """t-SNE of at most `most` rows by cosine distance: which rows [R'], and their places [R',2]."""
     from sklearn.manifold import TSNE
 
-    pick = evaluate.spread(len(rows.z), most)
+    pick = spread(len(rows.z), most)
     unit = rows.z[pick] / np.maximum(np.linalg.norm(rows.z[pick], axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, max(1.0, (len(pick) - 1) / 3))
     return pick, TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from uld_jax import config as config_lib
 from uld_jax.config import Config
 from uld_jax.data.feature_cache import Description, write
+from uld_jax.data.open import eval_batch, open_split
 from uld_jax.engine import cache
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 
 
 def main(
@@ -57,6 +57,6 @@ def main(
         raise UserError(f"{what} through a frozen backbone; name another by --stage, or another config")
     backbone = cache.whole_or_latents(cache.of_stage(looking[0]), what, "--what asks for")
     frozen = backbone.load()
-    source = evaluate.open_split(config, split)
-    batch_size = batch_size or evaluate.eval_batch(config, mesh)
+    source = open_split(config, split)
+    batch_size = batch_size or eval_batch(config, mesh)
     return write(source, backbone, frozen, out, mesh, batch_size, dtype, report=report), looking[0].name

@@ -26,10 +26,10 @@ from etils import epath
 from uld_jax import config as config_lib
 from uld_jax import files, sharding, viz
 from uld_jax.config import Config
+from uld_jax.data.open import open_split
 from uld_jax.engine import checkpoint, loop, runs, stopping
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 
 SEED = "seed"
 COLUMNS = ("forward_nme", "backward_nme", "mean_shape_nme", "stability_px")
@@ -259,9 +259,9 @@ def _check(every: Sequence[Cell], workdir, mesh) -> list[tuple[Config, list[conf
             built.append((config, stages))
             data = json.dumps([config.dataset, config.data_dir, config.data.to_dict()], default=str)
             if data not in rows:
-                train = evaluate.open_split(config, "train")
+                train = open_split(config, "train")
                 if "test" in train.spec.splits:
-                    evaluate.open_split(config, "test")
+                    open_split(config, "test")
                 rows[data] = len(train)
             first = config.init_from
             if first and first not in origins:

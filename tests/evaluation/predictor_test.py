@@ -1,0 +1,61 @@
+"""A stage's predictions, without the slots that it does not use."""
+
+import csv
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from tests import tiny
+from tests.evaluation.made_up import Slots
+from uld_jax import sharding
+from uld_jax.data.open import open_data
+from uld_jax.detector import Detector
+from uld_jax.engine.runs import Finished
+from uld_jax.evaluation.measure import measure
+from uld_jax.evaluation.predictor import Predictor
+from uld_jax.method import TrainState
+from uld_jax.predict import predict_folder
+
+
+def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
+    config, mesh = tiny.config(**{"data.rows": (24, 8)}), sharding.make_mesh()
+    data, used = open_data(config, mesh), jnp.array([False, True, True, False, True])
+    state = TrainState(jnp.int32(0), aux=used)
+    predictor = Predictor(Slots(), mesh)
+    xy, score = predictor.read(state, {}, data.test_reader)
+    assert xy.shape == (8, 3, 2)
+    assert score.shape == (8, 3)
+    np.testing.assert_allclose(xy[:, 1] - xy[:, 0], [[2, 3]] * 8, atol=1e-4)
+    np.testing.assert_array_equal(predictor.images(state, {}, data.test.images())[0], xy)
+    np.testing.assert_array_equal(predictor.heatmaps(state, {}, data.test.images())[1][0, 0, 0], [1, 2, 4])
+    assert Predictor(Slots(maps=1), mesh).heatmaps(state, {}, data.test.images())[1].shape == (8, 8, 8, 1)
+    first = data.test.images()[:, 0, 0, 0] // 32
+    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader), first)
+    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader, np.array([2, 5])), first[[2, 5]])
+    assert predictor.poses(TrainState(jnp.int32(0), aux=None), {}, data.test_reader) is None
+    result = measure(config, predictor, state, {}, data, thorough=False)
+    np.testing.assert_array_equal(result.pose, first)
+    assert result.landmarks == 3
+    assert result.errors.found_share == 1  # the slots that are not in use are not missing landmarks
+    assert result.correspondence is None
+
+    # All slots where the stage says nothing; also, empty, where none is in use.
+    for aux in (None, jnp.zeros(5, bool)):
+        whole = Predictor(Slots(), mesh)
+        every, scores = whole.read(TrainState(jnp.int32(0), aux=aux), {}, data.test_reader)
+        assert every.shape == (8, 5, 2)
+        assert (scores == (aux is None)).all()
+        assert whole.count(TrainState(jnp.int32(0), aux=aux), {}, 40) == 5
+
+    detector = Detector(Finished(tmp_path, config, "detector", Slots(), state, {}, "", {}), mesh)
+    assert detector.k == 3
+    frames = data.train.images()
+    detector.fit_frames(frames, data.train.landmarks, data.train.frame_maps)
+    assert detector.annotated.fill.shape == (3, 2)
+    assert Detector(detector._finished, mesh).predict_frames(frames, "annotated")[0].shape[1] == 20
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(frames[0]).save(tmp_path / "photos/a.png")
+    predict_folder(detector, tmp_path / "photos", tmp_path / "out")
+    header = next(csv.reader((tmp_path / "out/landmarks.csv").open()))
+    assert header == ["file", *(f"{c}{k}" for k in range(3) for c in ("x", "y", "score"))]

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from uld_jax import viz
+
+
+def closest_colour(pixels, colours):
+    return np.linalg.norm(np.asarray(pixels, float)[None] - colours.astype(float), axis=-1).argmin()
+
+
+def test_dots_lie_where_the_landmarks_are():
+    xy = np.array([[20.0, 30.0], [90.5, 12.25], [55.0, 60.0]])
+    ground = np.full((80, 120, 3), 128, np.uint8)
+    drawn = np.asarray(viz.draw_overlay(ground, xy, radius=4), float)
+    assert drawn.shape == ground.shape
+    assert (ground == 128).all()
+    for k, (x, y) in enumerate(xy):
+        inside = np.asarray(viz.palette(3)[k], float)
+        np.testing.assert_allclose(drawn[round(y), round(x)], inside, atol=1)
+        box = drawn[int(y) - 9 : int(y) + 10, int(x) - 9 : int(x) + 10]
+        changed = np.abs(box - 128).sum(-1)
+        rows, columns = np.mgrid[int(y) - 9 : int(y) + 10, int(x) - 9 : int(x) + 10]
+        solid = changed > 20
+        assert abs(columns[solid].mean() - x) < 0.25
+        assert abs(rows[solid].mean() - y) < 0.25
+        assert (box > 200).all(-1).any()  # the white rim
+
+
+def test_missing_landmarks_are_not_drawn():
+    ground = np.full((60, 60, 3), 100, np.uint8)
+    xy = np.array([[10.0, 10.0], [30.0, 30.0], [np.nan, 5.0], [500.0, 500.0], [-500.0, 20.0]])
+    drawn = np.asarray(viz.draw_overlay(ground, xy, np.array([0.0, 0.3, 1, 1, 1]), numbers=True))
+    assert (drawn[:20, :20] == 100).all()
+    assert (drawn[26:34, 26:34] != 100).any()
+    nothing = viz.draw_overlay(ground, np.full((4, 2), np.nan), numbers=True)
+    assert (np.asarray(nothing) == 100).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
+def test_images_of_any_mode_and_dots_on_the_border(mode):
+    image = Image.new(mode, (33, 21))
+    drawn = viz.draw_overlay(image, np.array([[0.0, 0.0], [32.0, 20.0], [16.0, -1.0]]))
+    assert drawn.mode == "RGB"
+    assert drawn.size == (33, 21)
+
+
+def test_contact_sheet_places_points_of_images_of_different_sizes():
+    images = [np.zeros((40, 80, 3), np.uint8), np.zeros((64, 64), np.uint8), Image.new("RGB", (30, 90))]
+    xys = [np.array([[79.5, 19.5]]), np.array([[31.5, 31.5]]), np.array([[14.5, 44.5]])]
+    cell = 64
+    sheet = np.asarray(viz.contact_sheet(images, xys, columns=2, cell=cell, title="three"))
+    colour = viz.palette(1)[0].astype(float)
+    gap, margin = 3, 8
+    top = np.flatnonzero((sheet[:, margin + 32] == 0).all(-1))[0] - 16  # the first image is a band of half the height
+    for i, centre in enumerate([(63.4, 31.5), (31.5, 31.5), (31.5, 31.5)]):
+        x = margin + (i % 2) * (cell + gap) + centre[0]
+        y = top + (i // 2) * (cell + gap) + centre[1]
+        patch = sheet[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 1].reshape(-1, 3)
+        assert np.abs(patch - colour).sum(1).min() < 30, i
+    many = viz.contact_sheet([np.zeros((8, 8, 3), np.uint8)] * 3, [np.zeros((30, 2))] * 3, [np.zeros(30)] * 3)
+    plain = viz.contact_sheet([np.zeros((8, 8, 3), np.uint8)] * 3, [np.zeros((0, 2))] * 3)
+    assert many.height > plain.height
+    assert many.width == plain.width
+    with pytest.raises(ValueError, match="at least one"):
+        viz.contact_sheet([], [])
+
+
+def test_heatmap_panel_shows_each_map_in_its_colour():
+    maps = np.zeros((16, 16, 3))
+    maps[4, 4, 0], maps[4, 12, 1], maps[12, 8, 2] = 0.2, 1.0, 7.0
+    panel = np.asarray(viz.heatmap_panel(np.zeros((32, 32, 3), np.uint8), maps, columns=4, cell=64), float)
+    gap = 2
+    for k, (x, y) in enumerate([(18, 18), (50, 18), (34, 50)]):
+        alone = panel[gap + y, gap + (k + 1) * (64 + gap) + x - 3 : gap + (k + 1) * (64 + gap) + x + 4].max(0)
+        together = panel[gap + y, gap + x - 3 : gap + x + 4].max(0)
+        for seen in (alone, together):
+            assert seen.max() > 100
+            assert closest_colour(seen, viz.palette(6)[:6]) == k
+    assert np.isfinite(np.asarray(viz.heatmap_panel(np.zeros((8, 8, 3), np.uint8), np.zeros((4, 4, 2))))).all()
+
+
+def test_pictures_are_stacked_and_sheets_may_have_no_legend():
+    images, xy = np.full((3, 20, 20, 3), 90, np.uint8), np.full((3, 4, 2), 9.0)
+    bare, whole = (viz.contact_sheet(images, xy, legend=legend) for legend in (False, True))
+    assert bare.height < whole.height
+    np.testing.assert_array_equal(np.asarray(whole)[: bare.height - 16], np.asarray(bare)[:-16])  # but for the margin
+    both = viz.stacked([whole, bare.crop((0, 0, 50, 40))])
+    assert both.size == (whole.width, whole.height + 40)
+    np.testing.assert_array_equal(np.asarray(both)[: whole.height], np.asarray(whole))
+    assert (np.asarray(both)[whole.height :, 50:] == 255).all()
+    with pytest.raises(ValueError, match="no picture"):
+        viz.stacked([])

@@ -1,0 +1,63 @@
+"""The splits of a run: what its config names, opened, and the readers that go with them.
+
+A config is taken as it is, an `ml_collections.ConfigDict` with the keys `dataset`, `data_dir` and `data` of
+`configs/common.py`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from uld_jax.data import make_reader, open_source
+from uld_jax.data.specs import BY_NUMBER, Source
+
+# Keys of config.data that say how errors are measured, and what runs from before there were these keys are taken for.
+MEASURED_BY = {"scheme": BY_NUMBER, "normaliser": "auto", "sides": "auto"}
+
+
+class Data(NamedTuple):
+    """The two splits of a run and their readers; the readers carry no annotation."""
+
+    train: Source
+    test: Source | None
+    train_reader: Any
+    test_reader: Any
+
+
+def open_split(
+    config: ml_collections.ConfigDict, split: str, dataset: str | None = None, data_dir: str | None = None
+) -> Source:
+    """The images of one split as the config says. Raises UserError for data that cannot be used."""
+    name, options = dataset or config.dataset, {}
+    if name == "synthetic":
+        options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
+    return open_source(
+        name,
+        split,
+        data_dir=config.data_dir if data_dir is None else data_dir,
+        frame_size=config.data.frame_size,
+        fit=config.data.fit,
+        **{key: config.data.get(key, default) for key, default in MEASURED_BY.items()},  # runs from before lack some
+        on_bad_file=config.data.get("on_bad_file", "error"),
+        **options,
+    )
+
+
+def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
+    """Both splits of a run and their readers. Raises UserError for data that cannot be used."""
+    train = open_split(config, "train")
+    # Images alone have no splits: every name would give all of them.
+    test = open_split(config, "test") if "test" in train.spec.splits else None
+    reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
+    return Data(
+        train,
+        test,
+        reader(train, batch_size=config.batch_size, partner=config.data.partner),
+        None if test is None else reader(test, batch_size=eval_batch(config, mesh)),
+    )
+
+
+def eval_batch(config: ml_collections.ConfigDict, mesh) -> int:
+    """A multiple of the devices near `eval.batch_size`: evaluation may pad, so nobody needs to choose it."""
+    return -(-config.eval.batch_size // mesh.size) * mesh.size

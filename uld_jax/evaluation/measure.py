@@ -1,0 +1,213 @@
+"""What can be measured of a stage's landmarks on a data set, as a `report.Report`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from uld_jax.config import Config
+from uld_jax.data import Source, specs
+from uld_jax.data.open import Data
+from uld_jax.errors import UserError
+from uld_jax.evaluation import curves
+from uld_jax.evaluation import landmark_regression as regression
+from uld_jax.evaluation.correspondence import Correspondence, correspondence
+from uld_jax.evaluation.label_counts import label_counts
+from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
+from uld_jax.evaluation.landmark_regression import LandmarkSet
+from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
+from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.protocol import Protocol, draws, spread
+from uld_jax.evaluation.report import Detected, Report
+from uld_jax.evaluation.stability import Stability, stability
+from uld_jax.method import TrainState
+
+MATCHED = 5000  # training images that decide which landmark stands for which
+SCALED = 0.0375  # deviation of log size: cut off as the rotation is, sizes of 0.9 to 1.1
+
+
+def measure(
+    config: Config,
+    predictor: Predictor,
+    state: TrainState,
+    frozen,
+    data: Data,
+    *,
+    group_by: str | None = None,
+    label_counts: Sequence[Any] = (),
+    thorough: bool = True,
+) -> Report:
+    """Measures a stage on the test split; `split` and `stage` of the report are left to the caller.
+
+    Keypoints that are missing on some images of an annotated split are also compared with its points, see
+    `evaluation/correspondence.py`. Where a stage fills in landmarks that it did not detect (`Stage.filled_below`) and
+    did so, `Report.detected` has the errors with these counted as missing.
+
+    The choices of `evaluation/protocol.py` hold, as far as there are so many training images.
+
+    Args:
+      config: of the run.
+      predictor: of the stage.
+      state, frozen: of the stage.
+      data: both splits; without annotation only stability is measured.
+      group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
+      label_counts: numbers of labelled images to fit with, see `label_counts.label_counts`.
+      thorough: the protocol's own pool of training images, and not only `eval.train_images` of them; also stability,
+        turned alone and turned and scaled, which predicts some images four times more.
+
+    Raises:
+      UserError: an unknown column, or splits that do not fit together.
+    """
+    labelled = specs.labelled(data.train)
+    protocol = _protocol(config, len(labelled), thorough)
+    if data.test is None:
+        test, reader = data.train, data.train_reader
+        rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
+    else:
+        test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
+    groups = _groups(group_by, test) if group_by else None  # before anything is predicted
+    xy, score = predictor.read(state, frozen, reader, rows)
+    parts: dict[str, Any] = {}
+    if lacking := _lacking(data):
+        parts["not_measured"] = lacking
+    else:
+        train_rows = labelled[spread(len(labelled), protocol.pool_images)]
+        found = predictor.read(state, frozen, data.train_reader, train_rows)
+        sets = _landmark_set(*found, data.train, train_rows), _landmark_set(xy, score, test, rows)
+        parts |= _against_annotation(config, protocol, test, sets, groups, label_counts, predictor.filled_below)
+    if len(specs.labelled(test)) and not (score > 0).all():
+        parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
+    if thorough:
+        parts |= _stability(config, functools.partial(predictor.images, state, frozen), test)
+    pose = predictor.poses(state, frozen, reader, rows)
+    if pose is not None:
+        yaw = yaw_of(test)
+        parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}
+    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **parts)
+
+
+def _against_annotation(
+    config: Config,
+    protocol: Protocol,
+    test: Source,
+    sets: tuple[LandmarkSet, LandmarkSet],
+    groups: tuple | None,
+    counts: Sequence[Any],
+    filled_below: float,
+) -> dict[str, Any]:
+    """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
+
+    Args:
+      config: of the run.
+      protocol: choices under which landmarks are measured.
+      test: the test split.
+      sets: landmarks of the pool of training images, and of the test images.
+      groups: what `_groups` gave, or None for bins of yaw where the split has a column of it.
+      counts: numbers of labelled images to fit with.
+      filled_below: score below which a landmark was filled in.
+    """
+    fits = draws(protocol, len(sets[0].found), config.seed)
+    options = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
+
+    def scored(train, test_set):
+        """Both errors, and how often landmarks are where annotated ones are."""
+        data, scheme = test.spec.protocol, specs.scheme_of(test.spec.scheme)
+        errors = regression.evaluate(train, test_set, data=data, protocol=protocol, fits=fits, **options)
+        matched = train.take(spread(len(train.found), MATCHED))
+        known = {"names": test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
+        return errors, landmark_accuracy(matched, test_set, radius=protocol.accuracy_radius, **known, **options)
+
+    errors, accuracy = scored(*sets)
+    parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
+    detected = [s._replace(score=np.where(s.score < filled_below, 0, s.score)) for s in sets]
+    if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
+        parts["detected"] = Detected(*scored(*detected))
+    if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
+        groups = _groups("yaw:0,30,60,90", test)
+    if groups:
+        column, values, edges = groups
+        parts["groups"] = {column: curves.group_by(vars(errors.per_image), values, edges)}
+    if counts:
+        parts["label_counts"] = label_counts(*sets, counts=counts, seed=config.seed, protocol=protocol, **options)
+    return parts
+
+
+def _correspondence(xy, score, test: Source, rows, protocol: Protocol) -> Correspondence:
+    """How found keypoints of some rows correspond to annotated points."""
+    truth = test.landmarks[rows]
+    lengths = regression.normaliser_lengths(truth, test.spec.eyes or test.spec.normaliser, test.frame_size)
+    visible = None if test.visible is None else test.visible[rows]
+    return correspondence(xy, score, truth, lengths, radius=protocol.match_radius, visible=visible)
+
+
+def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Stability]:
+    """Stability in views that are turned, and in views that are turned and scaled."""
+    count = min(config.eval.stability_images, len(test))
+    images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
+    views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
+    return {
+        "stability": stability(predict, images, **views),
+        "stability_scaled": stability(predict, images, scale=SCALED, **views),
+    }
+
+
+def _lacking(data: Data) -> str:
+    """Why neither error can be measured; empty if they can."""
+    if data.test is None or data.test is data.train:
+        return "there is no test split"
+    bare = [name for name in ("train", "test") if not len(specs.labelled(getattr(data, name)))]
+    return f"no image of the split {' and of the split '.join(bare)} is annotated" if bare else ""
+
+
+def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
+    """Column, its values and edges of bins. Raises UserError for an unknown column, or edges that are no numbers."""
+    column, _, edges = group_by.partition(":")
+    values = test.columns.get(column)
+    if values is not None and not any(str(value).strip() for value in values):
+        values = None  # only another split's csv has it
+    if values is None and column == "yaw":
+        values = yaw_of(test)
+    if values is None:
+        known = ", ".join(test.columns) or "none"
+        raise UserError(f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}")
+    return column, values, [_number(e, "--group_by") for e in edges.split(",")] if edges else None
+
+
+def yaw_of(source: Source) -> np.ndarray | None:
+    """Yaw of a split's images in degrees, [N], NaN where unknown; None if it cannot be told.
+
+    From the column `yaw`; without one, from the points of a scheme that tell it (`pose_clusters.yaw_of_points`).
+    """
+    if "yaw" in source.columns:
+        try:
+            yaw = np.array([float(v) if str(v).strip() else np.nan for v in source.columns["yaw"]])
+            return yaw if np.isfinite(yaw).any() else None
+        except ValueError:
+            return None  # words, such as left and right
+    scheme = specs.scheme_of(source.spec.scheme)
+    if source.landmarks is None or scheme is None or not scheme.fixed:
+        return None
+    yaw = yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
+    return yaw if np.isfinite(yaw).any() else None
+
+
+def _protocol(config: Config, images: int, thorough: bool) -> Protocol:
+    """The protocol of an evaluation on a training split of so many images."""
+    protocol = Protocol.of(config)
+    most = 0 if thorough else config.eval.train_images
+    return protocol._replace(pool_images=min(filter(None, (most, protocol.pool_images)), default=0)).on(images)
+
+
+def _landmark_set(xy, score, source: Source, rows) -> LandmarkSet:
+    """What was found on some rows of a source, and what is annotated there."""
+    visible = None if source.visible is None else source.visible[rows]
+    columns = {name: [values[i] for i in rows] for name, values in source.columns.items()}
+    return LandmarkSet(xy, score, source.landmarks[rows], visible, columns)
+
+
+def _number(text: str, field: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{field}: {text!r} is not a number") from error

@@ -1,0 +1,129 @@
+"""A stage's predictions, compiled once: what a finished run and an evaluation share."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from uld_jax import interrupts, sharding
+from uld_jax.method import Method
+
+
+class Predictor:
+    """A stage's `predict`, compiled once, on batches that are split over the devices.
+
+    Args:
+      method: the stage.
+      mesh: all devices.
+      check: called several times a second while anything is computed; it may raise to leave.
+      say: is told now and then how many images have been predicted.
+
+    Landmarks that the stage does not use (`Method.landmarks`) are left out of all it gives.
+
+    Attributes:
+      devices: how many there are.
+      filled_below: of the stage, see `method.Stage`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        mesh,
+        check: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self._mesh, self.devices, self.filled_below = mesh, mesh.size, method.filled_below
+        self._check, self._say = check, say
+
+        def rows(state, frozen, store, payload, reader):
+            batch = reader.fetch(store, payload)
+            found = method.predict(state, frozen, batch["image"])
+            return found.xy, found.score, batch["index"]
+
+        def poses(state, frozen, store, payload, reader):
+            batch = reader.fetch(store, payload)
+            return method.poses(state, frozen, batch["image"]), batch["index"]
+
+        def images(state, frozen, batch):
+            found = method.predict(state, frozen, batch)
+            return found.xy, found.score
+
+        self._predict, self._landmarks = method.predict, jax.jit(method.landmarks)
+        self._rows = jax.jit(rows, static_argnums=4)
+        self._poses = jax.jit(poses, static_argnums=4)
+        self._images = jax.jit(images)
+        self._heatmaps = jax.jit(method.heatmaps)
+        self._pictures = jax.jit(method.pictures)
+
+    def _get(self, program, *given):
+        """What a program gives, on the host."""
+        return interrupts.attended(lambda: sharding.to_host(program(*given)), self._check)
+
+    def used(self, state) -> np.ndarray | None:
+        """Which slots of a prediction are landmarks in use, [K] bool; None for all of them.
+
+        A stage that uses none has no point either: then all its slots are given, empty.
+        """
+        used = self._landmarks(state)
+        used = None if used is None else np.asarray(sharding.to_host(used), bool)
+        return used if used is not None and used.any() else None
+
+    def count(self, state, frozen, side: int) -> int:
+        """How many landmarks it gives for images of [side,side,3]. Only shapes are computed."""
+        used = self.used(state)
+        if used is not None:
+            return int(used.sum())
+        images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+        return jax.eval_shape(self._predict, state, frozen, images).xy.shape[1]
+
+    def _in_use(self, state, *arrays) -> tuple[np.ndarray, ...]:
+        """Arrays [N,K,...] without the landmarks that are not in use."""
+        used = self.used(state)
+        return arrays if used is None else tuple(a[:, used] for a in arrays)
+
+    def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of every row, or of increasing `rows`: xy [N,K,2] in pixels of the frame, score [N,K]."""
+        parts, patience, passes = [], interrupts.Patience(), reader.passes(rows=rows)
+        for payload in reader.ordered(rows=rows):
+            parts.append(self._get(self._rows, state, frozen, reader.store, payload, reader))
+            if patience.due():
+                self._say(f"{len(parts)} of {passes} batches of images predicted")
+        xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+        order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
+        return self._in_use(state, xy[order], score[order])
+
+    def poses(self, state, frozen, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
+        """Pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""
+        parts = []
+        for payload in reader.ordered(rows=rows):
+            given = state, frozen, reader.store, payload, reader
+            if not parts and jax.eval_shape(self._poses, *given)[0] is None:
+                return None
+            parts.append(self._get(self._poses, *given))
+        pose, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return pose[np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]]
+
+    def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
+        local = images[sharding.local_rows(self._mesh, len(images))]
+        found = self._get(self._heatmaps, state, frozen, sharding.put_batch(self._mesh, local))
+        if found is None:
+            return None
+        seen, maps = found
+        used = self.used(state)
+        # The maps may be of something else: a map of all keypoints, say, has a single channel.
+        return seen, maps if used is None or maps.shape[-1] != len(used) else maps[..., used]
+
+    def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
+        """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
+        local = images[sharding.local_rows(self._mesh, len(images))]
+        return self._get(self._pictures, state, frozen, sharding.put_batch(self._mesh, local))
+
+    def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
+        n = len(images)
+        whole = -(-n // self._mesh.size) * self._mesh.size
+        padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
+        local = padded[sharding.local_rows(self._mesh, whole)]
+        xy, score = self._get(self._images, state, frozen, sharding.put_batch(self._mesh, local))
+        return self._in_use(state, xy[:n], score[:n])

@@ -1,0 +1,145 @@
+"""Evaluations and what they leave in a run's folder: the loop's on the way, and `uld evaluate` of a finished run."""
+
+import dataclasses
+import functools
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from uld_jax import config as config_lib
+from uld_jax import viz
+from uld_jax.config import Config
+from uld_jax.data import make_reader
+from uld_jax.data.open import MEASURED_BY, Data, eval_batch, open_split
+from uld_jax.errors import UserError
+from uld_jax.evaluation.measure import measure
+from uld_jax.evaluation.pictures import contact_sheet, film_over_steps, pose_sheet
+from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.protocol import Protocol, published
+from uld_jax.evaluation.report import metrics, write_report
+from uld_jax.evaluation.stability import LandmarkWarning, landmark_health
+
+PICTURED = 6  # images in a stage's own pictures
+
+
+def evaluate_run(
+    finished,
+    mesh,
+    *,
+    split: str,
+    dataset: str,
+    data_dir: str,
+    group_by: str,
+    label_counts: Sequence[Any],
+    protocol: str = "",
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
+    reading: Mapping[str, Any] = types.MappingProxyType({}),
+    overrides: Sequence[str] = (),
+) -> tuple[dict[str, Any], epath.Path]:
+    """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
+
+    `protocol`, the name of a paper's (`evaluation/protocol.py`), and then `settings` stand in for those keys of the
+    run's `config.eval`, `reading` for those of `config.data`; last come `overrides`,
+    `KEY=VALUE` of `eval` and of `MEASURED_BY`. Raises UserError for other keys.
+
+    Returns the numbers as in `metrics.json`, and the folder that they are in.
+    """
+    config = finished.config.copy_and_resolve_references().unlock()
+    for key, value in ((published(protocol, "--protocol").asdict() if protocol else {}) | dict(settings)).items():
+        config.eval[key] = value
+    for key, value in reading.items():
+        config.data[key] = value
+    _override(config, overrides)
+    if (dataset or config.dataset) == "synthetic" and data_dir:
+        raise UserError(
+            f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"
+        )
+    name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
+    train = open_split(config, "train", name, where)
+    # Images alone, or a train split alone: then there is stability to measure and nothing else.
+    alone = split == "test" and train.spec.splits == ("train",)
+    test = None if alone else open_split(config, split, name, where)
+    reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
+    data = Data(train, test, reader(train), None if test is None else reader(test))
+    predictor = Predictor(finished.method, mesh)
+    report = measure(
+        config,
+        predictor,
+        finished.state,
+        finished.frozen,
+        data,
+        group_by=group_by,
+        label_counts=label_counts,
+    )
+    report = dataclasses.replace(report, split=split, stage=finished.stage)
+    # Numbers on other data do not replace those of the run's own.
+    other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
+    folder = finished.workdir / "eval" / (f"{other}_{split}" if other else split)
+    if finished.stage != config.stages[-1]:
+        folder = folder / finished.stage
+    if jax.process_index() == 0:
+        write_report(report, folder)
+        source = train if test is None else test
+        viz.save(contact_sheet(source, report), folder / "contact_sheet.png")
+        if (posed := pose_sheet(source, report)) is not None:
+            viz.save(posed, folder / "pose_clusters.png")
+    return metrics(report), folder
+
+
+def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
+    """The evaluation of the loop: numbers, a contact sheet, and when the stage is done its report.
+
+    Returns the numbers as in `metrics.json`.
+    """
+    report = measure(
+        config, predictor, state, frozen, data, thorough=last, label_counts=config.eval.label_counts if last else ()
+    )
+    source = data.train if data.test is None else data.test
+    report = dataclasses.replace(report, split="train" if data.test is None else "test", stage=stage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LandmarkWarning)
+        landmark_health(report.xy, report.score, source.frame_size)
+    shown = predictor.heatmaps(state, frozen, source.images([0] * predictor.devices))
+    count = -(-PICTURED // predictor.devices) * predictor.devices
+    pictures = predictor.pictures(state, frozen, source.images(np.linspace(0, len(source) - 1, count).astype(int)))
+    if jax.process_index() == 0:
+        workdir = epath.Path(workdir)
+        for name, sheet in pictures.items():
+            viz.save(viz.picture_grid(sheet[:PICTURED]), workdir / "pictures" / f"{step:08d}_{stage}_{name}.png")
+            if last:
+                film_over_steps(workdir / "pictures", f"_{stage}_{name}.png")
+        sheet, posed = contact_sheet(source, report), pose_sheet(source, report)
+        viz.save(sheet, workdir / "pictures" / f"{step:08d}_{stage}.png")
+        if posed is not None:
+            viz.save(posed, workdir / "pictures" / f"{step:08d}_{stage}_pose_clusters.png")
+        if shown is not None:
+            panel = viz.heatmap_panel(shown[0][0], shown[1][0])
+            viz.save(panel, workdir / "pictures" / f"{step:08d}_{stage}_heatmaps.png")
+        if last:
+            folder = workdir / "eval" / report.split
+            for where in (folder / stage, folder) if stage == config.stages[-1] else (folder / stage,):
+                write_report(report, where)
+                if posed is not None:
+                    viz.save(posed, where / "pose_clusters.png")
+            if stage == config.stages[-1]:
+                viz.save(sheet, workdir / "contact_sheet.png")
+    return metrics(report)
+
+
+def _override(config: Config, changes: Sequence[str]) -> None:
+    """Sets keys that say what is measured; all others are those that the run was trained with."""
+    for change in changes:
+        if not change.startswith(("eval.", *(f"data.{key}=" for key in MEASURED_BY))):
+            known = ", ".join(f"--config.data.{key}" for key in MEASURED_BY)
+            raise UserError(
+                f"--config.{change}: a run keeps its config; evaluation can change --config.eval.KEY, {known}"
+            )
+    if changes:  # runs from before lack some of the keys
+        config.eval.update({k: type(Protocol._field_defaults[k])(v) for k, v in Protocol.of(config)._asdict().items()})
+        config.data.update({key: config.data.get(key, default) for key, default in MEASURED_BY.items()})
+        config_lib.override(config, changes)

@@ -1,0 +1,273 @@
+"""Landmarks on images, contact sheets, grids, films and heatmaps, as Pillow images; and files of them.
+
+Missing landmarks (score 0, or NaN coordinates) are not drawn.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from etils import epath
+from PIL import Image, ImageDraw
+
+from uld_jax import files
+from uld_jax.ops.coordinates import frame_map
+from uld_jax.viz.style import FAINT, INK, PAPER, font, palette
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SUPERSAMPLE = 4
+
+
+def _rgb(image) -> Image.Image:
+    """uint8 [H,W,3] or [H,W] array, or a Pillow image, as an RGB Pillow image."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image, np.uint8))
+    return image.convert("RGB")
+
+
+def _present(xy, score) -> np.ndarray:
+    xy = np.asarray(xy, np.float64)
+    there = np.isfinite(xy).all(-1)
+    return there if score is None else there & (np.asarray(score) > 0)
+
+
+def _ranked(score, there) -> np.ndarray:
+    """Sizes of dots: from 0.8 for the least sure landmark that is there to 1.2 for the surest; 1 if all are alike."""
+    sizes = np.ones(len(there))
+    if score is None or not there.any():
+        return sizes
+    known = np.asarray(score, np.float64)
+    low, high = known[there].min(), known[there].max()
+    return sizes if high - low < 1e-6 else np.where(there, 0.8 + 0.4 * (known - low) / (high - low), 1)
+
+
+def draw_overlay(
+    image, xy, score=None, *, radius: float | None = None, numbers: bool = False, colours=None
+) -> Image.Image:
+    """The image with its landmarks as coloured, rimmed dots; the surer a landmark, the larger and higher its dot.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image; the result has its size.
+      xy: [K,2] in pixels of the image.
+      score: [K], 0 = missing; or None.
+      radius: of a middling dot in pixels; None: 1.6 % of the image's mean side, less for more than 20 landmarks.
+      numbers: whether the landmark's number stands beside its dot.
+      colours: [K,3] uint8; None: `palette`.
+    """
+    image = _rgb(image)
+    xy = np.asarray(xy, np.float64)
+    side = float(np.sqrt(image.width * image.height))
+    if radius is None:
+        radius = max(1.4, 0.016 * side * (1.0 if len(xy) <= 20 else 0.75))
+    colours = palette(len(xy)) if colours is None else colours
+    s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have pixels enough
+    rim = max(0.6, 0.35 * radius)
+    there = _present(xy, score)
+    middle, sizes = radius, _ranked(score, there)
+    for k in sorted(np.flatnonzero(there), key=lambda k: sizes[k]):
+        radius = middle * sizes[k]
+        # Each dot is drawn large on a patch of its own and scaled down: smooth edges without a second large image.
+        low = np.floor(xy[k] - radius - rim - 1).astype(int)
+        patch = int(np.ceil(2 * (radius + rim) + 4))
+        if (low + patch < 0).any() or (low > (image.width, image.height)).any():
+            continue
+        big = Image.new("RGBA", (patch * s, patch * s), (255, 255, 255, 0))
+        pen = ImageDraw.Draw(big)
+        centre = (xy[k] - low + 0.5) * s - 0.5
+        for r, colour in ((radius + rim, (255, 255, 255, 235)), (radius, (*map(int, colours[k]), 255))):
+            pen.ellipse([*(centre - r * s), *(centre + r * s)], fill=colour)
+        dot = big.resize((patch, patch), Image.Resampling.BOX)
+        image.paste(dot.convert("RGB"), tuple(low.tolist()), dot.getchannel("A"))
+    radius = middle
+    if numbers:
+        pen, text = ImageDraw.Draw(image), font(max(2.6 * radius, 0.035 * side))
+        for k in np.flatnonzero(there):
+            place = xy[k] + (radius + rim + 1, -0.06 * text.size)
+            pen.text(
+                tuple(place),
+                str(k),
+                fill=PAPER,
+                font=text,
+                anchor="lm",
+                stroke_width=max(1, round(radius / 3)),
+                stroke_fill=INK,
+            )
+    return image
+
+
+def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, np.ndarray]:
+    """The whole image centred in a square cell on faint ground, and the map of its points (see `coordinates`)."""
+    scale = cell / max(image.size)
+    small = image.resize(tuple(max(1, round(scale * v)) for v in image.size), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (cell, cell), FAINT)
+    square.paste(small, ((cell - small.width) // 2, (cell - small.height) // 2))
+    return square, frame_map((image.height, image.width), (cell, cell), "pad")
+
+
+def contact_sheet(
+    images: Sequence,
+    xys: Sequence,
+    scores: Sequence | None = None,
+    *,
+    columns: int = 8,
+    cell: int = 128,
+    title: str | None = None,
+    legend: bool = True,
+) -> Image.Image:
+    """Many images with their landmarks, and a legend: the same colour is the same landmark on every image.
+
+    Args:
+      images: N uint8 arrays [H,W,3] or Pillow images, of any sizes.
+      xys: N arrays [K,2] in pixels of the respective image.
+      scores: N arrays [K], 0 = missing; or None.
+      columns: images a row.
+      cell: side of an image on the sheet in pixels.
+      title: a line above.
+      legend: whether it tells which colour is which landmark; beyond 100 landmarks it does not.
+
+    Raises:
+      ValueError: no images.
+    """
+    if not len(images):
+        raise ValueError("a contact sheet needs at least one image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    gap, margin = max(3, cell // 32), max(8, cell // 8)
+    width = 2 * margin + columns * (cell + gap) - gap
+    count = len(xys[0])
+    text = font(max(11, cell * 0.1))
+    entry = int(cell * 0.28)
+    per_line = max(1, (width - 2 * margin) // entry)
+    legend_lines = -(-count // per_line) if legend and count <= 100 else 0
+    line = int(1.7 * text.size)
+    top = margin + (int(2.2 * text.size) if title else 0)
+    height = top + rows * (cell + gap) - gap + (gap + legend_lines * line if legend_lines else 0) + margin
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    if title:
+        pen.text((margin, margin), title, fill=INK, font=font(1.25 * text.size))
+    for i, image in enumerate(images):
+        square, fmap = _fit(_rgb(image), cell)
+        placed = np.asarray(xys[i], np.float64) * fmap[:2] + fmap[2:]
+        radius = max(1.8, cell * (0.024 if count <= 20 else 0.015))
+        square = draw_overlay(square, placed, None if scores is None else scores[i], radius=radius)
+        sheet.paste(square, (margin + (i % columns) * (cell + gap), top + (i // columns) * (cell + gap)))
+    if legend_lines:
+        start, colours = top + rows * (cell + gap) + line // 2, palette(count)
+        places = np.array(
+            [[margin + (k % per_line) * entry + text.size / 2, start + (k // per_line) * line] for k in range(count)]
+        )
+        sheet = draw_overlay(sheet, places, radius=0.36 * text.size, colours=colours)
+        pen = ImageDraw.Draw(sheet)
+        for k, (x, y) in enumerate(places):
+            pen.text((x + 0.8 * text.size, y), str(k), fill=INK, font=text, anchor="lm")
+    return sheet
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under one another on paper.
+
+    Raises ValueError for no pictures.
+    """
+    if not pictures:
+        raise ValueError("there is no picture to stack")
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
+    """Pictures [rows,columns,h,w,3] uint8 side by side, each scaled to `cell` pixels."""
+    pictures = np.asarray(pictures)
+    rows, columns = pictures.shape[:2]
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
+    for i in range(rows):
+        for j in range(columns):
+            shown = _rgb(pictures[i, j]).resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet.paste(shown, (gap + j * (cell + gap), gap + i * (cell + gap)))
+    return sheet
+
+
+def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> Image.Image:
+    """The first row of each of several `picture_grid`s of one width, by label, under one another."""
+    row, margin = cell + gap, 7 * gap + cell // 4
+    sheet = Image.new("RGB", (next(iter(shots.values())).width + margin, len(shots) * row + gap), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, (label, picture) in enumerate(shots.items()):
+        sheet.paste(picture.crop((0, gap, picture.width, gap + cell)), (margin, gap + i * row))
+        pen.text((margin - gap, gap + i * row + cell / 2), label, fill=INK, font=font(cell / 9), anchor="rm")
+    return sheet
+
+
+def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Image.Image:
+    """All heatmaps in their colours on one image, then each alone on the greyed image with its number and its peak.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image.
+      heatmaps: [h,w,K], not negative; each is scaled by its own largest value, which is written into its cell.
+      columns: cells a row.
+      cell: side of a cell in pixels.
+    """
+    heatmaps = np.asarray(heatmaps, np.float64)
+    count = heatmaps.shape[-1]
+    peaks = heatmaps.max((0, 1))
+    square = _rgb(image).resize((cell, cell), Image.Resampling.LANCZOS)
+    maps = [
+        np.asarray(
+            Image.fromarray(np.float32(heatmaps[..., k] / max(peaks[k], 1e-12))).resize(
+                (cell, cell), Image.Resampling.BILINEAR
+            )
+        )
+        for k in range(count)
+    ]
+    maps = np.clip(np.stack(maps), 0, 1)[..., None]
+    colours = palette(count).astype(np.float64)
+    grey = np.repeat(np.asarray(square.convert("L"), np.float64)[..., None], 3, -1) * 0.45
+
+    def glow(ground, m, colour):
+        light = colour + (255 - colour) * 0.55 * m**6  # a bright core, so that dark colours shine on a dark ground too
+        return ground * (1 - 0.9 * m) + 0.9 * m * light
+
+    together = np.asarray(square, np.float64) * 0.6
+    strongest = maps.argmax(0)[..., 0]
+    together = glow(together, maps.max(0), colours[strongest])
+    cells = [together, *(glow(grey, maps[k], colours[k]) for k in range(count))]
+    columns = min(columns, len(cells))
+    rows, gap = -(-len(cells) // columns), max(2, cell // 48)
+    panel = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
+    text = font(0.11 * cell)
+    for i, values in enumerate(cells):
+        picture = Image.fromarray(np.uint8(np.clip(np.round(values), 0, 255)))
+        label = "all" if i == 0 else f"{i - 1}   {peaks[i - 1]:.2g}"
+        ImageDraw.Draw(picture).text(
+            (0.05 * cell, 0.04 * cell), label, fill=PAPER, font=text, stroke_width=1, stroke_fill=INK
+        )
+        panel.paste(picture, (gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + gap)))
+    return panel
+
+
+def png(picture: "Image.Image | Figure") -> bytes:
+    """A picture or a plot as the bytes of a PNG file."""
+    data = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(data, format="PNG")
+    else:
+        picture.savefig(data, format="png")
+    return data.getvalue()
+
+
+def save(picture: "Image.Image | Figure", path) -> None:
+    """Writes a picture or a plot as PNG, whole or not at all; folders on the way are made."""
+    files.write(path, png(picture))
+
+
+def load(path) -> Image.Image:
+    """A picture that `save` wrote, to a local or gs:// path."""
+    with epath.Path(path).open("rb") as file:
+        return Image.open(file).convert("RGB")
