@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests import tiny
 from uld_jax import sharding
-from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
+from uld_jax.data.schemes import SCHEMES
+from uld_jax.data.specs import DatasetSpec, Source, spec_of
 from uld_jax.detector import Detector
 from uld_jax.engine.runs import Finished
 from uld_jax.errors import UserError
