@@ -223,11 +223,11 @@ def _sweep(v: flags.FlagValues) -> int:
 
 
 def _ablate(v: flags.FlagValues) -> int:
-    from uld_jax.studies import ablations
+    from uld_jax.studies import mallis_figure2
 
     options = dict(grids=v.grid, overrides=v.override, landmarks=v.landmarks, finished=v.run)
     try:
-        table = ablations.run(v.figure, v.config, v.workdir, **options)
+        table = mallis_figure2.run(v.figure, v.config, v.workdir, **options)
     except stopping.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return OK

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uld_jax import data
-from uld_jax.data import bodies, crops, objects, specs
+from uld_jax.data import bodies, crops, objects, schemes, specs
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -51,7 +51,7 @@ def test_joints_and_boxes_move_with_the_pixels(tmp_path, view):
         corners = (np.array([[x0, y0], [x1, y1]]) - [(x0 + x1) / 2, (y0 + y1) / 2]) * scale + 225
         if view == "fan":
             u, corners = (((p - 225) * 1.4 + 225) * 256 / 450 for p in (u, corners))
-        np.testing.assert_allclose(source.landmarks[row], specs.image_sides(u), atol=2e-3)
+        np.testing.assert_allclose(source.landmarks[row], schemes.image_sides(u), atol=2e-3)
         np.testing.assert_allclose(boxes[row], corners.ravel(), atol=2e-3)
         inside = ((u > 4) & (u < size - 5)).all(-1)
         assert inside.sum() > 20

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from uld_jax import data, sharding
-from uld_jax.data import decode, listing, specs
+from uld_jax.data import decode, listing, schemes, specs
 from uld_jax.data.folder import Folder
 from uld_jax.data.pipeline import StreamReader
 from uld_jax.errors import UserError
@@ -209,7 +209,7 @@ def test_the_sides_of_32_joints(tmp_path):
     np.testing.assert_array_equal(own.landmarks, kept.landmarks)
     assert own.spec.protocol == "folder_32_box"
     assert kept.landmarks[0, :, 0].tolist() == list(range(32, 0, -1))
-    np.testing.assert_array_equal(turned.landmarks, specs.image_sides(kept.landmarks))
+    np.testing.assert_array_equal(turned.landmarks, schemes.image_sides(kept.landmarks))
     assert turned.landmarks[0, [1, 6, 2, 7], 0].tolist() == [26, 31, 25, 30]
     assert kept.spec.protocol == "folder_32_shoulders"
     assert turned.spec.protocol == "folder_32_shoulders_image_sides"

@@ -1,11 +1,11 @@
-"""Protocols, normalisers, mirror permutations and the sides of bodies; the threaded loading of a source."""
+"""Protocols, normalisers and the sides of a source's bodies; the threaded loading of a source."""
 
 import doctest
 
 import numpy as np
 import pytest
 
-from uld_jax.data import specs
+from uld_jax.data import schemes, specs
 from uld_jax.errors import UserError
 
 
@@ -40,8 +40,8 @@ def test_protocol_ids(scheme, landmarks, normaliser, protocol, eyes):
     assert (spec.protocol, spec.eyes) == (protocol, eyes)
 
 
-@pytest.mark.parametrize("known", specs.SCHEMES.values(), ids=specs.SCHEMES)
-def test_the_number_of_points_tells_nothing(known):
+@pytest.mark.parametrize("known", schemes.SCHEMES.values(), ids=schemes.SCHEMES)
+def test_points_without_a_scheme_keep_their_sides_however_many_they_are(known):
     """An own set that happens to have 5, 7, 32 or 68 points is normalised by the box and keeps its sides."""
     own = Bodies(known.landmarks, "none")
     points = own.landmarks.copy()
@@ -71,62 +71,6 @@ def test_bodies_have_no_eyes_and_faces_no_shoulders():
         specs.spec_of("folder", 68, scheme="ibug68", normaliser="shoulders")
 
 
-@pytest.mark.parametrize("scheme", specs.SCHEMES.values(), ids=specs.SCHEMES)
-def test_mirroring_twice_is_the_identity(scheme):
-    mirror = np.array(scheme.mirror)
-    np.testing.assert_array_equal(mirror[mirror], np.arange(scheme.landmarks))
-    a, b = scheme.eyes
-    assert mirror[a] == b
-    assert all(mirror[i] in scheme.fixed for i in scheme.fixed)
-
-
-def test_mirror_of_68_points_follows_the_parts_of_the_face():
-    mirror = np.array(specs.SCHEMES["ibug68"].mirror)
-    assert np.flatnonzero(mirror == np.arange(68)).tolist() == [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
-    parts = [range(17), range(17, 27), range(27, 36), range(36, 48), range(48, 60), range(60, 68)]
-    for part in parts:
-        assert {int(mirror[i]) for i in part} == set(part)
-    # Neighbours on a closed contour (an eye, the mouth) stay neighbours.
-    for left, right in (((36, 6), (42, 6)), ((48, 12), (48, 12)), ((60, 8), (60, 8))):
-        for i in range(left[1]):
-            a, b = mirror[left[0] + i], mirror[left[0] + (i + 1) % left[1]]
-            assert (a - b) % right[1] in (1, right[1] - 1)
-
-
-def test_every_joint_of_human36m_has_its_partner():
-    # The joints that have a left and a right, by name; both sides in the same order.
-    right = {"hip": 1, "knee": 2, "foot": 3, "toe": 4, "toe end": 5}
-    left = {"hip": 6, "knee": 7, "foot": 8, "toe": 9, "toe end": 10}
-    right |= {"shoulder": 25, "elbow": 26, "wrist": 27, "thumb": 28, "thumb end": 29, "hand": 30, "hand end": 31}
-    left |= {"shoulder": 17, "elbow": 18, "wrist": 19, "thumb": 20, "thumb end": 21, "hand": 22, "hand end": 23}
-    expected = np.arange(32)
-    for name in right:
-        expected[right[name]], expected[left[name]] = left[name], right[name]
-    np.testing.assert_array_equal(specs.SCHEMES["human36m_32"].mirror, expected)
-
-
-def swapped(points):
-    """The official rule, joint by joint, on one image [32,2]."""
-    out = points.copy()
-    if points[1, 0] > points[6, 0]:
-        for a, b in ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)):
-            out[a], out[b] = points[b], points[a]
-    if points[2, 0] > points[7, 0]:
-        for a, b in ((2, 7), (3, 8), (4, 9), (5, 10)):
-            out[a], out[b] = points[b], points[a]
-    return out
-
-
-def test_image_sides():
-    points = np.random.default_rng(0).normal(size=(3, 40, 32, 2))
-    points[0, :4, 1], points[0, 4:8, 7] = np.nan, np.nan  # hips that are not annotated decide nothing
-    found = specs.image_sides(points)
-    expected = np.array([swapped(p) for p in points.reshape(-1, 32, 2)]).reshape(points.shape)
-    np.testing.assert_array_equal(found, expected)
-    assert (found != points).any((-1, -2)).mean() > 0.5
-    np.testing.assert_array_equal(specs.image_sides(found), found)
-
-
 class Bodies(specs.Source):
     """Joints without images."""
 
@@ -141,10 +85,10 @@ def test_sides_of_a_source():
     raw, auto, kept = Bodies(), Bodies(), Bodies()
     specs.set_sides(auto)
     specs.set_sides(kept, "object")
-    np.testing.assert_array_equal(auto.landmarks, specs.image_sides(raw.landmarks))
+    np.testing.assert_array_equal(auto.landmarks, schemes.image_sides(raw.landmarks))
     np.testing.assert_array_equal(kept.landmarks, raw.landmarks)
     # Visibility goes with its point.
-    both = specs.image_sides(np.concatenate([raw.landmarks, np.stack([raw.visible] * 2, -1)], -1)[..., [0, 2]])
+    both = schemes.image_sides(np.concatenate([raw.landmarks, np.stack([raw.visible] * 2, -1)], -1)[..., [0, 2]])
     np.testing.assert_array_equal(auto.visible, both[..., 1] == 1)
     assert auto.landmarks.dtype == np.float32
     assert (auto.spec.protocol, kept.spec.protocol) == ("bodies_32_shoulders_image_sides", "bodies_32_shoulders")

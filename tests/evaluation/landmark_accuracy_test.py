@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from tests.evaluation.shapes import landmarks
-from uld_jax.data.specs import SCHEMES
+from uld_jax.data.schemes import SCHEMES
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_accuracy as la
 from uld_jax.evaluation import landmark_regression as lr

@@ -66,7 +66,8 @@ def test_thirty_updates_lower_the_error(options):
     sets = [blobs(seed) for seed in range(3)]
     first = gcn_v.initialize(jax.random.key(0), D, 32)
     rate = 1e-2 if options.get("optimizer") else 3e-3
-    run = lambda: train_gcn.train(sets, params=first, steps=30, graphs=6, k=K, rate=rate, **options)
+    asked = train_gcn.Options(steps=30, graphs=6, k=K, rate=rate, **options)
+    run = lambda: train_gcn.train(sets, asked, params=first)
     trained = run()
     assert trained.losses.shape == (30,)
     assert trained.losses[-5:].mean() < 0.8 * trained.losses[:5].mean()
@@ -76,6 +77,7 @@ def test_thirty_updates_lower_the_error(options):
 def test_what_cannot_be_trained_on_is_named():
     one = blobs(5)
     train = lambda *sets, **options: train_gcn.train(list(sets), **options)
+    options = train_gcn.Options
     bad = one.descriptors.copy()
     bad[3, 2] = np.nan
     for call, message in (
@@ -83,9 +85,9 @@ def test_what_cannot_be_trained_on_is_named():
         (lambda: train(one, blobs(6, size=8)), "different sizes"),
         (lambda: train(train_gcn.Labelled(one.descriptors, one.labels[:-1])), r"\[N,D\] and \[N\]"),
         (lambda: train(train_gcn.Labelled(bad, one.labels)), "not finite"),
-        (lambda: train(one, optimizer="lion"), "optimizer='lion'"),
-        (lambda: train(one, scale="none"), "scale='none'"),
-        (lambda: train(one, steps=0), "steps=0"),
+        (lambda: options(optimizer="lion"), "optimizer='lion'"),
+        (lambda: options(scale="none"), "scale='none'"),
+        (lambda: options(steps=0), "steps=0"),
         (lambda: train(one, params=gcn_v.initialize(jax.random.key(0), 4, 8)), "descriptors of 4 numbers"),
     ):
         with pytest.raises(UserError, match=message):

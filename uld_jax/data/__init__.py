@@ -8,7 +8,8 @@ from uld_jax.data.decode import decode_image, image_size
 from uld_jax.data.listing import list_images
 from uld_jax.data.pipeline import Order, StreamReader
 from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
-from uld_jax.data.specs import NO_SCHEME, DatasetSpec, Source, annotated, spec_of
+from uld_jax.data.schemes import NO_SCHEME
+from uld_jax.data.specs import DatasetSpec, Source, annotated, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -50,7 +51,7 @@ def open_source(
       data_dir: where the data lie; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
       fit: how files are fitted into the frame, `pad`, `crop` or `stretch`.
-      scheme: what the annotated points are, a name in `specs.SCHEMES`, or `none`: what a prepared data set says itself.
+      scheme: name of the annotated points' scheme (`schemes.SCHEMES`), or `none`: what a prepared data set says itself.
       normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
       sides: whether left and right joints of a body are the `object`'s or the `image`'s (see `specs.set_sides`).
       on_bad_file: `error`, or `skip`: leaves out what cannot be read, which takes decoding everything once.

@@ -45,7 +45,7 @@ _RANDOM_ACCESS = {"max_parallelism": "0"}
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a folder holds, as `cache.json` says it.
+    """Description of a folder, the content of `cache.json`.
 
     Attributes:
       backbone: fingerprint of the backbone and its settings (`backbones.Spec`).
@@ -91,7 +91,7 @@ class Description:
 
 
 def describe(source: Source, backbone, frozen: Any, *, dtype: str = "float16", shard_bytes: int = 2**28) -> Description:
-    """What `write` would write; nothing is computed, the shapes are found by tracing.
+    """Describe what `write` would write; nothing is computed, the shapes are found by tracing.
 
     Raises UserError for an unknown type.
     """
@@ -124,7 +124,7 @@ def write(
     shard_bytes: int = 2**28,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Description:
-    """Writes the maps of every image, or what a writer before has left of them.
+    """Write the maps of every image, or those that an earlier writer has left out.
 
     Args:
       source: the images.
@@ -132,13 +132,13 @@ def write(
       frozen: its weights.
       folder: a local folder, new, empty, or of the same maps. With several processes, one that all of them see.
       mesh: the devices; each computes its part of a batch.
-      batch_size: images at a time, of all devices together.
-      dtype: of the maps on disk. float16 keeps 3 digits of numbers up to 65504, bfloat16 2 digits of any.
-      shard_bytes: about how large a shard is: what a killed writer loses at most.
+      batch_size: number of images at a time, of all devices together.
+      dtype: type of the maps on disk. float16 keeps 3 digits of numbers up to 65504, bfloat16 2 digits of any.
+      shard_bytes: approximate size of a shard, which is the most that a killed writer loses.
       report: is given the number of images written and to be written, after every batch.
 
     Returns:
-      What the folder holds now.
+      Description of the folder.
 
     Raises:
       UserError: a folder of other maps or of something else, a batch that does not divide over the devices, or maps
@@ -146,34 +146,12 @@ def write(
     """
     folder = _local(folder)
     sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
-    asked = describe(source, backbone, frozen, dtype=dtype, shard_bytes=shard_bytes)
-    there = _read_description(folder)
-    if there is not None:
-        asked = dataclasses.replace(asked, shard_rows=there.shard_rows)
-        _same(folder, there, asked, "give another folder, or delete that one")
-    elif os.path.exists(folder) and any(not name.endswith(_PART) for name in os.listdir(folder)):
-        raise UserError(f"{folder} holds something else than features; give another folder, or delete it")
-    _meet("features looked at")  # before the first process writes
-    first = jax.process_index() == 0
-    if first and there is None:
-        os.makedirs(folder, exist_ok=True)
-        _dump(os.path.join(folder, _DESCRIPTION), asked)
-    missing = np.array([not _whole(folder, asked, shard) for shard in range(len(asked.shards))])
-    if jax.process_count() > 1:  # by the time that another one looks, the first may have begun to write
-        missing = multihost_utils.broadcast_one_to_all(missing)
-    rows = np.array([row for shard in np.flatnonzero(missing) for row in asked.rows_of(shard)], np.int32)
+    asked = _begin(folder, describe(source, backbone, frozen, dtype=dtype, shard_bytes=shard_bytes))
+    rows = _missing(folder, asked)
     if len(rows) < asked.rows:
         logging.info("%d of %d images are in %s already", asked.rows - len(rows), asked.rows, folder)
-    frozen = sharding.put_replicated(mesh, frozen)
-    stored = DTYPES[dtype]
-
-    @jax.jit
-    def compute(frozen, batch):
-        maps = backbone.features(frozen, batch["image"])
-        maps = {name: maps[name].astype(stored) for name, _ in asked.taps}
-        finite = jnp.stack([jnp.all(jnp.isfinite(m), (1, 2, 3)) for m in maps.values()], -1)  # [B, taps]
-        return maps, finite, batch["index"]
-
+    frozen, compute = sharding.put_replicated(mesh, frozen), _computation(backbone, asked)
+    first = jax.process_index() == 0
     shards = _Shards(folder, asked) if first else None
     done = 0
     try:
@@ -201,8 +179,45 @@ def write(
     return asked
 
 
+def _begin(folder: str, asked: Description) -> Description:
+    """Check that a folder is free or holds the same maps, and describe it; returns the description that it has now."""
+    there = _read_description(folder)
+    if there is not None:
+        asked = dataclasses.replace(asked, shard_rows=there.shard_rows)
+        _same(folder, there, asked, "give another folder, or delete that one")
+    elif os.path.exists(folder) and any(not name.endswith(_PART) for name in os.listdir(folder)):
+        raise UserError(f"{folder} holds something else than features; give another folder, or delete it")
+    _meet("features looked at")  # before the first process writes
+    if jax.process_index() == 0 and there is None:
+        os.makedirs(folder, exist_ok=True)
+        _dump(os.path.join(folder, _DESCRIPTION), asked)
+    return asked
+
+
+def _missing(folder: str, asked: Description) -> np.ndarray:
+    """List the rows whose shards are not whole, increasing, the same for all processes."""
+    missing = np.array([not _whole(folder, asked, shard) for shard in range(len(asked.shards))])
+    if jax.process_count() > 1:  # the first process may begin to write before another one has looked
+        missing = multihost_utils.broadcast_one_to_all(missing)
+    return np.array([row for shard in np.flatnonzero(missing) for row in asked.rows_of(shard)], np.int32)
+
+
+def _computation(backbone, asked: Description):
+    """Compile what gives a batch's maps in the type of the folder, whether each is finite [B,taps], and row numbers."""
+    stored = DTYPES[asked.dtype]
+
+    @jax.jit
+    def compute(frozen, batch):
+        maps = backbone.features(frozen, batch["image"])
+        maps = {name: maps[name].astype(stored) for name, _ in asked.taps}
+        finite = jnp.stack([jnp.all(jnp.isfinite(m), (1, 2, 3)) for m in maps.values()], -1)  # [B, taps]
+        return maps, finite, batch["index"]
+
+    return compute
+
+
 class FeatureCache:
-    """The maps in a folder that `write` has finished, by row number. It may go to other processes and threads.
+    """The maps in a folder that `write` has finished, by row number; may be sent to other processes and threads.
 
     Args:
       folder: the local folder.
@@ -231,16 +246,16 @@ class FeatureCache:
         return self.description.rows
 
     def check(self, source: Source, backbone, frozen: Any) -> None:
-        """Raises UserError unless the maps are those of this backbone with these weights, for these images."""
+        """Raise UserError unless the maps are those of this backbone with these weights, for these images."""
         there = self.description
         asked = describe(source, backbone, frozen, dtype=there.dtype)
         asked = dataclasses.replace(asked, shard_rows=there.shard_rows)
         _same(self.folder, there, asked, "make a new one by `uld features`, or leave it out")
 
     def read(self, rows: Iterable[int]) -> dict[str, np.ndarray]:
-        """Maps of the rows given, in that order: {tap: [n,h,w,C]} in the type of the folder.
+        """Read the maps of the rows given, in that order: {tap: [n,h,w,C]} in the type of the folder.
 
-        Raises UserError for a row that there is none of.
+        Raises UserError for a row that does not exist.
         """
         rows = [int(row) for row in rows]
         if bad := [row for row in rows if not 0 <= row < len(self)]:
@@ -257,7 +272,7 @@ class FeatureCache:
 
 
 class _Shards:
-    """Writes records, which come by increasing row, to the shards that they belong to."""
+    """Writer of records, which come by increasing row, to the shards that they belong to."""
 
     def __init__(self, folder, description):
         self._folder, self._description = folder, description
@@ -272,14 +287,14 @@ class _Shards:
         self._writer.write(record)
 
     def finish(self):
-        """What was begun is whole."""
+        """Close the present shard and rename it into place."""
         if self._writer is not None:
             self._writer.close()
             os.replace(self._path() + _PART, self._path())
             self._writer = None
 
     def give_up(self):
-        """What was begun is not."""
+        """Close and delete the unfinished shard."""
         if self._writer is not None:
             self._writer.close()
             os.remove(self._path() + _PART)
@@ -290,7 +305,7 @@ class _Shards:
 
 
 def _whole(folder, description, shard) -> bool:
-    """Whether a shard is there with all its records."""
+    """Tell whether a shard is there with all its records."""
     path = os.path.join(folder, description.shards[shard])
     if not os.path.exists(path):
         return False
@@ -327,7 +342,7 @@ def _same(folder, there: Description, asked: Description, remedy: str) -> None:
 
 
 def _dump(path, description):
-    """The file is there whole or not at all."""
+    """Write the description, whole or not at all."""
     files.write(path, json.dumps(dataclasses.asdict(description), indent=2) + "\n")
 
 
@@ -342,7 +357,7 @@ def _read_description(folder) -> Description | None:
 
 
 def _meet(name):
-    """Waits for all processes."""
+    """Wait for all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -355,7 +370,7 @@ def _local(folder) -> str:
 
 
 def _sha256(tree) -> str:
-    """Of a pytree's names and values."""
+    """Hash a pytree's names and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.to_host(tree)):
         leaf = np.asarray(leaf)

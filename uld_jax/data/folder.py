@@ -18,7 +18,8 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data import annotation, decode, listing
-from uld_jax.data.specs import NO_SCHEME, Source, broken, decode_threads, fingerprint_of, set_sides, sort_out, spec_of
+from uld_jax.data.schemes import NO_SCHEME
+from uld_jax.data.specs import Source, broken, decode_threads, fingerprint_of, set_sides, sort_out, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 

@@ -9,9 +9,8 @@ import hashlib
 import io
 import os
 import re
-import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,100 +18,12 @@ import numpy as np
 from PIL import Image
 
 from uld_jax.data.listing import BadFile, Skipped, bad_files
+from uld_jax.data.schemes import BY_NUMBER, NO_SCHEME, SCHEMES, image_order, scheme_of
 from uld_jax.errors import UserError
 
 NORMALISERS = ("auto", "eyes", "shoulders", "box", "image")
 SIDES = ("auto", "object", "image")
 _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
-
-
-def mirror_permutation(landmarks: int, *pairs: tuple[int, int]) -> tuple[int, ...]:
-    """The permutation [L] that swaps the points of each pair, for images turned left to right.
-
-    >>> mirror_permutation(5, (0, 1), (3, 4))
-    (1, 0, 2, 4, 3)
-    """
-    out = list(range(landmarks))
-    for a, b in pairs:
-        out[a], out[b] = b, a
-    return tuple(out)
-
-
-def _runs(*spans: tuple[int, int, int]):
-    """Pairs (a, b), (a + 1, b - 1), ... of each span (a, b, count)."""
-    return [(a + i, b - i) for a, b, count in spans for i in range(count)]
-
-
-class Scheme(NamedTuple):
-    """Which points an annotation has, and in which order.
-
-    Attributes:
-      landmarks: L.
-      normaliser: what the distance of the two points in `eyes` is: `eyes` or `shoulders`.
-      eyes: the two points whose distance errors are divided by.
-      mirror: permutation [L] of the points in a mirrored image.
-      areas: {name: (first, last point)} of a face.
-      fixed: the points that are at one place of the head, from which its yaw can be told.
-      image_sides: groups of pairs that change places where their first pair stands the wrong way (`image_sides`).
-    """
-
-    landmarks: int
-    normaliser: str
-    eyes: tuple[int, int]
-    mirror: tuple[int, ...]
-    areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
-    fixed: tuple[int, ...] = ()
-    image_sides: tuple[tuple[tuple[int, int], ...], ...] = ()
-
-
-# Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right: arms and hips
-# by the hips, legs by the knees. (The shoulder anchors, 16 and 24, both lie at the neck and are no pair there.)
-_HUMAN36M_SIDES = (
-    ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)),
-    ((2, 7), (3, 8), (4, 9), (5, 10)),
-)
-
-# The schemes that `data.scheme` names. A number of points tells nothing about what they are, so none is ever guessed.
-SCHEMES = {
-    # The iBUG order. Contours of eyes run from the outer corner inwards on the left, from the inner corner outwards on
-    # the right. Points of the jaw are put on its outline in the picture, and so glide over the head as it turns.
-    "ibug68": Scheme(
-        landmarks=68,
-        normaliser="eyes",
-        eyes=(36, 45),
-        mirror=mirror_permutation(
-            68,
-            *_runs((0, 16, 8), (17, 26, 5), (31, 35, 2), (36, 45, 4), (48, 54, 3), (55, 59, 2), (60, 64, 2)),
-            (40, 47),
-            (41, 46),
-            (65, 67),
-        ),
-        areas={"jaw": (0, 16), "brows": (17, 26), "nose": (27, 35), "eyes": (36, 47), "mouth": (48, 67)},
-        fixed=tuple(range(17, 68)),
-    ),
-    # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
-    "eyes_nose_mouth5": Scheme(5, "eyes", (0, 1), mirror_permutation(5, (0, 1), (3, 4))),
-    # Right and left shoulder: official code of Mallis et al. 2020.
-    "human36m_32": Scheme(
-        landmarks=32,
-        normaliser="shoulders",
-        eyes=(25, 17),
-        mirror=mirror_permutation(32, *_HUMAN36M_SIDES[0], *_HUMAN36M_SIDES[1]),
-        image_sides=_HUMAN36M_SIDES,
-    ),
-    # In the order of its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives
-    # its normaliser, so the shoulders are taken as for Human3.6M.
-    "bbc_pose7": Scheme(7, "shoulders", (5, 6), mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
-}
-NO_SCHEME = "none"
-BY_NUMBER = "by_number"  # of runs from before there were schemes: the one with as many points
-
-
-def scheme_of(name: str) -> Scheme | None:
-    """The scheme of that name; None for `none`. Raises UserError for any other word."""
-    if name != NO_SCHEME and name not in SCHEMES:
-        raise UserError(f"data.scheme is {name!r}; use {NO_SCHEME} or one of {', '.join(SCHEMES)}")
-    return SCHEMES.get(name)
 
 
 class DatasetSpec(NamedTuple):
@@ -129,8 +40,8 @@ class DatasetSpec(NamedTuple):
       landmark_names: one name a point; () if unknown.
       splits: the splits that exist; () if any name gives all images.
       sides: what `left` means in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
-        the image (see `image_sides`). Errors of the two may not be compared.
-      scheme: a name in `SCHEMES`, or `none`.
+        the image (see `schemes.image_sides`). Errors of the two may not be compared.
+      scheme: name of a scheme (`schemes.SCHEMES`), or `none`.
     """
 
     name: str
@@ -208,34 +119,6 @@ def spec_of(
         splits=splits,
         scheme=scheme,
     )
-
-
-def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
-    """For each image which joint stands where the image's left and right put it, [...,L] int64; see `image_sides`.
-
-    >>> image_order(np.zeros((32, 2)))[:8].tolist()
-    [0, 1, 2, 3, 4, 5, 6, 7]
-    """
-    landmarks = points.shape[-2]
-    order = np.broadcast_to(np.arange(landmarks), points.shape[:-1])
-    for pairs in groups:
-        a, b = pairs[0]
-        turned = points[..., a, 0] > points[..., b, 0]  # False where one of the two is not annotated
-        order = np.where(turned[..., None], np.array(mirror_permutation(landmarks, *pairs))[order], order)
-    return order
-
-
-def image_sides(points: np.ndarray) -> np.ndarray:
-    """Joints of Human3.6M by their side in the image, [...,32,2] -> [...,32,2].
-
-    A method without labels cannot tell a person's front from the back, so the official evaluation of Mallis et al. 2020
-    calls left what is left in the image: arms and hips change sides where x(1) > x(6), legs where x(2) > x(7).
-
-    >>> points = np.zeros((32, 2)); points[1] = 5, 1; points[6] = 2, 1
-    >>> image_sides(points)[[1, 6]].tolist()
-    [[2.0, 1.0], [5.0, 1.0]]
-    """
-    return np.take_along_axis(points, image_order(points)[..., None], -2)
 
 
 class Source:
@@ -369,8 +252,8 @@ def set_sides(source: Source, sides: str = "auto") -> None:
 
     Args:
       source: its `landmarks`, `visible` and `spec` change; without landmarks nothing does.
-      sides: `object` keeps the annotation; `image` goes by the image (`image_sides`); `auto` is `image` for the scheme
-        `human36m_32`, as in the official evaluation of Mallis et al. 2020, else what the source has.
+      sides: `object` keeps the annotation; `image` goes by the image (`schemes.image_sides`); `auto` is `image` for the
+        scheme `human36m_32`, as in the official evaluation of Mallis et al. 2020, else what the source has.
 
     Raises:
       UserError: another word, `image` for landmarks whose partners are unknown, or `object` for a prepared data set

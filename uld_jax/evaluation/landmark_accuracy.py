@@ -150,7 +150,7 @@ def landmark_accuracy(
       normaliser, image_side: see `landmark_regression.normaliser_lengths`.
       radius: in shares of the normaliser, inclusive.
       names: of the L annotated landmarks; () if unknown.
-      areas: {name: (first, last)} of annotated landmarks, see `data.specs.Scheme`; {} if unknown.
+      areas: {name: (first, last)} of annotated landmarks, see `data.schemes.Scheme`; {} if unknown.
 
     Raises:
       UserError: a radius that is not positive.

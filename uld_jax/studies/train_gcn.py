@@ -29,6 +29,7 @@ some descriptors are less certain than others. Taps of FANs with random weights 
 landmarks apart: with ten landmarks 25 % of a row's neighbours were of its own, of gradient histograms 75 %.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -79,11 +80,59 @@ class Labelled(NamedTuple):
     labels: np.ndarray
 
 
-class Trained(NamedTuple):
-    """What training gives.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How GCN-V is trained.
 
     Attributes:
-      params: of `models.gcn_v.GcnV`.
+      steps: number of updates of the weights.
+      k: number of neighbours in the graph, without the vertex itself.
+      batch: number of rows of a graph, drawn from a set at random (sub-graph batches); 0: all rows (full graph).
+      graphs: number of graphs that are drawn, one after the other; at most one for each step.
+      rows: number of rows of an update, drawn at random from one of the last 16 graphs; 0: a graph as a whole. Once Âx
+        is known the network works row by row.
+      rotate: turn descriptors by a random rotation at each update; see the head of this file.
+      vary: let graphs differ in more than their rows: some labels left out, k / 4 to k neighbours, noise and a common
+        offset added to the descriptors. So the network meets sparse and dense graphs.
+      scale: scale of the target; see `targets`.
+      optimizer: `adam`, its rate falling to 0 as a half cosine; or `sgd`, with momentum 0.9 and the rate divided by 10
+        after 50, 80 and 90 % of the steps, as in the published code (which has rate 0.1).
+      rate: first learning rate.
+      decay: L2 of the weights, coupled as in PyTorch.
+      seed: random seed.
+
+    Raises:
+      UserError: for values that cannot be used.
+    """
+
+    steps: int = 400
+    k: int = 80
+    batch: int = 2048
+    graphs: int = 40
+    rows: int = 512
+    rotate: bool = True
+    vary: bool = True
+    scale: str = "paper"
+    optimizer: str = "adam"
+    rate: float = 2e-5
+    decay: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"train got optimizer={self.optimizer!r}; use {' or '.join(OPTIMIZERS)}")
+        if min(self.steps, self.k, self.graphs) < 1 or min(self.batch, self.rows) < 0:
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in ("steps", "k", "graphs", "batch", "rows"))
+            raise UserError(f"train got {given}; use numbers above 0")
+        if self.scale not in TARGETS:
+            raise UserError(f"train got scale={self.scale!r}; use {' or '.join(TARGETS)}")
+
+
+class Trained(NamedTuple):
+    """Result of training.
+
+    Attributes:
+      params: parameters of `models.gcn_v.GcnV`.
       losses: [steps] float32, the error at each step.
     """
 
@@ -108,7 +157,7 @@ class Measured(NamedTuple):
 
 
 def targets(graph, labels, mask=None, *, scale: str = "paper"):
-    """What the network learns (Eq. 1): a mean over the neighbours N_i of vertex i,
+    """Compute what the network learns (Eq. 1): a mean over the neighbours N_i of vertex i,
 
       c_i = 1 / |N_i| sum_j (1[y_j = y_i] - 1[y_j != y_i]) s_ij.
 
@@ -116,8 +165,8 @@ def targets(graph, labels, mask=None, *, scale: str = "paper"):
       graph: `indices` and `similarities` [N,k]; slots of index -1 are not filled.
       labels: [N] int.
       mask: [N] bool, False for rows that count nowhere.
-      scale: `paper`, as above. `max`: the sum over the largest absolute sum of all rows, which the original code has
-        (and there the vertex is one of its own neighbours).
+      scale: `paper`, as above. `max`: the sum over the largest absolute sum of all rows, which the published
+        code has (and there the vertex is one of its own neighbours).
 
     Returns:
       [N] float32, in -1..1; 0 where there are no neighbours and where masked.
@@ -178,68 +227,64 @@ def _frame(key, size, count):
 
 def train(
     sets: Sequence[Labelled],
+    options: Options | None = None,
     *,
     params: Any = None,
-    steps: int = 400,
-    k: int = 80,
-    batch: int = 2048,
-    graphs: int = 40,
-    rows: int = 512,
-    rotate: bool = True,
-    vary: bool = True,
-    scale: str = "paper",
-    optimizer: str = "adam",
-    rate: float = 2e-5,
-    decay: float = 1e-5,
-    seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> Trained:
-    """Trains GCN-V on graphs of the sets, one after the other.
+    """Train GCN-V on graphs of the sets, one after the other.
 
     Args:
       sets: at least one. Sizes may differ; all descriptors have the same D.
-      params: to start from; those of `start` if None. `gcn_v.initialize(key)` gives random ones.
-      steps: updates of the weights.
-      k: neighbours in the graph, without the vertex itself.
-      batch: rows of a graph, drawn from a set at random (sub-graph batches); 0: all rows of it (full graph).
-      graphs: how many graphs are drawn, one after the other; at most one for each step.
-      rows: rows of an update, drawn at random from one of the last 16 graphs; 0: a graph as a whole. Once Âx is known
-        the network works row by row.
-      rotate: whether descriptors are turned by a random rotation at each update; see above.
-      vary: whether graphs differ in more than their rows: some labels left out, k / 4 to k neighbours, noise and a
-        common offset added to the descriptors. So the network meets sparse and dense graphs.
-      scale: of the target; see `targets`.
-      optimizer: `adam`, its rate falling to 0 as a half cosine; or `sgd`, with momentum 0.9 and the rate divided by 10
-        after 50, 80 and 90 % of the steps, as the original (which has rate 0.1).
-      rate: the first learning rate.
-      decay: L2 of the weights, coupled as in PyTorch.
-      seed: of everything that is drawn.
-      report: called with step and loss now and then.
+      options: how to train; by default as `Options` says.
+      params: parameters to start from; those of `start` if None. `gcn_v.initialize(key)` gives random ones.
+      report: called with step and mean loss after every 100 steps.
 
     Raises:
-      UserError: for sets or options that cannot be used.
+      UserError: for sets that cannot be used, or parameters of another D.
     """
-    size = _check(sets)
-    if optimizer not in OPTIMIZERS:
-        raise UserError(f"train got optimizer={optimizer!r}; use {' or '.join(OPTIMIZERS)}")
-    if min(steps, k, graphs) < 1 or min(batch, rows) < 0:
-        raise UserError(f"train got {steps=}, {k=}, {graphs=}, {batch=}, {rows=}; use numbers above 0")
-    if scale not in TARGETS:
-        raise UserError(f"train got scale={scale!r}; use {' or '.join(TARGETS)}")
+    size, o = _check(sets), options or Options()
     largest = max(len(one.labels) for one in sets)
-    most = min(batch, largest) if batch else largest
-    k = min(k, most - 1)
-    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    most = min(o.batch, largest) if o.batch else largest
+    k = min(o.k, most - 1)
+    rng, key = np.random.default_rng(o.seed), jax.random.key(o.seed)
     params = start(key, size) if params is None else jax.tree.map(jnp.asarray, params)
     if gcn_v.size(params) != size:
         raise UserError(f"params are for descriptors of {gcn_v.size(params)} numbers, and these have {size}")
-    update = _optimizer(optimizer, rate, decay, steps)
+    update = _optimizer(o.optimizer, o.rate, o.decay, o.steps)
+    draw, step = _drawing(k, o.scale), _stepping(update, size, o.rotate)
+
+    state, losses, kept, redraw = jax.jit(update.init)(params), [], [], max(o.steps // o.graphs, 1)
+    for number in range(o.steps):
+        now = jax.random.fold_in(key, number)
+        if number % redraw == 0:
+            x, labels = _rows(sets[rng.integers(len(sets))], most, bool(o.batch), o.vary, rng)
+            neighbours = round(k * 4 ** -rng.random()) if o.vary else k
+            fill = most - len(labels)
+            x, labels = np.pad(x, ((0, fill), (0, 0))), np.pad(labels, (0, fill))
+            drawn = draw(x, labels, np.arange(most) < most - fill, neighbours)
+            kept = [*kept, jax.device_get(drawn)][-KEPT:]
+        params, state, value = step(params, state, _pick(kept, o.rows, rng), now)
+        losses.append(value)
+        if report is not None and (number + 1) % 100 == 0:
+            report(number + 1, float(jnp.mean(jnp.stack(losses[-100:]))))
+    return Trained(jax.device_get(params), np.asarray(jax.device_get(losses), np.float32))
+
+
+def _drawing(k: int, scale: str):
+    """Compile what makes a graph of a set's rows: x, Âx, targets and mask."""
 
     @jax.jit
     def draw(x, labels, mask, neighbours):
         graph = _thinned(knn_graph(x, k, mask=mask), neighbours)
         unit = keypoints.l2_normalize(jnp.where(mask[:, None], x, 0))
         return unit, affinity.aggregate(graph, unit, mask), targets(graph, labels, mask, scale=scale), mask
+
+    return draw
+
+
+def _stepping(update, size: int, rotate: bool):
+    """Compile one update of the parameters by rows of a graph."""
 
     @jax.jit
     def step(params, state, drawn, key):
@@ -257,21 +302,7 @@ def train(
         updates, state = update.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses, kept, redraw = jax.jit(update.init)(params), [], [], max(steps // graphs, 1)
-    for number in range(steps):
-        now = jax.random.fold_in(key, number)
-        if number % redraw == 0:
-            x, labels = _rows(sets[rng.integers(len(sets))], most, bool(batch), vary, rng)
-            neighbours = round(k * 4 ** -rng.random()) if vary else k
-            fill = most - len(labels)
-            x, labels = np.pad(x, ((0, fill), (0, 0))), np.pad(labels, (0, fill))
-            drawn = draw(x, labels, np.arange(most) < most - fill, neighbours)
-            kept = [*kept, jax.device_get(drawn)][-KEPT:]
-        params, state, value = step(params, state, _pick(kept, rows, rng), now)
-        losses.append(value)
-        if report is not None and (number + 1) % 100 == 0:
-            report(number + 1, float(jnp.mean(jnp.stack(losses[-100:]))))
-    return Trained(jax.device_get(params), np.asarray(jax.device_get(losses), np.float32))
+    return step
 
 
 def measure(params, one: Labelled, *, k: int = 80) -> Measured:
@@ -290,7 +321,7 @@ def _correlation(a, b) -> float:
 
 
 def _check(sets) -> int:
-    """D of the sets."""
+    """Check the sets; returns their D."""
     if not sets:
         raise UserError("training needs at least one set of labelled descriptors")
     for x, labels in sets:
@@ -307,7 +338,7 @@ def _check(sets) -> int:
 
 
 def _pick(graphs, rows, rng):
-    """What one update sees: a graph, or some rows of it."""
+    """Pick the input of one update: a graph, or some rows of it."""
     graph = graphs[rng.integers(len(graphs))]
     if not rows:
         return graph
@@ -325,12 +356,12 @@ def _optimizer(name, rate, decay, steps):
 
 
 def _thinned(graph, neighbours):
-    """The graph of the nearest few neighbours of those it has."""
+    """Keep the nearest few neighbours of a graph."""
     return graph._replace(indices=jnp.where(jnp.arange(graph.indices.shape[1]) < neighbours, graph.indices, -1))
 
 
 def _rows(one: Labelled, count: int, some: bool, vary: bool, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a set: all of them or at most `count`; if they vary, of some labels, and not quite as they are."""
+    """Draw rows of a set: all or at most `count`; with `vary`, of some labels only, with noise and an offset."""
     labels = np.asarray(one.labels)
     rows = np.arange(len(labels))
     if vary:
@@ -458,45 +489,32 @@ def main(
     report: Callable[[int, float], None] | None = None,
     **options,
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """Trains GCN-V and writes a folder of weights, which `config.weights.gcn_v` then names.
+    """Train GCN-V and write a folder of weights, which `config.weights.gcn_v` then names.
 
     Args:
-      dst: the folder; see `uld_jax.weights`.
+      dst: folder to write; see `uld_jax.weights`.
       descriptors: an npz file for `read`; a fifth of its rows is held out. Empty: descriptors of the built-in heads;
         other heads, projections and factors are held out, and graphs of ten landmarks measured.
       npz: a file to write too: the weights in half precision, as they ship.
-      seeds, images: of the built-in descriptors: sets, and heads.
-      report: called with step and loss now and then.
-      **options: of `train`.
+      seeds: number of sets of built-in descriptors.
+      images: number of heads that each of these sets is made of.
+      report: called with step and mean loss after every 100 steps.
+      **options: fields of `Options`.
 
     Returns:
-      What `dst/source.json` says, and measures of the held-out sets.
+      The content of `dst/source.json`, and measures of the held-out sets.
 
     Raises:
-      UserError: see `read`, `train` and `weights.save`.
+      UserError: see `read`, `Options`, `train` and `weights.save`.
     """
     folder = epath.Path(dst)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--dst={dst} exists; give another folder, or delete it")  # now, and not after training
     if npz and not epath.Path(npz).parent.exists():
         raise UserError(f"--npz={npz} lies in a folder that does not exist; make it first")
-    if descriptors:
-        one, name = read(descriptors), os.path.basename(descriptors)
-        if len(one.labels) < 15:
-            raise UserError(f"{descriptors} has {len(one.labels)} rows; give at least 15, of which a fifth is held out")
-        order = np.random.default_rng(0).permutation(len(one.labels))
-        held = len(order) // 5
-        sets, others = ([Labelled(*(a[rows] for a in one))] for rows in (order[held:], order[:held]))
-        with open(descriptors, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    else:
-        name, sets = "synthetic", synthetic(range(seeds), images)
-        others = [_ten(one, i) for i, one in enumerate(synthetic(range(1000, 1008), images, heads=1))]
-        digest = hashlib.sha256(repr((seeds, images)).encode()).hexdigest()
-    trained = train(sets, report=report, **options)
-    source = {
-        "file": name,
-        "sha256": digest,
+    sets, others, source = _sets_of_file(descriptors) if descriptors else _sets_of_heads(seeds, images)
+    trained = train(sets, Options(**options), report=report)
+    source |= {
         "entries": sum(len(one.labels) for one in sets),
         "options": {key: options[key] for key in sorted(options)},
         "licence": "that of the descriptors" if descriptors else "Apache-2.0, as the library",
@@ -504,7 +522,28 @@ def main(
     source = weights.save(dst, "gcn_v", trained.params, source)
     if npz:
         gcn_v.write_half(npz, trained.params)
-    return source, [measure(trained.params, one, k=options.get("k", 80)) for one in others]
+    return source, [measure(trained.params, one, k=options.get("k", Options.k)) for one in others]
+
+
+def _sets_of_file(path: str) -> tuple[list[Labelled], list[Labelled], dict[str, str]]:
+    """Read the sets to train on and those held out, a fifth of the rows, with the file's name and digest."""
+    one = read(path)
+    if len(one.labels) < 15:
+        raise UserError(f"{path} has {len(one.labels)} rows; give at least 15, of which a fifth is held out")
+    order = np.random.default_rng(0).permutation(len(one.labels))
+    held = len(order) // 5
+    sets, others = ([Labelled(*(a[rows] for a in one))] for rows in (order[held:], order[:held]))
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return sets, others, {"file": os.path.basename(path), "sha256": digest}
+
+
+def _sets_of_heads(seeds: int, images: int) -> tuple[list[Labelled], list[Labelled], dict[str, str]]:
+    """Make the sets to train on and those held out, of other heads, with a name and the digest of the settings."""
+    sets = synthetic(range(seeds), images)
+    others = [_ten(one, i) for i, one in enumerate(synthetic(range(1000, 1008), images, heads=1))]
+    digest = hashlib.sha256(repr((seeds, images)).encode()).hexdigest()
+    return sets, others, {"file": "synthetic", "sha256": digest}
 
 
 def _ten(one: Labelled, seed: int) -> Labelled:

@@ -14,7 +14,8 @@ from PIL import Image
 from uld_jax import __main__, data
 from uld_jax.data import specs
 from uld_jax.data.builders import prepared
-from uld_jax.data.specs import SCHEMES, DatasetSpec, Source, spec_of
+from uld_jax.data.schemes import SCHEMES
+from uld_jax.data.specs import DatasetSpec, Source, spec_of
 from uld_jax.errors import UserError
 
 

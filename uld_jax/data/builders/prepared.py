@@ -27,10 +27,8 @@ from etils import epath
 
 from uld_jax.data import decode
 from uld_jax.data.listing import BadFile, Skipped, bad_files
+from uld_jax.data.schemes import BY_NUMBER, NO_SCHEME, SCHEMES
 from uld_jax.data.specs import (
-    BY_NUMBER,
-    NO_SCHEME,
-    SCHEMES,
     DatasetSpec,
     Source,
     broken,

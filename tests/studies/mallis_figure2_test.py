@@ -1,32 +1,19 @@
-"""Figure 2 of Mallis et al.: mixtures of keypoints, plans of runs, and tables; the runs made up but for one 2d."""
+"""Figure 2 of Mallis et al.: plans of runs, tables and plots; the runs made up but for one 2d."""
 
-import csv
-import dataclasses
-import doctest
 import json
-import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 
-from tests import tiny
 from uld_jax import __main__ as cli
-from uld_jax import sharding, viz
-from uld_jax.bank import Rows
-from uld_jax.data import objects, open_source
-from uld_jax.data.specs import DatasetSpec, Source
-from uld_jax.engine import checkpoint, loop, runs
+from uld_jax import viz
+from uld_jax.engine import checkpoint, loop
 from uld_jax.errors import UserError
-from uld_jax.evaluation.landmark_regression import normaliser_lengths
-from uld_jax.method import Prediction, Stage
-from uld_jax.studies import ablations
+from uld_jax.studies import mallis_figure2, mallis_mixtures
 
 SPEC = "self_training:dataset=synthetic,preset=tiny"
 SMALL = "self_training:dataset=synthetic,preset=small"
-CHOSEN = [0, 2, 5, 8, 11, 15]
 
 
 def uld(capsys, monkeypatch, *args):
@@ -37,110 +24,11 @@ def uld(capsys, monkeypatch, *args):
     return code, out.out, out.err
 
 
-@pytest.fixture(scope="module")
-def heads():
-    return open_source("synthetic", "train", frame_size=40, rows=48)
-
-
-def test_examples():
-    result = doctest.testmod(ablations)
-    assert result.attempted >= 4
-    assert result.failed == 0
-
-
-# Mixtures
-
-
-@pytest.mark.parametrize(("true", "share"), [(2, 0.2), (4, 0.7), (6, 0.4), (3, 1.0)])
-def test_true_points_are_landmarks_and_the_others_are_anywhere_in_the_view(heads, true, share):
-    found = ablations.mixture(heads, CHOSEN, true, share, zoom=0.8, seed=3)
-    there = np.isfinite(found.xy).all(-1)
-    assert not (found.true & ~there).any()
-    margin = 40 * 0.1
-    used = set()
-    for row in range(len(heads)):
-        inside = ((heads.landmarks[row] >= margin - 0.5) & (heads.landmarks[row] <= 39.5 - margin)).all(-1)
-        could = [i for i in CHOSEN if heads.visible[row, i] and inside[i]]
-        points = found.xy[row, found.true[row]]
-        which = np.abs(points[:, None] - heads.landmarks[row]).max(-1) < 1e-6
-        assert which.any(1).all()
-        mine = which.argmax(1)
-        assert len(set(mine)) == len(mine) == min(true, len(could))
-        assert set(mine) <= set(could)
-        used |= set(mine)
-        others = there[row].sum() - len(mine)
-        assert abs(others - len(mine) * (1 - share) / share) < 1
-    assert used == set(CHOSEN)
-    # Fractions of a point are drawn, so that the share holds over all images.
-    assert found.true.sum() / there.sum() == pytest.approx(share, abs=0.03)
-    noise = found.xy[there & ~found.true]
-    assert ((noise >= margin - 0.5) & (noise <= 39.5 - margin)).all()
-    if share < 1:
-        assert np.abs(noise.mean(0) - 19.5).max() < 4 * 32 / np.sqrt(12 * len(noise))
-        assert noise.std(0) == pytest.approx(32 / np.sqrt(12), rel=0.25)
-        places = np.nonzero(found.true)[1]
-        assert places.max() >= true  # true points do not come first
-
-
-def test_the_same_true_points_serve_every_share_and_seeds_differ(heads):
-    def true_points(share, seed=0):
-        found = ablations.mixture(heads, CHOSEN, 3, share, seed=seed)
-        return [sorted(map(tuple, xy[on])) for xy, on in zip(found.xy, found.true)]
-
-    assert true_points(0.3) == true_points(0.9)
-    assert true_points(0.3) != true_points(0.3, seed=1)
-
-
-class Files(Source):
-    """Photos of 60 x 30 pixels in a frame of 40: one corner to the landmarks of the synthetic heads."""
-
-    def __init__(self):
-        self.spec = DatasetSpec("files", 2, "box")
-        self.names, self.frame_size = ["a/0.png", "a/1.png"], 40
-        self.file_sizes = np.array([[30, 60]] * 2)
-        self.frame_maps = np.array([[2 / 3, 2 / 3, -1 / 6, 59 / 6]] * 2)
-        self.landmarks = np.array([[[10, 12], [20, 21]], [[12, 11], [np.nan, np.nan]]], np.float32)
-        self.visible = np.isfinite(self.landmarks).all(-1)
-
-
-def test_the_csv_is_in_pixels_of_the_files_and_is_read_back_into_the_frame(tmp_path):
-    source = Files()
-    found = ablations.mixture(source, [0, 1], 2, 0.02, seed=1)
-    assert found.true.sum(1).tolist() == [2, 1]
-    there = np.isfinite(found.xy).all(-1)
-    assert found.xy[there].min(0) == pytest.approx([-0.5, -0.5], abs=2.5)  # all of the photo, and nothing beside it
-    assert found.xy[there].max(0) == pytest.approx([59.5, 29.5], abs=2.5)
-    ablations.write_points(tmp_path / "deep" / "points.csv", source.names, found.xy)
-    rows = list(csv.reader((tmp_path / "deep" / "points.csv").open()))
-    assert rows[0][:5] == ["file", "x0", "y0", "x1", "y1"]
-    assert [row[0] for row in rows[1:]] == source.names
-    read = objects.keypoints(source, tmp_path / "deep" / "points.csv", found.xy.shape[1])
-    np.testing.assert_array_equal(read.mask, there)
-    for row in range(2):
-        there = source.landmarks[row, source.visible[row]]
-        near = np.abs(read.xy[row, found.true[row]][:, None] - there).max(-1).min(1)
-        np.testing.assert_allclose(near, 0, atol=1e-3)
-
-
-def test_mixtures_that_cannot_be_are_refused(heads):
-    for arguments, said in (
-        ((CHOSEN, 7, 0.5), "7 true points cannot be drawn from 6 landmarks"),
-        ((CHOSEN, 0, 0.5), "use 1 to 6"),
-        ((CHOSEN, 2, 0.0), "use a share above 0, up to 1"),
-        ((CHOSEN, 2, 1.5), "use a share above 0, up to 1"),
-    ):
-        with pytest.raises(UserError, match=said):
-            ablations.mixture(heads, *arguments)
-    plain = types.SimpleNamespace(landmarks=None, spec=types.SimpleNamespace(name="photos"))
-    with pytest.raises(UserError, match="the data set photos has no landmarks"):
-        ablations.mixture(plain, CHOSEN, 2, 0.5)
-
-
 # Plans
 
 
 def test_every_figure_plans_its_runs(tmp_path):
-    cells, left_out = ablations.plan("2d", SMALL, tmp_path, ["seed=0,1"])
+    cells, left_out = mallis_figure2.plan("2d", SMALL, tmp_path, ["seed=0,1"])
     assert len(cells) == 2 * 2 * 4 * 2
     assert not left_out
     assert cells[1].name == "clusters=20,true=5,share=0.2,seed=1"
@@ -154,19 +42,19 @@ def test_every_figure_plans_its_runs(tmp_path):
         assert (config.keypoints.outliers, config.keypoints.region, config.stage1.region) == (0, "none", "none")
         assert config.seed == int(values["seed"])
         stage = config.stage1
-        assert stage.steps == ablations.STEPS["small"]
+        assert stage.steps == mallis_mixtures.STEPS["small"]
         assert 0 < stage.warmup < stage.steps
         assert (stage.steps - stage.warmup) // stage.round_every >= 3
-    cells, _ = ablations.plan(
+    cells, _ = mallis_figure2.plan(
         "2e", SMALL, tmp_path, ["clusters=7,9"], ["stage1.steps=50", "eval_every=25", "keypoints.region=box"]
     )
     assert {c.config.keypoints.region for c in cells} == {"box"}
     assert [c.config.keypoints.clusters for c in cells] == [7, 9]
     assert {(c.config.stage1.steps, c.config.eval_every) for c in cells} == {(50, 25)}
-    cells, _ = ablations.plan("2c", SMALL, tmp_path)
+    cells, _ = mallis_figure2.plan("2c", SMALL, tmp_path)
     assert [c.config.stage1.pairs for c in cells] == ["clusters", "augmented"]
     assert {c.config.stages for c in cells} == {("keypoints", "stage1")}
-    cells, left_out = ablations.plan("2b", SMALL, tmp_path, overrides=["weights.r2d2=/weights/r2d2"])
+    cells, left_out = mallis_figure2.plan("2b", SMALL, tmp_path, overrides=["weights.r2d2=/weights/r2d2"])
     assert [c.config.keypoints.detector for c in cells] == ["r2d2", "corners"]
     assert {c.config.stages for c in cells} == {("keypoints", "stage1", "stage2")}
     assert list(left_out) == ["detector=superpoint"]
@@ -218,109 +106,6 @@ def test_nonsense_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert "the train split has none" in said("2c", f"--config.data_dir={photos}", **folder)
 
 
-# Numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixed(Stage):
-    """The same points on every image, some of them masked; observed ones are a pixel off, and one more."""
-
-    xy: tuple[tuple[float, float], ...]
-    describes = True
-
-    def predict(self, state, frozen, images):
-        assert "rows" not in frozen
-        xy = jnp.broadcast_to(jnp.asarray(self.xy, jnp.float32), (len(images), len(self.xy), 2))
-        # Which are found depends on the image, so that rows in another order would be noticed.
-        seen = images[:, :3, :3].astype(jnp.int32).sum((1, 2, 3))[:, None] // (1 + jnp.arange(len(self.xy))) % 3 > 0
-        return Prediction(xy, jnp.where(seen, 0.5, 0.0))
-
-    def observe(self, state, frozen, batch, rng):
-        found = self.predict(state, frozen, batch["image"])
-        xy = jnp.concatenate([found.xy + 1, found.xy[:, :1]], 1)
-        mask = jnp.pad(found.score > 0, ((0, 0), (0, 1)), constant_values=True) & (batch["index"] > 1000)[:, None]
-        noise = jnp.sin(jnp.arange(xy.shape[1])[:, None] * jnp.arange(1.0, 9.0)) + 1e-3 * xy[..., :1]
-        return Rows(jnp.where(mask[..., None], noise, jnp.nan), xy, mask)
-
-
-def by_hand(xy, mask, truth, seen, lengths, radius=0.1):
-    """(matched, found, annotated) by SciPy, image by image."""
-    matched = 0
-    for points, on, there, near in zip(xy, mask, truth, seen):
-        cost = np.linalg.norm(points[on][:, None] - there[near], axis=-1) / (radius * lengths[0])
-        lengths = lengths[1:]
-        fine = cost <= 1
-        rows, columns = linear_sum_assignment(np.where(fine, cost, 1e3))
-        matched += fine[rows, columns].sum()
-    return matched, mask.sum(), seen.sum()
-
-
-def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
-    cells, _ = ablations.plan("2d", SPEC, tmp_path, ["clusters=6", "true=2", "share=0.5"], ["data.rows=(16,21)"])
-    mixed = ablations._Mixed(cells, ablations.epath.Path(tmp_path), ",".join(map(str, CHOSEN)))
-    test = open_source("synthetic", "test", frame_size=40, rows=21)
-    method = Fixed(tuple(map(tuple, test.landmarks[:4, CHOSEN].reshape(-1, 2).tolist())))
-    found = loop.Found(method, {}, {"rows": {"keypoints": 0}}, {})
-    mixed.measure(cells[0], found, sharding.make_mesh())
-    values = json.loads((tmp_path / cells[0].name / "mixture.json").read_text())
-    images = jnp.asarray(test.images())
-    said = method.predict({}, {}, images)
-    held = method.observe({}, {}, {"image": images, "index": jnp.full(21, 9999)}, None)
-    lengths = normaliser_lengths(test.landmarks, "box", 40)
-    truth, seen = test.landmarks[:, CHOSEN], test.visible[:, CHOSEN]
-    for prefix, xy, mask in (("", said.xy, said.score > 0), ("detector_", held.xy, held.mask)):
-        matched, count, annotated = by_hand(np.asarray(xy), np.asarray(mask), truth, seen, lengths)
-        assert 10 < matched < count
-        assert values[f"{prefix}precision"] == pytest.approx(matched / count)
-        assert values[f"{prefix}recall"] == pytest.approx(matched / annotated)
-        assert values[f"{prefix}f_measure"] == pytest.approx(2 * matched / (count + annotated))
-    assert values["landmarks"] == CHOSEN
-    assert values["images"] == 21
-
-
-def test_initial_and_learned_descriptors_are_compared(tmp_path, capsys, monkeypatch):
-    config = tiny.config("self_training", **{"data.rows": (16, 21), "keypoints.clusters": 5})
-    points = open_source("synthetic", "test", frame_size=40, rows=21).landmarks.mean(0)
-    methods = {"keypoints": Fixed(tuple(map(tuple, points.tolist()))), "stage1": Fixed(((5.0, 5.0), (30.0, 30.0)))}
-
-    def load(where, mesh):
-        folder, _, stage = where.rpartition(":")
-        return runs.Finished(folder, config, stage, methods[stage], {}, {}, "", {})
-
-    drawn = []
-
-    def embed(rows, seed):  # t-SNE takes long and has a test of its own
-        drawn.append(rows)
-        return np.arange(0, len(rows.z), 2), rows.z[::2, :2]
-
-    monkeypatch.setattr(ablations.runs, "load", load)
-    monkeypatch.setattr(ablations.clusters_study, "embed", embed)
-    code, out, err = uld(capsys, monkeypatch, "--figure=2a", f"--run={tmp_path / 'run'}", f"--workdir={tmp_path}")
-    assert code == 0, err
-    first, second = json.loads((tmp_path / "figure.json").read_text())["rows"]
-    assert (first["descriptors"], second["descriptors"]) == ("initial", "learned")
-    for row in (first, second):
-        assert row["clusters"] <= 5
-        assert {"silhouette", "silhouette_landmark", "nmi"} <= row.keys()
-    assert first["near_landmark"] > second["near_landmark"]
-    for row, rows in zip((first, second), drawn):  # coloured by the annotated point that is near, if one is
-        assert row["rows"] == len(rows.z) == len(rows.landmark)
-        assert row["near_landmark"] == pytest.approx((rows.landmark >= 0).mean())
-    assert len(set(drawn[0].landmark)) > 5
-    assert (tmp_path / "figure.md").read_text() in out
-    assert np.asarray(Image.open(tmp_path / "figure.png")).std() > 3
-
-
-def test_near_points_are_those_within_the_radius():
-    rng = np.random.default_rng(0)
-    points, truth, mask = rng.uniform(0, 9, (6, 7, 2)), rng.uniform(0, 9, (6, 4, 2)), rng.random((6, 7)) < 0.8
-    truth[0, 1], points[~mask] = np.nan, np.nan
-    found = ablations.nearest(points, mask, truth, np.full(6, 2.0))
-    for n, p in np.ndindex(6, 7):
-        far = [np.inf if not mask[n, p] or np.isnan(t).any() else np.hypot(*(points[n, p] - t)) for t in truth[n]]
-        assert found[n, p] == (int(np.argmin(far)) if min(far) <= 2 else -1)
-
-
 # Tables and plots
 
 
@@ -331,7 +116,7 @@ class Training:
         self.ran, self.fails = [], ""
         monkeypatch.setattr(loop, "run", self)
         monkeypatch.setattr(checkpoint, "has_final", lambda folder, stage: (folder / "final").exists())
-        monkeypatch.setattr(ablations, "_check", lambda *a: None)
+        monkeypatch.setattr(mallis_figure2, "check", lambda *a: None)
 
     def __call__(self, config, workdir, *, mesh, stop, alone):
         assert not alone
@@ -371,7 +156,7 @@ def test_a_figure_has_mean_and_spread_and_goes_on(tmp_path, capsys, monkeypatch)
     assert lines[0].startswith("| pairs | runs | nmi | f_measure |")
     assert lines[2].startswith("| clusters | 2 | 0.9000 ± 0.1414 | 0.4500 ± 0.0707 |")
     assert Image.open(tmp_path / "figure.png").width > 500
-    bars = ablations.plot(record).axes
+    bars = mallis_figure2.plot(record).axes
     assert [ax.get_ylabel() for ax in bars] == ["NMI", "F-measure"]
     assert [patch.get_height() for patch in bars[0].patches] == pytest.approx([0.9, 0.4])
     code, _, err = uld(capsys, monkeypatch, *[a.replace("2c", "2b") for a in args])
@@ -425,7 +210,7 @@ def test_figure_2d_trains_measures_and_is_not_trained_again(tmp_path, capsys, mo
         # 4 points among 10, or among 5: as many as the mixture has reach the first stage.
         lines = [json.loads(x) for x in (tmp_path / row["cells"][0]["name"] / "metrics.jsonl").read_text().splitlines()]
         assert lines[0]["keypoints"] == pytest.approx(4 / float(row["values"]["share"]), rel=0.15)
-    axes = ablations.plot(record).axes
+    axes = mallis_figure2.plot(record).axes
     assert [ax.get_ylabel() for ax in axes] == ["NMI", "F-measure"]
     assert all(len(ax.lines[0].get_xdata()) == len(record["rows"]) for ax in axes)
     assert np.asarray(Image.open(tmp_path / "figure.png")).std() > 3
