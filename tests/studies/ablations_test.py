@@ -30,8 +30,8 @@ CHOSEN = [0, 2, 5, 8, 11, 15]
 
 
 def uld(capsys, monkeypatch, *args):
-    """Exit code, stdout and stderr of `uld ablate`, run in this process."""
-    monkeypatch.setattr("sys.argv", ["uld", "ablate", *map(str, args)])
+    """Exit code, stdout and stderr of `uld figure`, run in this process."""
+    monkeypatch.setattr("sys.argv", ["uld", "figure", *map(str, args)])
     code = cli.main()
     out = capsys.readouterr()
     return code, out.out, out.err

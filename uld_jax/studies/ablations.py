@@ -1,6 +1,6 @@
-"""The ablations of Mallis et al. (NeurIPS 2020, section 4.1, figure 2) as runs, tables and plots: `uld ablate`.
+"""The ablations of Mallis et al. (NeurIPS 2020, section 4.1, figure 2) as runs, tables and plots: `uld figure`.
 
-    uld ablate --figure=2d --config=self_training:dataset=synthetic,preset=small --workdir=runs/figure2d
+    uld figure --figure=2d --config=self_training:dataset=synthetic,preset=small --workdir=runs/figure2d
 
   2a  t-SNE of the generic detector's descriptors, next to the learned ones
   2b  the generic detector: forward error with each
@@ -343,7 +343,7 @@ def plan(
 
 
 def _argv(spec: str, changes: Sequence[str]) -> list[str]:
-    return ["uld ablate", f"--config={config_lib.resolve(spec)}", *(f"--config.{change}" for change in changes)]
+    return ["uld figure", f"--config={config_lib.resolve(spec)}", *(f"--config.{change}" for change in changes)]
 
 
 def _values(name: str, grids: Sequence[str]) -> dict[str, list[str]]:
