@@ -202,3 +202,12 @@ def test_keys_are_set_in_a_config_that_there_is():
     for change, why in (("eval.min_fond=1", "no key 'min_fond'.*Did you mean"), ("seed=one", "seed")):
         with pytest.raises(UserError, match=why):
             config_lib.override(config.copy_and_resolve_references().unlock(), [change])
+
+
+def test_every_config_loads_with_every_data_set_it_names():
+    for name in tiny.CONFIGS:
+        for preset in ("paper", "small", "tiny"):
+            for dataset in ("synthetic", "folder"):
+                config = config_lib.load(f"{name}:dataset={dataset},preset={preset}")
+                assert [config_lib.stage(config, s).name for s in config.stages] == list(config.stages)
+                assert config.is_locked

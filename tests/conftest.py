@@ -1,14 +1,19 @@
 """Shared by all tests: one compilation cache, real data where it is at hand."""
 
 import contextlib
+import csv
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from PIL import Image
 
 # Before JAX starts. Programs that tests start inherit it, so a step is compiled once and shared.
 _CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
@@ -90,6 +95,59 @@ def uld_says(uld):
         return out
 
     return run
+
+
+def _once(tmp_path_factory, name: str, make) -> pathlib.Path:
+    """A folder that `make(folder)` fills once for all processes of a test run; nobody may change it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            new = pathlib.Path(tempfile.mkdtemp(dir=root))
+            make(new)
+            new.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A labelled folder: synthetic heads as PNG with train.csv and test.csv."""
+    from tests import tiny
+    from uld_jax.evaluation import evaluate
+
+    def make(folder):
+        config = tiny.config(**{"data.rows": (24, 8)})
+        for split in ("train", "test"):
+            source = evaluate.open_split(config, split)
+            rows = []
+            for i, image in enumerate(source.images()):
+                name = f"{split}/{i:03d}.png"
+                (folder / split).mkdir(exist_ok=True)
+                Image.fromarray(image).save(folder / name)
+                xy = source.landmarks[i].reshape(-1)
+                rows.append([name, source.columns["yaw"][i], *(f"{v:.2f}" for v in xy)])
+            header = ["file", "yaw", *(f"{c}{j}" for j in range(20) for c in "xy")]
+            with (folder / f"{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([header, *rows])
+
+    return _once(tmp_path_factory, "photos", make)
+
+
+@pytest.fixture(scope="session")
+def run(photos, tmp_path_factory):
+    """A finished run on these photos, for this process alone."""
+    from tests import tiny
+    from uld_jax.engine import loop
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(photos.parent)
+            loop.run(tiny.short(photos.name), folder)  # a path that says nothing in the tests' own folder
+
+    trained = _once(tmp_path_factory, "run_on_photos", make)
+    return shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "photos")
 
 
 @pytest.fixture(scope="session")

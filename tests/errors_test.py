@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from tests import tiny
-from uld_jax import __main__ as cli
+from uld_jax import cli, errors
 from uld_jax import config as config_lib
-from uld_jax import errors
+from uld_jax.cli.flags import Flags
 
 PACKAGE = tiny.ROOT / "uld_jax"
 NAME = r"[a-z][a-z_]*"
@@ -33,8 +33,10 @@ def test_a_command_is_understood_by_a_shell(value):
 
 
 def flags_of(command: str) -> set[str]:
-    config = {"config"} if command in cli.READ_LATER else set()
-    return {name for name in cli._define(command) if len(name) > 1} | config
+    flags = Flags()
+    cli.COMMANDS[command].define(flags)
+    config = {"config"} if cli.COMMANDS[command].overrides else set()
+    return {name for name in flags.values if len(name) > 1} | config
 
 
 ALL_FLAGS = set().union(*map(flags_of, cli.COMMANDS))

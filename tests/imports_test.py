@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 
 import pytest
 
@@ -33,10 +34,9 @@ ALLOWED = {
 }
 
 
-def imported(path):
-    """(room or module, lazily) of everything below uld_jax that a file imports."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+def imported(path, lazy=True):
+    """Room or module of everything below uld_jax that a file imports; without `lazy`, only to be imported itself."""
+    for node in nodes_of(path, lazy):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "uld_jax":
             parts = node.module.split(".")
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
@@ -45,6 +45,15 @@ def imported(path):
                 parts = alias.name.split(".")
                 if parts[0] == "uld_jax" and len(parts) > 1:
                     yield parts[1]
+
+
+def nodes_of(path, lazy=True):
+    """All syntax nodes of a file; without `lazy`, those that run when it is imported."""
+    nodes = [ast.parse(path.read_text())]
+    for node in nodes:
+        if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes.extend(ast.iter_child_nodes(node))
+        yield node
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
@@ -57,18 +66,24 @@ def test_rooms_import_downwards_only(room):
 
 def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():
     for path in PACKAGE.rglob("*.py"):
-        assert "__main__" not in set(imported(path))
+        used = set(imported(path))
+        assert "__main__" not in used
+        assert "cli" not in used or path == PACKAGE / "__main__.py" or path.parent == PACKAGE / "cli"
         assert not packages(path) & {"tensorflow", "scipy"}, path
         readers = packages(path, lazy=path.parent != PACKAGE / "convert")
         assert not readers & {"torch", "safetensors", "h5py"}, f"{path}: in `convert` alone, inside functions"
 
 
+def test_commands_import_what_they_compute_with_inside_functions():
+    for path in [*(PACKAGE / "cli").glob("*.py"), PACKAGE / "__main__.py"]:
+        assert not packages(path, lazy=False) - set(sys.stdlib_module_names) - {"absl", "uld_jax"}, path
+        assert set(imported(path, lazy=False)) <= {"cli", "errors", "files", "interrupts"}, path
+
+
 def packages(path, lazy=True):
     """What a file imports from outside; without `lazy`, only what it needs to be imported itself."""
-    nodes, found = [ast.parse(path.read_text())], set()
-    for node in nodes:
-        if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            nodes.extend(ast.iter_child_nodes(node))
+    found = set()
+    for node in nodes_of(path, lazy):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:

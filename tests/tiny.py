@@ -23,6 +23,11 @@ def config(name: str = "zeroshot", dataset: str = "synthetic", k: int = 4, more:
     return config_lib.load(f"{ROOT}/configs/{name}.py:dataset={dataset},k={k},preset=tiny{more}", **overrides)
 
 
+def short(photos, **more):
+    """A run of a few steps on a folder of photos."""
+    return config(dataset="folder", data_dir=str(photos), **{"detector.steps": 4, "eval_every": 0} | more)
+
+
 def stages():
     """(config name, stage name) of every stage of every config."""
     return [(name, stage) for name in CONFIGS for stage in config(name).stages]

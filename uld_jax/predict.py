@@ -89,8 +89,7 @@ def predict_folder(
     out = epath.Path(out)
     root, names, others = _inputs(images, out)
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
-    keep = set(np.unique(np.linspace(0, len(names) - 1, min(_SHEET_MOST, len(names))).astype(int)).tolist())
-    kept, sheet = {names[i] for i in keep}, []
+    kept, sheet = _spread(names, _SHEET_MOST), []
     with ThreadPoolExecutor(decode_threads()) as pool:
         for batch in _batches(names, detector.config.eval.batch_size):
             read = list(pool.map(lambda name: _read(detector, root, name), batch))
@@ -166,6 +165,11 @@ def _check_apart(path, folder: str, out) -> None:
         raise UserError(f"--out={out} lies in --images={path}, so its pictures would be read next time; choose another")
     if inside(folder, out / "overlays"):
         raise UserError(f"--images={path} lies in the overlays of --out={out}, which would replace it; choose another")
+
+
+def _spread(names: list[str], most: int) -> set[str]:
+    """At most so many of the names, evenly spread over all."""
+    return {names[i] for i in np.linspace(0, len(names) - 1, min(most, len(names))).astype(int)}
 
 
 def _batches(names: list[str], size: int) -> list[list[str]]:

@@ -16,7 +16,7 @@ from uld_jax.studies import descriptors
 
 
 def uld(capsys, monkeypatch, *args):
-    """Exit code, stdout and stderr of `uld ablate`, run in this process."""
+    """Exit code, stdout and stderr of `uld figure`, run in this process."""
     monkeypatch.setattr("sys.argv", ["uld", "ablate", *map(str, args)])
     code = cli.main()
     out = capsys.readouterr()

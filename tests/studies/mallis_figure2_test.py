@@ -17,8 +17,8 @@ SMALL = "self_training:dataset=synthetic,preset=small"
 
 
 def uld(capsys, monkeypatch, *args):
-    """Exit code, stdout and stderr of `uld ablate`, run in this process."""
-    monkeypatch.setattr("sys.argv", ["uld", "ablate", *map(str, args)])
+    """Exit code, stdout and stderr of `uld figure`, run in this process."""
+    monkeypatch.setattr("sys.argv", ["uld", "figure", *map(str, args)])
     code = cli.main()
     out = capsys.readouterr()
     return code, out.out, out.err

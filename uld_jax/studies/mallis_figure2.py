@@ -1,6 +1,6 @@
-"""Figure 2 of Mallis et al. (NeurIPS 2020, section 4.1: ablations) as runs, tables and plots: `uld ablate`.
+"""Figure 2 of Mallis et al. (NeurIPS 2020, section 4.1: ablations) as runs, tables and plots: `uld figure`.
 
-    uld ablate --figure=2d --config=self_training:dataset=synthetic,preset=small --workdir=runs/figure2d
+    uld figure --figure=2d --config=self_training:dataset=synthetic,preset=small --workdir=runs/figure2d
 
   2a  t-SNE of the generic detector's descriptors, next to the learned ones
   2b  the generic detector: forward error with each
@@ -204,7 +204,7 @@ def plan(
     fixed = list(overrides)
     if figure.stages and "stages" not in given:
         fixed.append(f"stages={figure.stages}")
-    base = grid.build("uld ablate", spec, fixed)
+    base = grid.build("uld figure", spec, fixed)
     _check_stages(name, base)
     if "share" in figure.grids:
         fixed += shortened(base, given)
@@ -225,7 +225,7 @@ def plan(
                 changes.append(f"keypoints.most={max(most, base.keypoints.most)}")
             folder = ",".join(filter(None, (label, f"seed={seed}")))
             try:
-                config = grid.build("uld ablate", spec, [*changes, f"seed={seed}"])
+                config = grid.build("uld figure", spec, [*changes, f"seed={seed}"])
             except UserError as error:
                 raise UserError(f"{folder}: {error}") from error
             cells.append(Cell(folder, chosen | {SEED: seed}, config))

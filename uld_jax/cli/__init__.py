@@ -1,0 +1,35 @@
+"""The commands of `uld`, one file each; `uld_jax.__main__` runs them.
+
+To import them is quick: a command imports what it computes with when it runs.
+"""
+
+from uld_jax.cli import clusters, convert, evaluate, features, figure, fit, gcn, predict, prepare, sweep, train
+
+COMMANDS = {
+    "train": train.COMMAND,
+    "sweep": sweep.COMMAND,
+    "figure": figure.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "predict": predict.COMMAND,
+    "fit": fit.COMMAND,
+    "clusters": clusters.COMMAND,
+    "features": features.COMMAND,
+    "prepare": prepare.COMMAND,
+    "convert": convert.COMMAND,
+    "gcn": gcn.COMMAND,
+}
+OLD_NAMES = {"ablate": "figure"}  # they still work
+
+
+def _lines(name: str) -> str:
+    """The usage of one command, with its flags in a column of their own."""
+    start = f"  uld {name:<{max(map(len, COMMANDS))}} "
+    return start + COMMANDS[name].usage.replace("\n", "\n" + " " * len(start))
+
+
+USAGE = f"""uld: unsupervised landmark discovery
+
+{chr(10).join(map(_lines, COMMANDS))}
+
+`uld COMMAND --help` lists the flags of a command. Any key of a config can be set: --config.seed=3.
+"""

@@ -1,0 +1,34 @@
+"""`uld fit`: annotated landmarks from the discovered ones, by a few labelled photos."""
+
+from absl.flags import FlagValues
+
+from uld_jax.cli import shared
+from uld_jax.cli.flags import Flags
+from uld_jax.errors import shell_command
+
+USAGE = "--workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]"
+
+
+def define(flags: Flags) -> None:
+    """Add the flags of `uld fit`."""
+    flags.workdir()
+    flags.stage()
+    flags.path("data_dir", None, "Folder with train.csv: file,x0,y0,...")
+    flags.text("scheme", "none", "What the annotated points are, as data.scheme.")
+
+
+def run(args: FlagValues) -> int:
+    """Fit, keep the fit beside the run, and print its error."""
+    from uld_jax.detector import Detector, fit_folder
+
+    detector = Detector.load(shared.stage_of(args))
+    fitted, images = fit_folder(detector, args.data_dir, scheme=args.scheme)
+    if shared.first_process():
+        print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
+        print(f"  leave-one-out error  {detector.leave_one_out}")
+        options = dict(workdir=args.workdir, stage=args.stage, images="DIR", out="DIR", points="annotated")
+        print(f"  use them  {shell_command('predict', **options)}")
+    return shared.OK
+
+
+COMMAND = shared.Command(USAGE, define, run)

@@ -1,0 +1,54 @@
+"""`uld predict`: the landmarks of photos, as a table and as pictures."""
+
+import os
+import sys
+
+from absl.flags import FlagValues
+
+from uld_jax import files
+from uld_jax.cli import shared
+from uld_jax.cli.flags import Flags
+
+USAGE = "--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]"
+_NAMED = 5  # files of a kind that a line names
+
+
+def define(flags: Flags) -> None:
+    """Add the flags of `uld predict`."""
+    flags.workdir()
+    flags.stage()
+    meaning = "Folder of images, nested or not; or an image, or a pattern; again for another one."
+    flags.repeated("images", meaning, required=True)
+    flags.folder("out", "Folder for landmarks.csv, overlays and the contact sheet.")
+    flags.choice("points", ["discovered", "annotated"], "Which landmarks to write.")
+    meaning = "What becomes of landmarks beyond their photo: missing, or moved to its edge."
+    flags.choice("outside", ["missing", "clip"], meaning)
+
+
+def run(args: FlagValues) -> int:
+    """Write the landmarks, and say what was left out."""
+    from uld_jax.detector import Detector
+    from uld_jax.predict import predict_folder
+
+    options = dict(points=args.points, outside=args.outside, report=shared.progress("predict"))
+    done = predict_folder(Detector.load(shared.stage_of(args)), args.images, args.out, **options)
+    if shared.first_process():
+        table, sheet = (os.path.join(args.out, name) for name in ("landmarks.csv", "contact_sheet.png"))
+        print(f"{done.images} images: {table}, {sheet}")
+        if done.beyond:
+            now = "missing" if args.outside == "missing" else "given at its edge"
+            print(f"{done.beyond} landmarks lay outside their photo, and each is {now}", file=sys.stderr)
+        if done.empty:
+            some = ", ".join(done.empty[:_NAMED]) + (", ..." if len(done.empty) > _NAMED else "")
+            what = f"{len(done.empty)} of {done.images} images show nothing (all of one colour), and have no landmarks"
+            print(files.one_line(f"warning: {what}: {some}"), file=sys.stderr)
+    return shared.told(done.skipped, os.path.join(args.out, "skipped.csv"))
+
+
+COMMAND = shared.Command(
+    USAGE,
+    define,
+    run,
+    positional="images",  # a shell puts them there for `--images *.jpg`
+    interrupted="the rows so far are in landmarks.partial.csv",
+)
