@@ -115,12 +115,12 @@ def _once(tmp_path_factory, name: str, make) -> pathlib.Path:
 def photos(tmp_path_factory):
     """A labelled folder: synthetic heads as PNG with train.csv and test.csv."""
     from tests import tiny
-    from uld_jax.evaluation import evaluate
+    from uld_jax.data.open import open_split
 
     def make(folder):
         config = tiny.config(**{"data.rows": (24, 8)})
         for split in ("train", "test"):
-            source = evaluate.open_split(config, split)
+            source = open_split(config, split)
             rows = []
             for i, image in enumerate(source.images()):
                 name = f"{split}/{i:03d}.png"

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from uld_jax.data.open import open_split
 from uld_jax.detector import Detector
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.ops import coordinates
 
@@ -36,7 +36,7 @@ def test_fit_reports_what_leaving_an_image_out_costs(run, photos, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     detector = Detector.load(workdir)
-    source = evaluate.open_split(tiny.short(photos), "train")
+    source = open_split(tiny.short(photos), "train")
     large = [np.asarray(Image.fromarray(image).resize((80, 80))) for image in source.images(range(8))]
     points = coordinates.rescale_points(source.landmarks[:8], (40, 40), (80, 80))
     with pytest.raises(UserError, match="none of the 8 images has an annotated point"):
