@@ -153,7 +153,8 @@ def test_defaults_are_those_of_the_class():
     found = config_lib.defaults("methods", "heatmap_detector.HeatmapDetector").to_dict()
     fields = {f.name: f for f in dataclasses.fields(heatmap_detector.HeatmapDetector)}
     assert set(found) == {n for n in fields if n not in config_lib.SHARED}
-    assert all(found[n] == fields[n].default for n in found)
+    plain = lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else x
+    assert all(found[n] == plain(fields[n].default) for n in found)
     assert "bins" in config_lib.defaults("backbones", "gradient.GradientHistograms")
     with pytest.raises(UserError, match=r"uld_jax\.backbones has no such class"):
         config_lib.defaults("backbones", "gradient.Histograms")

@@ -45,12 +45,15 @@ class Prediction(NamedTuple):
 
     Attributes:
       xy: [B,K,2] float32 `(x, y)` in pixels of the images given.
-      score: [B,K] float32, higher is surer; 0 means missing.
+      score: [B,K] float32, the confidence; 0 where the landmark is missing.
+      detected: [B,K] bool, whether the stage found the landmark there; False where it is missing, or only placed where
+        it should be. None: wherever it is not missing. Evaluation also gives the errors of what was detected alone.
       features: [B,h,w,D] descriptors for whoever wants them, or None.
     """
 
     xy: jax.Array
     score: jax.Array
+    detected: jax.Array | None = None
     features: jax.Array | None = None
 
 
@@ -180,15 +183,12 @@ class Stage:
       uses_previous: whether `init` takes anything from the stage before.
       needs_previous_rows: whether that stage must have seen the same images.
       needs_partner: whether `train_step` takes a second image with each.
-      filled_below: landmarks of `predict` with a score above 0, but below this, were not detected: something else put
-        them where they are. Evaluation also tells the errors with those counted as missing. 0: there are none.
       weight_kinds: the kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
     """
 
     uses_previous = True
     needs_previous_rows = False
     needs_partner = False
-    filled_below = 0.0
     weight_kinds = frozenset()
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ from tests import tiny
 from uld_jax.data.open import Data
 from uld_jax.data.specs import DatasetSpec, Source
 from uld_jax.evaluation import measure as measure_lib
+from uld_jax.evaluation.predictor import Found
 from uld_jax.method import Prediction, Stage
 
 
@@ -35,10 +36,11 @@ class Finds:
     devices = 1
 
     def __init__(self, filled_below=0.0):
-        self.filled_below = filled_below
+        self._filled_below = filled_below  # landmarks with a lower score were not detected
 
     def read(self, state, frozen, reader, rows):
-        return reader.found[rows], reader.score[rows]
+        score = reader.score[rows]
+        return Found(reader.found[rows], score, score >= max(self._filled_below, 1e-9))
 
     def poses(self, state, frozen, reader, rows):
         return None if reader.pose is None else reader.pose[rows]

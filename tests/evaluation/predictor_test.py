@@ -23,9 +23,10 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     data, used = open_data(config, mesh), jnp.array([False, True, True, False, True])
     state = TrainState(jnp.int32(0), aux=used)
     predictor = Predictor(Slots(), mesh)
-    xy, score = predictor.read(state, {}, data.test_reader)
+    xy, score, detected = predictor.read(state, {}, data.test_reader)
     assert xy.shape == (8, 3, 2)
-    assert score.shape == (8, 3)
+    assert score.shape == detected.shape == (8, 3)
+    assert detected.all()
     np.testing.assert_allclose(xy[:, 1] - xy[:, 0], [[2, 3]] * 8, atol=1e-4)
     np.testing.assert_array_equal(predictor.images(state, {}, data.test.images())[0], xy)
     np.testing.assert_array_equal(predictor.heatmaps(state, {}, data.test.images())[1][0, 0, 0], [1, 2, 4])
@@ -43,7 +44,7 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     # All slots where the stage says nothing; also, empty, where none is in use.
     for aux in (None, jnp.zeros(5, bool)):
         whole = Predictor(Slots(), mesh)
-        every, scores = whole.read(TrainState(jnp.int32(0), aux=aux), {}, data.test_reader)
+        every, scores, _ = whole.read(TrainState(jnp.int32(0), aux=aux), {}, data.test_reader)
         assert every.shape == (8, 5, 2)
         assert (scores == (aux is None)).all()
         assert whole.count(TrainState(jnp.int32(0), aux=aux), {}, 40) == 5

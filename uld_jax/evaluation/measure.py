@@ -41,8 +41,8 @@ def measure(
     """Measures a stage on the test split; `split` and `stage` of the report are left to the caller.
 
     Keypoints that are missing on some images of an annotated split are also compared with its points, see
-    `evaluation/correspondence.py`. Where a stage fills in landmarks that it did not detect (`Stage.filled_below`) and
-    did so, `Report.detected` has the errors with these counted as missing.
+    `evaluation/correspondence.py`. Where a stage places landmarks that it did not detect (`Prediction.detected`),
+    `Report.detected` has the errors with these counted as missing.
 
     The choices of `evaluation/protocol.py` hold, as far as there are so many training images.
 
@@ -67,15 +67,18 @@ def measure(
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
     groups = _groups(group_by, test) if group_by else None  # before anything is predicted
-    xy, score = predictor.read(state, frozen, reader, rows)
+    found = predictor.read(state, frozen, reader, rows)
+    xy, score = found.xy, found.score
     parts: dict[str, Any] = {}
     if lacking := _lacking(data):
         parts["not_measured"] = lacking
     else:
         train_rows = labelled[spread(len(labelled), protocol.pool_images)]
-        found = predictor.read(state, frozen, data.train_reader, train_rows)
-        sets = _landmark_set(*found, data.train, train_rows), _landmark_set(xy, score, test, rows)
-        parts |= _against_annotation(config, protocol, test, sets, groups, label_counts, predictor.filled_below)
+        both = predictor.read(state, frozen, data.train_reader, train_rows), found
+        where = (data.train, train_rows), (test, rows)
+        sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))
+        detected = [s._replace(score=np.where(f.detected, s.score, 0)) for f, s in zip(both, sets, strict=True)]
+        parts |= _against_annotation(config, protocol, test, sets, detected, groups, label_counts)
     if len(specs.labelled(test)) and not (score > 0).all():
         parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
     if thorough:
@@ -92,9 +95,9 @@ def _against_annotation(
     protocol: Protocol,
     test: Source,
     sets: tuple[LandmarkSet, LandmarkSet],
+    detected: Sequence[LandmarkSet],
     groups: tuple | None,
     counts: Sequence[Any],
-    filled_below: float,
 ) -> dict[str, Any]:
     """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
 
@@ -103,9 +106,9 @@ def _against_annotation(
       protocol: choices under which landmarks are measured.
       test: the test split.
       sets: landmarks of the pool of training images, and of the test images.
+      detected: the same, where landmarks that were not detected are missing.
       groups: what `_groups` gave, or None for bins of yaw where the split has a column of it.
       counts: numbers of labelled images to fit with.
-      filled_below: score below which a landmark was filled in.
     """
     fits = draws(protocol, len(sets[0].found), config.seed)
     options = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
@@ -120,7 +123,6 @@ def _against_annotation(
 
     errors, accuracy = scored(*sets)
     parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
-    detected = [s._replace(score=np.where(s.score < filled_below, 0, s.score)) for s in sets]
     if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
         parts["detected"] = Detected(*scored(*detected))
     if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words

@@ -1,12 +1,27 @@
 """A stage's predictions, compiled once: what a finished run and an evaluation share."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from uld_jax import interrupts, sharding
 from uld_jax.method import Method
+
+
+class Found(NamedTuple):
+    """Landmarks of images, on the host; see `method.Prediction`.
+
+    Attributes:
+      xy: [N,K,2] float32 in pixels of the frame.
+      score: [N,K] float32; 0 where a landmark is missing.
+      detected: [N,K] bool.
+    """
+
+    xy: np.ndarray
+    score: np.ndarray
+    detected: np.ndarray
 
 
 class Predictor:
@@ -22,7 +37,6 @@ class Predictor:
 
     Attributes:
       devices: how many there are.
-      filled_below: of the stage, see `method.Stage`.
     """
 
     def __init__(
@@ -32,13 +46,14 @@ class Predictor:
         check: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self._mesh, self.devices, self.filled_below = mesh, mesh.size, method.filled_below
+        self._mesh, self.devices = mesh, mesh.size
         self._check, self._say = check, say
 
         def rows(state, frozen, store, payload, reader):
             batch = reader.fetch(store, payload)
             found = method.predict(state, frozen, batch["image"])
-            return found.xy, found.score, batch["index"]
+            detected = found.score > 0 if found.detected is None else found.detected
+            return Found(found.xy, found.score, detected), batch["index"]
 
         def poses(state, frozen, store, payload, reader):
             batch = reader.fetch(store, payload)
@@ -81,16 +96,16 @@ class Predictor:
         used = self.used(state)
         return arrays if used is None else tuple(a[:, used] for a in arrays)
 
-    def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks of every row, or of increasing `rows`: xy [N,K,2] in pixels of the frame, score [N,K]."""
+    def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> Found:
+        """Landmarks of every row, or of increasing `rows`, in pixels of the frame."""
         parts, patience, passes = [], interrupts.Patience(), reader.passes(rows=rows)
         for payload in reader.ordered(rows=rows):
             parts.append(self._get(self._rows, state, frozen, reader.store, payload, reader))
             if patience.due():
                 self._say(f"{len(parts)} of {passes} batches of images predicted")
-        xy, score, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+        found, index = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
-        return self._in_use(state, xy[order], score[order])
+        return Found(*self._in_use(state, *(x[order] for x in found)))
 
     def poses(self, state, frozen, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
         """Pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""

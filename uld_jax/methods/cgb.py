@@ -430,7 +430,7 @@ class CGB(Stage):
         out, d, _ = self._read(state, self._geometry.look(images))
         # Before there are clusters nothing is known of a landmark's consistency. A score of 0 would say "missing".
         score = jnp.where(state.aux.round > 0, jnp.clip(d, 1e-3, 1), 1)
-        return Prediction(self._landmarks(out), score.astype(jnp.float32), out.features)
+        return Prediction(self._landmarks(out), score.astype(jnp.float32), features=out.features)
 
     def heatmaps(self, state, frozen, images):
         seen = self._geometry.look(images)

@@ -270,7 +270,6 @@ class _Network(Clustering):
     """
 
     needs_previous_rows = True
-    filled_below = 0.5
     weight_kinds = frozenset(KINDS)
 
     k: int
@@ -786,7 +785,7 @@ class _Network(Clustering):
         guess = 0.499 * jnp.exp(-near) if self.localise.fill == "dense" else jnp.zeros_like(near)
         score = jnp.where(there, 0.5 + 0.5 * jnp.exp(-distance), guess)
         xy = jnp.where((score > 0)[..., None], self._geometry.to_frame(at), 0)
-        return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32))
+        return Prediction(xy.astype(jnp.float32), score.astype(jnp.float32), there)
 
     def _read(self, state, frozen, images):
         """Network, landmarks [B,K,2] in cells, whether they have an exemplar, its distance, the least of any cell."""

@@ -252,4 +252,4 @@ class HeatmapDetector(Stage):
         else:
             cells, score = heatmaps.peak(out.logits)
             score = jnp.clip(score, 0, 1)
-        return Prediction(self._geometry.to_frame(cells, warps), score, out.features)
+        return Prediction(self._geometry.to_frame(cells, warps), score, features=out.features)

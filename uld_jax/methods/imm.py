@@ -194,7 +194,7 @@ class IMM(Stage):
     def predict(self, state, frozen, images):
         _, cells, features = self._look(state, images)
         xy = self._geometry.to_frame(cells)
-        return Prediction(xy.astype(jnp.float32), jnp.ones(xy.shape[:2], jnp.float32), features)
+        return Prediction(xy.astype(jnp.float32), jnp.ones(xy.shape[:2], jnp.float32), features=features)
 
     def heatmaps(self, state, frozen, images):
         seen, cells, _ = self._look(state, images)
