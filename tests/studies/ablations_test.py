@@ -15,13 +15,13 @@ from scipy.optimize import linear_sum_assignment
 from tests import tiny
 from uld_jax import __main__ as cli
 from uld_jax import sharding, viz
-from uld_jax.bank import Rows
 from uld_jax.data import objects, open_source
 from uld_jax.data.specs import DatasetSpec, Source
 from uld_jax.engine import checkpoint, loop, runs
 from uld_jax.errors import UserError
 from uld_jax.evaluation import evaluate
 from uld_jax.method import Prediction, Stage
+from uld_jax.methods.self_training import Seen
 from uld_jax.studies import ablations
 
 SPEC = "self_training:dataset=synthetic,preset=tiny"
@@ -226,21 +226,20 @@ class Fixed(Stage):
     """The same points on every image, some of them masked; observed ones are a pixel off, and one more."""
 
     xy: tuple[tuple[float, float], ...]
-    describes = True
 
     def predict(self, state, frozen, images):
-        assert "rows" not in frozen
         xy = jnp.broadcast_to(jnp.asarray(self.xy, jnp.float32), (len(images), len(self.xy), 2))
         # Which are found depends on the image, so that rows in another order would be noticed.
         seen = images[:, :3, :3].astype(jnp.int32).sum((1, 2, 3))[:, None] // (1 + jnp.arange(len(self.xy))) % 3 > 0
         return Prediction(xy, jnp.where(seen, 0.5, 0.0))
 
     def observe(self, state, frozen, batch, rng):
+        assert set(batch) == {"image", "index"}
         found = self.predict(state, frozen, batch["image"])
         xy = jnp.concatenate([found.xy + 1, found.xy[:, :1]], 1)
         mask = jnp.pad(found.score > 0, ((0, 0), (0, 1)), constant_values=True) & (batch["index"] > 1000)[:, None]
         noise = jnp.sin(jnp.arange(xy.shape[1])[:, None] * jnp.arange(1.0, 9.0)) + 1e-3 * xy[..., :1]
-        return Rows(jnp.where(mask[..., None], noise, jnp.nan), xy, mask)
+        return Seen(xy, mask, jnp.where(mask[..., None], noise, jnp.nan))
 
 
 def by_hand(xy, mask, truth, seen, lengths, radius=0.1):
@@ -260,7 +259,7 @@ def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
     mixed = ablations._Mixed(cells, ablations.epath.Path(tmp_path), ",".join(map(str, CHOSEN)))
     test = open_source("synthetic", "test", frame_size=40, rows=21)
     method = Fixed(tuple(map(tuple, test.landmarks[:4, CHOSEN].reshape(-1, 2).tolist())))
-    found = loop.Found(method, {}, {"rows": {"keypoints": 0}}, {})
+    found = loop.Found(method, {}, {}, {})
     mixed.measure(cells[0], found, sharding.make_mesh())
     values = json.loads((tmp_path / cells[0].name / "mixture.json").read_text())
     images = jnp.asarray(test.images())
