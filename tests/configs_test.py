@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from uld_jax import config as config_lib
+from uld_jax import hyperparameters
 from uld_jax.methods import duld, imm
 
 PAPER = {
@@ -190,8 +191,9 @@ def resolved(spec, **overrides):
             self._spec = config_lib.stage(config, name)
 
         def __getattr__(self, name):
-            spec = self._spec
-            return getattr(spec if name in ("steps", "batch_size") else spec.method, name)
+            spec, method = self._spec, self._spec.method
+            sections = [getattr(method, part) for part in hyperparameters.sections(type(method))]
+            return getattr(next(one for one in (spec, method, *sections) if hasattr(one, name)), name)
 
     names = {name: Stage(name) for name in config.stages}
     return names | {"frame_size": config.data.frame_size, "eval": config.eval}

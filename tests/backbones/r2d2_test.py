@@ -10,6 +10,7 @@ from tests.models import r2d2_test as reference
 from uld_jax import convert, weights
 from uld_jax.backbones.r2d2 import R2D2
 from uld_jax.errors import UserError
+from uld_jax.method import Start
 from uld_jax.methods.zeroshot import ZeroShot
 
 torch = pytest.importorskip("torch")
@@ -79,7 +80,7 @@ def test_as_a_backbone(tmp_path):
     found = jax.eval_shape(backbone.features, frozen, images)[tap.name]
     assert found.shape == (1, 16 // tap.stride, 16 // tap.stride, tap.channels)
     method = ZeroShot(k=3, frame_size=16, backbone="r2d2.R2D2", backbone_kwargs={"folder": backbone.folder})
-    state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, frozen, None, 1), images)
+    state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, frozen, Start(None, 1)), images)
     assert state.aux.centroids.shape == (3, tap.channels + 2)
     assert backbone.spec.fingerprint != R2D2(folder=backbone.folder, reliability=0.5).spec.fingerprint
 

@@ -10,6 +10,7 @@ from tests.models import twins
 from uld_jax import weights
 from uld_jax.backbones.superpoint import SuperPoint
 from uld_jax.errors import UserError
+from uld_jax.method import Start
 from uld_jax.methods.zeroshot import ZeroShot
 
 torch = pytest.importorskip("torch")
@@ -64,7 +65,7 @@ def test_as_a_backbone(tmp_path, frozen):
     again = jax.jit(backbone.detect)(loaded, np.float32(images) / 255).descriptors
     np.testing.assert_allclose(found, again, atol=1e-6)
     method = ZeroShot(k=3, frame_size=16, backbone="superpoint.SuperPoint", backbone_kwargs={"folder": backbone.folder})
-    state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, loaded, None, 1), images)
+    state = jax.eval_shape(lambda x: method.init(jax.random.key(0), {"image": x}, loaded, Start(None, 1)), images)
     assert state.aux.centroids.shape == (3, tap.channels + 2)
     assert SuperPoint().spec.fingerprint != SuperPoint(gray="bgr_swapped").spec.fingerprint
 

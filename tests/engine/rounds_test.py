@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from uld_jax import sharding
-from uld_jax.bank import Bank, Rows, flatten, image_table
+from uld_jax.bank import flatten, image_table
 from uld_jax.data.resident import ResidentReader
 from uld_jax.data.specs import Source
 from uld_jax.engine import rounds
-from uld_jax.method import Clustering, Stage, TrainState
+from uld_jax.method import Clustering, Round, Stage, TrainState
 
 ROWS, BATCH, SIDE, SLOTS = 11, 4, 3, 2
 
@@ -27,6 +27,15 @@ class Noise(Source):
 
     def image(self, row):
         return self.pixels[row]
+
+
+class Seen(NamedTuple):
+    """Descriptors [B,P,D] of the toy method, the row [B] of each image, what was drawn for it, and a mask [B,P]."""
+
+    described: jax.Array
+    row: jax.Array
+    drawn: jax.Array
+    mask: jax.Array
 
 
 class Notes(NamedTuple):
@@ -49,19 +58,18 @@ class Toy(Stage):
     def observe(self, state, frozen, batch, rng):
         columns = jnp.sum(batch["image"].astype(jnp.float32), (1, 3))  # [B,W]
         described = jnp.stack([columns, -columns], 1) * frozen["scale"] + state.aux.count
-        xy = jnp.broadcast_to(batch["index"][:, None, None], (len(columns), SLOTS, 2)).astype(jnp.float32)
         drawn = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(rng, row)))(batch["index"])
-        xy = xy.at[:, :, 1].add(drawn[:, None])
-        return Rows(described, xy, jnp.ones((len(columns), SLOTS), bool))
+        return Seen(described, batch["index"], drawn, jnp.ones((len(columns), SLOTS), bool))
 
     def refresh(self, state, frozen, bank, rng):
-        x, mask = flatten(bank)
+        seen = bank.values
+        x, mask = flatten(seen.described, seen.mask)
         aux = Notes(
             count=state.aux.count + 1,
             total=jnp.sum(jnp.where(mask[:, None], jnp.abs(x), 0)),
-            table=image_table(bank, bank.rows.descriptors[:, :, 0], ROWS),
+            table=image_table(bank, seen.described[:, :, 0], ROWS),
             keys=jnp.stack([state.aux.keys[1], jax.random.key_data(rng)]),
-            drawn=jnp.stack([state.aux.drawn[1], image_table(bank, bank.rows.xy[:, :, 0, 1] % 1, ROWS)]),
+            drawn=jnp.stack([state.aux.drawn[1], image_table(bank, seen.drawn, ROWS)]),
         )
         return state.replace(aux=aux)
 
@@ -75,16 +83,42 @@ class Means(Clustering):
     observe = Toy.observe
 
     def form(self, state, frozen, bank, rng):
-        mask = bank.rows.mask[..., :1]
+        mask = bank.values.mask[..., :1]
         images = jnp.sum(mask)
-        return jnp.sum(jnp.where(mask, bank.rows.descriptors[:, :, 0], 0), (0, 1)) / images, images
+        return jnp.sum(jnp.where(mask, bank.values.described[:, :, 0], 0), (0, 1)) / images, images
 
-    def locate(self, state, found, rows):
-        return rows.descriptors[:, 0] - found[0]
+    def locate(self, state, found, seen):
+        return seen.described[:, 0] - found[0]
 
-    def settle(self, state, found, bank, placed):
-        aux = state.aux._replace(table=image_table(bank, placed, ROWS), total=found[1].astype(jnp.float32))
+    def settle(self, state, found, bank):
+        aux = state.aux._replace(table=image_table(bank, bank.values, ROWS), total=found[1].astype(jnp.float32))
         return state.replace(aux=aux)
+
+
+class Held(Toy):
+    """Refreshes from what the state holds: a stage whose rounds make no passes."""
+
+    observe = Stage.observe
+
+    def refresh(self, state, frozen, bank, rng):
+        assert bank is None
+        keys = jnp.stack([state.aux.keys[1], jax.random.key_data(rng)])
+        return state.replace(aux=state.aux._replace(count=state.aux.count + frozen["scale"], keys=keys))
+
+
+class Beside(NamedTuple):
+    """What an image's rows of two tables say, one of them of two arrays; there is no mask."""
+
+    boxes: jax.Array
+    points: jax.Array
+    there: jax.Array
+
+
+class Asks(Toy):
+    """Observes its tables alone."""
+
+    def observe(self, state, frozen, batch, rng):
+        return Beside(batch["boxes"], *batch["keypoints"])
 
 
 @pytest.fixture(scope="module")
@@ -121,31 +155,51 @@ def test_a_bank_holds_every_row_once(passes, frozen, mesh):
     bank = jax.device_get(passes.collect(first(mesh), frozen, jax.random.key(0)))
     batches = -(-ROWS // BATCH)
     assert bank.index.shape == (BATCH, batches)
-    assert bank.rows.descriptors.shape == (BATCH, batches, SLOTS, SIDE)
-    assert bank.rows.xy.shape == (BATCH, batches, SLOTS, 2)
-    assert bank.rows.mask.shape == (BATCH, batches, SLOTS)
+    assert bank.real.shape == (BATCH, batches)
+    assert bank.values.described.shape == (BATCH, batches, SLOTS, SIDE)
+    assert bank.values.row.shape == (BATCH, batches)
+    assert bank.values.mask.shape == (BATCH, batches, SLOTS)
     # [b, t] is the b-th image of the t-th batch; what is left of the last batch is padding.
     expected = np.minimum(np.arange(BATCH)[:, None] + BATCH * np.arange(batches), ROWS)
     np.testing.assert_array_equal(bank.index, expected)
-    np.testing.assert_array_equal(bank.rows.mask, np.broadcast_to((expected < ROWS)[..., None], bank.rows.mask.shape))
+    np.testing.assert_array_equal(bank.real, expected < ROWS)
+    np.testing.assert_array_equal(bank.values.mask, np.broadcast_to(bank.real[..., None], bank.values.mask.shape))
     for b in range(BATCH):
         for t in range(batches):
             if (row := expected[b, t]) < ROWS:
-                np.testing.assert_array_equal(bank.rows.descriptors[b, t, 0], 2 * columns()[row])
-                np.testing.assert_array_equal(np.floor(bank.rows.xy[b, t]), row)
+                np.testing.assert_array_equal(bank.values.described[b, t, 0], 2 * columns()[row])
+                assert bank.values.row[b, t] == row
+
+
+@pytest.mark.parametrize("rows", [None, np.array([1, 2, 4, 5, 8, 9])], ids=["all", "some"])
+def test_tables_reach_a_pass_by_dataset_row(reader, frozen, mesh, rows):
+    rng = np.random.default_rng(2)
+    boxes, points = rng.normal(size=(ROWS, 4)).astype(np.float32), rng.normal(size=(ROWS, 5, 2)).astype(np.float32)
+    tables = {"boxes": boxes, "keypoints": (points, rng.random((ROWS, 5)) < 0.5)}
+    asks = rounds.Rounds(Asks(), reader, mesh, tables=tables)
+    bank = jax.device_get(asks.collect(first(mesh), frozen, jax.random.key(0), rows))
+    every = np.arange(ROWS) if rows is None else rows
+    batches = -(-len(every) // BATCH)
+    assert batches > 1
+    assert 0 < (~bank.real).sum() == BATCH * batches - len(every)
+    assert sorted(bank.index[bank.real].tolist()) == every.tolist()
+    row = np.minimum(bank.index, ROWS - 1)  # padding is given the last one
+    for found, table in zip(bank.values, (boxes, *tables["keypoints"]), strict=True):
+        np.testing.assert_array_equal(found, table[row])
+        assert found.dtype == table.dtype
 
 
 def test_passes_see_what_the_one_before_left_and_other_keys(passes, frozen, mesh):
     key = jax.random.key(5)
-    one = jax.device_get(passes.run(first(mesh), frozen, key, 1)).aux
-    two = jax.device_get(passes.run(first(mesh), frozen, key, 2)).aux
+    one = jax.device_get(passes.run(first(mesh), frozen, key, Round(1))).aux
+    two = jax.device_get(passes.run(first(mesh), frozen, key, Round(2))).aux
     assert (one.count, two.count) == (1, 2)
     np.testing.assert_array_equal(one.table, 2 * columns())
     np.testing.assert_array_equal(two.table, 2 * columns() + 1)  # `observe` saw count = 1
     assert one.total == 2 * np.sum(2 * columns())  # padding counts nowhere
     assert not np.array_equal(two.keys[0], two.keys[1])
     np.testing.assert_array_equal(two.keys[0], one.keys[1])  # a function of the key and the pass alone
-    other = jax.device_get(passes.run(first(mesh), frozen, jax.random.key(6), 1)).aux
+    other = jax.device_get(passes.run(first(mesh), frozen, jax.random.key(6), Round(1))).aux
     assert not np.array_equal(one.keys[1], other.keys[1])
     # So are those that images are looked at by; each image is drawn for by itself, and not by a key of `refresh`.
     np.testing.assert_array_equal(two.drawn[0], one.drawn[1])
@@ -155,9 +209,20 @@ def test_passes_see_what_the_one_before_left_and_other_keys(passes, frozen, mesh
     assert not np.isin(np.float32(own), drawn).any()
 
 
-def test_no_passes_leave_the_state(passes, frozen, mesh):
+def test_no_round_leaves_the_state(passes, frozen, mesh):
     state = first(mesh)
-    assert passes.run(state, frozen, jax.random.key(0), 0) is state
+    assert passes.run(state, frozen, jax.random.key(0), None) is state
+
+
+def test_a_round_of_no_passes_refreshes_once_from_the_state(reader, passes, frozen, mesh):
+    held, key = rounds.Rounds(Held(), reader, mesh), jax.random.key(5)
+    found = jax.device_get(held.run(first(mesh), frozen, key, Round(0))).aux
+    assert found.count == 2
+    # By the key that the bank of a first pass would have been worked on by.
+    passed = jax.device_get(passes.run(first(mesh), frozen, key, Round(1))).aux
+    np.testing.assert_array_equal(found.keys, passed.keys)
+    other = jax.device_get(held.run(first(mesh), frozen, jax.random.key(6), Round(0))).aux
+    assert not np.array_equal(other.keys[1], found.keys[1])
 
 
 def test_a_check_that_raises_stops_and_leaves_the_state(reader, passes, frozen, mesh):
@@ -172,33 +237,18 @@ def test_a_check_that_raises_stops_and_leaves_the_state(reader, passes, frozen, 
     before = jax.device_get(state)
     stopped = rounds.Rounds(Toy(), reader, mesh, check)
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(state, frozen, jax.random.key(5), 1)
+        stopped.run(state, frozen, jax.random.key(5), Round(1))
     assert len(calls) == 2
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
     # Started again from there, it is as if nothing had been.
-    again = stopped.run(state, frozen, jax.random.key(5), 1)
-    jax.tree.map(np.testing.assert_array_equal, again, passes.run(state, frozen, jax.random.key(5), 1))
+    again = stopped.run(state, frozen, jax.random.key(5), Round(1))
+    jax.tree.map(np.testing.assert_array_equal, again, passes.run(state, frozen, jax.random.key(5), Round(1)))
     assert len(calls) >= 2 + -(-ROWS // BATCH)  # and while programs are compiled
-
-
-def test_table_puts_values_at_their_rows_and_drops_padding():
-    rng = np.random.default_rng(1)
-    rows, batch, batches = 10, 3, 4
-    index = rng.permutation(np.r_[np.arange(rows), [rows] * (batch * batches - rows)]).reshape(batch, batches)
-    values = rng.normal(size=(batch, batches, 5, 2)).astype(np.float32)
-    bank = Bank(Rows(jnp.zeros((batch, batches, 1, 1)), jnp.zeros(()), jnp.zeros((batch, batches, 1))), index)
-    found = np.asarray(image_table(bank, jnp.asarray(values), rows))
-    assert found.shape == (rows, 5, 2)
-    for row in range(rows):
-        b, t = np.argwhere(index == row)[0]
-        np.testing.assert_array_equal(found[row], values[b, t])
-    # A row that no image has stays zero.
-    np.testing.assert_array_equal(image_table(bank, jnp.asarray(values), rows + 2)[rows + 1], 0)
 
 
 def test_flatten_keeps_descriptors_beside_their_mask(passes, frozen, mesh):
     bank = passes.collect(first(mesh), frozen, jax.random.key(0))
-    x, mask = jax.device_get(flatten(bank))
+    x, mask = jax.device_get(flatten(bank.values.described, bank.values.mask))
     assert x.shape == (BATCH * 3 * SLOTS, SIDE)
     assert mask.sum() == ROWS * SLOTS
     found = {tuple(row) for row in x[mask]}
@@ -206,24 +256,24 @@ def test_flatten_keeps_descriptors_beside_their_mask(passes, frozen, mesh):
 
 
 def test_clusters_of_a_sample_place_every_image(reader, frozen, mesh):
-    each = SLOTS * SIDE * 4
+    each = SLOTS * SIDE * 4 + 4 + 4 + SLOTS  # all that is seen of an image
     few = rounds.Rounds(Means(bank_gib=5.5 * each / 2**30), reader, mesh)
     key = jax.random.key(5)
     drawn = few._sample(first(mesh), frozen, jax.random.fold_in(key, rounds.OBSERVE))
     assert len(set(drawn.tolist())) == 5
     assert (np.diff(drawn) > 0).all()
     assert drawn.tolist() != few._sample(first(mesh), frozen, jax.random.fold_in(key, rounds.OBSERVE + 1)).tolist()
-    found = jax.device_get(few.run(first(mesh), frozen, key, 1)).aux
+    found = jax.device_get(few.run(first(mesh), frozen, key, Round(1))).aux
     assert found.total == 5
     np.testing.assert_allclose(found.table, 2 * (columns() - columns()[drawn].mean(0)), atol=1e-2)
-    again = jax.device_get(few.run(first(mesh), frozen, key, 1)).aux
+    again = jax.device_get(few.run(first(mesh), frozen, key, Round(1))).aux
     jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
 def test_where_all_descriptors_fit_nothing_is_drawn(reader, frozen, mesh):
-    each = SLOTS * SIDE * 4
+    each = SLOTS * SIDE * 4 + 4 + 4 + SLOTS  # all that is seen of an image
     all_of_them = rounds.Rounds(Means(bank_gib=ROWS * each / 2**30), reader, mesh)
     assert all_of_them._sample(first(mesh), frozen, jax.random.key(5)) is None
-    found = jax.device_get(all_of_them.run(first(mesh), frozen, jax.random.key(5), 1)).aux
+    found = jax.device_get(all_of_them.run(first(mesh), frozen, jax.random.key(5), Round(1))).aux
     assert found.total == ROWS
     np.testing.assert_allclose(found.table, 2 * (columns() - columns().mean(0)), atol=1e-2)

@@ -12,10 +12,10 @@ from sklearn.metrics import silhouette_score
 
 from tests import tiny
 from uld_jax import config as config_lib
-from uld_jax.bank import Bank, Rows
+from uld_jax.bank import Bank
 from uld_jax.clustering.gcn_clusters import gcn_clusters
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
+from uld_jax.method import Round, Start, TrainState
 from uld_jax.methods import cgb
 
 D = 16
@@ -111,22 +111,28 @@ def test_a_pass_gives_the_same_clusters_as_a_ring_of_the_same_descriptors(method
     aux = consensus(method, np.zeros((6, D), np.float32), clusterings=0)
     ring = cgb.Ring(jnp.asarray(z.transpose(1, 0, 2, 3).reshape(method.ring_size, 8, D)), jnp.int32(method.ring_size))
     ringed = method.refresh(TrainState(jnp.int32(0), aux=aux._replace(ring=ring)), {}, None, jax.random.key(0))
-    rows = Rows(
-        jnp.asarray(ring.descriptors[:, None]), jnp.zeros((method.ring_size, 1, 8, 2)), jnp.ones((10, 1, 8), bool)
-    )
-    passed = method.refresh(
-        TrainState(jnp.int32(0), aux=aux), {}, Bank(rows, jnp.zeros((10, 1), jnp.int32)), jax.random.key(0)
-    )
+    seen, index = jnp.asarray(ring.descriptors[:, None]), jnp.arange(10)[:, None]
+    bank = Bank(cgb.Seen(seen), index, jnp.ones((10, 1), bool))
+    passed = method.refresh(TrainState(jnp.int32(0), aux=aux), {}, bank, jax.random.key(0))
     np.testing.assert_array_equal(ringed.aux.centroids, passed.aux.centroids)
-    # What a pass masks does not matter.
-    keep = jnp.asarray(rng.random((10, 1, 8)) < 0.7)
+    # What a pass has of padding does not matter.
+    real = jnp.asarray(rng.permutation(10) < 7)[:, None]
     found = []
     for value in (0.0, 99.0):
-        spoiled = rows._replace(descriptors=jnp.where(keep[..., None], rows.descriptors, value), mask=keep)
-        bank = Bank(spoiled, jnp.zeros((10, 1), jnp.int32))
+        spoiled = jnp.where(real[..., None, None], seen, value)
+        bank = Bank(cgb.Seen(spoiled), jnp.where(real, index, 10), real)
         found.append(method.refresh(TrainState(jnp.int32(0), aux=aux), {}, bank, jax.random.key(0)).aux)
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert int(found[0].round) == 1
+    assert np.abs(found[0].centroids - passed.aux.centroids).max() > 1e-3
+
+
+def test_rounds_pass_over_the_photos_or_cluster_what_steps_left(method):
+    method = dataclasses.replace(method, steps=20, round_every=8)
+    due = lambda **changes: [dataclasses.replace(method, **changes).round_at(step) for step in (0, 7, 8, 16, 20, 24)]
+    for labels_from, one in (("ring", Round(0)), ("pass", Round(1))):
+        assert due(labels_from=labels_from) == [one, None, one, one, None, None]
+    assert not any(due(clustering="none", bottleneck="fixed"))
 
 
 def ring_of(method, z, count=None):
@@ -231,7 +237,7 @@ def test_gradients_reach_what_they_should(method):
     for detach in (True, False):
         made, batch = built(method, start="scratch", detach_d=detach, perceptual=0.0, width=8)
         frozen = made.frozen()
-        state = made.init(jax.random.key(0), batch, frozen, None, 4)
+        state = made.init(jax.random.key(0), batch, frozen, Start(None, 4))
         aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
         images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
 
@@ -250,7 +256,7 @@ def test_gradients_reach_what_they_should(method):
 def test_consistency_is_measured_alike_whether_a_gaussian_follows_it_or_not(method):
     """What figure 5 compares, the baseline's d beside the bottleneck's, is one number of one state."""
     made, batch = built(method, start="scratch", perceptual=0.0, width=8)
-    state = made.init(jax.random.key(0), batch, {}, None, 4)
+    state = made.init(jax.random.key(0), batch, {}, Start(None, 4))
     aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
     images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
 
@@ -266,14 +272,25 @@ def test_consistency_is_measured_alike_whether_a_gaussian_follows_it_or_not(meth
         assert float(other["pixels"]) != float(usual["pixels"])
 
 
+def test_landmarks_are_described_as_a_pass_sees_them(method):
+    made, batch = built(method, start="scratch", perceptual=0.0, width=8)
+    state = made.init(jax.random.key(0), batch, {}, Start(None, 4))
+    both = jax.jit(lambda b: (made.observe(state, {}, b, None), made.describe(state, {}, b["image"])))
+    seen, described = both(batch)
+    assert seen.z.shape == (4, made.k, D)
+    np.testing.assert_array_equal(described.z, seen.z)
+    np.testing.assert_array_equal(described.landmark, np.broadcast_to(np.arange(made.k), (4, made.k)))
+    assert described.mask.all()
+
+
 def test_starts(method):
     made, batch = built(method, start="scratch")
     frozen = made.frozen()
-    scratch = made.init(jax.random.key(0), batch, frozen, None, 4)
+    scratch = made.init(jax.random.key(0), batch, frozen, Start(None, 4))
     detector = TrainState(
         jnp.int32(5), jax.tree.map(lambda x: x + 1, scratch.params["detector"]), scratch.model_state["detector"]
     )
-    warm = dataclasses.replace(made, start="zeroshot").init(jax.random.key(0), batch, frozen, detector, 4)
+    warm = dataclasses.replace(made, start="zeroshot").init(jax.random.key(0), batch, frozen, Start(detector, 4))
     jax.tree.map(np.testing.assert_array_equal, warm.params["detector"], detector.params)
     jax.tree.map(np.testing.assert_array_equal, warm.params["generator"], scratch.params["generator"])
     given = {
@@ -284,20 +301,21 @@ def test_starts(method):
     given["params"]["l_0"]["bias"] = np.zeros(16)
     thin = dataclasses.replace(made, start="checkpoint", width=8)
     with pytest.raises(UserError, match="another size"):
-        thin.init(jax.random.key(0), batch, frozen | {"fan": given}, None, 4)
+        thin.init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     other = dataclasses.replace(made, start="previous", ring_size=3)
     with pytest.raises(UserError, match="init_from=RUN:warmup"):
-        other.init(jax.random.key(0), batch, frozen, warm, 4)
+        other.init(jax.random.key(0), batch, frozen, Start(warm, 4))
     loaded = dataclasses.replace(made, start="checkpoint").init(
         jax.random.key(0), batch, frozen | {"fan": given}, None, 4
     )
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3
     # A finished run is read, by the shapes of its state, without the weights that only training needs.
     bare = dataclasses.replace(made, start="checkpoint")
-    shapes = jax.eval_shape(lambda b: bare.init(jax.random.key(0), b, bare.frozen_to_predict(), None, 4), batch)
+    start = Start(None, 4, shapes_only=True)
+    shapes = jax.eval_shape(lambda b: bare.init(jax.random.key(0), b, bare.frozen("predict"), start), batch)
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loaded)
     np.testing.assert_array_equal(loaded.params["detector"]["l_0"]["bias"], scratch.params["detector"]["l_0"]["bias"])
-    on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, warm, 4)
+    on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, Start(warm, 4))
     jax.tree.map(np.testing.assert_array_equal, on.params, warm.params)
     jax.tree.map(np.testing.assert_array_equal, on.opt_state, warm.opt_state)
     # The projection learns in the stage after alone, or before alone: its moments begin, or end, in between.
@@ -305,18 +323,18 @@ def test_starts(method):
     learning = dataclasses.replace(previous, detach_d=False)
     assert set(warm.opt_state) == {"detector", "generator"}
     spent = warm.replace(opt_state=jax.tree.map(lambda x: x + 1, warm.opt_state))
-    begun = learning.init(jax.random.key(1), batch, frozen, spent, 4)
+    begun = learning.init(jax.random.key(1), batch, frozen, Start(spent, 4))
     fresh = learning._optimizers["projection"].init(warm.params["projection"])
     jax.tree.map(np.testing.assert_array_equal, begun.opt_state, spent.opt_state | {"projection": fresh})
     begun = begun.replace(opt_state=jax.tree.map(lambda x: x + 1, begun.opt_state))
-    on = learning.init(jax.random.key(1), batch, frozen, begun, 4)
+    on = learning.init(jax.random.key(1), batch, frozen, Start(begun, 4))
     jax.tree.map(np.testing.assert_array_equal, on.opt_state, begun.opt_state)
-    ended = previous.init(jax.random.key(1), batch, frozen, begun, 4)
+    ended = previous.init(jax.random.key(1), batch, frozen, Start(begun, 4))
     assert set(ended.opt_state) == {"detector", "generator"}
     jax.tree.map(np.testing.assert_array_equal, ended.params, begun.params)
     for start in ("previous", "zeroshot"):
         with pytest.raises(UserError, match="init_from"):
-            dataclasses.replace(made, start=start).init(jax.random.key(0), batch, frozen, None, 4)
+            dataclasses.replace(made, start=start).init(jax.random.key(0), batch, frozen, Start(None, 4))
     with pytest.raises(UserError, match=r"weights\.fan"):
         dataclasses.replace(made, start="checkpoint").frozen()
 
@@ -346,13 +364,13 @@ def sharded():
     mesh = sharding.make_mesh()
     split, everywhere = sharding.split(mesh), sharding.replicated(mesh)
     row = lambda shape, dtype: jax.ShapeDtypeStruct((16, 100, *shape), dtype, sharding=split)
-    bank = Bank(Rows(row((4, 256), jnp.float32), row((4, 2), jnp.float32), row((4,), bool)), row((), jnp.int32))
+    bank = Bank(cgb.Seen(row((4, 256), jnp.float32)), row((), jnp.int32), row((), bool))
     report = {}
     for way in ("gcn", "kmeans"):
         method = dataclasses.replace(published(), clustering=way, labels_from="pass", start="scratch", perceptual=0.0)
         method, batch = built(method, slots=64)
         frozen = method.frozen()
-        state = jax.eval_shape(lambda b, m=method: m.init(jax.random.key(0), b, {}, None, 1600), batch)
+        state = jax.eval_shape(lambda b, m=method: m.init(jax.random.key(0), b, {}, Start(None, 1600)), batch)
         state, frozen, key = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (state, frozen, jax.random.key(0))
         )

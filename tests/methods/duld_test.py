@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from uld_jax.bank import Bank, Labels, Rows
+from uld_jax.bank import Bank, Labels
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
-from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi
+from uld_jax.method import Round, Start, TrainState
+from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi, Seen
 from uld_jax.models import pose_vae
 from uld_jax.ops import warp
 
@@ -54,11 +54,19 @@ def keypoints_of(rng, prototypes, mask=None, noise=0.05):
     return np.where(number[..., None] >= 0, z, rng.normal(size=z.shape)), number, rng.uniform(0, 31, (N, P, 2))
 
 
-def bank_of(z, xy, mask):
+def bank_of(z, xy, mask, turned=None, codes=None, between=None):
     """[N,...] as a bank [B,T,...]."""
-    split = lambda x: jnp.asarray(np.asarray(x).reshape(B, T, *np.shape(x)[1:]))
-    rows = Rows(split(z.astype(np.float32)), split(xy.astype(np.float32)), split(mask))
-    return Bank(rows, split(np.arange(N, dtype=np.int32)))
+    seen = Seen(
+        np.float32(xy), mask, np.float32(z), *(x if x is None else np.float32(x) for x in (turned, codes, between))
+    )
+    bank = Bank(seen, np.arange(N, dtype=np.int32), np.ones(N, bool))
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape(B, T, *x.shape[1:])), bank)
+
+
+def without(bank, real):
+    """A bank whose other images are padding."""
+    seen = bank.values._replace(mask=bank.values.mask & real[..., None])
+    return Bank(seen, jnp.where(real, bank.index, N), real)
 
 
 def state_of(method, step=5, before=None, labels=None):
@@ -109,8 +117,7 @@ def test_exemplars_equal_loops():
     z, mask = unit(rng.normal(size=(5, P, D))), rng.random((5, P)) < 0.7
     centroids, used = unit(rng.normal(size=(2, K, D))), np.array([[True] * K, [True, False, True]])
     pose = rng.integers(0, 2, 5)
-    rows = Rows(jnp.asarray(z), jnp.zeros((5, P, 2)), jnp.asarray(mask))
-    slots, _ = method._exemplars((rows, jnp.asarray(pose)), jnp.asarray(centroids), jnp.asarray(used))
+    slots, _ = method._exemplars(*map(jnp.asarray, (z, mask, pose, centroids, used)))
     want = np.full((5, K), -1)
     for b in range(5):
         distance = np.sum((z[b][:, None] - centroids[pose[b]]) ** 2, -1)
@@ -146,12 +153,8 @@ def test_a_second_pass_places_the_landmarks_that_have_an_exemplar():
     z, number, xy = keypoints_of(rng, prototypes_of(rng), seen)
     where = rng.uniform(0, 31, (N, K, 2))
     method = Duld(**SIZES | dict(place="mean"))
-    assert [method.passes(step) for step in (0, 1, 10)] == [2, 0, 2]
-    bank = bank_of(
-        np.pad(z, ((0, 0), (0, K), (0, 0))),
-        np.concatenate([xy, where], 1),
-        np.pad(number >= 0, ((0, 0), (0, K)), constant_values=True),
-    )
+    assert [method.round_at(step) for step in (0, 1, 10)] == [Round(2), None, Round(2)]
+    bank = bank_of(z, xy, number >= 0, between=where)
     first = refreshed(method, state_of(method), bank)
     assert not first.placed
     second = refreshed(method, TrainState(step=jnp.int32(5), aux=first), bank)
@@ -187,7 +190,7 @@ def test_labels_know_their_cluster_in_the_mirror():
     partner = np.array([1, 0, 2])  # left and right, and one in the middle
     turned = unit(prototypes[partner[np.maximum(number, 0)]] + 0.05 * rng.normal(size=z.shape))
     method = Duld(**SIZES | dict(mirror=True))
-    aux = refreshed(method, state_of(method), bank_of(np.concatenate([z, turned], -1), xy, number >= 0))
+    aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0, turned))
     landmark = identity_of(aux.labels, number, xy)
     cluster = {v: k for k, v in landmark.items()}
     want = [cluster[partner[landmark[k]]] for k in range(K)]
@@ -200,7 +203,7 @@ def test_labels_that_are_kept_know_their_cluster_in_the_mirror():
     score = rng.random((N, K)) < 0.9
     given = Labels(jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(score, jnp.float32))
     method = Duld(**SIZES | dict(start="labels", mirror=True))
-    bank = bank_of(np.concatenate([z, turned], -1), rng.uniform(0, 31, (N, P, 2)), np.pad(score, ((0, 0), (0, P - K))))
+    bank = bank_of(z, rng.uniform(0, 31, (N, P, 2)), np.pad(score, ((0, 0), (0, P - K))), turned)
     aux = refreshed(method, state_of(method, 0, labels=given), bank)
     means = np.stack([z[score[:, k], k].mean(0) for k in range(K)])
     want = np.sum((turned[:, :K, None] - means) ** 2, -1).argmin(-1)
@@ -226,14 +229,7 @@ def posed_bank(rng, prototypes, seen=None):
     pose = rng.integers(0, 2, N)
     z, number, xy = keypoints_of(rng, prototypes[pose], None if seen is None else seen[pose])
     codes = np.where(pose[:, None] == 0, [3.0, 0, 0, 0], [0, 2.0, 0, 0]) + 0.2 * rng.normal(size=(N, 4))
-    slot = np.zeros((N, 1, D))
-    slot[:, 0, :4] = codes
-    bank = bank_of(
-        np.concatenate([z, slot], 1),
-        np.pad(xy, ((0, 0), (0, 1), (0, 0))),
-        np.pad(number >= 0, ((0, 0), (0, 1)), constant_values=True),
-    )
-    return bank, pose, number, xy
+    return bank_of(z, xy, number >= 0, codes=codes), pose, number, xy
 
 
 def last_stage(**changes):
@@ -284,9 +280,9 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
     anchors = prototypes_of(rng).astype(np.float32)
     number = rng.integers(0, K, (B, T, P))
     z = unit(anchors[number] + 0.02 * rng.normal(size=(B, T, P, D))).astype(np.float32)
-    rows = Rows(jnp.asarray(z), jnp.zeros((B, T, P, 2)), jnp.ones((B, T, P), bool))
+    seen = bank_of(z.reshape(N, P, D), np.zeros((N, P, 2)), np.ones((N, P), bool)).values
     group = rng.integers(0, 2, (B, T))
-    centroids, used, moved = jax.jit(method._centroids)(rows, None, jnp.asarray(anchors), jnp.asarray(group))
+    centroids, used, moved = jax.jit(method._centroids)(seen, jnp.asarray(anchors), jnp.asarray(group))
     for q in range(2):
         for k in range(K):
             np.testing.assert_allclose(centroids[q, k], z[(number == k) & (group[..., None] == q)].mean(0), atol=1e-5)
@@ -310,12 +306,12 @@ def test_clusters_that_crossed_come_back_as_scipy_says(seed):
     # Many images of one pose hold the anchors where they are; in four of another, k-means from there goes astray.
     pose = np.r_[np.zeros(N - 4, int), np.ones(4, int)]
     many = np.broadcast_to(np.tile(base, (2, 1)), (N - 4, P, 2))
-    z = np.pad(np.concatenate([many, np.tile(few.reshape(4, 3, 2), (1, 2, 1))]), ((0, 0), (0, 1), (0, D - 2)))
-    z[np.arange(N), P, 3 * pose] = 2.0  # the code
+    z = np.pad(np.concatenate([many, np.tile(few.reshape(4, 3, 2), (1, 2, 1))]), ((0, 0), (0, 0), (0, D - 2)))
+    codes = 2.0 * np.eye(4)[3 * pose]
     method, state = last_stage()
     anchors = jnp.pad(jnp.asarray(base, jnp.float32), ((0, 0), (0, D - 2)))
     state = state.replace(aux=state.aux._replace(round=jnp.int32(3), anchors=anchors))
-    aux = refreshed(method, state, bank_of(z, np.zeros((N, P + 1, 2)), np.ones((N, P + 1), bool)))
+    aux = refreshed(method, state, bank_of(z, np.zeros((N, P, 2)), np.ones((N, P), bool), codes=codes))
     other = int(np.asarray(aux.pose)[-1])
     assert np.asarray(aux.pose).tolist() == np.where(pose, other, 1 - other).tolist()
     found = lloyd(few, np.asarray(aux.anchors[:, :2], np.float64))
@@ -329,15 +325,14 @@ def test_clusters_that_crossed_come_back_as_scipy_says(seed):
 def test_a_round_fills_the_memory():
     rng = np.random.default_rng()
     bank, _, _, _ = posed_bank(rng, np.stack([prototypes_of(rng)] * 2))
-    mask = bank.rows.mask.at[1, 2, -1].set(False)
-    bank = bank._replace(rows=bank.rows._replace(mask=mask))
+    bank = without(bank, bank.real.at[1, 2].set(False))._replace(index=bank.index)
     for size in (7, N + 3):
         method, state = last_stage(memory=size)
         memory = refreshed(method, state, bank).memory
         rows = np.asarray(memory.rows)
         assert len(rows) == size
         for row, code in zip(rows, np.asarray(memory.codes), strict=True):
-            want = np.asarray(bank.rows.descriptors).reshape(N, P + 1, D)[row, -1, :4] if row >= 0 else np.zeros(4)
+            want = np.asarray(bank.values.codes).reshape(N, 4)[row] if row >= 0 else np.zeros(4)
             np.testing.assert_array_equal(code, want)
         assert len(set(rows[rows >= 0])) == min(size, N) - (size > N)
         assert int(bank.index[1, 2]) not in rows
@@ -348,20 +343,23 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
     rng = np.random.default_rng()
     if name in ("mirrored", "more"):
         method = Duld(**SIZES | dict(mirror=True, train_clusters=2 * K * (name == "more")))
-        state, slots, size = state_of(method), P, 2 * D
+        state, made = state_of(method), dict(turned=unit(rng.normal(size=(N, P, D))))
     else:
         method, state = last_stage(place="mean" if name == "between cells" else "exemplar")
-        slots, size = P + K * (name == "between cells") + 1, D
-    z, mask = unit(rng.normal(size=(N, slots, size))), rng.random((N, slots)) < 0.8
-    bank = bank_of(z, rng.uniform(0, 31, (N, slots, 2)), mask)
+        made = dict(codes=rng.normal(size=(N, 4)))
+        made |= dict(between=rng.uniform(0, 31, (N, K, 2))) if name == "between cells" else {}
+    z, mask = unit(rng.normal(size=(N, P, D))), rng.random((N, P)) < 0.8
+    bank = bank_of(z, rng.uniform(0, 31, (N, P, 2)), mask, **made)
+    bank = without(bank, jnp.asarray(rng.random((B, T)) < 0.8))
     form, locate, settle = jax.jit(method.form), jax.jit(method.locate), jax.jit(method.settle)
     for turn in range(2):  # with `place=mean` a round takes two passes
         key = jax.random.key(turn)
         found = form(state, {}, bank, key)
-        batches = [locate(state, found, jax.tree.map(lambda x, t=t: x[:, t], bank.rows)) for t in range(T)]
+        batches = [locate(state, found, jax.tree.map(lambda x, t=t: x[:, t], bank.values)) for t in range(T)]
         placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
-        light = bank._replace(rows=bank.rows._replace(descriptors=bank.rows.descriptors[..., :0]))
-        parts, whole = settle(state, found, light, placed).aux, refreshed(method, state, bank, seed=turn)
+        assert all(D not in x.shape[2:] for x in jax.tree.leaves(placed))  # no descriptors
+        parts = settle(state, found, bank._replace(values=placed)).aux
+        whole = refreshed(method, state, bank, seed=turn)
         # Compiled apart, sums may round otherwise; labels do not.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
         for one in ("labels", "pose", "mirrored"):
@@ -430,8 +428,8 @@ def trained():
 
     @jax.jit
     def start(batch):
-        first = proxy.init(jax.random.key(0), batch, {}, state_of(Duld(**SIZES)), N)
-        second = method.init(jax.random.key(1), batch, {}, first, N)
+        first = proxy.init(jax.random.key(0), batch, {}, Start(state_of(Duld(**SIZES)), N))
+        second = method.init(jax.random.key(1), batch, {}, Start(first, N))
         return second.replace(aux=second.aux._replace(labels=labels, pose=jnp.arange(N) % 2))
 
     return method, start(batch), batch
@@ -490,12 +488,32 @@ def test_what_was_not_detected_is_filled_in_or_missing(trained):
     np.testing.assert_allclose(filled.xy, np.stack([cell % 16, cell // 16], -1) * 2 + 0.5, atol=1e-4)
 
 
+def test_the_landmarks_that_have_an_exemplar_are_described(trained):
+    method, state, batch = trained
+    described = jnp.asarray(unit(np.random.default_rng().normal(size=(2, K, D))), jnp.float32)
+    state = state.replace(
+        aux=state.aux._replace(centroids=described, used=jnp.array([[True] * K, [True, False, True]]))
+    )
+    method = dataclasses.replace(method, threshold=0.0)
+    predicted, seen = jax.jit(lambda *given: (method.predict(*given), method.describe(*given)))(
+        state, {}, batch["image"]
+    )
+    there = np.asarray(predicted.score >= method.filled_below)
+    assert 0 < there.sum() < there.size
+    np.testing.assert_array_equal(seen.mask, there)
+    np.testing.assert_array_equal(seen.landmark, np.where(there, np.arange(K), -1))
+    psi, _, _ = method._look(state, {}, batch["image"])
+    cell = np.round((np.asarray(predicted.xy) - 0.5) / 2).astype(int)
+    z = unit(np.asarray(psi.descriptors))[np.arange(4)[:, None], cell[..., 1], cell[..., 0]]
+    np.testing.assert_allclose(np.asarray(seen.z)[there], z[there], atol=1e-4)
+
+
 def test_both_losses_of_the_last_stage_and_its_options(trained):
     method, state, batch = trained
-    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
+    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
     for changes in (dict(code_loss="elbo"), dict(train_descriptors=True)):
         other = dataclasses.replace(method, **changes)
-        start = jax.jit(lambda b, p, m=other: m.init(jax.random.key(1), b, {}, p, N))(batch, proxy)
+        start = jax.jit(lambda b, p, m=other: m.init(jax.random.key(1), b, {}, Start(p, N)))(batch, proxy)
         start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
         new, metrics = jax.jit(other.train_step)(start, {}, batch, jax.random.key(0))
         assert all(np.isfinite(v) for v in metrics.values())
@@ -506,7 +524,7 @@ def test_both_losses_of_the_last_stage_and_its_options(trained):
 def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
     method, state, batch = trained
     key = jax.random.key(0)
-    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
+    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
 
     def second_term(state, **changes):
         metrics = jax.jit(dataclasses.replace(method, **changes).train_step)(state, {}, batch, key)[1]
@@ -514,7 +532,7 @@ def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
 
     # Before the first step the KL divergence has no weight yet.
     full = dataclasses.replace(method, code_loss="elbo")
-    start = jax.jit(lambda b, p: full.init(jax.random.key(1), b, {}, p, N))(batch, proxy)
+    start = jax.jit(lambda b, p: full.init(jax.random.key(1), b, {}, Start(p, N)))(batch, proxy)
     start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
     for weight, other in ((1.0, 1.0), (3.0, 7.0)):
         term, metrics = second_term(start, code_loss="elbo", vae_weight=weight, code_weight=other)
@@ -546,7 +564,7 @@ def test_a_code_that_collapsed_is_told():
 def test_the_bound_is_that_of_the_pose_network(trained):
     _, state, batch = trained
     method = Proxy(**POSED)
-    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, state_of(Duld(**SIZES)), N))(batch)
+    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
     examples = method._seen(
         first.replace(aux=first.aux._replace(labels=state.aux.labels)), {}, batch, jax.random.key(0), False
     )
@@ -587,7 +605,7 @@ def test_bad_settings(cls, changes, message):
 def test_stages_that_need_another_before_them(trained):
     _, _, batch = trained
     shape = lambda method, previous=None: jax.eval_shape(
-        lambda b: method.init(jax.random.key(0), b, {}, previous, N), batch
+        lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N)), batch
     )
     with pytest.raises(UserError, match="put the stage proxy before it"):
         shape(DuldPP(**POSED))
@@ -596,7 +614,9 @@ def test_stages_that_need_another_before_them(trained):
     few = TrainState(step=jnp.int32(0), aux=Memory(jnp.zeros(1), jnp.zeros(1)))
     with pytest.raises(UserError, match="start=labels"):
         shape(Duld(**SIZES | dict(start="labels")), few)
-    wide = jax.eval_shape(lambda b: Duld(**SIZES | dict(width=16)).init(jax.random.key(0), b, {}, None, N), batch)
+    wide = jax.eval_shape(
+        lambda b: Duld(**SIZES | dict(width=16)).init(jax.random.key(0), b, {}, Start(None, N)), batch
+    )
     with pytest.raises(UserError, match="the stage before has another"):
         shape(Proxy(**POSED), wide)
     # Without labels the proxy stage would learn empty maps until its first round.

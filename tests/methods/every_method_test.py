@@ -17,8 +17,9 @@ import uld_jax.methods
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax import detector
-from uld_jax.bank import Bank, Labels, Rows
+from uld_jax.bank import Bank, Labels, masked
 from uld_jax.engine import loop
+from uld_jax.method import Stage, Start
 
 STAGES = tiny.stages()
 ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
@@ -37,15 +38,19 @@ class Built(NamedTuple):
     refresh: Callable
 
     def bank(self):
-        """A bank [B,T,P,...] of three batches of 24 rows."""
+        """A bank [B,T,...] of batches of 24 rows."""
         parts, batch = [], self.batch
         for t in range(-(-ROWS // len(batch["index"]))):
             index = batch["index"] + t * len(batch["index"])
             shown = batch | {"index": index, "image": jnp.roll(batch["image"], 5 * t, 1)}
-            rows = self.observe(self.state, self.frozen, shown, jax.random.key(8))
-            real = index < ROWS
-            parts.append(Bank(rows._replace(mask=rows.mask & real[:, None]), jnp.minimum(index, ROWS)))
+            seen, real = self.observe(self.state, self.frozen, shown, jax.random.key(8)), index < ROWS
+            parts.append(Bank(masked(seen, real), jnp.minimum(index, ROWS), real))
         return jax.tree.map(lambda *x: jnp.stack(x, 1), *parts)
+
+    def makes_passes(self):
+        """Whether any of the stage's rounds does."""
+        due = [self.spec.method.round_at(step) for step in range(self.spec.steps + 1)]
+        return any(one.passes for one in due if one)
 
 
 @functools.cache
@@ -64,17 +69,18 @@ def built(name, stage) -> Built:
     method, frozen = spec.method, spec.method.frozen()
     number = config.stages.index(stage)
     previous = after(name, config.stages[number - 1]) if number else None
-    state = jax.jit(lambda b, f, p: method.init(jax.random.key(1), b, f, p, ROWS))(batch, frozen, previous)
+    state = jax.jit(lambda b, f, p: method.init(jax.random.key(1), b, f, Start(p, ROWS)))(batch, frozen, previous)
     return Built(spec, frozen, batch, state, *map(jax.jit, (method.train_step, method.observe, method.refresh)))
 
 
 @functools.cache
 def after(name, stage):
-    """The stage's state after its first refresh: what the next one is given, untrained."""
+    """The stage's state after its first round: what the next one is given, untrained."""
     one = built(name, stage)
-    for i in range(one.spec.method.passes(0)):
-        bank = one.bank() if one.spec.method.observes else None
-        one = one._replace(state=one.refresh(one.state, one.frozen, bank, jax.random.key(i)))
+    if due := one.spec.method.round_at(0):
+        for i in range(max(due.passes, 1)):
+            bank = one.bank() if due.passes else None
+            one = one._replace(state=one.refresh(one.state, one.frozen, bank, jax.random.key(i)))
     return one.state
 
 
@@ -83,7 +89,8 @@ def test_every_method_class_has_a_config():
     found = set()
     for module in pkgutil.iter_modules(uld_jax.methods.__path__):
         for name, cls in vars(importlib.import_module(f"uld_jax.methods.{module.name}")).items():
-            if inspect.isclass(cls) and cls.__module__.endswith(module.name) and hasattr(cls, "train_step"):
+            own = inspect.isclass(cls) and cls.__module__.endswith(module.name) and not name.startswith("_")
+            if own and hasattr(cls, "predict"):
                 found.add(f"{module.name}.{name}")
     assert found == named
 
@@ -103,26 +110,64 @@ def test_shapes(name, stage):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
         assert all(v.shape == () for v in metrics.values())
         assert "loss" in metrics
-    if spec.method.observes and any(spec.method.passes(s) for s in range(spec.steps + 1)):
-        rows = one.observe.eval_shape(state, frozen, batch, jax.random.key(0))
-        assert rows.xy.shape == (*rows.mask.shape, 2)
-        assert rows.descriptors.shape[:2] == rows.mask.shape
+    if one.makes_passes():
+        seen = one.observe.eval_shape(state, frozen, batch, jax.random.key(0))
+        assert seen._fields  # the method's own words
+        assert all(x.shape[0] == size for x in jax.tree.leaves(seen))
+        if (slots := there(seen)) is not None:
+            assert slots.dtype == (bool if "mask" in seen._fields else jnp.float32)
+            assert seen.xy.shape == (*slots.shape, 2)
+            assert all(x.shape[:2] == slots.shape for x in jax.tree.leaves(by_slot(seen)))
+    if type(spec.method).describe is not Stage.describe:
+        described = jax.eval_shape(spec.method.describe, state, frozen, batch["image"])
+        assert described.z.shape[:2] == described.landmark.shape == described.mask.shape
+        assert described.z.shape[0] == size
+        assert (described.landmark.dtype, described.mask.dtype) == (jnp.int32, bool)
+
+
+# Fields that have a value for each of a mask's slots; those of other names are of the image, or of other things.
+BY_SLOT = {"xy", "described", "turned", "inside"}
+
+
+def there(seen):
+    """What says which slots of an image are not empty: a mask, or a score that is 0 where nothing is; None without."""
+    return getattr(seen, "mask", getattr(seen, "score", None))
+
+
+def by_slot(seen) -> dict:
+    return {name: x for name, x in seen._asdict().items() if name in BY_SLOT and x is not None}
+
+
+def spoiled(rng, x, keep, size: float):
+    """An array whose parts that are not to be kept, [...] of its first axes, are noise."""
+    noise = rng.random(x.shape) < 0.5 if x.dtype == bool else rng.normal(0, size, x.shape)
+    return jnp.where(jnp.reshape(keep, (*keep.shape, *[1] * (x.ndim - keep.ndim))), x, jnp.asarray(noise, x.dtype))
 
 
 @ids
-def test_masked_slots_do_not_matter(name, stage):
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_masked_slots_and_padding_do_not_matter(name, stage, when):
     one = built(name, stage)
-    spec = one.spec
-    if not spec.method.observes or not any(spec.method.passes(s) for s in range(spec.steps + 1)):
+    if not one.makes_passes():
         pytest.skip("this stage makes no passes")
+    if when == "later":
+        one = one._replace(state=after(name, stage))
     bank = one.bank()
     rng = np.random.default_rng(0)
-    keep = jnp.asarray(rng.random(bank.rows.mask.shape) < 0.8)
-    mask = bank.rows.mask & keep
+    real = bank.real & jnp.asarray(rng.random(bank.real.shape) < 0.8)
+    bank = Bank(jax.vmap(masked)(bank.values, real), jnp.where(real, bank.index, ROWS), real)
+    assert not real.all()
+    seen = bank.values
+    if (slots := there(seen)) is not None:
+        slots = jnp.where(jnp.asarray(rng.random(slots.shape) < 0.8), slots, jnp.zeros((), slots.dtype))
+        seen = seen._replace(**{"mask" if "mask" in seen._fields else "score": slots})
 
-    def filled(value):
-        noise = lambda x: jnp.where(mask[..., None], x, jnp.asarray(rng.normal(0, value, x.shape), x.dtype))
-        return Bank(Rows(noise(bank.rows.descriptors), noise(bank.rows.xy), mask), bank.index)
+    def filled(size):
+        values = {field: x for field, x in seen._asdict().items() if x is not None}
+        if slots is not None:
+            values |= {field: spoiled(rng, x, slots > 0, size) for field, x in by_slot(seen).items()}
+        values = {field: x if field == "mask" else spoiled(rng, x, real, size) for field, x in values.items()}
+        return bank._replace(values=seen._replace(**values))
 
     a = one.refresh(one.state, one.frozen, filled(1.0), jax.random.key(5))
     b = one.refresh(one.state, one.frozen, filled(100.0), jax.random.key(5))
@@ -208,7 +253,7 @@ from tests import tiny
 from uld_jax import config as config_lib, sharding
 from uld_jax.data.open import open_data
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start, compile_step
+from uld_jax.engine.step import FirstState, compile_step
 
 assert jax.device_count() == 8
 dtype, names = sys.argv[1], sys.argv[2:]
@@ -224,9 +269,9 @@ for name in names:
         for number, stage in enumerate(config.stages):
             spec = config_lib.stage(config, stage)
             frozen = sharding.put_replicated(mesh, spec.method.frozen())
-            state = Start(spec.method, data.train_reader, mesh, frozen, jax.random.key(number)).state(state)
+            state = FirstState(spec.method, data.train_reader, mesh, frozen, jax.random.key(number)).state(state)
             rounds = Rounds(spec.method, data.train_reader, mesh)
-            state = rounds.run(state, frozen, jax.random.key(7), spec.method.passes(0))
+            state = rounds.run(state, frozen, jax.random.key(7), spec.method.round_at(0))
             advance = compile_step(spec.method, data.train_reader, mesh, 1)
             payloads = data.train_reader.payloads(0, seed=1)
             key = sharding.put_key(mesh, jax.random.key(9))

@@ -10,6 +10,7 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
+from uld_jax.method import Start
 from uld_jax.methods import imm
 
 
@@ -56,7 +57,7 @@ def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method)
     rng = np.random.default_rng(0)
     frozen = method.frozen()
     batch = {"image": jnp.zeros((2, method.frame_size, method.frame_size, 3), jnp.uint8), "index": jnp.arange(2)}
-    state = method.init(jax.random.key(0), batch, frozen, None, 2)
+    state = method.init(jax.random.key(0), batch, frozen, Start(None, 2))
     side = method.image_size
     source, target = (jnp.asarray(rng.uniform(0, 255, (2, side, side, 3)), jnp.float32) for _ in range(2))
     inside = jnp.asarray(np.broadcast_to(imm._edge_mask(side)[None, ..., None], (2, side, side, 1)), jnp.float32)

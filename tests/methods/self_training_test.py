@@ -12,12 +12,13 @@ from scipy.optimize import linear_sum_assignment
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax import weights
-from uld_jax.bank import Bank, Labels, Rows
+from uld_jax.bank import Bank, Labels
 from uld_jax.clustering import merge
 from uld_jax.engine import runs
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
+from uld_jax.method import Start, TrainState
 from uld_jax.methods import self_training
+from uld_jax.methods.self_training import Peaks, Seen
 
 M, SIDE = 6, 40
 
@@ -62,13 +63,14 @@ def test_limits_are_measured_on_the_nearest_centroid_of_all_keypoints():
     rng = np.random.default_rng(1)
     x, centroids = unit(rng.normal(size=(4, 3, 8, 5))), unit(rng.normal(size=(M, 5)))
     mask = rng.random((4, 3, 8)) < 0.8
-    rows = Rows(jnp.asarray(np.where(mask[..., None], x, np.nan)), jnp.zeros((4, 3, 8, 2)), jnp.asarray(mask))
+    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan))
+    limits = lambda cut: self_training._limits(poisoned, jnp.asarray(mask), jnp.asarray(centroids), cut)
     cost = ((x[..., None, :] - centroids) ** 2).sum(-1)[mask]
-    found = self_training._limits(rows, jnp.asarray(centroids), 1.5)
+    found = limits(1.5)
     for c in range(M):
         own = cost.min(-1)[cost.argmin(-1) == c]
         assert found[c] == (pytest.approx(own.mean() + 1.5 * own.std(), abs=1e-4) if len(own) else 0)
-    assert (np.asarray(self_training._limits(rows, jnp.asarray(centroids), 0.0)) > 1e30).any()  # no cut
+    assert (np.asarray(limits(0.0)) > 1e30).any()  # no cut
 
 
 # Step 6
@@ -171,14 +173,14 @@ def net_params(stage):
 # Step 7
 
 
-def state_of(stage, rows: int, labels: Labels | None = None):
+def state_of(stage, num_images: int, labels: Labels | None = None):
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
     width = 16
-    aux = self_training._empty(rows, M, width, jnp.float32)
+    aux = self_training._empty(num_images, M, width, jnp.float32)
     previous = jax.tree.map(lambda x: x, self_training.TrainState(jnp.int32(0), aux=aux))
     if labels is not None:
         previous = previous.replace(aux=aux._replace(labels=labels))
-    return stage.init(jax.random.key(0), batch, {}, previous, rows)
+    return stage.init(jax.random.key(0), batch, {}, Start(previous, num_images))
 
 
 @pytest.mark.parametrize(("memory", "from_memory"), [("two_rounds", 1), ("all_rounds", 2), ("none", 0)])
@@ -193,21 +195,21 @@ def test_memory_holds_the_last_round_or_all_or_nothing(memory, from_memory):
     fresh[1, 4] = True  # the last detection found one of the two
     state = state.replace(aux=state.aux._replace(fresh=jnp.asarray(fresh)))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
-    rows = jax.jit(stage.observe)(
+    seen = jax.jit(stage.observe)(
         state, {}, {"image": images, "index": jnp.array([1, 9])}, None
     )  # 9: a photo that is not trained on
-    assert int(rows.mask[0].sum()) == from_memory
-    assert not rows.mask[1].any()
+    assert int(seen.mask[0].sum()) == from_memory
+    assert not seen.mask[1].any()
     if from_memory:
-        kept = np.asarray(rows.xy[0])[np.asarray(rows.mask[0])]
+        kept = np.asarray(seen.xy[0])[np.asarray(seen.mask[0])]
         assert np.abs(kept - [30, 12]).sum(-1).min() < 1e-3
 
 
 def test_rounds_drop_what_lies_beside_the_object_where_that_is_known():
     stage = built("stage1", threshold=0.0, memory="all_rounds", region="mask")
-    assert list(stage.known) == ["masks"]
-    assert list(built("stage1", region="box").known) == ["boxes"]
-    assert not built("stage1", region="none").known
+    assert list(stage.side_tables()) == ["masks"]
+    assert list(built("stage1", region="box").side_tables()) == ["boxes"]
+    assert not built("stage1", region="none").side_tables()
     labels = Labels(jnp.full((3, M, 2), 30.0), jnp.ones((3, M)))  # of the first clusters, beside the object
     state = state_of(stage, 3, labels)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
@@ -216,17 +218,38 @@ def test_rounds_drop_what_lies_beside_the_object_where_that_is_known():
     mask = np.zeros((3, SIDE // 4, SIDE // 4), bool)
     mask[1, 1:5, 2:6], mask[2, 3:6] = True, True
     everything = stage.observe(state, {}, batch, None)  # an image that training does not know has no region
-    for known in ({"boxes": box}, {"masks": mask}):
-        rows = stage.observe(state, {"rows": jax.tree.map(jnp.asarray, known)}, batch, None)
-        np.testing.assert_array_equal(rows.xy, everything.xy)
-        x, y = np.moveaxis(np.asarray(rows.xy), -1, 0)
+    for tables in ({"boxes": box}, {"masks": mask}):
+        known = {name: jnp.asarray(table[[2, 1]]) for name, table in tables.items()}
+        seen = stage.observe(state, {}, batch | known, None)
+        np.testing.assert_array_equal(seen.xy, everything.xy)
+        x, y = np.moveaxis(np.asarray(seen.xy), -1, 0)
         cell = np.clip(np.floor(np.stack([y, x]) + 0.5).astype(int) // 4, 0, SIDE // 4 - 1)
         for i, row in enumerate((2, 1)):
             inside = (x[i] >= box[row, 0]) & (y[i] >= box[row, 1]) & (x[i] <= box[row, 2]) & (y[i] <= box[row, 3])
             inside = mask[row, cell[0, i], cell[1, i]] if "masks" in known else inside
-            np.testing.assert_array_equal(rows.mask[i], np.asarray(everything.mask[i]) & inside)
-            assert 0 < rows.mask[i].sum() < everything.mask[i].sum()
-        assert not np.asarray(rows.descriptors)[~np.asarray(rows.mask)].any()
+            np.testing.assert_array_equal(seen.mask[i], np.asarray(everything.mask[i]) & inside)
+            assert 0 < seen.mask[i].sum() < everything.mask[i].sum()
+        assert not np.asarray(seen.described)[~np.asarray(seen.mask)].any()
+
+
+def test_descriptors_are_those_of_keypoints_and_know_the_landmark_that_is_predicted_there():
+    rng = np.random.default_rng(14)
+    stage = built("stage1", threshold=0.0)
+    limits = np.full(M, 1e30, np.float32)
+    limits[2] = 0  # an empty cluster
+    state = state_of(stage, 3)
+    centroids = jnp.asarray(unit(rng.normal(size=(M, 16))), jnp.float32)
+    state = state.replace(aux=state.aux._replace(centroids=centroids, limits=jnp.asarray(limits)))
+    images = jnp.asarray(rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8))
+    predicted, seen = jax.jit(lambda *given: (stage.predict(*given), stage.describe(*given)))(state, {}, images)
+    assert (seen.mask.sum(1) > M).all()
+    for b in range(2):
+        z, landmark, score = (np.asarray(x[b]) for x in (seen.z, seen.landmark, predicted.score))
+        assert sorted(landmark[landmark >= 0]) == np.flatnonzero(score).tolist() == [0, 1, 3, 4, 5]
+        for p in np.flatnonzero(landmark >= 0):
+            assert seen.mask[b, p]
+            away = np.sum((z[p] - np.asarray(centroids)[landmark[p]]) ** 2)
+            assert score[landmark[p]] == pytest.approx(np.exp(-away), rel=1e-4)
 
 
 def bank_of_groups(rng, groups, images: int, noise: float = 0.05):
@@ -240,8 +263,13 @@ def bank_of_groups(rng, groups, images: int, noise: float = 0.05):
         x[n, 0, slots] = unit(groups[some] + noise * rng.normal(size=(len(some), size)))
         xy[n, 0, slots] = np.stack([some * 5 + 2, some * 3 + 4], -1)
         mask[n, 0, slots], truth[n, slots] = True, some
-    bank = Bank(Rows(jnp.asarray(x), jnp.asarray(xy), jnp.asarray(mask)), jnp.arange(images)[:, None])
-    return bank, truth
+    seen = Seen(jnp.asarray(xy), jnp.asarray(mask), jnp.asarray(x))
+    return Bank(seen, jnp.arange(images)[:, None], jnp.ones((images, 1), bool)), truth
+
+
+def changed(bank, **values):
+    """A bank with other values."""
+    return bank._replace(values=bank.values._replace(**values))
 
 
 def test_a_round_recovers_groups_and_goes_on_with_its_centroids():
@@ -268,14 +296,15 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
     images, slots = 40, 14
     groups = unit(rng.normal(size=(8, 16)))
     x = unit(groups[rng.integers(0, 8, (2, images // 2, slots))] + 0.4 * rng.normal(size=(2, images // 2, slots, 16)))
+    mask, xy = rng.random(x.shape[:3]) < 0.8, rng.uniform(0, SIDE, (*x.shape[:3], 2))
+    seen = Seen(jnp.asarray(xy, jnp.float32), jnp.asarray(mask), jnp.asarray(x, jnp.float32))
     if name == "extended":
         turned = unit(groups[rng.integers(0, 8, x.shape[:3])] + 0.4 * rng.normal(size=x.shape))
-        x = np.concatenate([x, turned], -1)
+        seen = seen._replace(turned=jnp.asarray(turned, jnp.float32))
     if name == "background":
-        x = np.concatenate([x, rng.random((*x.shape[:3], 1)) < 0.7], -1)
-    mask, xy = rng.random(x.shape[:3]) < 0.8, rng.uniform(0, SIDE, (*x.shape[:3], 2))
-    rows = Rows(*(jnp.asarray(a, jnp.float32) for a in (x, xy)), jnp.asarray(mask))
-    bank = Bank(rows, jnp.asarray(rng.permutation(images).reshape(2, -1), jnp.int32))
+        seen = seen._replace(inside=jnp.asarray(rng.random(x.shape[:3]) < 0.7))
+    index = jnp.asarray(rng.permutation(images).reshape(2, -1), jnp.int32)
+    bank = Bank(seen, index, jnp.ones_like(index, bool))
     if name in ("keypoints", "background"):
         options = dict(background="clusters", region="box", background_clusters=(5, 7)) if name == "background" else {}
         stage = self_training.Keypoints(frame_size=SIDE, clusters=M, most=slots, neighbours=10, **options)
@@ -287,11 +316,11 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
     whole = jax.jit(stage.refresh)(state, {}, bank, key).aux
 
     found, locate = jax.jit(stage.form)(state, {}, bank, key), jax.jit(stage.locate)
-    cut = lambda t: jax.tree.map(lambda x: x[:, t], rows)
+    cut = lambda t: jax.tree.map(lambda x: x[:, t], seen)
     batches = [locate(state, found, cut(t)) for t in range(images // 2)]
     placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
-    light = bank._replace(rows=rows._replace(descriptors=rows.descriptors[..., :0]))
-    parts = jax.jit(stage.settle)(state, found, light, placed).aux
+    assert all(16 not in x.shape[2:] for x in jax.tree.leaves(placed))  # no descriptors
+    parts = jax.jit(stage.settle)(state, found, bank._replace(values=placed)).aux
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     assert 0 < float(whole.counts.labelled) < float(whole.counts.keypoints)
 
@@ -304,9 +333,9 @@ def test_the_cut_drops_what_is_unlike_its_cluster():
     x = np.where(
         (odd & (truth >= 0))[:, None, :, None],
         unit(rng.normal(size=(60, 1, truth.shape[1], 16))),
-        bank.rows.descriptors,
+        bank.values.described,
     )
-    bank = bank._replace(rows=bank.rows._replace(descriptors=jnp.asarray(x)))
+    bank = changed(bank, described=jnp.asarray(x))
     kept = {}
     for cut in (0.0, 1.0):
         stage = built("stage1", cut=cut)
@@ -341,12 +370,10 @@ def test_heatmaps_that_peak_together_become_one_landmark():
     score = np.where(rng.random((20, 2, M)) < 0.9, 0.8, 0.0).astype(np.float32)
     labels = Labels(jnp.asarray(xy.reshape(40, M, 2)), jnp.asarray(score.reshape(40, M)))
     first = state_of(built("stage1"), 40, labels)
-    state = stage.init(
-        jax.random.key(0), {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}, {}, first, 40
-    )
-    bank = Bank(
-        Rows(jnp.asarray(score)[..., None], jnp.asarray(xy), jnp.asarray(score > 0.2)), jnp.arange(40).reshape(20, 2)
-    )
+    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
+    state = stage.init(jax.random.key(0), batch, {}, Start(first, 40))
+    peaks = Peaks(jnp.asarray(xy), jnp.asarray(score > 0.2))
+    bank = Bank(peaks, jnp.arange(40).reshape(20, 2), jnp.ones((20, 2), bool))
     after = jax.jit(stage.refresh)(state, {}, bank, jax.random.key(0))
     assert int(state.aux.active.sum()) == M
     assert int(after.aux.active.sum()) == M - 1
@@ -360,13 +387,13 @@ def test_heatmaps_that_peak_together_become_one_landmark():
 def test_stage_2_goes_on_with_the_descriptor_branch():
     first = state_of(built("stage1"), 4, Labels(jnp.ones((4, M, 2)), jnp.ones((4, M))))
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
-    second = built("stage2").init(jax.random.key(3), batch, {}, first, 4)
+    second = built("stage2").init(jax.random.key(3), batch, {}, Start(first, 4))
     same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     assert same(second.params["m0"], first.params["m0"])
     assert same(second.params["top_m_0"], first.params["top_m_1"])
     assert second.params["l_0"]["kernel"].shape[-1] == M
     with pytest.raises(UserError, match=r"stage2\.least_images=4 leaves out every cluster of 4 images"):
-        built("stage2", least_images=4).init(jax.random.key(3), batch, {}, first, 4)
+        built("stage2", least_images=4).init(jax.random.key(3), batch, {}, Start(first, 4))
 
 
 # Keypoints
@@ -393,8 +420,8 @@ def test_keypoints_outside_the_box_or_the_mask_are_dropped(images):
     everything = jax.jit(stage.observe)(None, stage.frozen(), batch, None)
     for region, known in (("box", {"boxes": box}), ("mask", {"masks": mask})):
         stage = built("keypoints", region=region)
-        rows = jax.jit(stage.observe)(None, stage.frozen() | {"rows": jax.tree.map(jnp.asarray, known)}, batch, None)
-        xy = np.asarray(rows.xy)[np.asarray(rows.mask)]
+        seen = jax.jit(stage.observe)(None, stage.frozen(), batch | jax.tree.map(jnp.asarray, known), None)
+        xy = np.asarray(seen.xy)[np.asarray(seen.mask)]
         assert 0 < len(xy) < int(everything.mask.sum())
         if region == "box":
             assert ((xy >= 5) & (xy <= [25, 30])).all()
@@ -408,10 +435,10 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
     xy = np.random.default_rng(0).uniform(2, 37, (3, stage.most, 2)).astype(np.float32)
     mask = np.random.default_rng(1).random((3, stage.most)) < 0.5
     known = {"keypoints": (jnp.asarray(xy), jnp.asarray(mask))}
-    rows = stage.observe(None, stage.frozen() | {"rows": known}, {"image": images, "index": jnp.arange(3)}, None)
-    np.testing.assert_array_equal(rows.xy, xy)
-    np.testing.assert_array_equal(rows.mask, mask)
-    lengths = np.linalg.norm(rows.descriptors, axis=-1)
+    seen = stage.observe(None, stage.frozen(), {"image": images, "index": jnp.arange(3)} | known, None)
+    np.testing.assert_array_equal(seen.xy, xy)
+    np.testing.assert_array_equal(seen.mask, mask)
+    lengths = np.linalg.norm(seen.described, axis=-1)
     np.testing.assert_allclose(lengths[mask], 1, atol=1e-4)
 
 
@@ -438,7 +465,7 @@ def test_stages_out_of_order_are_refused():
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
     for stage in ("stage1", "stage2"):
         with pytest.raises(UserError, match="put the stage"):
-            built(stage).init(jax.random.key(0), batch, {}, None, 4)
+            built(stage).init(jax.random.key(0), batch, {}, Start(None, 4))
 
 
 @pytest.mark.parametrize("detector", ["corners", "r2d2"])
@@ -455,11 +482,12 @@ def test_what_follows_is_read_without_the_generic_detector(tmp_path, detector):
         assert runs.shapes(origin | {"stage": "keypoints"})[2].aux.centroids.shape == first_size(config, 8)
 
 
-def first_size(config, rows):
+def first_size(config, num_images):
     """Of the centroids that the first stage keeps, when it is not told of any weights."""
     stage = config_lib.stage(config, "keypoints").method
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
-    return stage.init(jax.random.key(0), batch, stage.frozen_to_init(), None, rows).aux.centroids.shape
+    start = Start(None, num_images, shapes_only=True)
+    return stage.init(jax.random.key(0), batch, stage.frozen("shapes"), start).aux.centroids.shape
 
 
 # The extended variant
@@ -475,8 +503,7 @@ def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
     bank, truth = bank_of_groups(rng, groups, 60)
     partner = np.array([1, 0, 3, 2])
     turned = np.where((truth >= 0)[..., None], groups[partner[truth]] + 0.05 * rng.normal(size=(*truth.shape, size)), 0)
-    x = np.concatenate([bank.rows.descriptors, unit(turned + 1e-9)[:, None]], -1)
-    bank = bank._replace(rows=bank.rows._replace(descriptors=jnp.asarray(x, jnp.float32)))
+    bank = changed(bank, turned=jnp.asarray(unit(turned + 1e-9)[:, None], jnp.float32))
     state = jax.jit(stage.refresh)(state_of(stage, 60), {}, bank, jax.random.key(0))
     aux = state.aux
     there, xy = np.asarray(aux.landmarks.score) > 0, np.asarray(aux.landmarks.xy)
@@ -599,7 +626,7 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
     stage = built(name, start="checkpoint", weights=(("mallis", str(tmp_path / "w")),))
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
     first = state_of(built("stage1"), 4, Labels(jnp.ones((4, M, 2)), jnp.ones((4, M))))
-    state = stage.init(jax.random.key(0), batch, stage.frozen(), first, 4)
+    state = stage.init(jax.random.key(0), batch, stage.frozen(), Start(first, 4))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     if name == "stage1":
         np.testing.assert_array_equal(state.aux.centroids, extra["centroids"])
@@ -610,11 +637,12 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
         other = {"params": params, "centroids": draw(np.zeros((M + 1, 16)))}
         weights.save(tmp_path / "o", "mallis", other, {"file": "a", "sha256": "b", "licence": ""})
         stage = dataclasses.replace(stage, weights=(("mallis", str(tmp_path / "o")),))
-        assert stage.init(jax.random.key(0), batch, stage.frozen(), first, 4).aux.round == 0
+        assert stage.init(jax.random.key(0), batch, stage.frozen(), Start(first, 4)).aux.round == 0
         assert f"has {M + 1} clusters and stage1 {M}: its centroids are left out" in caplog.text
     wider = dataclasses.replace(stage, width=24)
+    start = Start(first if name == "stage1" else first.replace(params={}), 4)
     with pytest.raises(UserError, match="of another network"):
-        wider.init(jax.random.key(0), batch, stage.frozen(), first if name == "stage1" else first.replace(params={}), 4)
+        wider.init(jax.random.key(0), batch, stage.frozen(), start)
     with pytest.raises(UserError, match=r"config\.weights\.mallis is empty"):
         built(name, start="checkpoint").frozen()
 

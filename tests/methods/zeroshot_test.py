@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from uld_jax import config as config_lib
 from uld_jax import sharding
 from uld_jax.bank import Bank, Labels, image_table
 from uld_jax.data.resident import ResidentReader
 from uld_jax.data.specs import Source
 from uld_jax.engine import loop, runs
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import Start
+from uld_jax.engine.step import FirstState
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
+from uld_jax.method import Round, Start, TrainState
 from uld_jax.methods import zeroshot
 from uld_jax.models.fan import FanOutput
 from uld_jax.ops import coordinates, keypoints
@@ -61,16 +62,19 @@ class Patterns(Source):
         return self.pixels[row]
 
 
-def found(method, images, frozen=None):
-    """The state after all passes over images [N,F,F,3], all in one batch."""
-    frozen = frozen or {}
-    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}
-    state = method.init(jax.random.key(0), batch, frozen, None, len(images))
+def bank_of(seen, index):
+    """A pass of one batch [B,...] of nothing but images."""
+    return jax.tree.map(lambda x: x[:, None], Bank(seen, index, jnp.ones(len(index), bool)))
+
+
+def found(method, images, **tables):
+    """The state after all passes over images [N,F,F,3], all in one batch, and tables of these."""
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32), **tables}
+    state = method.init(jax.random.key(0), batch, {}, Start(None, len(images)))
     observe, refresh = jax.jit(method.observe), jax.jit(method.refresh)
-    for i in range(method.passes(0)):
-        rows = observe(state, frozen, batch, jax.random.key(i))
-        bank = Bank(*jax.tree.map(lambda x: x[:, None], (rows, batch["index"])))
-        state = refresh(state, frozen, bank, jax.random.key(i))
+    for i in range(method.round_at(0).passes):
+        seen = observe(state, {}, batch, jax.random.key(i))
+        state = refresh(state, {}, bank_of(seen, batch["index"]), jax.random.key(i))
     return state
 
 
@@ -107,12 +111,13 @@ def test_fewer_pixels_of_an_image_are_clustered_where_all_would_be_too_many():
     method = clusterer(k=4, candidates=12, factors=3)
     images, _ = scenes(IMAGES)
     batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES, dtype=jnp.int32)}
-    state = method.init(jax.random.key(0), batch, {}, None, IMAGES)
+    state = method.init(jax.random.key(0), batch, {}, Start(None, IMAGES))
     width = state.aux.centroids.shape[1]
     few = dataclasses.replace(method, bank_gib=5.5 * IMAGES * width * 4 / 2**30)
     all_of_them, some = jax.jit(method.observe)(state, {}, batch, KEY), jax.jit(few.observe)(state, {}, batch, KEY)
-    assert all_of_them.descriptors.shape == (IMAGES, method._slots, width)
+    assert all_of_them.descriptors.shape == (IMAGES, method.pixels, width)
     np.testing.assert_array_equal(some.descriptors, all_of_them.descriptors[:, :5])
+    np.testing.assert_array_equal(some.cells, all_of_them.cells[:, :5])
     state = found(few, images)
     predicted = jax.jit(few.predict)(state, {}, jnp.asarray(images))
     np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.02)
@@ -124,7 +129,7 @@ def test_fewer_pixels_of_an_image_are_clustered_where_all_would_be_too_many():
 def described(method, images, places):
     """A state whose centroids are the descriptors at the given cells of the first image."""
     batch = {"image": jnp.asarray(images), "index": jnp.arange(len(images), dtype=jnp.int32)}
-    state = method.init(jax.random.key(0), batch, {}, None, len(images))
+    state = method.init(jax.random.key(0), batch, {}, Start(None, len(images)))
     features = jax.jit(method._describe)({}, batch["image"])[0]
     centroids = features[places[:, 1], places[:, 0]]
     return state.replace(aux=state.aux._replace(round=jnp.int32(1), centroids=centroids))
@@ -155,9 +160,9 @@ def test_landmarks_stay_in_the_region_of_interest():
     assert np.abs(xy - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
     # So do the pixels that are clustered, which are counted in cells.
     state = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
-    rows = jax.jit(narrow.observe)(state, {}, {"image": jnp.asarray(images), "index": jnp.arange(5)}, KEY)
-    assert rows.mask.all()
-    drawn = 2 * np.asarray(rows.xy) + 0.5
+    seen = jax.jit(narrow.observe)(state, {}, {"image": jnp.asarray(images), "index": jnp.arange(5)}, KEY)
+    assert seen.cells.shape == (5, narrow.pixels, 2)
+    drawn = 2 * np.asarray(seen.cells) + 0.5
     assert np.abs(drawn - (FRAME - 1) / 2).max() <= 0.25 * FRAME / 2
     assert drawn.std() > 0.25 * FRAME / 2 * 0.4  # and fill it
     assert not np.array_equal(drawn[0], drawn[1])
@@ -165,30 +170,29 @@ def test_landmarks_stay_in_the_region_of_interest():
 
 def test_training_images_are_looked_at_in_their_boxes():
     method = clusterer(k=4, region="box", roi=0.5, place="exemplar")
-    assert method.known == {"boxes": ()}
-    assert not clusterer().known
+    assert method.side_tables() == {"boxes": ()}
+    assert not clusterer().side_tables()
     images, places = scenes(IMAGES)
     # Around the first pattern, which is outside the central half, and beyond the frame in the last image.
     centre, radius = places[:, 0], np.array([8.0, 6.0])
     boxes = np.concatenate([centre - radius, centre + radius], -1).astype(np.float32)
     boxes[-1] = [-10, 4, 12, 90]
-    frozen = {"rows": {"boxes": jnp.asarray(boxes)}}
-    batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)[::-1]}
-    state = method.init(jax.random.key(0), batch, frozen, None, IMAGES)
-    rows = jax.jit(method.observe)(state, frozen, batch, KEY)
-    drawn, mine = 2 * np.asarray(rows.xy) + 0.5, boxes[::-1]
+    mine = boxes[::-1]
+    batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)[::-1], "boxes": jnp.asarray(mine)}
+    state = method.init(jax.random.key(0), batch, {}, Start(None, IMAGES))
+    drawn = 2 * np.asarray(jax.jit(method.observe)(state, {}, batch, KEY).cells) + 0.5
     within = np.clip(mine, -0.5, FRAME - 0.5)
     assert (drawn >= within[:, None, :2] - 1e-4).all()
     assert (drawn <= within[:, None, 2:] + 1e-4).all()
     np.testing.assert_allclose(drawn.min(1), within[:, :2], atol=1.5)  # and fill them
     np.testing.assert_allclose(drawn.max(1), within[:, 2:], atol=1.5)
 
-    state = found(method, images, frozen)
+    state = found(method, images, boxes=jnp.asarray(boxes))
     xy = np.asarray(state.aux.labels.xy)
     assert (xy >= boxes[:, None, :2]).all()
     assert (xy <= boxes[:, None, 2:]).all()
     # There is no box where it predicts; the central half is all there is.
-    predicted = np.asarray(jax.jit(method.predict)(state, frozen, batch["image"]).xy)
+    predicted = np.asarray(jax.jit(method.predict)(state, {}, batch["image"]).xy)
     assert np.abs(predicted - (FRAME - 1) / 2).max() <= FRAME / 4
 
 
@@ -209,8 +213,8 @@ def test_the_foreground_is_found_clustered_and_shown():
         k=3, region="foreground", roi=1.0, backbone_kwargs=(("cell", 3.0), ("offsets", (0.0,)), ("scales", (1.0,)))
     )
     images, disc = stripes(IMAGES)
-    assert method.passes(0) == 3
-    assert not method.passes(1)
+    assert method.round_at(0) == Round(3)
+    assert method.round_at(1) is None
     state = found(method, images)
     assert int(state.aux.round) == 2
     described = jax.jit(method._describe)({}, jnp.asarray(images))
@@ -223,11 +227,11 @@ def test_the_foreground_is_found_clustered_and_shown():
     # What is clustered and what is found is in the region.
     batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES)}
     before = state.replace(aux=state.aux._replace(round=jnp.int32(0)))
-    rows = jax.jit(method.observe)(before, {}, batch, KEY)
-    cells = np.floor(np.asarray(rows.xy) + 0.5).astype(int)
+    seen = jax.jit(method.observe)(before, {}, batch, KEY)
+    cells = np.floor(np.asarray(seen.cells) + 0.5).astype(int)
     assert np.take_along_axis(inside.reshape(IMAGES, -1), cells[..., 1] * FRAME // 2 + cells[..., 0], 1).all()
     counts = np.bincount((cells[0, :, 1] * FRAME // 2 + cells[0, :, 0]), minlength=inside[0].size)
-    assert (counts > 0).sum() > 0.5 * rows.mask.shape[1]  # many cells, not few often
+    assert (counts > 0).sum() > 0.5 * method.pixels  # many cells, not few often
     predicted = jax.jit(method.predict)(state, {}, batch["image"])
     np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.05)
     exemplar = dataclasses.replace(method, place="exemplar")
@@ -249,7 +253,7 @@ def test_an_image_without_foreground_is_looked_at_as_a_whole():
     method = clusterer(k=3, region="foreground", roi=0.5)
     images, _ = stripes(2)
     batch = {"image": jnp.asarray(images), "index": jnp.arange(2)}
-    state = method.init(jax.random.key(0), batch, {}, None, 2)  # nothing is known yet
+    state = method.init(jax.random.key(0), batch, {}, Start(None, 2))  # nothing is known yet
     described = jax.jit(method._describe)({}, batch["image"])
     inside = np.asarray(method._inside(state.aux, described))
     assert inside.any((1, 2)).all()
@@ -302,19 +306,19 @@ def test_the_runs_seed_reaches_the_pixels_that_are_clustered_and_looked_at():
     reader = ResidentReader(Patterns(), mesh, 8)
     method = clusterer(k=4, dense=False, place="exemplar", pixels=20)
     passes = Rounds(method, reader, mesh)
-    first = [Start(method, reader, mesh, {}, jax.random.key(seed)).state(None) for seed in (0, 1)]
+    first = [FirstState(method, reader, mesh, {}, jax.random.key(seed)).state(None) for seed in (0, 1)]
     banks = jax.device_get([passes.collect(first[0], {}, jax.random.key(seed)) for seed in (0, 0, 1)])
     jax.tree.map(np.testing.assert_array_equal, banks[0], banks[1])
-    assert (np.abs(banks[0].rows.xy - banks[2].rows.xy).max((-1, -2)) > 1).all()  # of every image
+    assert (np.abs(banks[0].values.cells - banks[2].values.cells).max((-1, -2)) > 1).all()  # of every image
     # Batches of another size draw the same for an image.
     smaller = Rounds(method, ResidentReader(Patterns(), mesh, 4), mesh).collect(first[0], {}, jax.random.key(0))
-    by_row = lambda bank: np.asarray(image_table(bank, bank.rows.xy, IMAGES))
+    by_row = lambda bank: np.asarray(image_table(bank, bank.values.cells, IMAGES))
     np.testing.assert_array_equal(by_row(smaller), by_row(banks[0]))
     # Two passes of one step, and two steps, draw anew.
-    seen = [jax.device_get(passes.run(state, {}, jax.random.key(4), 2)).aux for state in first]
+    seen = [jax.device_get(passes.run(state, {}, jax.random.key(4), Round(2))).aux for state in first]
     np.testing.assert_array_equal(seen[0].centroids, seen[1].centroids)
     assert (seen[0].labels.xy != seen[1].labels.xy).any()  # where an image is looked at is by its first key
-    again = jax.device_get(passes.run(first[0], {}, jax.random.key(5), 2)).aux
+    again = jax.device_get(passes.run(first[0], {}, jax.random.key(5), Round(2))).aux
     assert np.abs(again.centroids - seen[0].centroids).max() > 1e-3
 
 
@@ -404,7 +408,9 @@ def test_bad_values_of_zeroshot_are_refused():
         clusterer(dense=False, place="exemplar", candidates=20)
     with pytest.raises(UserError, match=r"zeroshot\.backbone is 'gradient\.Nothing'"):
         clusterer(backbone="gradient.Nothing").frozen()
-    with pytest.raises(UserError, match=r"set config\.zeroshot\.steps=0"):
+    with pytest.raises(UserError, match=r"zeroshot has nothing to train; set config\.zeroshot\.steps=0"):
+        config_lib.stage(tiny.config(**{"zeroshot.steps": 1}), "zeroshot")
+    with pytest.raises(NotImplementedError, match="ZeroShot has nothing to train"):
         clusterer().train_step(None, {}, {}, None)
 
 
@@ -497,16 +503,15 @@ def test_new_labels_come_back_from_their_warps(finder, bend):
     method = detector(relabel_warps=3, bend=bend, **WARPS)
     state = started(method, no_labels(len(xy)))
     batch = {"image": jnp.asarray(images), "index": jnp.arange(len(xy), dtype=jnp.int32)[::-1]}
-    rows = jax.jit(method.observe)(state, {}, batch, KEY)
-    np.testing.assert_allclose(rows.xy, xy, atol=0.2)
-    bank = Bank(*jax.tree.map(lambda x: x[:, None], (rows, batch["index"])))
-    new = jax.jit(method.refresh)(state, {}, bank, jax.random.key(0))
+    seen = jax.jit(method.observe)(state, {}, batch, KEY)
+    np.testing.assert_allclose(seen.xy, xy, atol=0.2)
+    new = jax.jit(method.refresh)(state, {}, bank_of(seen, batch["index"]), jax.random.key(0))
     assert int(new.aux.round) == 1
     np.testing.assert_allclose(new.aux.labels.xy, xy[::-1], atol=0.2)
-    np.testing.assert_array_equal(new.aux.labels.score, rows.descriptors[::-1, :, 0])
+    np.testing.assert_array_equal(new.aux.labels.score, seen.score[::-1])
     # Another pass looks through other warps.
     again = jax.jit(method.observe)(new, {}, batch, jax.random.key(1))
-    assert 0 < np.abs(again.xy - rows.xy).max() < 0.4
+    assert 0 < np.abs(again.xy - seen.xy).max() < 0.4
 
 
 @pytest.mark.parametrize("loss", ["position", "heatmap"])
@@ -552,15 +557,16 @@ def test_a_standardised_view_does_not_know_exposure():
 
 def test_passes_come_between_the_rounds():
     method = detector(steps=9, round_every=3)
-    assert [s for s in range(11) if method.passes(s)] == [3, 6]
-    assert [s for s in range(11) if dataclasses.replace(method, labels_from="self").passes(s)] == [0, 3, 6]
-    assert not any(detector(steps=9, round_every=0).passes(s) for s in range(11))
+    due = lambda method: {step: round.passes for step in range(11) if (round := method.round_at(step))}
+    assert due(method) == {3: 1, 6: 1}
+    assert due(dataclasses.replace(method, labels_from="self")) == {0: 1, 3: 1, 6: 1}
+    assert not due(detector(steps=9, round_every=0))
 
 
 def test_the_detector_says_what_it_starts_from():
     method, batch = detector(), {"image": None, "index": None}
     start = lambda method, previous, rows=8: jax.eval_shape(
-        lambda key: method.init(key, batch, {}, previous, rows), jax.random.key(0)
+        lambda key: method.init(key, batch, {}, Start(previous, rows)), jax.random.key(0)
     )
     labels = no_labels(8)
     stage = TrainState(step=jnp.int32(0), aux=types.SimpleNamespace(labels=labels))
@@ -576,8 +582,8 @@ def test_the_detector_says_what_it_starts_from():
     with pytest.raises(UserError, match=r"labels_from=self needs init_from=RUN"):
         start(own, stage)
     # With a network of the same shape it goes on from that, on other images: the labels are its own to make.
-    previous = method.init(jax.random.key(0), batch, {}, stage, 8)
-    state = own.init(jax.random.key(1), batch, {}, previous, 5)
+    previous = method.init(jax.random.key(0), batch, {}, Start(stage, 8))
+    state = own.init(jax.random.key(1), batch, {}, Start(previous, 5))
     jax.tree.map(np.testing.assert_array_equal, state.params, previous.params)
     assert state.aux.labels.xy.shape == (5, DOTS, 2)
     assert not state.aux.labels.score.any()

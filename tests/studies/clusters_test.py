@@ -11,10 +11,15 @@ from sklearn.metrics import calinski_harabasz_score, silhouette_score
 
 from tests import tiny
 from uld_jax import sharding
-from uld_jax.bank import Rows
 from uld_jax.errors import UserError
-from uld_jax.method import Prediction, Stage
+from uld_jax.evaluation import evaluate
+from uld_jax.method import Described, Stage
 from uld_jax.studies import clusters
+
+
+def is_even(images):
+    """Whether the sum of an image's first pixel is, [B]."""
+    return images[:, 0, 0].astype(np.int32).sum(-1) % 2 == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +28,15 @@ class Told(Stage):
 
     size: int
 
-    describes = True
-
-    def observe(self, state, frozen, batch, rng):
-        del state, frozen, rng
-        noise = 0.05 * jnp.sin(jnp.arange(self.size) * (1.0 + batch["index"][:, None, None] + jnp.arange(4)[:, None]))
-        z = 3 * jnp.eye(4, self.size) + noise
-        mask = (jnp.arange(4) < 3) | (batch["index"][:, None] % 2 == 0)
-        return Rows(jnp.where(mask[..., None], z, jnp.nan), jnp.zeros((*mask.shape, 2)), mask)
+    def describe(self, state, frozen, images):
+        del state, frozen
+        brightness = jnp.mean(images.astype(jnp.float32), (1, 2, 3))[:, None, None]
+        z = 3 * jnp.eye(4, self.size) + 0.05 * jnp.sin(
+            jnp.arange(self.size) * (1 + brightness + jnp.arange(4)[:, None])
+        )
+        mask = (jnp.arange(4) < 3) | is_even(images)[:, None]
+        landmark = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), mask.shape)
+        return Described(jnp.where(mask[..., None], z, jnp.nan), landmark, mask)
 
 
 @pytest.fixture
@@ -45,6 +51,13 @@ def finished(tmp_path):
     )
 
 
+def count(run, split="train", rows=slice(None)) -> int:
+    """How many descriptors `Told` has of a split's images, or of some."""
+    even = is_even(evaluate.open_split(run.config, split).images())[rows]
+    assert 0 < even.sum() < len(even)
+    return 3 * len(even) + int(even.sum())
+
+
 def test_every_way_finds_what_is_apart(finished, tmp_path):
     lines = [dict(step=s, stage="told", clusters=4 + s, silhouette=0.1 * s, consistency=0.9) for s in range(3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -52,7 +65,7 @@ def test_every_way_finds_what_is_apart(finished, tmp_path):
     records, folder = clusters.report(run, sharding.make_mesh(), clusters=4, neighbours=10)
     assert [r["clustering"] for r in records] == ["kmeans", "gcn", "density", "landmark"]
     assert records[0]["clusters"] == records[3]["clusters"] == 4
-    assert {r["rows"] for r in records} == {30 * 3 + 15}
+    assert {r["rows"] for r in records} == {count(run)}
     np.testing.assert_allclose(records[3]["silhouette"], records[0]["silhouette"], rtol=1e-4)
     for record in records:
         assert record["purity_landmark"] == 1
@@ -62,50 +75,39 @@ def test_every_way_finds_what_is_apart(finished, tmp_path):
     assert records[0]["silhouette"] > 0.7
     saved = json.loads((folder / "clusters.json").read_text())
     assert saved["clusterings"] == records
-    assert (saved["rows"], saved["size"]) == (30 * 3 + 15, 256)
+    assert (saved["rows"], saved["size"]) == (count(run), 256)
     assert (folder / "table.md").read_text().count("\n") == 6
     for name in ("tsne.png", "rounds.png"):
         assert np.asarray(Image.open(folder / name)).std() > 5
 
 
 def test_rows_are_spread_and_limited(finished):
-    rows = clusters.observe(finished(), sharding.make_mesh(), split="train", most=20)
-    assert len(rows.z) == 5 * 3 + np.sum(np.linspace(0, 29, 5).astype(int) % 2 == 0)
+    run = finished()
+    rows = clusters.observe(run, sharding.make_mesh(), split="train", most=20)
+    assert len(rows.z) == count(run, rows=np.linspace(0, 29, 5).astype(int))
     assert np.isfinite(rows.z).all()
     np.testing.assert_array_equal(rows.z.argmax(1), rows.landmark)
 
 
-def test_other_splits_have_no_rows_that_training_could_remember(finished):
-    rows = clusters.observe(finished(), sharding.make_mesh(), split="test", most=20)
-    assert len(rows.z) == 5 * 3  # every index is the same odd one, beyond the training rows
+def test_any_split_can_be_looked_at(finished):
+    run = finished()
+    rows = clusters.observe(run, sharding.make_mesh(), split="test", most=8000)
+    assert len(rows.z) == count(run, "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Loose(Told):
-    """The same in no order, each direction at its own place; landmark 0 is at the third's, 1 filled in, 2 elsewhere."""
+    """The same in no order; the third direction is landmark 0, the others are none."""
 
-    describes = True
-    slots_are_landmarks = False
-    filled_below = 0.1
-
-    def observe(self, state, frozen, batch, rng):
-        rows = super().observe(state, frozen, batch, rng)
-        xy = jnp.arange(4.0)[:, None] * 6 + batch["image"][:, :1, 0, :2] / 64
-        order = jnp.where(
-            (jnp.sum(batch["image"][:, 0, 0], -1) % 2 == 0)[:, None], jnp.arange(4), jnp.array([2, 0, 3, 1])
-        )
+    def describe(self, state, frozen, images):
+        seen = super().describe(state, frozen, images)
+        order = jnp.where(is_even(images)[:, None], jnp.arange(4), jnp.array([2, 0, 3, 1]))
         at = lambda x: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)
-        return Rows(at(rows.descriptors), at(xy), at(rows.mask))
-
-    def predict(self, state, frozen, images):
-        xy = jnp.array([2.0, 3.0, 0.0])[:, None] * 6 + images[:, :1, 0, :2] / 64
-        far, score = jnp.array([0.3, 0, 9.0])[:, None], jnp.array([0.9, 0.05, 0.9])  # near, filled in, elsewhere
-        return Prediction(xy + far, jnp.broadcast_to(score, xy.shape[:2]))
+        return Described(at(seen.z), jnp.where(order == 2, 0, -1), at(seen.mask))
 
 
-def test_keypoints_in_no_order_are_the_landmarks_that_are_predicted_there(finished):
-    run = finished(method=Loose(8))
-    rows = clusters.observe(run, sharding.make_mesh(), split="train", most=8000)
+def test_keypoints_in_no_order_are_the_landmarks_that_the_stage_says(finished):
+    rows = clusters.observe(finished(method=Loose(8)), sharding.make_mesh(), split="train", most=8000)
     np.testing.assert_array_equal(rows.landmark == 0, rows.z.argmax(1) == 2)
     assert set(rows.landmark) == {0, -1}
     (record,), _ = clusters.measure(rows, ["landmark"], clusters=4, neighbours=5, tau=0.8)
@@ -113,12 +115,12 @@ def test_keypoints_in_no_order_are_the_landmarks_that_are_predicted_there(finish
     assert record["silhouette"] == 0  # of one cluster
 
 
-def test_a_stage_may_tell_its_groups_itself(finished):
-    class Tells(Loose):
-        def grouped(self, state, frozen, images):
+def test_what_is_masked_is_left_out_and_numbers_may_be_any(finished):
+    class Tells(Told):
+        def describe(self, state, frozen, images):
             z = jnp.broadcast_to(jnp.eye(3), (len(images), 3, 3))
             mask = jnp.broadcast_to(jnp.array([True, True, False]), z.shape[:2])
-            return Rows(z, z[..., :2], mask), jnp.broadcast_to(jnp.array([5, -1, 0]), z.shape[:2])
+            return Described(z, jnp.broadcast_to(jnp.array([5, -1, 0]), z.shape[:2]), mask)
 
     rows = clusters.observe(finished(method=Tells(8)), sharding.make_mesh(), split="train", most=8000)
     np.testing.assert_array_equal(rows.landmark, [5, -1] * 30)
@@ -140,9 +142,10 @@ def test_numbers_of_groups_by_landmark_equal_those_of_scikit_learn(finished):
 
 
 def test_stages_that_predict_nothing_at_their_keypoints_are_not_grouped_by_landmark(finished):
-    class Nothing(Loose):
-        def predict(self, state, frozen, images):
-            return Prediction(jnp.zeros((len(images), 3, 2)), jnp.zeros((len(images), 3)))
+    class Nothing(Told):
+        def describe(self, state, frozen, images):
+            seen = super().describe(state, frozen, images)
+            return seen._replace(landmark=jnp.full_like(seen.landmark, -1))
 
     run = finished(method=Nothing(8))
     rows = clusters.observe(run, sharding.make_mesh(), split="train", most=8000)

@@ -43,7 +43,7 @@ def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
     mixed = mallis_mixtures.Mixtures(cells, epath.Path(tmp_path), ",".join(map(str, CHOSEN)))
     test = open_source("synthetic", "test", frame_size=40, rows=21)
     method = Fixed(tuple(map(tuple, test.landmarks[:4, CHOSEN].reshape(-1, 2).tolist())))
-    found = loop.Found(method, {}, {"rows": {"keypoints": 0}}, {})
+    found = loop.Found(method, {}, {}, {})
     mixed.measure(cells[0], found, sharding.make_mesh())
     values = json.loads((tmp_path / cells[0].name / "mixture.json").read_text())
     images = jnp.asarray(test.images())
