@@ -1,6 +1,5 @@
 """The bottleneck, the rounds and the optimisers of CGB; what every method must hold is in every_method_test.py."""
 
-import dataclasses
 import json
 
 import jax
@@ -15,6 +14,7 @@ from uld_jax import config as config_lib
 from uld_jax.bank import Bank
 from uld_jax.clustering.gcn_clusters import gcn_clusters
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import replace
 from uld_jax.method import Round, Start, TrainState
 from uld_jax.methods import cgb
 
@@ -24,7 +24,7 @@ D = 16
 @pytest.fixture(scope="module")
 def method():
     """With small descriptors and k-means, of which most tests need no more."""
-    return dataclasses.replace(published(), descriptor_size=D, clustering="kmeans")
+    return replace(published(), descriptor_size=D, clustering="kmeans")
 
 
 def published():
@@ -56,7 +56,7 @@ def test_consistency_is_the_best_cosine_to_a_used_centroid(method):
     [(1, 0.2), (0.99, 0.228), (0.95, 0.343), (0.9, 0.494), (0.8, 0.818), (0.5, 2.012), (0, 5.0), (-1, 18.05)],
 )
 def test_the_adaptive_gaussian_of_the_published_code(method, d, s):
-    method = dataclasses.replace(method, sigma="code_rescaled")
+    method = replace(method, sigma="code_rescaled")
     sigma = method._sigma(consensus(method, np.eye(6, D, dtype=np.float32)), jnp.float32(d))
     assert 2 * float(sigma) ** 2 == pytest.approx(s, abs=6e-3)
 
@@ -66,7 +66,7 @@ def test_the_adaptive_gaussian_of_the_paper_and_before_the_first_round(method):
     d = jnp.array([1.0, 0.0])
     np.testing.assert_allclose(2 * method._sigma(aux, d) ** 2, [0.271, 2.0], atol=1e-3)
     np.testing.assert_allclose(method._sigma(aux._replace(round=jnp.int32(0)), d), method.fixed_sigma)
-    fixed = dataclasses.replace(method, bottleneck="fixed")
+    fixed = replace(method, bottleneck="fixed")
     np.testing.assert_allclose(fixed._sigma(aux, d), method.fixed_sigma)
     np.testing.assert_allclose(2 * fixed.fixed_sigma**2, 0.5)
 
@@ -78,7 +78,7 @@ def test_a_round_clusters_what_the_ring_holds(method):
     z *= rng.uniform(0.5, 2, z.shape[:2])[..., None]  # lengths must not matter to who belongs where
     full = 7
     z[full:] = rng.normal(0, 50, z[full:].shape)  # not written since the last clustering
-    method = dataclasses.replace(method, clusters=3)
+    method = replace(method, clusters=3)
     aux = consensus(method, np.zeros((3, D), np.float32), clusterings=0)
     aux = aux._replace(ring=cgb.Ring(jnp.asarray(z, jnp.float32), jnp.int32(full)))
     state = jax.jit(method.refresh)(TrainState(jnp.int32(0), aux=aux), {}, None, jax.random.key(0))
@@ -97,7 +97,7 @@ def test_a_round_clusters_what_the_ring_holds(method):
 
 
 def test_the_ring_keeps_one_step_in_some_and_forgets_the_oldest(method):
-    method = dataclasses.replace(method, ring_every=3, ring_size=4)
+    method = replace(method, ring_every=3, ring_size=4)
     ring = cgb.Ring(jnp.zeros((4, 8, D)), jnp.int32(0))
     for step in range(16):  # steps 0, 3, ..., 15 are kept: six, for four places
         ring = method._keep(ring, jnp.full((2, 4, D), step + 1.0), jnp.int32(step))
@@ -128,8 +128,8 @@ def test_a_pass_gives_the_same_clusters_as_a_ring_of_the_same_descriptors(method
 
 
 def test_rounds_pass_over_the_photos_or_cluster_what_steps_left(method):
-    method = dataclasses.replace(method, steps=20, round_every=8)
-    due = lambda **changes: [dataclasses.replace(method, **changes).round_at(step) for step in (0, 7, 8, 16, 20, 24)]
+    method = replace(method, steps=20, round_every=8)
+    due = lambda **changes: [replace(method, **changes).round_at(step) for step in (0, 7, 8, 16, 20, 24)]
     for labels_from, one in (("ring", Round(0)), ("pass", Round(1))):
         assert due(labels_from=labels_from) == [one, None, one, one, None, None]
     assert not any(due(clustering="none", bottleneck="fixed"))
@@ -152,14 +152,14 @@ def around(seed, size, centres=3, steps=10, rows=8):
 
 
 def test_a_round_by_the_graph_is_that_of_the_clustering_library():
-    method = dataclasses.replace(published(), neighbours=12)
+    method = replace(published(), neighbours=12)
     frozen = {"gcn_v": method.frozen()["gcn_v"]}
     z, kind = around(0, 256)
     aux = method.refresh(ring_of(method, z), frozen, None, jax.random.key(0)).aux
-    expected = gcn_clusters(jnp.asarray(z.reshape(-1, 256)), k=12, slots=method.slots)
+    expected = gcn_clusters(jnp.asarray(z.reshape(-1, 256)), k=12, slots=method.graph.slots)
     np.testing.assert_allclose(aux.centroids, expected.centroids, atol=1e-5)
     assert int(aux.found) == int(expected.count) >= 3
-    np.testing.assert_array_equal(aux.used, np.arange(method.slots) < int(aux.found))
+    np.testing.assert_array_equal(aux.used, np.arange(method.graph.slots) < int(aux.found))
     assert int(aux.round) == 1
     # Every cluster is of one kind, so that all descriptors are near a centroid of theirs.
     labels = np.asarray(expected.labels)
@@ -173,7 +173,7 @@ def test_a_round_by_the_graph_is_that_of_the_clustering_library():
 
 
 def test_the_graph_does_without_a_network_that_does_not_fit(method, caplog):
-    thin = dataclasses.replace(method, clustering="gcn", neighbours=12, slots=32, perceptual=0.0)
+    thin = replace(method, clustering="gcn", neighbours=12, slots=32, perceptual=0.0)
     frozen = thin.frozen()
     assert "these have 16, so confidence is density" in caplog.text
     assert "gcn_v" not in frozen
@@ -189,8 +189,8 @@ def test_optimisers_are_those_of_pytorch(method):
     rng = np.random.default_rng(0)
     start = {n: rng.normal(0, 1, (6, 4)).astype(np.float32) for n in ("detector", "generator")}
     x, y = rng.normal(0, 2, (16, 6)).astype(np.float32), rng.normal(0, 9, (16, 4)).astype(np.float32)
-    method = dataclasses.replace(method, detector_rate=0.02, generator_rate=0.05, decay_every=8, decay=0.5, l2=0.1)
-    method = dataclasses.replace(method, generator_first=0)
+    method = replace(method, detector_rate=0.02, generator_rate=0.05, decay_every=8, decay=0.5, l2=0.1)
+    method = replace(method, generator_first=0)
 
     def loss(lib, p):
         return ((lib.tanh(x_ @ p["detector"]) * 3 + x_ @ p["generator"] - y_) ** 2).mean()
@@ -223,7 +223,7 @@ def test_optimisers_are_those_of_pytorch(method):
 
 
 def built(method, **changes):
-    method = dataclasses.replace(method, **changes)
+    method = replace(method, **changes)
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (4, method.frame_size, method.frame_size, 3), np.uint8)),
@@ -239,7 +239,7 @@ def test_gradients_reach_what_they_should(method):
         frozen = made.frozen()
         state = made.init(jax.random.key(0), batch, frozen, Start(None, 4))
         aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
-        images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
+        images = batch["image"][:, : made.view.image_size, : made.view.image_size] / 255.0
 
         def loss(params, made=made, state=state, aux=aux, frozen=frozen, images=images):
             return made._loss(params, state.model_state, aux, frozen, images, images[:, ::-1])[0]
@@ -258,10 +258,10 @@ def test_consistency_is_measured_alike_whether_a_gaussian_follows_it_or_not(meth
     made, batch = built(method, start="scratch", perceptual=0.0, width=8)
     state = made.init(jax.random.key(0), batch, {}, Start(None, 4))
     aux = consensus(made, np.eye(made.clusters, D, dtype=np.float32))
-    images = batch["image"][:, : made.image_size, : made.image_size] / 255.0
+    images = batch["image"][:, : made.view.image_size, : made.view.image_size] / 255.0
 
     def metrics(**changes):
-        one = dataclasses.replace(made, **changes)
+        one = replace(made, **changes)
         return jax.jit(lambda: one._loss(state.params, state.model_state, aux, {}, images, images[:, ::-1])[1][1])()
 
     assert made.detach_d  # by default d is a number that is measured, not one that is trained (README)
@@ -290,7 +290,7 @@ def test_starts(method):
     detector = TrainState(
         jnp.int32(5), jax.tree.map(lambda x: x + 1, scratch.params["detector"]), scratch.model_state["detector"]
     )
-    warm = dataclasses.replace(made, start="zeroshot").init(jax.random.key(0), batch, frozen, Start(detector, 4))
+    warm = replace(made, start="zeroshot").init(jax.random.key(0), batch, frozen, Start(detector, 4))
     jax.tree.map(np.testing.assert_array_equal, warm.params["detector"], detector.params)
     jax.tree.map(np.testing.assert_array_equal, warm.params["generator"], scratch.params["generator"])
     given = {
@@ -299,28 +299,26 @@ def test_starts(method):
     }
     given["params"]["l_0"]["kernel"] = np.zeros((1, 1, 16, 16))  # of other joints
     given["params"]["l_0"]["bias"] = np.zeros(16)
-    thin = dataclasses.replace(made, start="checkpoint", width=8)
+    thin = replace(made, start="checkpoint", width=8)
     with pytest.raises(UserError, match="another size"):
         thin.init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
-    other = dataclasses.replace(made, start="previous", ring_size=3)
+    other = replace(made, start="previous", ring_size=3)
     with pytest.raises(UserError, match="init_from=RUN:warmup"):
         other.init(jax.random.key(0), batch, frozen, Start(warm, 4))
-    loaded = dataclasses.replace(made, start="checkpoint").init(
-        jax.random.key(0), batch, frozen | {"fan": given}, None, 4
-    )
+    loaded = replace(made, start="checkpoint").init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3
     # A finished run is read, by the shapes of its state, without the weights that only training needs.
-    bare = dataclasses.replace(made, start="checkpoint")
+    bare = replace(made, start="checkpoint")
     start = Start(None, 4, shapes_only=True)
     shapes = jax.eval_shape(lambda b: bare.init(jax.random.key(0), b, bare.frozen("predict"), start), batch)
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loaded)
     np.testing.assert_array_equal(loaded.params["detector"]["l_0"]["bias"], scratch.params["detector"]["l_0"]["bias"])
-    on = dataclasses.replace(made, start="previous").init(jax.random.key(1), batch, frozen, Start(warm, 4))
+    on = replace(made, start="previous").init(jax.random.key(1), batch, frozen, Start(warm, 4))
     jax.tree.map(np.testing.assert_array_equal, on.params, warm.params)
     jax.tree.map(np.testing.assert_array_equal, on.opt_state, warm.opt_state)
     # The projection learns in the stage after alone, or before alone: its moments begin, or end, in between.
-    previous = dataclasses.replace(made, start="previous")
-    learning = dataclasses.replace(previous, detach_d=False)
+    previous = replace(made, start="previous")
+    learning = replace(previous, detach_d=False)
     assert set(warm.opt_state) == {"detector", "generator"}
     spent = warm.replace(opt_state=jax.tree.map(lambda x: x + 1, warm.opt_state))
     begun = learning.init(jax.random.key(1), batch, frozen, Start(spent, 4))
@@ -334,9 +332,9 @@ def test_starts(method):
     jax.tree.map(np.testing.assert_array_equal, ended.params, begun.params)
     for start in ("previous", "zeroshot"):
         with pytest.raises(UserError, match="init_from"):
-            dataclasses.replace(made, start=start).init(jax.random.key(0), batch, frozen, Start(None, 4))
+            replace(made, start=start).init(jax.random.key(0), batch, frozen, Start(None, 4))
     with pytest.raises(UserError, match=r"weights\.fan"):
-        dataclasses.replace(made, start="checkpoint").frozen()
+        replace(made, start="checkpoint").frozen()
 
 
 @pytest.mark.parametrize(
@@ -352,7 +350,7 @@ def test_starts(method):
 )
 def test_settings_that_cannot_work_are_named(method, changes, word):
     with pytest.raises(UserError, match=word):
-        dataclasses.replace(method, **changes)
+        replace(method, **changes)
 
 
 def sharded():
@@ -367,7 +365,7 @@ def sharded():
     bank = Bank(cgb.Seen(row((4, 256), jnp.float32)), row((), jnp.int32), row((), bool))
     report = {}
     for way in ("gcn", "kmeans"):
-        method = dataclasses.replace(published(), clustering=way, labels_from="pass", start="scratch", perceptual=0.0)
+        method = replace(published(), clustering=way, labels_from="pass", start="scratch", perceptual=0.0)
         method, batch = built(method, slots=64)
         frozen = method.frozen()
         state = jax.eval_shape(lambda b, m=method: m.init(jax.random.key(0), b, {}, Start(None, 1600)), batch)

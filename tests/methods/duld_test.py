@@ -1,6 +1,5 @@
 """Clusters, labels and losses of D-ULD and D-ULD++ on made data with known answers, against loops in NumPy."""
 
-import dataclasses
 import re
 
 import jax
@@ -10,7 +9,9 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from uld_jax.bank import Bank, Labels
+from uld_jax.clustering import two_stage
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import build, replace
 from uld_jax.method import Round, Start, TrainState
 from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi, Seen
 from uld_jax.models import pose_vae
@@ -97,7 +98,7 @@ def test_a_round_finds_the_clusters_and_keeps_them():
     seen = rng.random((N, K)) < 0.8
     prototypes = prototypes_of(rng)
     z, number, xy = keypoints_of(rng, prototypes, seen)
-    method = Duld(**SIZES)
+    method = build(Duld, **SIZES)
     aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0))
     first = identity_of(aux.labels, number, xy)
     assert sorted(first.values()) == [0, 1, 2]
@@ -113,11 +114,11 @@ def test_a_round_finds_the_clusters_and_keeps_them():
 
 def test_exemplars_equal_loops():
     rng = np.random.default_rng()
-    method = DuldPP(**POSED)
+    method = build(DuldPP, **POSED)
     z, mask = unit(rng.normal(size=(5, P, D))), rng.random((5, P)) < 0.7
     centroids, used = unit(rng.normal(size=(2, K, D))), np.array([[True] * K, [True, False, True]])
     pose = rng.integers(0, 2, 5)
-    slots, _ = method._exemplars(*map(jnp.asarray, (z, mask, pose, centroids, used)))
+    slots, _ = two_stage.exemplars(*map(jnp.asarray, (z, mask, pose, centroids, used)))
     want = np.full((5, K), -1)
     for b in range(5):
         distance = np.sum((z[b][:, None] - centroids[pose[b]]) ** 2, -1)
@@ -132,7 +133,7 @@ def test_exemplars_equal_loops():
 
 def test_given_labels_become_the_first_clusters():
     rng = np.random.default_rng()
-    method = Duld(**SIZES | dict(start="labels"))
+    method = build(Duld, **SIZES | dict(start="labels"))
     given = Labels(
         jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(rng.random((N, K)) < 0.9, float)
     )
@@ -152,7 +153,7 @@ def test_a_second_pass_places_the_landmarks_that_have_an_exemplar():
     seen = rng.random((N, K)) < 0.8
     z, number, xy = keypoints_of(rng, prototypes_of(rng), seen)
     where = rng.uniform(0, 31, (N, K, 2))
-    method = Duld(**SIZES | dict(place="mean"))
+    method = build(Duld, **SIZES | dict(place="mean"))
     assert [method.round_at(step) for step in (0, 1, 10)] == [Round(2), None, Round(2)]
     bank = bank_of(z, xy, number >= 0, between=where)
     first = refreshed(method, state_of(method), bank)
@@ -169,7 +170,7 @@ def test_a_second_pass_places_the_landmarks_that_have_an_exemplar():
 
 def test_places_between_cells_equal_loops():
     rng = np.random.default_rng()
-    method = Duld(**SIZES | dict(place="mean", sharpness=7.0))
+    method = build(Duld, **SIZES | dict(place="mean", sharpness=7.0))
     logits, z = rng.normal(size=(2, 16, 16)), rng.normal(size=(2, 16, 16, D))
     centroids, inside = unit(rng.normal(size=(2, K, D))), rng.random((2, 16, 16)) < 0.5
     xy, least = method._where(Psi(jnp.asarray(logits), jnp.asarray(z)), jnp.asarray(inside), jnp.asarray(centroids))
@@ -189,7 +190,7 @@ def test_labels_know_their_cluster_in_the_mirror():
     z, number, xy = keypoints_of(rng, prototypes)
     partner = np.array([1, 0, 2])  # left and right, and one in the middle
     turned = unit(prototypes[partner[np.maximum(number, 0)]] + 0.05 * rng.normal(size=z.shape))
-    method = Duld(**SIZES | dict(mirror=True))
+    method = build(Duld, **SIZES | dict(mirror=True))
     aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0, turned))
     landmark = identity_of(aux.labels, number, xy)
     cluster = {v: k for k, v in landmark.items()}
@@ -202,7 +203,7 @@ def test_labels_that_are_kept_know_their_cluster_in_the_mirror():
     z, turned = unit(rng.normal(size=(N, P, D))), unit(rng.normal(size=(N, P, D)))  # far from their own means
     score = rng.random((N, K)) < 0.9
     given = Labels(jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(score, jnp.float32))
-    method = Duld(**SIZES | dict(start="labels", mirror=True))
+    method = build(Duld, **SIZES | dict(start="labels", mirror=True))
     bank = bank_of(z, rng.uniform(0, 31, (N, P, 2)), np.pad(score, ((0, 0), (0, P - K))), turned)
     aux = refreshed(method, state_of(method, 0, labels=given), bank)
     means = np.stack([z[score[:, k], k].mean(0) for k in range(K)])
@@ -216,7 +217,7 @@ def test_training_clusters_split_landmarks():
     near = unit(prototypes_of(rng, 2 * K))
     prototypes = unit(near[np.arange(K)] + 0.6 * kind[..., None] * near[K + np.arange(K)])
     z, number, xy = keypoints_of(rng, prototypes, noise=0.02)
-    method = Duld(**SIZES | dict(train_clusters=2 * K, restarts=8))
+    method = build(Duld, **SIZES | dict(train_clusters=2 * K, restarts=8))
     aux = refreshed(method, state_of(method), bank_of(z, xy, number >= 0))
     assert aux.labels.xy.shape == (N, 2 * K, 2)
     assert len(aux.anchors) == K
@@ -234,8 +235,8 @@ def posed_bank(rng, prototypes, seen=None):
 
 def last_stage(**changes):
     """The last stage and a state that knows the landmarks of all images together."""
-    method = DuldPP(**POSED | dict(least_keypoints=2) | changes)
-    proxy = Proxy(**POSED)
+    method = build(DuldPP, **POSED | dict(least_keypoints=2) | changes)
+    proxy = build(Proxy, **POSED)
     return method, state_of(method, before=state_of(proxy).aux)
 
 
@@ -342,7 +343,7 @@ def test_a_round_fills_the_memory():
 def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_bank(name):
     rng = np.random.default_rng()
     if name in ("mirrored", "more"):
-        method = Duld(**SIZES | dict(mirror=True, train_clusters=2 * K * (name == "more")))
+        method = build(Duld, **SIZES | dict(mirror=True, train_clusters=2 * K * (name == "more")))
         state, made = state_of(method), dict(turned=unit(rng.normal(size=(N, P, D))))
     else:
         method, state = last_stage(place="mean" if name == "between cells" else "exemplar")
@@ -371,7 +372,7 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
 
 def test_contrast_of_codes_equals_loops():
     rng = np.random.default_rng()
-    method = DuldPP(**POSED)
+    method = build(DuldPP, **POSED)
     codes, known = rng.normal(size=(5, 4)), rng.normal(size=(9, 4))
     pose, known_pose = rng.integers(0, 2, 5), rng.integers(-1, 2, 9)
     near, far = [], []
@@ -389,7 +390,7 @@ def test_contrast_of_codes_equals_loops():
 
 
 def test_cells_match_where_warps_say():
-    method = Bootstrap(**SIZES)
+    method = build(Bootstrap, **SIZES)
     draw = lambda key: warp.uniform_warp(key, rotation=40, scale=0.2, shift=0.1)
     warps = jax.vmap(draw)(jax.random.split(jax.random.key(np.random.default_rng().integers(1 << 30)), 4))
     found = np.asarray(method._matches(warps)).reshape(2, 2, 256)
@@ -423,12 +424,12 @@ def trained():
         "image": jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3), np.uint8)),
         "index": jnp.arange(4, dtype=jnp.int32),
     }
-    proxy, method = Proxy(**POSED), DuldPP(**POSED | dict(memory=6, warmup=0))
+    proxy, method = build(Proxy, **POSED), build(DuldPP, **POSED | dict(memory=6, warmup=0))
     labels = Labels(jnp.asarray(rng.uniform(8, 24, (N, K, 2)), jnp.float32), jnp.ones((N, K)))
 
     @jax.jit
     def start(batch):
-        first = proxy.init(jax.random.key(0), batch, {}, Start(state_of(Duld(**SIZES)), N))
+        first = proxy.init(jax.random.key(0), batch, {}, Start(state_of(build(Duld, **SIZES)), N))
         second = method.init(jax.random.key(1), batch, {}, Start(first, N))
         return second.replace(aux=second.aux._replace(labels=labels, pose=jnp.arange(N) % 2))
 
@@ -451,7 +452,7 @@ def test_codes_are_remembered_in_a_ring(trained):
 
 def test_pieces_of_a_batch_leave_the_same_memory(trained):
     method, state, batch = trained
-    parts = dataclasses.replace(method, accumulate_steps=2)
+    parts = replace(method, accumulate_steps=2)
     one, two = (jax.jit(m.train_step)(state, {}, batch, jax.random.key(0))[0] for m in (method, parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.aux.memory, two.aux.memory)
 
@@ -476,10 +477,10 @@ def test_what_was_not_detected_is_filled_in_or_missing(trained):
     described = jnp.asarray(unit(np.random.default_rng().normal(size=(K, D))), jnp.float32)
     aux = state.aux._replace(centroids=jnp.stack([described] * 2), anchors=described)
     state = state.replace(aux=aux)
-    sure = dataclasses.replace(method, threshold=1.0)  # nothing is ever detected
+    sure = replace(method, threshold=1.0)  # nothing is ever detected
     filled = jax.jit(sure.predict)(state, {}, batch["image"])
-    assert ((filled.score > 0) & (filled.score < method.filled_below)).all()
-    missing = jax.jit(dataclasses.replace(sure, fill="none").predict)(state, {}, batch["image"])
+    assert ((filled.score > 0) & ~filled.detected).all()
+    missing = jax.jit(replace(sure, fill="none").predict)(state, {}, batch["image"])
     assert not np.any(missing.score)
     # Where it is filled in, no other cell is nearer to the centroid.
     psi, _, _ = method._look(state, {}, batch["image"])
@@ -494,11 +495,11 @@ def test_the_landmarks_that_have_an_exemplar_are_described(trained):
     state = state.replace(
         aux=state.aux._replace(centroids=described, used=jnp.array([[True] * K, [True, False, True]]))
     )
-    method = dataclasses.replace(method, threshold=0.0)
+    method = replace(method, threshold=0.0)
     predicted, seen = jax.jit(lambda *given: (method.predict(*given), method.describe(*given)))(
         state, {}, batch["image"]
     )
-    there = np.asarray(predicted.score >= method.filled_below)
+    there = np.asarray(predicted.detected)
     assert 0 < there.sum() < there.size
     np.testing.assert_array_equal(seen.mask, there)
     np.testing.assert_array_equal(seen.landmark, np.where(there, np.arange(K), -1))
@@ -508,11 +509,19 @@ def test_the_landmarks_that_have_an_exemplar_are_described(trained):
     np.testing.assert_allclose(np.asarray(seen.z)[there], z[there], atol=1e-4)
 
 
+def started_proxy(batch):
+    """The first state of the proxy stage, after a stage of D-ULD."""
+    start = Start(state_of(build(Duld, **SIZES)), N)
+    return jax.jit(lambda b: build(Proxy, **POSED).init(jax.random.key(0), b, {}, start))(batch)
+
+
 def test_both_losses_of_the_last_stage_and_its_options(trained):
     method, state, batch = trained
-    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
+    proxy = jax.jit(
+        lambda b: build(Proxy, **POSED).init(jax.random.key(0), b, {}, Start(state_of(build(Duld, **SIZES)), N))
+    )(batch)
     for changes in (dict(code_loss="elbo"), dict(train_descriptors=True)):
-        other = dataclasses.replace(method, **changes)
+        other = replace(method, **changes)
         start = jax.jit(lambda b, p, m=other: m.init(jax.random.key(1), b, {}, Start(p, N)))(batch, proxy)
         start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
         new, metrics = jax.jit(other.train_step)(start, {}, batch, jax.random.key(0))
@@ -524,14 +533,16 @@ def test_both_losses_of_the_last_stage_and_its_options(trained):
 def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
     method, state, batch = trained
     key = jax.random.key(0)
-    proxy = jax.jit(lambda b: Proxy(**POSED).init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
+    proxy = jax.jit(
+        lambda b: build(Proxy, **POSED).init(jax.random.key(0), b, {}, Start(state_of(build(Duld, **SIZES)), N))
+    )(batch)
 
     def second_term(state, **changes):
-        metrics = jax.jit(dataclasses.replace(method, **changes).train_step)(state, {}, batch, key)[1]
+        metrics = jax.jit(replace(method, **changes).train_step)(state, {}, batch, key)[1]
         return float(metrics["loss"] - metrics["detector"]), metrics
 
     # Before the first step the KL divergence has no weight yet.
-    full = dataclasses.replace(method, code_loss="elbo")
+    full = replace(method, code_loss="elbo")
     start = jax.jit(lambda b, p: full.init(jax.random.key(1), b, {}, Start(p, N)))(batch, proxy)
     start = start.replace(aux=start.aux._replace(labels=state.aux.labels, pose=state.aux.pose))
     for weight, other in ((1.0, 1.0), (3.0, 7.0)):
@@ -557,14 +568,14 @@ def test_a_code_does_not_depend_on_the_box(trained):
 
 
 def test_a_code_that_collapsed_is_told():
-    assert "collapsed" in Proxy(**POSED).warning({"active_units": 0.0})
-    assert Proxy(**POSED).warning({"active_units": 3.0}) is None
+    assert "collapsed" in build(Proxy, **POSED).warning({"active_units": 0.0})
+    assert build(Proxy, **POSED).warning({"active_units": 3.0}) is None
 
 
 def test_the_bound_is_that_of_the_pose_network(trained):
     _, state, batch = trained
-    method = Proxy(**POSED)
-    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, Start(state_of(Duld(**SIZES)), N)))(batch)
+    method = build(Proxy, **POSED)
+    first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, Start(state_of(build(Duld, **SIZES)), N)))(batch)
     examples = method._seen(
         first.replace(aux=first.aux._replace(labels=state.aux.labels)), {}, batch, jax.random.key(0), False
     )
@@ -584,22 +595,22 @@ def test_the_bound_is_that_of_the_pose_network(trained):
 @pytest.mark.parametrize(
     ("cls", "changes", "message"),
     [
-        (Duld, {"grid": 5}, "duld.grid is 5; use a divisor of duld.image_size = 32"),
-        (Duld, {"most": 2}, "duld.most is 2; use at least k = 3"),
-        (Duld, {"negatives": "all"}, "duld.negatives is 'all'; use within or cross"),
-        (Duld, {"start": "labels", "train_clusters": 9}, "duld.start=clusters"),
-        (Duld, {"cache": "maps", "zoom": 0.8}, "duld.cache holds maps of whole frames"),
-        (Duld, {"ema": 1.0}, "duld.ema is 1.0"),
-        (Duld, {"train_clusters": -3}, "duld.train_clusters is -3; use 0, or how many"),
-        (Bootstrap, {"block": 7}, "bootstrap.block is 7; use a divisor of grid * grid = 256, or 0"),
-        (Bootstrap, {"roi": 0.0}, "bootstrap.roi is 0.0"),
-        (Proxy, {"grid": 2, "image_size": 32}, "proxy.grid is 2"),
-        (DuldPP, {"code_loss": "mse"}, "duldpp.code_loss is 'mse'"),
+        (Duld, {"grid": 5}, "net.grid is 5; use a divisor of view.image_size = 32"),
+        (Duld, {"most": 2}, "detect.most is 2; use at least k = 3"),
+        (Duld, {"negatives": "all"}, "negatives is 'all'; use within or cross"),
+        (Duld, {"start": "labels", "train_clusters": 9}, "set start=clusters and place=exemplar"),
+        (Duld, {"cache": "maps", "zoom": 0.8}, "cache holds maps of whole frames"),
+        (Duld, {"ema": 1.0}, "ema is 1.0"),
+        (Duld, {"train_clusters": -3}, "train_clusters is -3; use 0 or more"),
+        (Bootstrap, {"block": 7}, "block is 7; use a divisor of grid * grid = 256, or 0"),
+        (Bootstrap, {"roi": 0.0}, "roi is 0.0"),
+        (Proxy, {"grid": 2, "image_size": 32}, "net.grid is 2"),
+        (DuldPP, {"code_loss": "mse"}, "code_loss is 'mse'"),
     ],
 )
 def test_bad_settings(cls, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        cls(**(POSED if cls in (Proxy, DuldPP) else SIZES) | changes)
+        build(cls, **(POSED if cls in (Proxy, DuldPP) else SIZES) | changes)
 
 
 def test_stages_that_need_another_before_them(trained):
@@ -608,19 +619,19 @@ def test_stages_that_need_another_before_them(trained):
         lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N)), batch
     )
     with pytest.raises(UserError, match="put the stage proxy before it"):
-        shape(DuldPP(**POSED))
+        shape(build(DuldPP, **POSED))
     with pytest.raises(UserError, match="put a stage such as zeroshot before it"):
-        shape(Duld(**SIZES | dict(start="labels")))
+        shape(build(Duld, **SIZES | dict(start="labels")))
     few = TrainState(step=jnp.int32(0), aux=Memory(jnp.zeros(1), jnp.zeros(1)))
     with pytest.raises(UserError, match="start=labels"):
-        shape(Duld(**SIZES | dict(start="labels")), few)
+        shape(build(Duld, **SIZES | dict(start="labels")), few)
     wide = jax.eval_shape(
-        lambda b: Duld(**SIZES | dict(width=16)).init(jax.random.key(0), b, {}, Start(None, N)), batch
+        lambda b: build(Duld, **SIZES | dict(width=16)).init(jax.random.key(0), b, {}, Start(None, N)), batch
     )
     with pytest.raises(UserError, match="the stage before has another"):
-        shape(Proxy(**POSED), wide)
+        shape(build(Proxy, **POSED), wide)
     # Without labels the proxy stage would learn empty maps until its first round.
-    many = jax.eval_shape(lambda: state_of(Duld(**SIZES | dict(train_clusters=7))))
+    many = jax.eval_shape(lambda: state_of(build(Duld, **SIZES | dict(train_clusters=7))))
     for previous in (None, many):
         with pytest.raises(UserError, match="put the stage duld, with train_clusters=0, before it"):
-            shape(Proxy(**POSED), previous)
+            shape(build(Proxy, **POSED), previous)

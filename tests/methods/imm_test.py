@@ -1,7 +1,5 @@
 """IMM's warps, mask and loss; what every method must hold is in every_method_test.py."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import replace
 from uld_jax.method import Start
 from uld_jax.methods import imm
 
@@ -31,7 +30,7 @@ def test_the_mask_is_the_published_one():
 
 
 def test_the_gaussians_are_the_published_ones(method):
-    method = dataclasses.replace(method, image_size=128, gauss_std=0.1)
+    method = replace(method, image_size=128, gauss_std=0.1)
     cells = jnp.array([[[3.0, 7.5], [0.0, 15.0], [8.2, 1.1], [15.0, 15.0]]])
     u = np.linspace(-1, 1, 16)
     mu = -1 + 2 * np.asarray(cells)[0] / 15
@@ -41,7 +40,7 @@ def test_the_gaussians_are_the_published_ones(method):
 
 def test_warps_have_the_published_spread(method):
     """A plain ramp image tells where each view looks: the mean linear part and the shift of many warps."""
-    side = method.image_size
+    side = method.view.image_size
     ramp = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1) + 0.5) * 2 / side - 1
     images = jnp.asarray(np.broadcast_to(ramp, (400, side, side, 2)).astype(np.float32))
     keys = jax.random.split(jax.random.key(0), 400)
@@ -58,7 +57,7 @@ def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method)
     frozen = method.frozen()
     batch = {"image": jnp.zeros((2, method.frame_size, method.frame_size, 3), jnp.uint8), "index": jnp.arange(2)}
     state = method.init(jax.random.key(0), batch, frozen, Start(None, 2))
-    side = method.image_size
+    side = method.view.image_size
     source, target = (jnp.asarray(rng.uniform(0, 255, (2, side, side, 3)), jnp.float32) for _ in range(2))
     inside = jnp.asarray(np.broadcast_to(imm._edge_mask(side)[None, ..., None], (2, side, side, 1)), jnp.float32)
     mean = jnp.asarray(imm.FIRST_BALANCE)
@@ -79,6 +78,6 @@ def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method)
 
 def test_settings_that_cannot_work_are_named(method):
     with pytest.raises(UserError, match="30"):
-        dataclasses.replace(method, image_size=30)
+        replace(method, image_size=30)
     with pytest.raises(UserError, match="target_warp"):
-        dataclasses.replace(method, target_warp=(1.0,))
+        replace(method, target_warp=(1.0,))

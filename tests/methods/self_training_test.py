@@ -16,6 +16,7 @@ from uld_jax.bank import Bank, Labels
 from uld_jax.clustering import merge
 from uld_jax.engine import runs
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import build, replace
 from uld_jax.method import Start, TrainState
 from uld_jax.methods import self_training
 from uld_jax.methods.self_training import Peaks, Seen
@@ -25,7 +26,7 @@ M, SIDE = 6, 40
 
 def built(stage: str, variant: str = "neurips", **changes):
     config = tiny.config("self_training", more=f",variant={variant}")
-    return dataclasses.replace(config_lib.stage(config, stage).method, **changes)
+    return replace(config_lib.stage(config, stage).method, **changes)
 
 
 def unit(x):
@@ -106,7 +107,7 @@ def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading)
     stage = built("stage1", hinge=hinge, reading=reading, target="pixel", negatives="cross", descriptor_weight=10.0)
     rng, heat = np.random.default_rng(3), stage._geometry.heat[0]
     params = net_params(stage)
-    seen = jnp.asarray(rng.random((4, stage.image_size, stage.image_size, 3)), jnp.float32)
+    seen = jnp.asarray(rng.random((4, stage.view.image_size, stage.view.image_size, 3)), jnp.float32)
     cells = rng.integers(0, heat, (4, M, 2)).astype(np.float32)
     there, number = rng.random((4, M)) < 0.7, np.tile(np.arange(M), (4, 1))
     examples = dict(seen=seen, cells=jnp.asarray(cells), there=jnp.asarray(there), number=jnp.asarray(number))
@@ -166,7 +167,7 @@ def test_images_with_few_labels_are_not_learned_from():
 def net_params(stage):
     from uld_jax.models import layers
 
-    shape = jax.ShapeDtypeStruct((1, stage.image_size, stage.image_size, 3), jnp.float32)
+    shape = jax.ShapeDtypeStruct((1, stage.view.image_size, stage.view.image_size, 3), jnp.float32)
     return layers.initialize(stage._net, jax.random.key(0), shape)["params"]
 
 
@@ -307,7 +308,7 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
     bank = Bank(seen, index, jnp.ones_like(index, bool))
     if name in ("keypoints", "background"):
         options = dict(background="clusters", region="box", background_clusters=(5, 7)) if name == "background" else {}
-        stage = self_training.Keypoints(frame_size=SIDE, clusters=M, most=slots, neighbours=10, **options)
+        stage = build(self_training.Keypoints, frame_size=SIDE, clusters=M, most=slots, neighbours=10, **options)
         state = TrainState(step=jnp.int32(0), aux=self_training._empty(images, M, 16, jnp.float32))
     else:
         stage = built("stage1", "extended" if name == "extended" else "neurips")
@@ -445,15 +446,15 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
 @pytest.mark.parametrize(
     ("stage", "changes", "word"),
     [
-        ("keypoints", {"region": "circle"}, "keypoints.region"),
-        ("keypoints", {"outliers": 1.0}, "keypoints.outliers"),
-        ("keypoints", {"scales": (1.0, 0.0)}, "keypoints.scales"),
-        ("keypoints", {"background": "clusters", "region": "none"}, "keypoints.region"),
-        ("stage1", {"hinge": "soft"}, "stage1.hinge"),
-        ("stage1", {"region": "circle"}, "stage1.region"),
-        ("stage1", {"round_every": 0}, "stage1.round_every"),
-        ("stage2", {"merge_share": 1.5}, "stage2.merge_share"),
-        ("stage2", {"mirroring": "shifted"}, "stage2.mirroring"),
+        ("keypoints", {"region": "circle"}, "region"),
+        ("keypoints", {"outliers": 1.0}, "outliers"),
+        ("keypoints", {"scales": (1.0, 0.0)}, "scales"),
+        ("keypoints", {"background": "clusters", "region": "none"}, "region"),
+        ("stage1", {"hinge": "soft"}, "hinge"),
+        ("stage1", {"region": "circle"}, "region"),
+        ("stage1", {"round_every": 0}, "round_every"),
+        ("stage2", {"merge_share": 1.5}, "merge_share"),
+        ("stage2", {"mirroring": "shifted"}, "mirroring"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(stage, changes, word):
@@ -562,9 +563,9 @@ def test_a_published_checkpoint_of_the_extended_variant_is_evaluated_as_its_code
     found = {name: s.predict(state, {}, images).xy for name, s in (("given", given), ("exact", exact))}
     np.testing.assert_allclose(found["given"], want, atol=1e-4)
     assert (np.abs(found["exact"] - want).max(-1) > 0.5).any()
-    asked = dataclasses.replace(exact, mirroring="published").predict(state, {}, images).xy
+    asked = replace(exact, mirroring="published").predict(state, {}, images).xy
     np.testing.assert_array_equal(asked, found["given"])
-    unasked = dataclasses.replace(given, mirroring="exact").predict(state, {}, images).xy
+    unasked = replace(given, mirroring="exact").predict(state, {}, images).xy
     np.testing.assert_array_equal(unasked, found["exact"])
 
 
@@ -583,8 +584,8 @@ def test_labels_of_mirrored_views_are_those_of_the_published_code(monkeypatch, m
     """Point by point, as there: a mirrored point with number k becomes one of number PARTNERS[k]."""
     rng = np.random.default_rng(13)
     stage = built("stage2", "extended", mirroring=mirroring, rotation=0.0, scale=0.0, shift=0.0, colour=0.0, cutout=0.0)
-    stage = dataclasses.replace(stage, head_rate=0.0)
-    side, sigma = stage.image_size // stage.downsample, stage.sigma
+    stage = replace(stage, head_rate=0.0)
+    side, sigma = stage.view.image_size // stage.net.downsample, stage.sigma
     logits = rng.normal(size=(side, side, 4)).astype(np.float32)
     monkeypatch.setattr(self_training.Landmarks, "_net", property(lambda self: Fixed(logits)))
     xy = rng.uniform(8, SIDE - 8, (1, 4, 2)).astype(np.float32)
@@ -636,10 +637,10 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
     if name == "stage1":  # centroids of other clusters are of no use
         other = {"params": params, "centroids": draw(np.zeros((M + 1, 16)))}
         weights.save(tmp_path / "o", "mallis", other, {"file": "a", "sha256": "b", "licence": ""})
-        stage = dataclasses.replace(stage, weights=(("mallis", str(tmp_path / "o")),))
+        stage = replace(stage, weights=(("mallis", str(tmp_path / "o")),))
         assert stage.init(jax.random.key(0), batch, stage.frozen(), Start(first, 4)).aux.round == 0
         assert f"has {M + 1} clusters and stage1 {M}: its centroids are left out" in caplog.text
-    wider = dataclasses.replace(stage, width=24)
+    wider = replace(stage, width=24)
     start = Start(first if name == "stage1" else first.replace(params={}), 4)
     with pytest.raises(UserError, match="of another network"):
         wider.init(jax.random.key(0), batch, stage.frozen(), start)
@@ -676,5 +677,5 @@ def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
 def second_params(stage):
     from uld_jax.models import layers
 
-    shape = jax.ShapeDtypeStruct((1, stage.image_size, stage.image_size, 3), jnp.float32)
+    shape = jax.ShapeDtypeStruct((1, stage.view.image_size, stage.view.image_size, 3), jnp.float32)
     return layers.initialize(stage._net, jax.random.key(0), shape, train=False)["params"]

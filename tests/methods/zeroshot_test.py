@@ -1,6 +1,5 @@
 """ZeroShot on patterns whose places are known, and the detector's geometry through a network that finds dots."""
 
-import dataclasses
 import types
 
 import jax
@@ -18,8 +17,9 @@ from uld_jax.engine import loop, runs
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import build, replace
 from uld_jax.method import Round, Start, TrainState
-from uld_jax.methods import zeroshot
+from uld_jax.methods import heatmap_detector, zeroshot
 from uld_jax.models.fan import FanOutput
 from uld_jax.ops import coordinates, keypoints
 
@@ -29,7 +29,7 @@ BACKBONE = (("cell", 4.0), ("offsets", (-4.0, 0.0, 4.0)), ("scales", (1.0,)))
 
 def clusterer(**changes):
     options = dict(k=12, frame_size=FRAME, backbone_kwargs=BACKBONE, position=0.0, roi=0.9, pixels=100)
-    return zeroshot.ZeroShot(**options | changes)
+    return build(zeroshot.ZeroShot, **options | changes)
 
 
 def scenes(count, seed=0):
@@ -113,7 +113,7 @@ def test_fewer_pixels_of_an_image_are_clustered_where_all_would_be_too_many():
     batch = {"image": jnp.asarray(images), "index": jnp.arange(IMAGES, dtype=jnp.int32)}
     state = method.init(jax.random.key(0), batch, {}, Start(None, IMAGES))
     width = state.aux.centroids.shape[1]
-    few = dataclasses.replace(method, bank_gib=5.5 * IMAGES * width * 4 / 2**30)
+    few = replace(method, bank_gib=5.5 * IMAGES * width * 4 / 2**30)
     all_of_them, some = jax.jit(method.observe)(state, {}, batch, KEY), jax.jit(few.observe)(state, {}, batch, KEY)
     assert all_of_them.descriptors.shape == (IMAGES, method.pixels, width)
     np.testing.assert_array_equal(some.descriptors, all_of_them.descriptors[:, :5])
@@ -122,8 +122,8 @@ def test_fewer_pixels_of_an_image_are_clustered_where_all_would_be_too_many():
     predicted = jax.jit(few.predict)(state, {}, jnp.asarray(images))
     np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.02)
     np.testing.assert_allclose(predicted.score, state.aux.labels.score, atol=1e-4)
-    with pytest.raises(UserError, match=r"zeroshot\.bank_gib is 0"):
-        dataclasses.replace(method, bank_gib=0.0)
+    with pytest.raises(UserError, match=r"bank_gib is 0"):
+        replace(method, bank_gib=0.0)
 
 
 def described(method, images, places):
@@ -234,7 +234,7 @@ def test_the_foreground_is_found_clustered_and_shown():
     assert (counts > 0).sum() > 0.5 * method.pixels  # many cells, not few often
     predicted = jax.jit(method.predict)(state, {}, batch["image"])
     np.testing.assert_allclose(predicted.xy, state.aux.labels.xy, atol=0.05)
-    exemplar = dataclasses.replace(method, place="exemplar")
+    exemplar = replace(method, place="exemplar")
     cells = (np.asarray(jax.jit(exemplar.predict)(state, {}, batch["image"]).xy) / 2).astype(int)
     assert np.take_along_axis(inside.reshape(IMAGES, -1), cells[..., 1] * FRAME // 2 + cells[..., 0], 1).all()
 
@@ -396,13 +396,13 @@ def test_a_run_shows_its_foreground_and_is_read_again(tmp_path):
 
 
 def test_bad_values_of_zeroshot_are_refused():
-    with pytest.raises(UserError, match=r"zeroshot\.place is 'nearest'; use mean or exemplar"):
+    with pytest.raises(UserError, match=r"place is 'nearest'; use mean or exemplar"):
         clusterer(place="nearest")
-    with pytest.raises(UserError, match=r"zeroshot\.candidates is 5; use 0, or at least k = 12"):
+    with pytest.raises(UserError, match=r"candidates is 5; use 0, or at least k = 12"):
         clusterer(candidates=5)
-    with pytest.raises(UserError, match=r"zeroshot\.pixels is 0; use 1 or more an image"):
+    with pytest.raises(UserError, match=r"pixels is 0; use 1 or more"):
         clusterer(pixels=0)
-    with pytest.raises(UserError, match=r"zeroshot\.region is 'mask'; use none, box or foreground"):
+    with pytest.raises(UserError, match=r"region is 'mask'; use none, box or foreground"):
         clusterer(region="mask")
     with pytest.raises(UserError, match=r"set zeroshot\.candidates=0 or place=mean"):
         clusterer(dense=False, place="exemplar", candidates=20)
@@ -424,7 +424,7 @@ class DotFinder:
     """Stands in for FAN: the brightness of channel k is heatmap k, at the heatmap's resolution."""
 
     def __init__(self, method):
-        self._cell, self._method = method.downsample, method
+        self._cell, self._method = method.net.downsample, method
 
     def apply(self, variables, views, train, mutable=None):
         batch, side = views.shape[0], views.shape[1] // self._cell
@@ -438,12 +438,12 @@ class DotFinder:
 
 @pytest.fixture
 def finder(monkeypatch):
-    monkeypatch.setattr(zeroshot.HeatmapDetector, "_net", property(DotFinder))
+    monkeypatch.setattr(heatmap_detector.HeatmapDetector, "_net", property(DotFinder))
 
 
 def detector(**changes):
     options = dict(k=DOTS, frame_size=FRAME, steps=10, image_size=48, downsample=2, width=16, depth=2)
-    return zeroshot.HeatmapDetector(**options | dict(standardise=False, colour=0.0, warmup=0) | changes)
+    return build(heatmap_detector.HeatmapDetector, **options | dict(standardise=False, colour=0.0, warmup=0) | changes)
 
 
 def dots(count=6, seed=0, sigma=1.6):
@@ -462,7 +462,7 @@ def started(method, labels):
         params=params,
         model_state={"batch_stats": {}},
         opt_state=method._optimizer.init(params),
-        aux=zeroshot.Rounds(jnp.int32(0), labels, method._view_key(KEY)),
+        aux=heatmap_detector.Refined(jnp.int32(0), labels, method._view_key(KEY)),
     )
 
 
@@ -480,7 +480,7 @@ def test_predictions_are_in_pixels_of_the_frame(finder, loss, changes):
     method = detector(loss=loss, **WARPS | changes)
     prediction = jax.jit(method.predict)(started(method, no_labels(len(xy))), {}, jnp.asarray(images))
     # A peak is found between cells up to a tenth of one, an expected place almost exactly.
-    cell = FRAME * method.zoom * method.downsample / method.image_size
+    cell = FRAME * method.view.zoom * method.net.downsample / method.view.image_size
     np.testing.assert_allclose(prediction.xy, xy, atol=0.05 * cell if loss == "position" else 0.15 * cell)
     assert (prediction.score > 0).all()
     assert (prediction.score <= 1).all()
@@ -559,7 +559,7 @@ def test_passes_come_between_the_rounds():
     method = detector(steps=9, round_every=3)
     due = lambda method: {step: round.passes for step in range(11) if (round := method.round_at(step))}
     assert due(method) == {3: 1, 6: 1}
-    assert due(dataclasses.replace(method, labels_from="self")) == {0: 1, 3: 1, 6: 1}
+    assert due(replace(method, labels_from="self")) == {0: 1, 3: 1, 6: 1}
     assert not due(detector(steps=9, round_every=0))
 
 
@@ -577,8 +577,8 @@ def test_the_detector_says_what_it_starts_from():
     with pytest.raises(UserError, match="left 3 landmarks of 8 images, not 3 of 9"):
         start(method, stage, rows=9)
     with pytest.raises(UserError, match="left 3 landmarks of 8 images, not 4 of 8"):
-        start(dataclasses.replace(method, k=4), stage)
-    own = dataclasses.replace(method, labels_from="self")
+        start(replace(method, k=4), stage)
+    own = replace(method, labels_from="self")
     with pytest.raises(UserError, match=r"labels_from=self needs init_from=RUN"):
         start(own, stage)
     # With a network of the same shape it goes on from that, on other images: the labels are its own to make.
@@ -588,7 +588,7 @@ def test_the_detector_says_what_it_starts_from():
     assert state.aux.labels.xy.shape == (5, DOTS, 2)
     assert not state.aux.labels.score.any()
     with pytest.raises(UserError, match="same k, width and depth"):
-        start(dataclasses.replace(own, width=8), previous)
+        start(replace(own, width=8), previous)
     for field, value, known in (("loss", "l1", "position or heatmap"), ("labels_from", "x", "previous or self")):
-        with pytest.raises(UserError, match=rf"detector\.{field} is '{value}'; use {known}"):
+        with pytest.raises(UserError, match=rf"{field} is '{value}'; use {known}"):
             detector(**{field: value})

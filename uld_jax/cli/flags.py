@@ -16,7 +16,7 @@ class Flags:
 
     def __init__(self):
         self.values = flags.FlagValues()
-        self._paths, self._needed = [], []
+        self._paths, self._needed, self._argv = [], [], []
         self.switch("help", "Shows these flags.", short_name="h")
         self.text("coordinator", "", "HOST:PORT of process 0, for several processes.")
         self.number("num_processes", None, "How many processes there are.")
@@ -66,7 +66,8 @@ class Flags:
         """Define --config, which is read with its --config.KEY=VALUE to a locked ConfigDict."""
         from ml_collections import config_flags
 
-        config_flags.DEFINE_config_file("config", None, CONFIG, flag_values=self.values)
+        # The words are known when they are parsed: `parse` puts them into this list.
+        config_flags.DEFINE_config_file("config", None, CONFIG, flag_values=self.values, sys_argv=self._argv)
         flags.mark_flag_as_required("config", flag_values=self.values)
 
     def override(self, meaning: str = "KEY=VALUE, the same as --config.KEY=VALUE.") -> None:
@@ -98,6 +99,8 @@ class Flags:
             argv = [arg.replace("--config.", "--override=", 1) if arg.startswith("--config.") else arg for arg in argv]
         else:
             _resolve(argv)
+            argv = config_lib.with_whole_keys(argv)
+        self._argv[:] = argv
         try:
             rest = self.values(argv)[1:]
         except config_lib.FLAG_ERRORS as error:

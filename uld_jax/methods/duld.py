@@ -300,9 +300,9 @@ class _Network(Clustering):
     def __post_init__(self):
         super().__post_init__()
         if self.view.image_size % self.net.grid:
-            raise UserError(f"grid is {self.net.grid}; use a divisor of image_size = {self.view.image_size}")
+            raise UserError(f"net.grid is {self.net.grid}; use a divisor of view.image_size = {self.view.image_size}")
         if self.detect.most < self.k:
-            raise UserError(f"most is {self.detect.most}; use at least k = {self.k} keypoints an image")
+            raise UserError(f"detect.most is {self.detect.most}; use at least k = {self.k} keypoints an image")
         if self.cache and (self.view.zoom != 1 or self.view.image_size != self.frame_size):
             raise UserError(
                 f"cache holds maps of whole frames; set zoom=1 and image_size={self.frame_size}, or leave the cache out"
@@ -1078,7 +1078,7 @@ class _Posed(_Rounds):
     def __post_init__(self):
         super().__post_init__()
         if self.net.grid < 4 or self.net.grid & (self.net.grid - 1):
-            raise UserError(f"grid is {self.net.grid}; the pose network needs a power of two from 4 on")
+            raise UserError(f"net.grid is {self.net.grid}; the pose network needs a power of two from 4 on")
 
     @property
     def _parts(self):
