@@ -16,10 +16,10 @@ def define(flags: Flags) -> None:
     flags.text("split", "train", "Split whose images' descriptors are clustered.")
     meaning = "Ways to cluster: kmeans, gcn, density, landmark (the stage's own); by default all that fit."
     flags.words("clustering", meaning)
-    flags.number("most", 8000, "Descriptors at most.")
-    flags.number("clusters", 80, "Clusters of k-means.")
-    flags.number("neighbours", 80, "Neighbours of a row in the graph.")
-    flags.real("tau", 0.8, "Rows link above this cosine.")
+    flags.number("most", 8000, "Largest number of descriptors.")
+    flags.number("clusters", 80, "Number of clusters of k-means.")
+    flags.number("neighbours", 80, "Number of neighbours of a descriptor in the graph.")
+    flags.real("tau", 0.8, "Cosine above which two descriptors are linked.")
     flags.text("gcn_v", "", "Folder of a converted or trained GCN-V; by default the one that ships.")
 
 

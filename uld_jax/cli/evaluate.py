@@ -19,15 +19,16 @@ def define(flags: Flags) -> None:
     flags.stage()
     flags.text("split", "test", "Split to measure on.")
     flags.text("dataset", "", "Another data set than the run's; the regressors are fitted on its train split.")
-    flags.path("data_dir", "", "Its folder.")
+    flags.path("data_dir", "", "Folder of --dataset.")
     flags.text("scheme", "", "What the annotated points are, in place of the run's data.scheme.")
     flags.text("normaliser", "", "What errors are divided by, in place of the run's data.normaliser.")
     flags.override("KEY=VALUE, the same as --config.KEY=VALUE: of eval, data.scheme, data.normaliser and data.sides.")
     flags.text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
     flags.words("label_counts", "Numbers of labelled images to fit with, and `all`.")
-    flags.text("protocol", "", "That of a paper, in place of the run's own: " + ", ".join(protocol.PAPERS) + ".")
+    flags.text("protocol", "", "Protocol of a paper, in place of the run's own: " + ", ".join(protocol.PAPERS) + ".")
     flags.number("fit_images", None, "Training images that each fit draws; 0: all.")
-    flags.number("repeats", None, "So many fits, each on --fit_images others; errors are means, with their spread.")
+    meaning = "Number of fits, each on other --fit_images images; errors are means, with their spread."
+    flags.number("repeats", None, meaning)
 
 
 def run(args: FlagValues) -> int:

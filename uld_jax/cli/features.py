@@ -17,7 +17,7 @@ def define(flags: Flags) -> None:
     flags.text("split", "train", "Split whose images are described; runs read those of `train`.")
     meaning = "The maps, or the latents of Stable Diffusion, which are small and leave the UNet to be computed."
     flags.choice("what", ["maps", "latents"], meaning)
-    flags.choice("dtype", ["float16", "bfloat16", "float32"], "Of the features on disk.")
+    flags.choice("dtype", ["float16", "bfloat16", "float32"], "Type of the features on disk.")
     flags.number("batch_size", 0, "Images at a time; 0: config.eval.batch_size.")
 
 

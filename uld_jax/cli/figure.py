@@ -17,9 +17,9 @@ def define(flags: Flags) -> None:
     """Add the flags of `uld figure`."""
     flags.workdir()
     meaning = (
-        "Of Mallis et al., NeurIPS 2020: 2a t-SNE of initial and learned descriptors; 2b detectors of the initial "
-        "keypoints; 2c clustering or equivariance; 2d keypoints that are landmarks among random points; 2e numbers "
-        "of clusters."
+        "Figure of Mallis et al., NeurIPS 2020: 2a t-SNE of initial and learned descriptors; 2b detectors of the "
+        "initial keypoints; 2c clustering or equivariance; 2d keypoints that are landmarks among random points; 2e "
+        "numbers of clusters."
     )
     flags.text("figure", None, meaning)
     flags.text("config", "", "Config file or name of self-training, with :key=value,... after it.")

@@ -17,13 +17,13 @@ def define(flags: Flags) -> None:
     flags.switch("synthetic", "Descriptors of the built-in heads' landmarks instead.")
     flags.folder("dst", "Folder to make.")
     flags.path("npz", "", "Also writes the weights to this file, in half precision.")
-    flags.number("steps", 400, "Updates.")
+    flags.number("steps", 400, "Number of updates.")
     flags.number("neighbours", 80, "Neighbours of a row in the graph.")
     flags.number("batch", 2048, "Rows of a graph, drawn at random; 0: all rows of a set.")
-    flags.choice("scale", ["paper", "max"], "Of the target; `max` as in the code.")
-    flags.choice("optimizer", ["adam", "sgd"], "`sgd` as in the code, at --rate=0.1.")
+    flags.choice("scale", ["paper", "max"], "Scale of the target; `max` is the published code's.")
+    flags.choice("optimizer", ["adam", "sgd"], "`sgd` is the published code's choice; use --rate=0.1 with it.")
     flags.real("rate", 2e-5, "The first learning rate.")
-    flags.number("seed", 0, "Of everything that is drawn.")
+    flags.number("seed", 0, "Random seed.")
 
 
 def run(args: FlagValues) -> int:

@@ -1,5 +1,6 @@
 """The head's geometry: a union of ellipsoids, where rays meet it, and its landmarks."""
 
+import types
 from typing import NamedTuple
 
 import jax
@@ -85,8 +86,8 @@ class Features(NamedTuple):
     hairline: jax.Array  # [] offset
 
 
-def _anatomy(scene: Scene):
-    """The head's parts {name: Part} and its painted `Features`, in head coordinates."""
+def _sizes(scene: Scene) -> types.SimpleNamespace:
+    """Compute sizes and places that parts share, in head coordinates; `s` holds the scene's named coefficients."""
     s = _named(scene)
     width = 1.0 + 0.035 * s["head_width"]
     depth = 1.0 + 0.03 * s["head_depth"]
@@ -109,63 +110,109 @@ def _anatomy(scene: Scene):
     chin_y = 0.85 + long + drop
     chin = 1.0 + 0.07 * s["chin_size"]
     ear = 1.0 + 0.07 * s["ear_size"]
-    volume, length, fringe, bun = (s[f"hair_{n}"] for n in ("volume", "length", "fringe", "bun"))
-    grow = 0.13 * volume
-    shown = jnp.where(volume > 0.0, 1.0, 0.05)  # a bald head hides the rest of its hair inside
+    return types.SimpleNamespace(
+        s=s,
+        width=width,
+        depth=depth,
+        long=long,
+        opening=opening,
+        drop=drop,
+        jaw_x=jaw_x,
+        smile=smile,
+        eye=eye,
+        eye_half=eye_half,
+        lid=lid,
+        nose_y=nose_y,
+        nose_z=nose_z,
+        nose_half=nose_half,
+        mouth_y=mouth_y,
+        mouth_half=mouth_half,
+        thick=thick,
+        brow_y=brow_y,
+        chin_y=chin_y,
+        chin=chin,
+        ear=ear,
+    )
 
-    bridge_y = (-0.10 + nose_y) / 2
-    bridge_z = (0.60 + nose_z - 0.10) / 2 + 0.012 * s["nose_hook"]
-    slope = jnp.arctan2(nose_z - 0.10 - 0.60, nose_y + 0.10)
+
+def _face(m) -> dict[str, Part]:
+    """Make the parts of the face and its sides from `_sizes`."""
+    s = m.s
+    bridge_y = (-0.10 + m.nose_y) / 2
+    bridge_z = (0.60 + m.nose_z - 0.10) / 2 + 0.012 * s["nose_hook"]
+    slope = jnp.arctan2(m.nose_z - 0.10 - 0.60, m.nose_y + 0.10)
 
     parts = {
-        "cranium": Part((0.0, -0.26, -0.08), (0.67 * width, 0.73, 0.83 * depth), shadow=1.0),
-        "face": Part((0.0, 0.16 + long / 2, 0.22), (0.555 * width, 0.76 + long / 2, 0.475), shadow=1.0),
-        "jaw": Part((0.0, 0.54 + long + 0.5 * drop, 0.21), (0.475 * jaw_x, 0.40 + 0.5 * drop, 0.46), shadow=1.0),
-        "chin": Part(
-            (0.0, chin_y - 0.02, 0.47), (0.26 * chin * jaw_x, 0.175 * chin, 0.215 * chin), blend=0.16, shadow=1.0
+        "cranium": Part((0.0, -0.26, -0.08), (0.67 * m.width, 0.73, 0.83 * m.depth), shadow=1.0),
+        "face": Part((0.0, 0.16 + m.long / 2, 0.22), (0.555 * m.width, 0.76 + m.long / 2, 0.475), shadow=1.0),
+        "jaw": Part(
+            (0.0, 0.54 + m.long + 0.5 * m.drop, 0.21), (0.475 * m.jaw_x, 0.40 + 0.5 * m.drop, 0.46), shadow=1.0
         ),
-        "muzzle": Part((0.0, 0.57 + long, 0.46), (0.30 * width, 0.30 + 0.4 * drop, 0.265), blend=0.16),
-        "brow_ridge": Part((0.0, -0.15, 0.47 + 0.012 * s["brow_ridge"]), (0.47 * width, 0.15, 0.245), blend=0.12),
+        "chin": Part(
+            (0.0, m.chin_y - 0.02, 0.47),
+            (0.26 * m.chin * m.jaw_x, 0.175 * m.chin, 0.215 * m.chin),
+            blend=0.16,
+            shadow=1.0,
+        ),
+        "muzzle": Part((0.0, 0.57 + m.long, 0.46), (0.30 * m.width, 0.30 + 0.4 * m.drop, 0.265), blend=0.16),
+        "brow_ridge": Part((0.0, -0.15, 0.47 + 0.012 * s["brow_ridge"]), (0.47 * m.width, 0.15, 0.245), blend=0.12),
         "bridge": Part(
             (0.0, bridge_y, bridge_z),
-            (0.068 + 0.2 * (nose_half - 0.145), 0.285, 0.10),
+            (0.068 + 0.2 * (m.nose_half - 0.145), 0.285, 0.10),
             tilt=slope,
             blend=0.07,
             shadow=0.4,
         ),
-        "nose_tip": Part((0.0, nose_y, nose_z - 0.11), (0.62 * nose_half, 0.080, 0.11), blend=0.06, shadow=0.7),
-        "columella": Part((0.0, nose_y + 0.02, nose_z - 0.24), (0.80 * nose_half, 0.085, 0.17), blend=0.08),
+        "nose_tip": Part((0.0, m.nose_y, m.nose_z - 0.11), (0.62 * m.nose_half, 0.080, 0.11), blend=0.06, shadow=0.7),
+        "columella": Part((0.0, m.nose_y + 0.02, m.nose_z - 0.24), (0.80 * m.nose_half, 0.085, 0.17), blend=0.08),
     }
     for side, sign in (("right", -1.0), ("left", 1.0)):
         parts |= {
             f"{side}_cheek": Part(
-                (sign * 0.33 * width, 0.26 + 0.4 * long - 0.02 * smile, 0.40),
-                (0.21, 0.20, 0.245 + 0.012 * s["cheeks"] + 0.02 * smile),
+                (sign * 0.33 * m.width, 0.26 + 0.4 * m.long - 0.02 * m.smile, 0.40),
+                (0.21, 0.20, 0.245 + 0.012 * s["cheeks"] + 0.02 * m.smile),
                 blend=0.15,
             ),
-            f"{side}_eye": Part((sign * eye[0], eye[1], 0.525), (0.165, 0.15, 0.155), blend=0.035),
+            f"{side}_eye": Part((sign * m.eye[0], m.eye[1], 0.525), (0.165, 0.15, 0.155), blend=0.035),
             f"{side}_nostril": Part(
-                (sign * 0.62 * nose_half, nose_y + 0.03, nose_z - 0.18), (0.40 * nose_half, 0.058, 0.095), blend=0.035
+                (sign * 0.62 * m.nose_half, m.nose_y + 0.03, m.nose_z - 0.18),
+                (0.40 * m.nose_half, 0.058, 0.095),
+                blend=0.035,
             ),
             f"{side}_ear": Part(
-                (sign * 0.685 * width, 0.13, -0.07),
-                (0.05, 0.205 * ear, 0.13 * ear),
+                (sign * 0.685 * m.width, 0.13, -0.07),
+                (0.05, 0.205 * m.ear, 0.13 * m.ear),
                 tilt=0.12,
                 flare=-sign * (0.42 + 0.10 * s["ear_flare"]),
                 blend=0.03,
             ),
         }
-    parts |= {
+    return parts
+
+
+def _lips_and_neck(m) -> dict[str, Part]:
+    """Make the lips and the neck."""
+    return {
         "upper_lip": Part(
-            (0.0, mouth_y - 0.2 * opening - 0.028, 0.690), (0.68 * mouth_half, 0.036 * thick, 0.066), blend=0.03
+            (0.0, m.mouth_y - 0.2 * m.opening - 0.028, 0.690), (0.68 * m.mouth_half, 0.036 * m.thick, 0.066), blend=0.03
         ),
         "lower_lip": Part(
-            (0.0, mouth_y + 0.8 * opening + 0.036, 0.682), (0.60 * mouth_half, 0.042 * thick, 0.066), blend=0.03
+            (0.0, m.mouth_y + 0.8 * m.opening + 0.036, 0.682), (0.60 * m.mouth_half, 0.042 * m.thick, 0.066), blend=0.03
         ),
-        "neck": Part((0.0, 1.15, -0.16), (0.37 * (1 + 0.06 * s["neck_width"]), 1.0, 0.38), tilt=-0.12, blend=0.05),
+        "neck": Part((0.0, 1.15, -0.16), (0.37 * (1 + 0.06 * m.s["neck_width"]), 1.0, 0.38), tilt=-0.12, blend=0.05),
+    }
+
+
+def _hair(scene: Scene, m) -> dict[str, Part]:
+    """Make the parts of the hair; those that a scene lacks are tiny and lie inside the head."""
+    volume, length, fringe, bun = (m.s[f"hair_{n}"] for n in ("volume", "length", "fringe", "bun"))
+    grow = 0.13 * volume
+    shown = jnp.where(volume > 0.0, 1.0, 0.05)  # a bald head hides the rest of its hair inside
+
+    parts = {
         "hair": Part(
             (0.0, -0.28 - 0.45 * grow, -0.11 - 0.35 * grow),
-            (0.68 * width + 0.5 * grow, 0.73 + 0.75 * grow, 0.84 * depth + 0.6 * grow),
+            (0.68 * m.width + 0.5 * grow, 0.73 + 0.75 * grow, 0.84 * m.depth + 0.6 * grow),
             material=LOCKS,
             clipped=True,
             blend=0.1,
@@ -178,7 +225,7 @@ def _anatomy(scene: Scene):
             blend=0.12,
         ),
         "fringe": Part(
-            (0.10 * scene.flip * s["hair_part"], -0.66, 0.36),
+            (0.10 * scene.flip * m.s["hair_part"], -0.66, 0.36),
             (0.48, 0.12 + 0.16 * fringe, 0.34 + 0.08 * fringe),
             tilt=-0.6,
             material=LOCKS,
@@ -193,35 +240,46 @@ def _anatomy(scene: Scene):
     lock = jnp.where((length > 0.0) & (volume > 0.0), 1.0, 0.05)
     for side, sign in (("right", -1.0), ("left", 1.0)):
         parts[f"{side}_lock"] = Part(
-            (sign * 0.56 * width, -0.05 + 0.45 * length, -0.14),
+            (sign * 0.56 * m.width, -0.05 + 0.45 * length, -0.14),
             (lock * (0.16 + 0.9 * grow), lock * (0.45 + 0.50 * length), lock * (0.30 + 0.08 * length)),
             material=LOCKS,
             blend=0.12,
         )
-    parts["torso"] = Part((0.0, 2.50, -0.30), (1.50, 0.95, 0.62), material=CLOTH, blend=0.2)
-    parts["collar"] = Part((0.0, 1.72, -0.22), (0.75, 0.27, 0.50), tilt=-0.15, material=CLOTH, blend=0.2)
+    return parts
 
-    features = Features(
-        eye=eye,
-        eye_half=eye_half,
-        lids=jnp.stack([lid, 0.6 * lid]),
+
+def _painted(m) -> Features:
+    """Place the painted features from `_sizes`."""
+    s = m.s
+    return Features(
+        eye=m.eye,
+        eye_half=m.eye_half,
+        lids=jnp.stack([m.lid, 0.6 * m.lid]),
         eye_tilt=0.010 * s["eye_tilt"] - 0.006,
-        brow_inner=jnp.stack([0.105 * width, brow_y + 0.022 + 0.02 * s["brow_frown"]]),
-        brow_outer=jnp.stack([0.46 * width, brow_y + 0.022 - 0.01 * s["brow_frown"]]),
+        brow_inner=jnp.stack([0.105 * m.width, m.brow_y + 0.022 + 0.02 * s["brow_frown"]]),
+        brow_outer=jnp.stack([0.46 * m.width, m.brow_y + 0.022 - 0.01 * s["brow_frown"]]),
         brow=jnp.stack([0.05 + 0.012 * s["brow_arch"], 0.028 * jnp.exp(0.2 * s["brow_thickness"])]),
-        mouth_y=mouth_y,
-        mouth_half=mouth_half,
-        corner_y=-0.03 * smile + 0.25 * opening,
-        gap=jnp.stack([0.2 * opening, 0.8 * opening]),
-        lips=jnp.stack([0.052 * thick, 0.064 * thick]),
-        nose_y=nose_y,
-        nose_half=nose_half,
-        nostril_z=nose_z - 0.12,
-        jaw=jnp.stack([0.0 * long, 0.66 + long + 0.6 * drop, 0.22 + 0.0 * long]),
-        ear=jnp.stack([0.685 * width, 0.13 + 0.0 * long, -0.07 + 0.0 * long]),
+        mouth_y=m.mouth_y,
+        mouth_half=m.mouth_half,
+        corner_y=-0.03 * m.smile + 0.25 * m.opening,
+        gap=jnp.stack([0.2 * m.opening, 0.8 * m.opening]),
+        lips=jnp.stack([0.052 * m.thick, 0.064 * m.thick]),
+        nose_y=m.nose_y,
+        nose_half=m.nose_half,
+        nostril_z=m.nose_z - 0.12,
+        jaw=jnp.stack([0.0 * m.long, 0.66 + m.long + 0.6 * m.drop, 0.22 + 0.0 * m.long]),
+        ear=jnp.stack([0.685 * m.width, 0.13 + 0.0 * m.long, -0.07 + 0.0 * m.long]),
         hairline=0.045 * s["hair_hairline"],
     )
-    return parts, features
+
+
+def _anatomy(scene: Scene):
+    """Make the head's parts {name: Part} and its painted `Features`, in head coordinates."""
+    m = _sizes(scene)
+    parts = _face(m) | _lips_and_neck(m) | _hair(scene, m)
+    parts["torso"] = Part((0.0, 2.50, -0.30), (1.50, 0.95, 0.62), material=CLOTH, blend=0.2)
+    parts["collar"] = Part((0.0, 1.72, -0.22), (0.75, 0.27, 0.50), tilt=-0.15, material=CLOTH, blend=0.2)
+    return parts, _painted(m)
 
 
 def _ellipsoids(parts: dict) -> Ellipsoids:

@@ -1,5 +1,7 @@
 """Colours: of skin and all that is painted on it, of hair, clothes and the background."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,19 +27,42 @@ def _wave(p, frequency, seed):
     return total / 2.0
 
 
+class _Point(NamedTuple):
+    """A point on the head, [...] each."""
+
+    x: jax.Array  # as in the scene before it was mirrored
+    y: jax.Array
+    z: jax.Array
+    side: jax.Array  # |x|
+    front: jax.Array  # 1 at the front of the head, 0 elsewhere
+
+
 def face_color(scene: Scene, f: Features, p):
-    """Skin with all that is painted on it. `p`: x, y, z [...] in head coordinates.
+    """Compute the skin with all that is painted on it. `p`: x, y, z [...] in head coordinates.
 
     Returns its colour (three channels), gloss, and the light that the eyes reflect, each [...].
     """
     x, y, z = p
     x, at = x * scene.flip, p
-    skin, lips, locks, iris = (tuple(scene.colors[i]) for i in range(4))
-    gaze_x, gaze_y = (scene.expression[EXPRESSION.index(n)] for n in ("gaze_x", "gaze_y"))
-    beard, volume = scene.hair[HAIR.index("beard")], scene.hair[HAIR.index("volume")]
-    front = step(0.25, 0.40, z)
     side = jnp.abs(x)
+    point = _Point(x, y, z, side, front=step(0.25, 0.40, z))
+    color = _skin(scene, f, point)
+    color, scalp = _beard(scene, f, point, color, at)
+    color = _nostrils(scene, f, point, color)
+    color = _brows(scene, f, point, color)
+    color, in_eye, look = _eyes(scene, f, point, color)
+    color, in_lips, in_gap = _mouth(scene, f, point, color)
+    gloss = 0.16 + 0.5 * in_eye + 0.12 * in_lips - 0.14 * scalp - 0.14 * in_gap
+    glint = jnp.exp(
+        -(((side - f.eye[0] - look + 0.018 * jnp.sign(x)) / 0.012) ** 2 + ((y - f.eye[1] + 0.030) / 0.012) ** 2)
+    )
+    return color, gloss, 0.9 * glint * in_eye
 
+
+def _skin(scene: Scene, f: Features, point: _Point):
+    """Paint the skin: red cheeks and nose, shades and the ear's bowl."""
+    x, y, z, side, front = point
+    skin = tuple(scene.colors[0])
     mottle = 1.0 + 0.05 * _wave((x, y, z), 9.0, 1) + 0.03 * _wave((x, y, z), 31.0, 2)
     color = tuple(c * mottle for c in skin)
     # red cheeks, nose and ears; shade under the chin
@@ -62,29 +87,50 @@ def face_color(scene: Scene, f: Features, p):
     bowl = jnp.exp(-((((ez - 0.02) / 0.055) ** 2 + ((ey - 0.03) / 0.085) ** 2) ** 2))
     bowl = bowl + 0.7 * jnp.exp(-((((ez + 0.01) / 0.085) ** 2 + ((ey + 0.075) / 0.045) ** 2) ** 2))
     shade = shade * (1.0 - 0.55 * at_ear * jnp.minimum(bowl, 1.0))
-    color = tuple(c * shade for c in color)
+    return tuple(c * shade for c in color)
 
-    # beard and the roots of the hair
+
+def _beard(scene: Scene, f: Features, point: _Point, color, at):
+    """Paint the beard and the roots of the hair; returns the colour and where the scalp is."""
+    x, y, z, side, _ = point
+    locks = tuple(scene.colors[2])
+    beard, volume = scene.hair[HAIR.index("beard")], scene.hair[HAIR.index("volume")]
     beard_at = step(0.0, 0.10, y - f.mouth_y + 0.13 - 0.25 * jnp.maximum(side - 0.30, 0.0))
     beard_at = beard_at * step(0.16, 0.02, y - f.mouth_y - 0.40 - 0.35 * jnp.minimum(z - 0.4, 0.0))
     beard_at = beard_at * step(-0.10, 0.06, z)
     color = _paint(color, locks, 0.85 * beard * beard_at * (1.0 + 0.1 * _wave((x, y, z), 45.0, 3)))
     scalp = step(0.02, -0.05, hairline(scene, f, at)) * step(0.0, 0.1, volume)
-    color = _paint(color, locks, 0.9 * scalp)
+    return _paint(color, locks, 0.9 * scalp), scalp
 
-    # nostrils
+
+def _nostrils(scene: Scene, f: Features, point: _Point, color):
+    """Paint the nostrils."""
+    _, y, z, side, _ = point
+    skin = tuple(scene.colors[0])
     nostril = ((side - 0.42 * f.nose_half) / 0.036) ** 2 + ((y - f.nose_y - 0.075) / 0.024) ** 2
     nostril = nostril + ((z - f.nostril_z) / 0.085) ** 2
-    color = _paint(color, tuple(0.12 * c for c in skin), 0.9 * step(1.5, 0.6, nostril))
+    return _paint(color, tuple(0.12 * c for c in skin), 0.9 * step(1.5, 0.6, nostril))
 
-    # brows: a bow from the inner to the outer end
+
+def _brows(scene: Scene, f: Features, point: _Point, color):
+    """Paint the brows: a bow from the inner to the outer end."""
+    x, y, z, side, front = point
+    locks = tuple(scene.colors[2])
     t = (side - f.brow_inner[0]) / (f.brow_outer[0] - f.brow_inner[0])
     middle = mix(f.brow_inner[1], f.brow_outer[1], t) - f.brow[0] * 3.2 * t * (1.0 - t) * (0.6 + 0.8 * t)
     half = f.brow[1] * (1.0 - 0.55 * jnp.clip(t, 0.0, 1.0))
     brow = step(1.5, 0.5, jnp.abs(y - middle) / half) * step(-0.05, 0.04, t) * step(1.05, 0.96, t) * front
-    color = _paint(color, tuple(0.7 * c for c in locks), 0.88 * brow * (1.0 + 0.12 * _wave((x, y, z), 60.0, 4)))
+    return _paint(color, tuple(0.7 * c for c in locks), 0.88 * brow * (1.0 + 0.12 * _wave((x, y, z), 60.0, 4)))
 
-    # eyes: an almond between two parabolas, with white, iris, pupil, lashes and the light's reflection
+
+def _eyes(scene: Scene, f: Features, point: _Point, color):
+    """Paint the eyes: an almond between two parabolas, with white, iris, pupil and lashes.
+
+    Returns the colour, where the eyes are, and how far the iris is moved to the side.
+    """
+    x, y, _, side, front = point
+    skin, iris = tuple(scene.colors[0]), tuple(scene.colors[3])
+    gaze_x, gaze_y = (scene.expression[EXPRESSION.index(n)] for n in ("gaze_x", "gaze_y"))
     u = (side - f.eye[0]) / f.eye_half
     bow = 1.0 - u * u
     axis = f.eye[1] + f.eye_tilt * u
@@ -106,9 +152,16 @@ def face_color(scene: Scene, f: Features, p):
     lash = lash + 0.35 * jnp.exp(-(((y - bottom) / 0.010) ** 2)) * step(1.05, 0.9, jnp.abs(u)) * front
     color = _paint(color, tuple(0.12 * c for c in skin), 0.8 * jnp.minimum(lash, 1.0))
     crease = jnp.exp(-(((y - top + 0.032) / 0.012) ** 2)) * step(1.1, 0.8, jnp.abs(u)) * front
-    color = tuple(c * (1.0 - 0.28 * crease) for c in color)
+    return tuple(c * (1.0 - 0.28 * crease) for c in color), in_eye, look
 
-    # mouth: lips above and below the gap; in it teeth over darkness
+
+def _mouth(scene: Scene, f: Features, point: _Point, color):
+    """Paint the mouth: lips above and below the gap, and in the gap teeth over darkness.
+
+    Returns the colour, where the lips are, and where the gap is.
+    """
+    x, y, _, _, front = point
+    lips = tuple(scene.colors[1])
     v = x / f.mouth_half
     bow = jnp.maximum(1.0 - v * v, 0.0)
     line = f.mouth_y + f.corner_y * v * v
@@ -124,12 +177,7 @@ def face_color(scene: Scene, f: Features, p):
     in_gap = step(-0.010, 0.008, gap) * at_mouth
     teeth = step(0.010, 0.020, gap) * step(0.075, 0.055, y - high) * step(0.9, 0.7, jnp.abs(v))
     inside = _paint((0.035, 0.010, 0.010), (0.62, 0.58, 0.52), teeth)
-    color = _paint(color, inside, in_gap)
-    gloss = 0.16 + 0.5 * in_eye + 0.12 * in_lips - 0.14 * scalp - 0.14 * in_gap
-    glint = jnp.exp(
-        -(((side - f.eye[0] - look + 0.018 * jnp.sign(x)) / 0.012) ** 2 + ((y - f.eye[1] + 0.030) / 0.012) ** 2)
-    )
-    return color, gloss, 0.9 * glint * in_eye
+    return _paint(color, inside, in_gap), in_lips, in_gap
 
 
 def hair_color(scene: Scene, p):

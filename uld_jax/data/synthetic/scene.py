@@ -96,19 +96,47 @@ def sample_scene(
     drawn = bell[sizes["normal"] + sizes["shape"] :].reshape(-1, 3) * _rgb(1.0, 0.7, 0.7)
     spread = numbers[sizes["uniform"] : first].reshape(CLUTTER, 16)
 
-    def several(numbers, n):
-        return jnp.stack([next(numbers) for _ in range(n)])
-
     pose = dict(
         yaw=yaw * (2.0 * next(uniform) - 1.0),
         pitch=pitch * next(normal),
         roll=roll * next(normal),
-        shift=shift * several(normal, 2),
+        shift=shift * _several(normal, 2),
         size=jnp.exp(size * next(normal)),
     )
+    expression = _expression(normal)
+    chance = _several(uniform, 8)
+    amount = _several(uniform, 8)
+    hair = _hair(uniform, normal, chance, amount)
+    colors = _colors(uniform, normal, chance, amount)
+    light = _light(uniform, normal)
+    gradient, vivid = _gradient(uniform)
+    drawn = jnp.split(drawn, np.cumsum(cells)[:-1])
+    noise = tuple(n.reshape(c + 1, c + 1, 3) for n, c in zip(drawn, OCTAVES))
+    # noise is mostly one of brightness, as in photographs
+    noise = tuple(mix(n[..., :1], n, 0.35) for n in noise)
+    return Scene(
+        **pose,
+        shape=shape,
+        expression=expression,
+        hair=hair,
+        colors=jnp.clip(colors, 0.0, 1.0),
+        **light,
+        flip=jnp.ones((), jnp.float32),
+        gradient=gradient,
+        noise=noise,
+        clutter=_clutter(spread, colors[np.array([0, 2, 4])], vivid),
+    )
 
+
+def _several(numbers, n):
+    """Take the next n numbers of an iterator, [n]."""
+    return jnp.stack([next(numbers) for _ in range(n)])
+
+
+def _expression(normal):
+    """Draw the expression, [7] as EXPRESSION says."""
     opened = jnp.maximum(next(normal), 0.0) * 0.5
-    expression = jnp.stack(
+    return jnp.stack(
         [
             jnp.clip(opened, 0.0, 1.0),
             0.5 * next(normal) + 0.2,
@@ -120,9 +148,10 @@ def sample_scene(
         ]
     )
 
-    chance = several(uniform, 8)
-    amount = several(uniform, 8)
-    hair = jnp.stack(
+
+def _hair(uniform, normal, chance, amount):
+    """Draw the hair, [9] as HAIR says."""
+    return jnp.stack(
         [
             jnp.where(chance[0] < 0.08, 0.0, 0.15 + 0.85 * amount[0]),
             next(normal),
@@ -136,19 +165,25 @@ def sample_scene(
         ]
     )
 
+
+def _colors(uniform, normal, chance, amount):
+    """Draw the colours [6, 3] of skin, lips, hair, iris, cloth and its pattern, not yet clipped to [0, 1]."""
     # skin and hair lie between dark and fair ends, with a little freedom around that line
     tone = next(uniform)
     skin = mix(_rgb(0.11, 0.055, 0.032), _rgb(0.80, 0.55, 0.43), tone)
-    skin = skin * jnp.exp(0.07 * several(normal, 3))
-    lips = skin * _rgb(0.80, 0.48, 0.48) * jnp.exp(0.15 * several(normal, 3))
+    skin = skin * jnp.exp(0.07 * _several(normal, 3))
+    lips = skin * _rgb(0.80, 0.48, 0.48) * jnp.exp(0.15 * _several(normal, 3))
     fair = next(uniform) ** 2.2 * step(0.0, 0.5, tone)
     locks = mix(_rgb(0.016, 0.011, 0.009), _rgb(0.52, 0.34, 0.16), fair)
     grey = jnp.where(chance[6] < 0.85, 0.0, amount[6])
-    locks = mix(locks, _rgb(0.45, 0.45, 0.46), grey) * jnp.exp(0.06 * several(normal, 3))
+    locks = mix(locks, _rgb(0.45, 0.45, 0.46), grey) * jnp.exp(0.06 * _several(normal, 3))
     iris = mix(_rgb(0.05, 0.025, 0.012), _rgb(0.10, 0.20, 0.30), amount[7] * fair)
-    cloth = (0.02 + 0.73 * several(uniform, 6).reshape(2, 3)) ** 1.5
-    colors = jnp.clip(jnp.concatenate([jnp.stack([skin, lips, locks, iris]), cloth]), 0.0, 1.0)
+    cloth = (0.02 + 0.73 * _several(uniform, 6).reshape(2, 3)) ** 1.5
+    return jnp.concatenate([jnp.stack([skin, lips, locks, iris]), cloth])
 
+
+def _light(uniform, normal):
+    """Draw `light`, `light_color` and `ambient` of a scene."""
     azimuth = float(np.deg2rad(75.0)) * (2.0 * next(uniform) - 1.0)
     height = float(np.deg2rad(1.0)) * (5.0 + 55.0 * next(uniform))
     light = jnp.stack([jnp.sin(azimuth) * jnp.cos(height), -jnp.sin(height), jnp.cos(azimuth) * jnp.cos(height)])
@@ -156,24 +191,31 @@ def sample_scene(
     tint = jnp.stack([1.0 + warm, jnp.ones_like(warm), 1.0 - warm])
     exposure = 0.8 + 0.4 * next(uniform)
     shade = 0.25 + 0.35 * next(uniform)
+    return dict(
+        light=light,
+        light_color=(1.05 - 0.6 * shade) * exposure * tint,
+        ambient=shade * exposure * (2.0 - tint),
+    )
 
-    ends = (0.02 + 0.78 * several(uniform, 6).reshape(2, 3)) ** 1.3
+
+def _gradient(uniform):
+    """Draw the background's gradient [3, 3], and the saturation of its colours []."""
+    ends = (0.02 + 0.78 * _several(uniform, 6).reshape(2, 3)) ** 1.3
     vivid = 0.15 + 0.7 * next(uniform)
     ends = mix(jnp.mean(ends, -1, keepdims=True), ends, vivid)
     angle = 2.0 * np.pi * next(uniform)
     contrast = 0.4 + 1.2 * next(uniform)
-    gradient = jnp.concatenate([ends, jnp.stack([jnp.cos(angle), jnp.sin(angle), contrast])[None]])
-    drawn = jnp.split(drawn, np.cumsum(cells)[:-1])
-    noise = tuple(n.reshape(c + 1, c + 1, 3) for n, c in zip(drawn, OCTAVES))
-    # noise is mostly one of brightness, as in photographs
-    noise = tuple(mix(n[..., :1], n, 0.35) for n in noise)
-    palette = jnp.stack([skin, locks, cloth[0]])
+    return jnp.concatenate([ends, jnp.stack([jnp.cos(angle), jnp.sin(angle), contrast])[None]]), vivid
+
+
+def _clutter(spread, palette, vivid):
+    """Make the background's shapes [CLUTTER, 12] of uniform numbers [CLUTTER, 16]; some take colours of `palette`."""
     like_head = palette[(2.999 * spread[:, 7]).astype(int)]
     paint = (0.01 + 0.84 * spread[:, 9:12]) ** 1.4
     paint = mix(jnp.mean(paint, -1, keepdims=True), paint, vivid)
     paint = jnp.where(spread[:, 8:9] < 0.4, like_head, paint)
 
-    clutter = jnp.concatenate(
+    return jnp.concatenate(
         [
             2.2 * spread[:, 12:14] - 1.1,
             0.08 * jnp.exp(2.1 * spread[:, 14:16]),
@@ -185,20 +227,6 @@ def sample_scene(
             paint,
         ],
         axis=-1,
-    )
-    return Scene(
-        **pose,
-        shape=shape,
-        expression=expression,
-        hair=hair,
-        colors=colors,
-        light=light,
-        light_color=(1.05 - 0.6 * shade) * exposure * tint,
-        ambient=shade * exposure * (2.0 - tint),
-        flip=jnp.ones((), jnp.float32),
-        gradient=gradient,
-        noise=noise,
-        clutter=clutter,
     )
 
 
