@@ -114,7 +114,6 @@ def test_a_round_finds_the_clusters_and_keeps_them():
 
 def test_exemplars_equal_loops():
     rng = np.random.default_rng()
-    method = build(DuldPP, **POSED)
     z, mask = unit(rng.normal(size=(5, P, D))), rng.random((5, P)) < 0.7
     centroids, used = unit(rng.normal(size=(2, K, D))), np.array([[True] * K, [True, False, True]])
     pose = rng.integers(0, 2, 5)
