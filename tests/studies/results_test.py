@@ -33,7 +33,7 @@ TABLE = dict(
         dict(title="both", keys=["forward", "backward"], digits=1),
         dict(title="minutes", keys=["minutes"]),
     ],
-    records=[NEW, NEW | dict(row=["mean shape"], numbers={"forward": 20.6}, minutes=None)],
+    records=[NEW, NEW | dict(row=["mean shape"], numbers={"forward": 20.6}, minutes=None, digits=1)],
 )
 
 
@@ -108,7 +108,7 @@ def test_pages_are_filled_in_and_the_rest_is_left(root):
         "|  | forward | both | minutes |",
         "|---|---|---|---|",
         "| D-ULD | **6.23 ± 0.19** | 6.2 ± 0.2 / 6.2 | 12.2 |",
-        "| mean shape | 20.60 | 20.6 |  |",
+        "| mean shape | 20.6 | 20.6 |  |",
     ]
     origin = "- 2 CPU cores, idle; 2026-11-29; commit 0123abc; seed 0; protocol `folder_68_eyes`."
     assert lines[7] == origin

@@ -44,6 +44,7 @@ FIELDS = {
     "busy": "whether other programs ran on the machine at the same time",
     "minutes": "duration, evaluations and compilation included",
     "numbers": "name -> number or list of numbers; NAME_std is the standard deviation of NAME over seeds",
+    "digits": "decimals of the numbers, where these have fewer than the table's columns",
     "protocol": "id of the protocol of the errors",
     "source": "quotations: the paper and its table",
     "history": "whether the record is from before there were records",
@@ -258,6 +259,8 @@ def _cell(record: Record, column: dict[str, Any]) -> str:
     if any(record[key] != value for key, value in column.get("where", {}).items()):
         return ""
     known = {"minutes": record["minutes"]} | record["numbers"]
+    if record["digits"] is not None:
+        column = column | {"digits": record["digits"]}
     texts = []
     for key in column["keys"]:
         value = known.get(key)
