@@ -7,7 +7,7 @@ VENV ?= $(if $(CONSTRAINTS),.venv,.venv-newest)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy=eager)
 
-.PHONY: demo test test-newest test-slow lint format bench clean
+.PHONY: demo test test-newest test-slow lint format bench docs results clean
 
 demo: $(VENV)/.core
 	$(BIN)/uld train --config=configs/zeroshot.py:dataset=synthetic,k=10,preset=small --workdir=runs/demo \
@@ -35,6 +35,13 @@ format: $(VENV)/.test
 bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.step
 
+results: $(VENV)/.core
+	$(BIN)/python -m uld_jax.studies.results
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "Look at build/docs/index.html."
+
 clean:
 	rm -rf .venv .venv-newest build dist *.egg-info
 
@@ -49,4 +56,8 @@ $(VENV)/.core: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.core

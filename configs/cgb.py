@@ -16,7 +16,7 @@ scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0
                                                hardly any link between descriptors, which are all alike
     --config.cgb.zoom=...                      views show the frame; the code crops to the annotated landmarks
 `small` is what two laptop cores train in minutes; `tiny` takes seconds.
-The measured numbers are in the README's results table.
+The measured numbers are in docs/methods/cgb.md.
 """
 
 from ml_collections import ConfigDict
@@ -48,9 +48,10 @@ def get_config(arg=None):
             warmup, cgb = dict(steps=1000), dict(steps=2000)
             both |= dict(detector_rate=1e-3)
         else:
-            # What keeps good landmarks (README): a slow detector, after a generator that has learnt to use them; a loss
-            # on the middle, of pixels, as a VGG16 with random weights pulls the landmarks away (set perceptual=1 with
-            # config.weights.vgg16); and views that bend, so that no few points tell where everything is.
+            # What keeps good landmarks (docs/methods/cgb.md): a slow detector, after a generator that has learnt to use
+            # them; a loss on the middle, of pixels, as a VGG16 with random weights pulls the landmarks away (set
+            # perceptual=1 with config.weights.vgg16); and views that bend, so that no few points tell where everything
+            # is.
             both |= dict(detector_rate=3e-6, perceptual=0.0, loss_window=0.75, bend=0.03)
             warmup |= dict(generator_first=300)
         config.eval_every, config.save_every = 300, 300

@@ -22,7 +22,7 @@ colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.rep
 
 Presets: `paper` looks through Stable Diffusion for 300,000 steps; `small` needs no weights: it looks through gradient
 histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` takes seconds.
-The measured numbers are in the README's results table.
+The measured numbers are in docs/methods/duld.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 Presets: `paper` is the published code's network at 128 px, batch 50; the code trains until it is stopped, here for
 300,000 steps. `small` is what two laptop cores train in minutes; `tiny` takes seconds.
 Evaluation is the published code's: least squares without an intercept (`evaluation/protocol.py`).
-The measured numbers are in the README's results table.
+The measured numbers are in docs/methods/imm.md.
 """
 
 from uld_jax.configs import common

@@ -22,7 +22,7 @@ Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoi
     (weights)  --config.keypoints.detector=auto       (boxes)  --config.keypoints.region=none
     (memory)   --config.stage2.accumulate_steps=4     its batches of 64 in four pieces
 `small` is what two laptop cores train in about ten minutes; `tiny` takes seconds.
-The measured numbers are in the README's results table.
+The measured numbers are in docs/methods/self_training.md.
 """
 
 from uld_jax.configs import common

@@ -11,7 +11,7 @@ from; test images have no boxes, so that their pixels are drawn in the middle (`
 FAN at 256 px, comes after all that the section describes, and is left out by --config.stages="('zeroshot',)".
 
 `small` is what two laptop cores train in minutes, with gradient histograms, places, and candidates that are six times
-the landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in the README's results table.
+the landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
 """
 
 from uld_jax.configs import common

@@ -68,6 +68,7 @@ class Detector:
 
     @property
     def frame_size(self) -> int:
+        """Side of the square frame, in pixels."""
         return self.config.data.frame_size
 
     @property

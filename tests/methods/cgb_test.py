@@ -264,7 +264,7 @@ def test_consistency_is_measured_alike_whether_a_gaussian_follows_it_or_not(meth
         one = replace(made, **changes)
         return jax.jit(lambda: one._loss(state.params, state.model_state, aux, {}, images, images[:, ::-1])[1][1])()
 
-    assert made.detach_d  # by default d is a number that is measured, not one that is trained (README)
+    assert made.detach_d  # by default d is a number that is measured, not one that is trained (docs/methods/cgb.md)
     usual, others = metrics(), (metrics(bottleneck="fixed"), metrics(detach_d=False, sigma="code_rescaled"))
     assert 0 < float(usual["consistency"]) < 1
     for other in others:

@@ -650,7 +650,7 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
-    """No keypoints, no training: the command of the README."""
+    """No keypoints, no training: the command of docs/methods/self_training.md."""
     from uld_jax import sharding
     from uld_jax.engine import loop, runs
 

@@ -53,8 +53,8 @@ def convert(entries: rules.Entries, *, where: str, core: rules.Entries | None = 
     if (hourglasses := _hourglasses(entries)) > 1:
         raise UserError(
             f"{where} is a FAN of {hourglasses} hourglasses, one after the other (m0 to m{hourglasses - 1}), such as "
-            "face-alignment's 2DFAN-4; only networks of one are used here: give one of the detectors that the README "
-            "lists for --kind=fan"
+            "face-alignment's 2DFAN-4; only networks of one are used here: give one of the detectors that "
+            "docs/weights.md lists for --kind=fan"
         )
     incremental = [key for key in entries if key.endswith(".W")]
     if incremental and core is None:

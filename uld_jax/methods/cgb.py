@@ -117,7 +117,7 @@ class CGB(Stage):
       sigma: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1) + 0.2.
       detach_d: whether d is a constant to the gradient (ours). The code lets it through, so that the detector can widen
         or narrow a Gaussian by moving its descriptor. Measured, it widens them: d falls, where figure 5 has it rise,
-        and no error gains (README).
+        and no error gains (docs/methods/cgb.md).
       descriptor: how features are pooled (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
       projection: the 1x1 convolution below the descriptors is `trained`, or `frozen_random` as in the code. The two
         are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
