@@ -212,7 +212,7 @@ def test_what_is_not_the_papers_is_a_switch(spec, key, value):
     assert eval(key, {}, resolved(spec, **{key: value})) == value
 
 
-@pytest.mark.parametrize("spec", [*tiny.CONFIGS, "cgb:init=zeroshot", "self_training:variant=extended"])
+@pytest.mark.parametrize("spec", [*tiny.SHIPPED, "cgb:init=zeroshot", "self_training:variant=extended"])
 def test_no_preset_enlarges_its_frames_for_a_network_of_its_own(spec):
     """Stable Diffusion wants 512 pixels of whatever it is given; that is in its own file."""
     for preset in ("paper", "small", "tiny"):

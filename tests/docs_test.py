@@ -15,7 +15,8 @@ from uld_jax import cli
 from uld_jax import config as config_lib
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError
-from uld_jax.studies import results, sweep
+from uld_jax.studies import grid as grid_lib
+from uld_jax.studies import results
 
 PAGES = [*results.pages(tiny.ROOT), tiny.ROOT / "CONTRIBUTING.md", tiny.ROOT / "CHANGELOG.md"]
 API = sorted((tiny.ROOT / "docs" / "api").glob("*.md"))
@@ -43,13 +44,13 @@ def parse(words):
         how.define(flags)
         values = flags.parse(argv, overrides=how.overrides, positional=how.positional)
     if command == "sweep":
-        assert sweep.cells(values.config, values.grid, values.override)
+        assert grid_lib.cells(values.config, values.grid, values.override)
     elif command == "figure":
         config = config_lib.load(values.config)
         with config.unlocked():
             config_lib.override(config, values.override)
         for grid in values.grid:
-            sweep.parse_grid(grid)
+            grid_lib.parse_grid(grid)
 
 
 EVERY = [(page, words) for page in PAGES for words in commands(page.read_text())]
@@ -104,7 +105,7 @@ def test_every_table_is_shown_on_a_page():
 
 def test_every_method_has_a_page():
     pages = {page.stem for page in (tiny.ROOT / "docs" / "methods").glob("*.md")}
-    assert pages == set(tiny.CONFIGS)
+    assert pages == set(tiny.SHIPPED)
 
 
 def documented():

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import sharding
-from uld_jax.data import decode, open_source, specs
+from uld_jax.data import decode, open_source, schemes, specs
 from uld_jax.data.open import eval_batch
 from uld_jax.engine import runs
 from uld_jax.engine import workdir as workdir_lib
@@ -270,7 +270,7 @@ def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut
 
 
 def fit_folder(
-    detector: Detector, data_dir, split: str = "train", scheme: str = specs.NO_SCHEME
+    detector: Detector, data_dir, split: str = "train", scheme: str = schemes.NO_SCHEME
 ) -> tuple[regression.ForwardMap, int]:
     """`Detector.fit` on the annotated images of a folder (`train.csv`); also how many these are.
 

@@ -85,7 +85,7 @@ def after(name, stage):
 
 
 def test_every_method_class_has_a_config():
-    named = {tiny.config(n)[s].method for n, s in STAGES}
+    named = {tiny.config(n)[s].method for n, s in STAGES if n != tiny.TOY}
     found = set()
     for module in pkgutil.iter_modules(uld_jax.methods.__path__):
         for name, cls in vars(importlib.import_module(f"uld_jax.methods.{module.name}")).items():

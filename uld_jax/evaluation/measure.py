@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from uld_jax.config import Config
-from uld_jax.data import Source, specs
+from uld_jax.data import Source, schemes, specs
 from uld_jax.data.open import Data
 from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
@@ -115,7 +115,7 @@ def _against_annotation(
 
     def scored(train, test_set):
         """Both errors, and how often landmarks are where annotated ones are."""
-        data, scheme = test.spec.protocol, specs.scheme_of(test.spec.scheme)
+        data, scheme = test.spec.protocol, schemes.scheme_of(test.spec.scheme)
         errors = regression.evaluate(train, test_set, data=data, protocol=protocol, fits=fits, **options)
         matched = train.take(spread(len(train.found), MATCHED))
         known = {"names": test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
@@ -187,7 +187,7 @@ def yaw_of(source: Source) -> np.ndarray | None:
             return yaw if np.isfinite(yaw).any() else None
         except ValueError:
             return None  # words, such as left and right
-    scheme = specs.scheme_of(source.spec.scheme)
+    scheme = schemes.scheme_of(source.spec.scheme)
     if source.landmarks is None or scheme is None or not scheme.fixed:
         return None
     yaw = yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw

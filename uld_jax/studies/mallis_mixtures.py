@@ -4,10 +4,11 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluation/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import dataclasses
 
 import jax
 import numpy as np
+import Sequence
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -102,13 +103,13 @@ class Mixtures:
         lengths = descriptors.lengths(test)
         visible = None if test.visible is None else test.visible[:, self.landmarks]
         truth = test.landmarks[:, self.landmarks]
-        values = correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible)
+        values = dataclasses.asdict(correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible))
         # The detector head alone, before clusters are assigned and what is far from them is dropped.
         detected = correspondence(
             seen.points, seen.mask.astype(np.float32), truth, lengths, radius=radius, visible=visible
         )
         detector = ("f_measure", "precision", "recall", "keypoints_per_image")
-        values |= {f"detector_{key}": detected[key] for key in detector}
+        values |= {f"detector_{key}": getattr(detected, key) for key in detector}
         workdir_lib.write_json(self.path(cell), values | {"landmarks": self.landmarks, "images": len(test)})
 
 
