@@ -306,7 +306,7 @@ def test_starts(method):
     with pytest.raises(UserError, match="init_from=RUN:warmup"):
         other.init(jax.random.key(0), batch, frozen, Start(warm, 4))
     loaded = dataclasses.replace(made, start="checkpoint").init(
-        jax.random.key(0), batch, frozen | {"fan": given}, None, 4
+        jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4)
     )
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3
     # A finished run is read, by the shapes of its state, without the weights that only training needs.
