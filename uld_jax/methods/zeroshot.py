@@ -197,7 +197,8 @@ class ZeroShot(Stage):
         cells = self._draw(keys, self.pixels, state.aux, described, boxes)[:, : self._kept(state.aux)]
         # Step 3) Candidates, which mean something once there are clusters.
         found = self._place(state.aux, described, batch["image"], boxes)
-        return Seen(keypoints.sample(described, cells), cells, *found)
+        sampled = keypoints.sample(described, cells).astype(state.aux.centroids.dtype)  # maps from files have their own
+        return Seen(sampled, cells, *found)
 
     def refresh(self, state, frozen, bank, rng):
         aux, seen, count, num_images = state.aux, bank.values, self._clusters, len(state.aux.labels.xy)
