@@ -65,7 +65,7 @@ def test_rows_are_shown_and_written(tmp_path, capsys):
 
 
 def test_every_stage_of_every_config_can_be_timed():
-    assert step.stages() == tiny.stages()
+    assert step.stages() == [one for one in tiny.stages() if one[0] != tiny.TOY]
     assert step.stages("zeroshot") == [("zeroshot", "zeroshot"), ("zeroshot", "detector")]
     assert step.stages("nothing") == []
 

@@ -26,6 +26,7 @@ class Made:
     k: int
     net: Net = Net(16)
     kind: Literal["a", "b"] = "a"
+    way: Literal["x", "y", "z"] = "x"
     rate: Positive = 0.5
     share: Share = 0.0
     part: Fraction = 1.0
@@ -46,9 +47,10 @@ def test_keys_find_their_section():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"wdith": 3}, r"^wdith is no hyper-parameter of Made; it has depth, k, kind, part, rate, share, width$"),
+        ({"wdith": 3}, r"^wdith is no hyper-parameter of Made; it has depth, k, kind, part, rate, share, way, width$"),
         ({"net": {"size": 3}}, r"^net\.size is no hyper-parameter of Made; net has width, depth$"),
         ({"kind": "c"}, r"^kind is 'c'; use a or b$"),
+        ({"way": "w"}, r"^way is 'w'; use x, y or z$"),
         ({"rate": 0}, r"^rate is 0; use a number above 0$"),
         ({"width": 0}, r"^net\.width is 0; use 1 or more$"),
         ({"depth": -1}, r"^net\.depth is -1; use 0 or more$"),

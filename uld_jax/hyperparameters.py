@@ -70,7 +70,8 @@ def check(values: Any) -> None:
             if not allowed.holds(value):
                 raise UserError(f"{name} is {value}; use {allowed}")
         elif value not in allowed:
-            raise UserError(f"{name} is {value!r}; use {' or '.join(map(str, allowed))}")
+            *others, last = map(str, allowed)
+            raise UserError(f"{name} is {value!r}; use {' or '.join(filter(None, [', '.join(others), last]))}")
     for part in sections(type(values)):
         try:
             check(getattr(values, part))

@@ -11,8 +11,8 @@ from sklearn.metrics import calinski_harabasz_score, silhouette_score
 
 from tests import tiny
 from uld_jax import sharding
+from uld_jax.data.open import open_split
 from uld_jax.errors import UserError
-from uld_jax.evaluation import evaluate
 from uld_jax.method import Described, Stage
 from uld_jax.studies import clusters
 
@@ -53,7 +53,7 @@ def finished(tmp_path):
 
 def count(run, split="train", rows=slice(None)) -> int:
     """How many descriptors `Told` has of a split's images, or of some."""
-    even = is_even(evaluate.open_split(run.config, split).images())[rows]
+    even = is_even(open_split(run.config, split).images())[rows]
     assert 0 < even.sum() < len(even)
     return 3 * len(even) + int(even.sum())
 

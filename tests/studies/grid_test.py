@@ -26,7 +26,7 @@ def test_examples():
 def test_cells_are_the_product_of_the_grids():
     found = grid.cells(SPEC, ["detector.learning_rate=0.1,1e-3", "seed=0,1"], ["detector.steps=7"])
     assert [c.name for c in found] == [f"detector.learning_rate={r},seed={s}" for r in ("0.1", "1e-3") for s in (0, 1)]
-    assert [(c.config.detector.learning_rate, c.config.seed) for c in found] == [
+    assert [(c.config.detector.optimizer.learning_rate, c.config.seed) for c in found] == [
         (0.1, 0),
         (0.1, 1),
         (1e-3, 0),

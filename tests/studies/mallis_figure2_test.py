@@ -89,7 +89,7 @@ def test_nonsense_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert "leave it out" in said("2d", "--config.keypoints.points=mine.csv")
     assert "use --grid=seed=..." in said("2c", "--config.seed=1")
     assert "wdith" in said("2c", "--config.stage1.wdith=3")
-    assert "pairs=none,seed=0: stage1.pairs is 'none'" in said("2c", "--grid=pairs=none")
+    assert "pairs=none,seed=0: config.stage1.pairs is 'none'" in said("2c", "--grid=pairs=none")
     assert "the config has no stage keypoints" in said("2c", config="zeroshot:preset=tiny")
     assert "the config has no stage stage1" in said("2c", "--config.stages=('keypoints',)")
     assert "has no run left" in said("2b", "--grid=detector=superpoint,r2d2")

@@ -31,7 +31,7 @@ def test_nothing_is_run_when_one_cell_cannot_be(tmp_path, capsys, monkeypatch):
     assert "sead" in said("--grid=seed=0,1", "--config.sead=3")
     assert "detector.steps=-1: config.detector.steps is -1" in said("--grid=detector.steps=4,-1")
     assert "batch_size=0: " in said("--grid=batch_size=8,0")
-    assert "detector.loss=none: detector.loss is 'none'" in said("--grid=detector.loss=position,none")
+    assert "detector.loss=none: config.detector.loss is 'none'" in said("--grid=detector.loss=position,none")
     assert "multiples of" in said("--grid=detector.image_size=32,33")  # found by tracing
     assert "data_dir is not set" in said("--grid=seed=0,1", config=f"{SPEC},dataset=folder")
     assert "does not exist" in said(f"--grid=data_dir={tmp_path / 'absent'}", config=f"{SPEC},dataset=folder")

@@ -30,7 +30,7 @@ class Training:
         if self.stops and self.stops in workdir.name:
             stop._flag.set()
             raise stopping.Stopped("stopped in stage detector at step 1, saved; the same command goes on")
-        error = config.detector.learning_rate * 100 + config.seed
+        error = config.detector.optimizer.learning_rate * 100 + config.seed
         steps = config.detector.steps
         lines = [
             {"step": s, "stage": "detector", "seconds": 30 * s, "loss": 1 / s, "consistency": s / (1 + config.seed)}

@@ -4,11 +4,11 @@ The same points serve every M, and none is dropped before the first clustering: 
 of `evaluation/correspondence.py` on the test split, and of the chosen landmarks alone.
 """
 
-from collections.abc import dataclasses
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-import Sequence
 from etils import epath
 from jax.experimental import multihost_utils
 
