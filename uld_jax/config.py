@@ -27,7 +27,7 @@ from uld_jax.method import Method, Stage
 Config = ml_collections.ConfigDict
 # New paths of stages that have moved: the configs of finished runs name the old ones.
 MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
-KWARGS = "backbone_kwargs"  # a section of another class's hyper-parameters
+KWARGS = "backbone_kwargs"  # section with hyper-parameters of another class
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
 
 

@@ -65,7 +65,7 @@ class Detector:
 
     @functools.cached_property
     def k(self) -> int:
-        """Number of landmarks in use, for a stage that estimates it; otherwise of all landmarks."""
+        """Number of landmarks; for a stage that estimates this number, only landmarks in use count."""
         return self._predictor.count(self._finished.state, self._finished.frozen, self.frame_size)
 
     @property
@@ -136,7 +136,8 @@ class Detector:
         parts = []
         for start in range(0, len(frames), size):
             batch = frames[start : start + size]
-            full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])  # one size: one compilation
+            # Batches of one size need only one compilation.
+            full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
             xy, score = self._predictor.images(self._finished.state, self._finished.frozen, full)
             parts.append((xy[: len(batch)], score[: len(batch)]))
         xy, score = (np.concatenate(p) for p in zip(*parts, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-_LONGEST = 255  # bytes of a name, on nearly all file systems
+_LONGEST = 255  # most bytes of a name on nearly all file systems
 
 
 def printable(text: str) -> str:

@@ -253,7 +253,7 @@ class Clustering(Stage):
     used whole.
     """
 
-    bank_gib: float  # a field of every such stage
+    bank_gib: float  # every subclass has this field
 
     def form(self, state: TrainState, frozen, bank: Bank, rng: jax.Array) -> Any:
         """Form clusters from a bank of all images or of a sample, in arrays whose size is independent of the images."""

@@ -240,7 +240,7 @@ class Overlays:
 
     def __init__(self, folder):
         self._folder = epath.Path(folder)
-        self._torn = _index(self._folder / "index.partial.csv")  # of a call that was killed
+        self._torn = _index(self._folder / "index.partial.csv")  # rows of a killed call
         self._earlier = _index(self._folder / "index.csv") + self._torn
         self._index = files.GrowingCsv(self._folder / "index.csv", self.HEADER)
         self._index.add(self._torn)

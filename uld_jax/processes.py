@@ -19,10 +19,8 @@ _PATIENCE = 300  # seconds to wait for all processes, JAX's own default
 # JAX detects Kubernetes by this variable. Outside an indexed job it cannot find the number of a process, so the
 # variable is hidden there and, for example, a notebook's pod runs as one process.
 _KUBERNETES = "KUBERNETES_SERVICE_HOST"
-_WORKERS = (
-    "TPU_WORKER_HOSTNAMES",
-    "TPU_PROCESS_ADDRESSES",
-)  # lists of workers, on machines that need no metadata server
+# Lists of workers, on machines that need no metadata server.
+_WORKERS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 class Cluster(NamedTuple):

@@ -71,7 +71,7 @@ def _rows_of(mesh, batch_size, process):
 def put_batch(mesh: Mesh, tree, axis: int = 0):
     """Make global arrays, split over `data` along `axis`, of this process's rows (NumPy, as `local_rows` orders)."""
     where = NamedSharding(mesh, P(*(None,) * axis, AXIS))
-    here = len(local_rows(mesh, mesh.size))  # devices
+    here = len(local_rows(mesh, mesh.size))  # number of this process's devices
 
     def put(x):
         x = np.asarray(x)

@@ -178,7 +178,7 @@ def check(file) -> BadFile | None:
     return None
 
 
-# All errors that Pillow raises for damaged files; its parsers check little of a damaged header.
+# All errors that Pillow raises for damaged files; damaged headers cause errors deep in its parsers.
 _BROKEN = (
     Image.DecompressionBombError,
     OSError,
@@ -359,7 +359,7 @@ def _in_bands(image, factor, convert) -> Image.Image:
 
 
 def _memory_needed(opened: _Opened) -> int:
-    """Estimate the most bytes that decoding takes, at the size that the decoder was told to reduce to.
+    """Estimate the most bytes that decoding takes, at the size to which the decoder reduces.
 
     Raises BadFile if the estimate exceeds `MOST_MEMORY`.
     """

@@ -142,7 +142,7 @@ class _Head(NamedTuple):
 
     size: tuple[int, int]
     file_bytes: int
-    checksum: int  # of the first bytes
+    checksum: int  # crc32 of the first bytes
 
 
 def _head(path) -> "_Head | listing.BadFile":

@@ -46,7 +46,7 @@ _OWN = (
     {"figure.json", "figure.md"},
 )
 _START = 64  # number of first bytes that identify a format
-_NAMED = 20  # bad files that one message names
+_NAMED = 20  # most bad files that one message names
 
 
 class BadFile(UserError):

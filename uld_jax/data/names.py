@@ -23,7 +23,7 @@ class Index:
         for name in dict.fromkeys(names):
             for kind, key in _KEYS.items():
                 table = self._tables[kind]
-                table[key(name)] = None if key(name) in table else name  # None: either could be meant
+                table[key(name)] = None if key(name) in table else name  # None marks a key of several names
 
     def find(self, name: str, *, any_case: bool = False) -> str | None:
         """Find the existing name that is meant; None if there is none, or if several fit equally well.

@@ -30,7 +30,7 @@ from uld_jax.ops import coordinates
 
 BOX = ("box_x0", "box_y0", "box_x1", "box_y1")
 MASK = "mask"
-_WHITE = 128  # of 255: least value of a mask's pixel on the object
+_WHITE = 128  # least value, of 255, of a mask's pixel on the object
 
 
 class Keypoints(NamedTuple):

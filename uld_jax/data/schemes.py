@@ -109,7 +109,7 @@ def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
     order = np.broadcast_to(np.arange(landmarks), points.shape[:-1])
     for pairs in groups:
         a, b = pairs[0]
-        turned = points[..., a, 0] > points[..., b, 0]  # False where one of the two is not annotated
+        turned = points[..., a, 0] > points[..., b, 0]  # comparison with NaN is False, so unannotated pairs stay
         order = np.where(turned[..., None], np.array(mirror_permutation(landmarks, *pairs))[order], order)
     return order
 

@@ -86,7 +86,7 @@ def check(table: Table, name: str) -> None:
     """Check a table and its records. Raises UserError, naming table, row and field, for the first error."""
     if not isinstance(table.get("labels"), list) or not table.get("columns"):
         raise UserError(f"results/{name}.json needs `labels` and `columns`")
-    if "rows" in table:  # numbers of other tables, side by side
+    if "rows" in table:  # the table collects numbers of other tables
         return
     cells = set()
     for record in table.get("records", []):

@@ -55,7 +55,7 @@ def train(
             _say(f"{cell.name}: {i + 1} of {len(cells)} runs")
             try:
                 _run(cell, workdir / cell.name, mesh, stop, measure)
-            except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, for example
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter is raised when memory runs out
                 errors[cell.name] = str(error)
                 _say(f"{cell.name} failed: {error}")
             finally:

@@ -61,7 +61,7 @@ LAYOUTS = tuple(
     for cell, offsets in itertools.product((4.0, 6.0), ((-8.0, -3.0, 3.0, 8.0), (-6.0, -2.0, 2.0, 6.0)))
 )
 FRAME = 64  # px, side of the images of heads
-NOISE = 0.03  # of the frame: largest standard deviation of a landmark's position
+NOISE = 0.03  # largest standard deviation of a landmark's position, as a fraction of the frame
 STRETCH = 16  # largest factor for directions that distinguish landmarks
 LEVEL = 0.1  # weight of a graph's mean error beside the errors around it
 KEPT = 16  # number of latest graphs that updates choose from

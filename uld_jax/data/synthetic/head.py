@@ -75,10 +75,10 @@ class Features(NamedTuple):
     brow: jax.Array  # [2] arch, half thickness
     mouth_y: jax.Array
     mouth_half: jax.Array
-    corner_y: jax.Array  # of the mouth's corners, relative to mouth_y
+    corner_y: jax.Array  # y of the mouth's corners, relative to mouth_y
     gap: jax.Array  # [2] rise of the upper lip's lower edge and fall of the lower lip's upper edge
     lips: jax.Array  # [2] thickness of the upper and the lower lip
-    nose_y: jax.Array  # of the tip
+    nose_y: jax.Array  # y of the nose's tip
     nose_half: jax.Array  # half width at the nostrils
     nostril_z: jax.Array
     jaw: jax.Array  # [3] a point inside the head, beside the jaw landmark
