@@ -13,14 +13,14 @@ __all__ = ["__version__", "load", "train"]
 
 
 def load(workdir, *, mesh=None):
-    """The detector of a finished run, `WORKDIR[:stage]`. Raises `UserError` if there is none."""
+    """Load the detector of a finished run, `WORKDIR[:stage]`. Raises `UserError` if there is none."""
     from uld_jax.detector import Detector
 
     return Detector.load(workdir, mesh=mesh)
 
 
 def train(config, workdir, *, mesh=None):
-    """Trains a config (an ml_collections.ConfigDict, or `FILE_OR_NAME:arguments`) and returns its detector."""
+    """Train a config (an ml_collections.ConfigDict, or `FILE_OR_NAME:arguments`) and return its detector."""
     from uld_jax import config as config_lib
     from uld_jax.engine import loop
 

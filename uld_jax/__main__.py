@@ -1,4 +1,4 @@
-"""The console script `uld COMMAND --flags`: finds the command, joins its processes, and makes errors sentences."""
+"""The console script `uld COMMAND --flags`: finds the command, joins its processes, prints errors as sentences."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ from uld_jax.errors import UserError
 
 
 def main() -> int:
-    """The console script; returns the exit code: 0 done, 1 bad input, 3 done but files were skipped."""
+    """Run the console script; return the exit code: 0 done, 1 bad input, 3 done but files were skipped."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in cli.OLD_NAMES:
         print(f"uld {name}: this command is now called `uld {cli.OLD_NAMES[name]}`", file=sys.stderr)
@@ -24,12 +24,12 @@ def main() -> int:
         return OK if name in ("", "-h", "--help", "help") else BAD_INPUT
     warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not text
     return interrupts.leave(_answered(name, sys.argv[2:]))
 
 
 def _answered(name: str, words: Sequence[str]) -> int:
-    """Exit code of a command; errors that a user can mend, and Ctrl-C, become a sentence."""
+    """Run a command and return its exit code; print errors that a user can mend, and Ctrl-C, as one sentence."""
     try:
         return _run(name, words)
     except UserError as error:
@@ -56,11 +56,11 @@ def _run(name: str, words: Sequence[str]) -> int:
     _start_processes(args)
     if command.stops:
         return command.run(args)
-    return interrupts.attended(lambda: command.run(args))  # so that Ctrl-C is answered at once
+    return interrupts.attended(lambda: command.run(args))  # so that Ctrl-C takes effect at once
 
 
 def _start_processes(args: FlagValues) -> None:
-    """Join the other processes, and say which devices there are."""
+    """Join the other processes and print which devices there are."""
     from uld_jax import processes
 
     processes.start(args.coordinator, args.num_processes, args.process_id)

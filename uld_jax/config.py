@@ -25,18 +25,18 @@ from uld_jax.lookup import find_class
 from uld_jax.method import Method, Stage
 
 Config = ml_collections.ConfigDict
-# Where stages of earlier versions are now: the configs of finished runs name them as they were.
+# New paths of stages that have moved: the configs of finished runs name the old ones.
 MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
-KWARGS = "backbone_kwargs"  # a section of another class's hyper-parameters
+KWARGS = "backbone_kwargs"  # section with hyper-parameters of another class
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
 
 
 class UnknownArgument(UserError):
-    """A config file takes no such argument after its colon."""
+    """An argument after the colon that a config file does not take."""
 
 
 class StageSpec(NamedTuple):
-    """A stage, built; `batch_size` images a step, of all devices together."""
+    """A stage, built; `batch_size` is the number of images in a step, over all devices together."""
 
     name: str
     steps: int
@@ -45,14 +45,14 @@ class StageSpec(NamedTuple):
 
 
 def folder() -> pathlib.Path:
-    """Where the configs that ship with the package are: the checkout's `configs/`, or the wheel's copy."""
+    """Return the folder of the configs that ship with the package: the checkout's `configs/`, or the wheel's copy."""
     import uld_jax.configs
 
     return pathlib.Path(uld_jax.configs.__file__).parent
 
 
 def resolve(spec: str) -> str:
-    """`PATH.py[:arg]` or `NAME[:arg]` to an existing file with its argument.
+    """Resolve `PATH.py[:arg]` or `NAME[:arg]` to an existing file with its argument.
 
     Raises UserError when there is no such file.
     """
@@ -68,7 +68,7 @@ def resolve(spec: str) -> str:
 
 
 def load(spec: str, **overrides) -> Config:
-    """A config by file or name, as `--config` takes it.
+    """Load a config by file or name, in the form that `--config` takes.
 
     >>> load("zeroshot:dataset=synthetic,k=5,preset=tiny").k
     5
@@ -90,9 +90,9 @@ def load(spec: str, **overrides) -> Config:
 
 
 def whole_key(config: Config, key: str) -> str:
-    """`STAGE.KEY` with the section of the stage that has it: `detector.width` is `detector.net.width`.
+    """Complete `STAGE.KEY` with the section that holds the key: `detector.width` becomes `detector.net.width`.
 
-    A key stands for the only section that has it. Other keys, known or not, stay as they are.
+    The key must be in exactly one section. Other keys, known or not, stay as they are.
     """
     stage, _, rest = key.partition(".")
     part = config.get(stage)
@@ -111,9 +111,9 @@ def update(stage: Config, **values) -> None:
 
 
 def parse_flags(argv: list[str]) -> Config:
-    """The config of `--config=SPEC` and `--config.KEY=VALUE` flags, each value in the type of its key.
+    """Parse `--config=SPEC` and `--config.KEY=VALUE` flags into a config, each value in the type of its key.
 
-    Raises UserError.
+    Raises UserError for a flag, key or value that does not fit.
     """
     values = flags.FlagValues()
     argv = with_whole_keys(argv)
@@ -126,20 +126,23 @@ def parse_flags(argv: list[str]) -> Config:
 
 
 def with_whole_keys(argv: Sequence[str]) -> list[str]:
-    """A command line whose `--config.STAGE.KEY` name the sections of their keys; see `whole_key`."""
+    """Complete every `--config.STAGE.KEY` of a command line with the section of its key; see `whole_key`."""
     spec = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
     flag = re.compile(r"(--?config\.)([\w.]+)(.*)", re.DOTALL)
     if spec is None or not any(map(flag.match, argv)):
         return list(argv)
     try:
         config = load(spec)
-    except Exception:  # what is wrong with it is said where it is parsed
+    except Exception:  # the parser reports the error
         return list(argv)
     return [m[1] + whole_key(config, m[2]) + m[3] if (m := flag.match(a)) else a for a in argv]
 
 
 def override(config: Config, changes: Sequence[str]) -> None:
-    """Sets `KEY=VALUE` in an unlocked config, each value in the type of its key. Raises UserError."""
+    """Set `KEY=VALUE` in an unlocked config, each value in the type of its key.
+
+    Raises UserError for a key or value that does not fit.
+    """
     values = flags.FlagValues()
     keys = [change.partition("=") for change in changes]
     argv = ["override", *(f"--config.{whole_key(config, key)}{eq}{value}" for key, eq, value in keys)]
@@ -151,19 +154,19 @@ def override(config: Config, changes: Sequence[str]) -> None:
 
 
 FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
-_OURS = r"^uld_jax[.\w]*: "  # the class of an error of ours, before its sentence
+_OURS = r"^uld_jax[.\w]*: "  # the class name of the package's own errors, before the message
 
 
 def flag_error(error: Exception) -> UserError:
-    """One sentence from what absl raises for a flag, and ml_collections for a config file or an override."""
+    """Make one sentence of an error that absl raises for a flag, or ml_collections for a config file or override."""
     if isinstance(error, flags.Error):
         return UserError(re.sub(_OURS, "", str(error).splitlines()[-1]))
     text = str(error.args[0] if error.args else error)
-    if text[:1] in ("'", '"'):  # a KeyError holds a quoted text
+    if text[:1] in ("'", '"'):  # the text of a KeyError is quoted
         text = str(ast.literal_eval(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and lines[0].startswith("Error whilst parsing config file"):
-        # a traceback follows; its last line says what
+        # A traceback follows; its last line holds the message.
         return UserError(re.sub(_OURS, "", lines[-1]))
     if isinstance(error, (AttributeError, KeyError)):
         key, *hint = (line.strip("'\"") for line in lines)
@@ -173,13 +176,13 @@ def flag_error(error: Exception) -> UserError:
 
 
 def stage(config: Config, name: str) -> StageSpec:
-    """Builds the stage `name`.
+    """Build the stage `name`.
 
     Raises UserError for an unknown stage, method or hyper-parameter.
     """
     if name not in config.stages or name not in config:
         known = config.stages
-        if name in known:  # the list itself is wrong
+        if name in known:  # the list names a stage that the config does not have
             known = [key for key, part in config.items() if isinstance(part, Config) and "method" in part]
         raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(known)}")
     values = config[name].to_dict()
@@ -195,7 +198,7 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
     usual = getattr(cls, "backbone", None)
     if values.get("backbone", usual) != usual:
-        # `--config.STAGE.backbone=OTHER` leaves the hyper-parameters of the usual one behind.
+        # After `--config.STAGE.backbone=OTHER` the hyper-parameters are still those of the default backbone.
         left = values.get("backbone_kwargs") == defaults("backbones", usual).to_dict()
         values |= {"backbone_kwargs": {}} if left else {}
     shared = {
@@ -203,7 +206,7 @@ def stage(config: Config, name: str) -> StageSpec:
         "frame_size": config.data.frame_size,
         "dtype": config.dtype,
         "steps": steps,
-        "weights": dict(config.get("weights", {})),  # runs from before there were any have no such key
+        "weights": dict(config.get("weights", {})),  # runs of earlier versions lack the key
     }
     if "accumulate_steps" in fields:
         values["accumulate_steps"] = _pieces(config, name, batch_size)
@@ -223,18 +226,18 @@ def stage(config: Config, name: str) -> StageSpec:
 
 
 def batch_of(config: Config, name: str) -> int:
-    """Images that a step of the stage `name` sees, of all devices together.
+    """Return the number of images in a step of the stage `name`, over all devices together.
 
-    Raises UserError for a number that no stage can use.
+    Raises UserError for a negative number.
     """
-    own = int(config[name].get("batch_size", 0))  # runs from before have no such key
+    own = int(config[name].get("batch_size", 0))  # runs of earlier versions lack the key
     if own < 0:
         raise UserError(f"config.{name}.batch_size is {own}; use 1 or more, or 0 for config.batch_size")
     return own or config.batch_size
 
 
 def _pieces(config: Config, name: str, batch_size: int) -> int:
-    """How many pieces a stage that can computes its batch in.
+    """Return the number of pieces in which a stage with `accumulate_steps` computes its batch.
 
     Raises UserError for a number that does not divide the batch.
     """
@@ -250,9 +253,9 @@ def _pieces(config: Config, name: str, batch_size: int) -> int:
 
 
 def defaults(package: str, path: str) -> Config:
-    """The hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared.
+    """Return the hyper-parameters of `module.Class` below `uld_jax.<package>` that have defaults and are not shared.
 
-    Of `module.Class+module.Class` they are in a section for each, named by its module.
+    For `module.Class+module.Class`, return one section for each class, named by its module.
     """
     if "+" in path:
         return Config({part.partition(".")[0]: defaults(package, part) for part in path.split("+")})
@@ -266,19 +269,19 @@ def defaults(package: str, path: str) -> Config:
 
 
 def takes(package: str, path: str, name: str) -> bool:
-    """Whether `module.Class` below `uld_jax.<package>` has the hyper-parameter `name`."""
+    """Tell whether `module.Class` below `uld_jax.<package>` has the hyper-parameter `name`."""
     return name in {f.name for f in dataclasses.fields(find_class(f"uld_jax.{package}", path, "method"))}
 
 
 def _hashable(value):
-    """Methods are hashed by jit: lists become tuples, dicts tuples of pairs."""
+    """Turn lists into tuples and dicts into tuples of pairs, because jit hashes methods."""
     if isinstance(value, dict):
         return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def unread_weights(config: Config, stages) -> list[str]:
-    """The kinds of `config.weights` that are given, and that none of the stages, built, looks for."""
+    """List the kinds of `config.weights` that are given but that none of the built stages looks for."""
     read = set()
     for stage in stages:
         read |= getattr(stage.method, "weight_kinds", frozenset())
@@ -288,7 +291,7 @@ def unread_weights(config: Config, stages) -> list[str]:
 
 
 def check_weights_are_read(runs) -> None:
-    """Raises UserError for weights that are given and that no stage looks for, of any of `runs`: (config, stages)."""
+    """Raise UserError for given weights that no stage of any of the `runs`, (config, stages), looks for."""
     unread = set.intersection(*(set(unread_weights(config, stages)) for config, stages in runs))
     if unread:
         kind, (config, stages) = min(unread), runs[0]

@@ -1,4 +1,4 @@
-"""A finished run as a user holds it: photos in, landmarks out."""
+"""The detector of a finished run: photos in, landmarks out."""
 
 import functools
 import warnings
@@ -21,12 +21,12 @@ from uld_jax.ops import coordinates
 
 
 class LeaveOneOut(NamedTuple):
-    """How well annotated landmarks are placed on images that were not used to learn it.
+    """Leave-one-out error of annotated landmarks: each image is predicted by a map learned from the others.
 
     Attributes:
-      error: mean distance over images and points; None with a single image.
+      error: mean distance over images and points, in `unit`; None with a single image.
       unit: `percent` of the normaliser, or `pixels` of the images given.
-      normaliser: what the errors are divided by, None for pixels.
+      normaliser: name of the length that errors are divided by; None for pixels.
     """
 
     error: float | None
@@ -43,9 +43,11 @@ class Detector:
     """A stage of a finished run; see `load`.
 
     Attributes:
-      workdir, config, stage: of the run.
-      annotated: the map made by `fit`, or None.
-      leave_one_out: its error, a `LeaveOneOut`, or None.
+      workdir: folder of the run.
+      config: config of the run.
+      stage: name of the stage.
+      annotated: map from discovered to annotated landmarks, made by `fit`; None before.
+      leave_one_out: `LeaveOneOut` error of that map, or None.
     """
 
     def __init__(self, finished: runs.Finished, mesh):
@@ -57,13 +59,13 @@ class Detector:
 
     @classmethod
     def load(cls, where, *, mesh=None) -> "Detector":
-        """`WORKDIR[:stage]` of a finished run. Raises UserError if there is none."""
+        """Load a stage of a finished run, `WORKDIR[:stage]`. Raises UserError if there is none."""
         mesh = sharding.make_mesh() if mesh is None else mesh
         return cls(runs.load(str(where), mesh), mesh)
 
     @functools.cached_property
     def k(self) -> int:
-        """Number of landmarks; of those in use, where the stage found out how many there are."""
+        """Number of landmarks; for a stage that estimates this number, only landmarks in use count."""
         return self._predictor.count(self._finished.state, self._finished.frozen, self.frame_size)
 
     @property
@@ -76,20 +78,20 @@ class Detector:
         return self.workdir / f"annotated_{self.stage}.json"
 
     def predict(self, images, points: str = "discovered", outside: str = "missing") -> Prediction:
-        """Landmarks of images.
+        """Predict the landmarks of images.
 
-        No point lies outside its image. One that was found beyond it, on what fills up the square frame, or that `fit`
-        places there, is missing (score 0); see `coordinates.on_file`. Of an image that shows nothing (`shows_nothing`)
-        all landmarks are missing, with a warning.
+        No point lies outside its image. A point that is found or placed outside, on the padding of the square frame,
+        is missing (score 0); see `coordinates.on_file`. If an image shows nothing (`shows_nothing`), all its landmarks
+        are missing, with a warning.
 
         Args:
           images: [N,H,W,3] uint8, or a sequence of [H,W,3] images of any sizes; see `decode.array_pixels` for grey
-            ones, those with alpha, and uint16.
+            images, images with alpha, and uint16.
           points: `discovered`, or `annotated` for the landmarks that `fit` learned to place.
-          outside: `missing`, or `clip` for landmarks beyond an image to be given at its edge, with their score.
+          outside: `missing`, or `clip` to move landmarks outside an image to its edge and keep their score.
 
         Returns:
-          NumPy arrays: xy [N,K,2] (or [N,L,2]) in pixels of the images given, score [N,K] (for annotated points 1).
+          NumPy arrays: xy [N,K,2] (or [N,L,2]) in pixels of the images given, score [N,K] (1 for annotated points).
 
         Raises:
           UserError: images of another kind, or `annotated` before `fit`.
@@ -108,11 +110,11 @@ class Detector:
     def predict_files(
         self, frames: np.ndarray, maps: np.ndarray, sizes, points: str = "discovered", outside: str = "missing"
     ) -> "OnFiles":
-        """As `predict`, of images that are fitted to the frame already, in pixels of their files.
+        """Predict, like `predict`, for images that already fit the frame; the landmarks are in pixels of the files.
 
         Args:
           frames: [N,F,F,3] uint8.
-          maps: [N,4] from the files to the frame.
+          maps: [N,4] maps from the files to the frame.
           sizes: [N,2] (height, width) of the files.
           points, outside: as in `predict`.
         """
@@ -123,7 +125,7 @@ class Detector:
         return OnFiles(*coordinates.on_file(xy, score, sizes, maps, outside), np.flatnonzero(empty))
 
     def predict_frames(self, frames: np.ndarray, points: str = "discovered") -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks of [N,F,F,3] uint8 images that are fitted to the frame already: xy in its pixels, score."""
+        """Predict xy [N,K,2] in pixels of the frame, and score [N,K], for [N,F,F,3] uint8 images that fit the frame."""
         if points not in ("discovered", "annotated"):
             raise UserError(f"points is {points!r}; use discovered or annotated")
         if points == "annotated" and self.annotated is None:
@@ -134,7 +136,8 @@ class Detector:
         parts = []
         for start in range(0, len(frames), size):
             batch = frames[start : start + size]
-            full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])  # one size: one compilation
+            # Batches of one size need only one compilation.
+            full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
             xy, score = self._predictor.images(self._finished.state, self._finished.frozen, full)
             parts.append((xy[: len(batch)], score[: len(batch)]))
         xy, score = (np.concatenate(p) for p in zip(*parts, strict=True))
@@ -145,14 +148,14 @@ class Detector:
         return xy, score
 
     def fit(self, images, points) -> regression.ForwardMap:
-        """Learns to place annotated landmarks from a few labelled images, and keeps the map in the run's folder.
+        """Learn to place annotated landmarks from a few labelled images, and store the map in the run's folder.
 
-        The ridge of each point is the one with the least leave-one-out error over the images; `leave_one_out` then
-        holds that error in pixels of the images.
+        The ridge strength of each point is the one with the least leave-one-out error over the images; `leave_one_out`
+        then holds that error in pixels of the images.
 
         Args:
           images: N images as in `predict`.
-          points: [N,L,2] `(x, y)` in their pixels; NaN where a point is not annotated.
+          points: [N,L,2] `(x, y)` in pixels of the images; NaN where a point is not annotated.
 
         Raises:
           UserError: no images, points of another shape, or a point that is annotated on none of the images.
@@ -166,13 +169,13 @@ class Detector:
     def fit_frames(
         self, frames: np.ndarray, points: np.ndarray, maps: np.ndarray, normaliser: regression.Normaliser | None = None
     ) -> regression.ForwardMap:
-        """As `fit`, on images and points that are in the frame already.
+        """Fit, like `fit`, from images and points that are already in the frame.
 
         Args:
           frames: [N,F,F,3] uint8.
           points: [N,L,2] in pixels of the frame; NaN where a point is not annotated.
-          maps: [N,4] from the images to the frame.
-          normaliser: what the leave-one-out error is divided by, see `regression.normaliser_lengths`.
+          maps: [N,4] maps from the images to the frame.
+          normaliser: normaliser of the leave-one-out error, see `regression.normaliser_lengths`.
         """
         _check_annotated(points)
         train = regression.LandmarkSet(*self.predict_frames(frames), points)
@@ -183,7 +186,7 @@ class Detector:
         return self.annotated
 
     def _frames(self, images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images of any size in the frame [N,F,F,3], their maps [N,4] and sizes [N,2]."""
+        """Fit images of any size into the frame: frames [N,F,F,3], maps [N,4] and sizes [N,2]."""
         frames, maps, sizes = [], [], []
         shape = list(getattr(images, "shape", ()))
         if len(shape) == 2 or (len(shape) == 3 and shape[2] <= 4):
@@ -203,13 +206,13 @@ class Detector:
 
 
 class OnFiles(NamedTuple):
-    """Landmarks of files.
+    """Landmarks in files.
 
     Attributes:
-      xy: [N,K,2] float64 `(x, y)` in pixels of the files, none outside.
-      score: [N,K] float32; 0 means missing.
-      beyond: [N,K] bool, which lay beyond their photos.
-      empty: rows of the images that show nothing, whose landmarks are all missing.
+      xy: [N,K,2] float64 `(x, y)` in pixels of the files; no point lies outside its file.
+      score: [N,K] float32, confidence; 0 means missing.
+      beyond: [N,K] bool, True for landmarks that were predicted outside their photos.
+      empty: [E] row numbers of the images that show nothing; all their landmarks are missing.
     """
 
     xy: np.ndarray
@@ -219,15 +222,15 @@ class OnFiles(NamedTuple):
 
 
 def shows_nothing(frames: np.ndarray) -> np.ndarray:
-    """Which images [N,F,F,3] uint8 are of one colour all over, but for noise: [N] bool.
+    """Tell which images [N,F,F,3] uint8 have a single colour, apart from noise: [N] bool.
 
-    Every channel's standard deviation is below one level of 255.
+    In such an image, the standard deviation of every channel is below one level of 255.
     """
     return (frames.std((1, 2), dtype=np.float32) < 1).all(-1)
 
 
 def _check_annotated(points) -> None:
-    """Raises UserError for a point [N,L,2] that no image has: nothing could be learned for it."""
+    """Raise UserError if a point of `points` [N,L,2] is annotated on no image, because it could not be learned."""
     never = np.flatnonzero(~np.isfinite(points).all(-1).any(0))
     if len(never) == points.shape[1]:
         raise UserError(f"none of the {len(points)} images has an annotated point; give their x and y")
@@ -239,7 +242,7 @@ def _check_annotated(points) -> None:
 
 
 def _leave_one_out(train: regression.LandmarkSet, forward, maps, normaliser, side) -> LeaveOneOut:
-    """The error of a fit, in percent if the normaliser is known and can be told on some image."""
+    """Return the leave-one-out error, in percent if there is a normaliser that can be measured on some image."""
     residuals = regression.leave_one_out(train, forward)  # in pixels of the frame
     lengths = None
     if normaliser is not None:
@@ -256,13 +259,13 @@ def _write_map(path, forward: regression.ForwardMap, error: LeaveOneOut, state_h
 
 
 def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut | None] | None:
-    """What `fit` left; None if there is nothing, or if the stage was trained further since."""
+    """Read the map that `fit` stored; None if there is none, or if the stage has been trained further since."""
     if not epath.Path(path).exists():
         return None
     values = workdir_lib.read_json(path)
     if values.pop("state", None) != state_hash:
         return None
-    error = values.pop("leave_one_out", None)  # maps from before there was one lack it
+    error = values.pop("leave_one_out", None)  # maps of earlier versions lack it
     if set(values) != set(regression.ForwardMap._fields):
         raise UserError(f"{path} is not a map that `uld fit` wrote; run `uld fit` again")
     arrays = {k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()}
@@ -272,10 +275,10 @@ def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut
 def fit_folder(
     detector: Detector, data_dir, split: str = "train", scheme: str = schemes.NO_SCHEME
 ) -> tuple[regression.ForwardMap, int]:
-    """`Detector.fit` on the annotated images of a folder (`train.csv`); also how many these are.
+    """Fit on the annotated images of a folder (`train.csv`); return the map and the number of these images.
 
     `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
-    folder has no landmarks, or one that is annotated nowhere.
+    folder has no landmarks, or a landmark that is annotated nowhere.
     """
     config = detector.config.data
     reading = dict(frame_size=config.frame_size, fit=config.fit, scheme=scheme)

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and how commands stand in sentences."""
+"""The exception for mistakes that a user can mend, and shell commands quoted for use in messages."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 def shell_command(name: str, **flags) -> str:
-    """A command as a shell takes it: `uld NAME --flag=value ...`, without flags whose value is empty.
+    """Write a command for the shell: `uld NAME --flag=value ...`, without flags whose value is empty.
 
     >>> shell_command("fit", workdir="my run", stage="", data_dir="PHOTOS")
     "uld fit --workdir='my run' --data_dir=PHOTOS"
@@ -21,7 +21,7 @@ def shell_command(name: str, **flags) -> str:
 
 
 def flag(key: str, value) -> str:
-    r"""`--key=value`, quoted where a shell needs it.
+    r"""Write a flag `--key=value`, quoted where a shell needs it.
 
     >>> flag("config.data_dir", "it's"), print(flag("out", "caf\udce9"))
     --out=$'caf\xe9'
@@ -31,7 +31,7 @@ def flag(key: str, value) -> str:
 
 
 def quoted(text: str) -> str:
-    """A word of a shell command. Line breaks and bytes that are not UTF-8 are escaped as bash and zsh have it."""
+    """Quote a word of a shell command; line breaks and bytes that are not UTF-8 are escaped as in bash and zsh."""
     if not re.search(r"[\x00-\x1f\x7f\udc80-\udcff]", text):
         return shlex.quote(text)
     escaped = re.sub(r"(['\\])", r"\\\1", text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

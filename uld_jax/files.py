@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and text that every file can hold."""
+"""Files that are written whole or not at all, and text that every file can hold."""
 
 import contextlib
 import csv
@@ -12,23 +12,23 @@ from typing import Any
 
 from etils import epath
 
-_LONGEST = 255  # bytes of a name, on nearly all file systems
+_LONGEST = 255  # most bytes of a name on nearly all file systems
 
 
 def printable(text: str) -> str:
-    """Text that any file and terminal can hold: of file names, bytes that are not UTF-8 become `\\xNN`.
+    """Make text that any file and terminal can hold: bytes of file names that are not UTF-8 become `\\xNN`.
 
     >>> printable("caf\\udce9.jpg"), printable("café.jpg")
     ('caf\\\\xe9.jpg', 'café.jpg')
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, which no byte stands for
+    except UnicodeEncodeError:  # half of a surrogate pair, which stands for no byte
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def one_line(text: str) -> str:
-    r"""`printable` text without line breaks and what else a terminal would act on.
+    r"""Make text `printable`, and escape line breaks and other control characters.
 
     >>> one_line("new\nline.jpg")
     'new\\nline.jpg'
@@ -37,11 +37,11 @@ def one_line(text: str) -> str:
 
 
 def write(path, data: bytes | str) -> None:
-    """Writes a file beside and renames it, so that nobody ever sees half of it; folders on the way are made.
+    """Write a file under another name and rename it, so that it is never seen half written; make missing folders.
 
     Args:
-      path: local or gs://.
-      data: text is written as UTF-8, see `printable`.
+      path: the file, local or gs://.
+      data: content of the file; text is written as UTF-8, see `printable`.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,29 +56,29 @@ def write(path, data: bytes | str) -> None:
 
 
 def part_of(path) -> epath.Path:
-    """Where a file is while it is being written; its own name may have the greatest length already."""
+    """Return the path of a file while it is being written; a name that would be too long becomes a hash."""
     path = epath.Path(path)
     name = os.fsencode(path.name)
     return path.parent / f"{path.name if len(name) + 5 <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]}.part"
 
 
 def is_about_the_name(error: OSError) -> bool:
-    """Whether a file could not be written because of how it is called: another name may do."""
+    """Tell whether a file could not be written because of its name, so that another name may work."""
     if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
         return True
     return isinstance(
         error, FileExistsError | NotADirectoryError | IsADirectoryError
-    )  # a folder is called so, or a file
+    )  # a folder, or a file in place of a folder, already has the name
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    r"""Rows as csv; whatever a cell holds, `csv.reader` gives it back (with `newline=""`, as always).
+    r"""Write rows as csv text; `csv.reader` (with `newline=""`) returns every cell unchanged.
 
     >>> csv_text([["a,b", 1], ["c\rd", ""]])
     '"a,b",1\n"c\rd",\n'
     """
     out, line = io.StringIO(), io.StringIO()
-    writer = csv.writer(line, lineterminator="\r\n")  # only characters of the line's end are quoted
+    writer = csv.writer(line, lineterminator="\r\n")  # the writer quotes only the characters of its line end
     for row in rows:
         writer.writerow(row)
         out.write(line.getvalue()[:-2] + "\n")
@@ -88,13 +88,13 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 class GrowingCsv:
-    """A csv that is written row by row as `NAME.partial.csv`, and gets its own name when it is whole.
+    """A csv that is written row by row as `NAME.partial.csv` and renamed when it is complete.
 
-    A program that is killed leaves the rows that it had. A bucket, whose files cannot be appended to, gets all at the
-    end.
+    A killed program leaves the rows written so far. Files in a bucket cannot be appended to, so there all rows are
+    written at the end.
 
     Args:
-      path: `.../NAME.csv`, local or gs://; folders on the way are made.
+      path: `.../NAME.csv`, local or gs://; missing folders are made.
       header: the first line.
     """
 
@@ -108,7 +108,7 @@ class GrowingCsv:
         self.add([header])
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Writes rows, so that they are in the file when this returns."""
+        """Write rows; they are in the file when this returns."""
         text = printable(csv_text(rows))
         if self._remote:
             self._text.append(text)
@@ -117,7 +117,7 @@ class GrowingCsv:
         self._file.flush()
 
     def finish(self, rows: Iterable[Sequence[Any]] | None = None) -> None:
-        """Gives the file its name; `rows`, if given, become its content."""
+        """Give the file its final name; `rows`, if given, replace its content."""
         if self._file is not None:
             self._file.close()
         if rows is not None or self._remote:

@@ -1,10 +1,10 @@
-"""Hyper-parameters that say in their types what they may be, checked in one place.
+"""Hyper-parameters whose types give their allowed values, checked in one place.
 
     place: Literal["exemplar", "mean"] = "exemplar"
     sigma: Positive = 1.0
 
-`check` holds a dataclass to that. Its errors, and those of a stage's own `__post_init__`, begin with the key;
-`config.stage` puts `config.<stage>.` before it.
+`check` compares a dataclass with its types. Its errors, and those of a stage's own `__post_init__`, begin with the
+key; `config.stage` puts `config.<stage>.` before the key.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ Share = Annotated[float, Range(0, 1, open_high=True)]  # from 0, below 1
 
 @functools.cache
 def _allowed(cls: type) -> dict[str, Any]:
-    """The `Literal` choices or the `Range` of each field that has either."""
+    """Return the `Literal` choices or the `Range` of each field that has either."""
     found = {}
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
@@ -60,9 +60,9 @@ def _allowed(cls: type) -> dict[str, Any]:
 
 
 def check(values: Any) -> None:
-    """Check the fields of a dataclass, and of those in its fields, against their types.
+    """Check the fields of a dataclass, and of the dataclasses in its fields, against their types.
 
-    Raises UserError, which begins with the field's name, for a value that is no choice, or outside the range.
+    Raises UserError, which begins with the field's name, for a value that is not a choice or is outside the range.
     """
     for name, allowed in _allowed(type(values)).items():
         value = getattr(values, name)
@@ -87,11 +87,11 @@ def sections(cls: type) -> dict[str, type]:
 
 
 def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put each of a dataclass's hyper-parameters into its section: `width` of a stage with a section `net` into that.
+    """Put each hyper-parameter of a dataclass into its section, such as `width` of a stage into its section `net`.
 
-    A key by itself stands for the only section that has it, so that earlier flat configs are understood.
+    A key without a section belongs to the only section that has it, so that flat configs of earlier versions work.
 
-    Raises UserError, which begins with the key, for one that the class does not have.
+    Raises UserError, which begins with the key, for a key that the class does not have.
     """
     parts, own = sections(cls), {f.name for f in dataclasses.fields(cls)}
     within = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
@@ -112,9 +112,9 @@ def nested(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 def build(cls: type, /, **values: Any) -> Any:
     """Build a dataclass from keys with or without their sections; see `nested`.
 
-    A section that is given in part has its other values from the field's default.
+    A section that is given in part takes its other values from the field's default.
 
-    Raises UserError, which begins with the key.
+    Raises UserError, which begins with the key, for a key that the class or section does not have.
     """
     found = nested(cls, values)
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}

@@ -1,8 +1,9 @@
-"""Signals are answered while a long computation runs.
+"""Handling of signals while a long computation runs.
 
 Python runs a signal's handler in the main thread, between two of its own steps. A program that XLA compiles or runs
-takes a thread for as long as it lasts, and cannot be stopped. So it is given to a thread of its own, while the main one
-sleeps lightly; whoever leaves the wait leaves the computation behind, and `leave` ends a process that has such a rest.
+blocks its thread for as long as it lasts, and cannot be stopped. Therefore it runs in a thread of its own, while the
+main thread waits in short intervals. Leaving the wait leaves the computation running, and `leave` ends a process with
+such a computation.
 """
 
 import os
@@ -15,19 +16,19 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_TICK = 0.2  # seconds between two looks at `check`
-_PATIENCE = 10.0  # seconds before the first word; each next one comes after twice as long
+_TICK = 0.2  # seconds between two calls of `check`
+_PATIENCE = 10.0  # seconds before the first message; each further message comes after twice the time
 _left: list[threading.Thread] = []
 
 
 class Patience:
-    """Tells when who waits should hear a word: after 10 seconds, 20, 40 and so on."""
+    """A clock for progress messages during a wait: they are due after 10 seconds, 20, 40 and so on."""
 
     def __init__(self):
         self._start, self._word = time.monotonic(), _PATIENCE
 
     def due(self) -> float:
-        """Seconds so far if a word is due, else 0."""
+        """Return the seconds so far if a message is due, else 0."""
         seconds = time.monotonic() - self._start
         if seconds < self._word:
             return 0.0
@@ -40,14 +41,14 @@ def attended(
     check: Callable[[], None] = lambda: None,
     say: Callable[[float], None] = lambda seconds: None,
 ) -> T:
-    """The result of `work`, or its error, while `check` is called several times a second.
+    """Return the result of `work`, or raise its error, while calling `check` several times a second.
 
-    Contexts of the calling thread, such as `jax.set_mesh`, do not hold in `work`; it has to set its own.
+    Contexts of the calling thread, such as `jax.set_mesh`, do not apply in `work`; it has to set its own.
 
     Args:
-      work: what may take long. It ends with the computation, and not when that was dispatched.
-      check: may raise to leave; then `work` goes on, and its result is lost.
-      say: is given the seconds so far, when `Patience` ends.
+      work: the long computation. It must return when the computation ends, not when it is dispatched.
+      check: function that may raise to leave the wait; then `work` continues, and its result is lost.
+      say: function that is called with the seconds so far, at the times of `Patience`.
     """
     future = Future()
     worker = threading.Thread(target=_settle, args=(future, work), daemon=True)
@@ -65,7 +66,7 @@ def attended(
 
 
 def _done(future: Future) -> bool:
-    """Whether there is a result, after a moment at most."""
+    """Tell whether there is a result, after waiting at most `_TICK` seconds."""
     try:
         future.exception(_TICK)
     except TimeoutError:
@@ -76,12 +77,12 @@ def _done(future: Future) -> bool:
 def _settle(future: Future, work) -> None:
     try:
         future.set_result(work())
-    except BaseException as error:  # whatever it is belongs to who waits
+    except BaseException as error:  # any error is raised in the waiting thread
         future.set_exception(error)
 
 
 def leave(code: int) -> int:
-    """`code`; but a process in which a computation was left behind ends here, as Python would wait for it."""
+    """Return `code`; but end a process with an unfinished computation here, because Python would wait for it."""
     if any(worker.is_alive() for worker in _left):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Classes by the name that a config gives them."""
+"""Lookup of classes by the names in a config."""
 
 import importlib
 
@@ -6,7 +6,7 @@ from uld_jax.errors import UserError
 
 
 def find_class(package: str, path: str, field: str):
-    """Find the class `module.Class` of a package, or one of another package by its whole name, `a.b.module.Class`.
+    """Find the class `module.Class` of a package, or a class of another package by its full name `a.b.module.Class`.
 
     Raises UserError, which names `field`, if there is no such class.
     """

@@ -1,6 +1,6 @@
-"""What a method is: the one protocol between a paper's file in `methods/` and the loop in `engine/loop.py`.
+"""The protocol of a method: the only interface between a paper's file in `methods/` and the loop in `engine/loop.py`.
 
-Glossary of shape letters, used in every comment:
+Glossary of shape letters, used in every docstring and comment:
 
   B batch · N dataset rows · H,W image · h,w feature map · K landmarks · P keypoint slots an image
   L annotated landmarks · D descriptor size · M cluster slots · T batches in one pass over the data
@@ -17,20 +17,20 @@ from uld_jax import hyperparameters
 from uld_jax.bank import Bank, by_batch
 
 # image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
-# No annotation ever travels in a batch: evaluation takes it from the source, on the host.
+# A batch never holds annotation: evaluation takes it from the source, on the host.
 Batch = dict[str, jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes. A checkpoint is this and the config, nothing else.
+    """Everything that training changes. A checkpoint holds this and the config, nothing else.
 
     Attributes:
-      step: int32 scalar, steps done in this stage.
-      params: the trained parameters.
+      step: int32 scalar, number of steps done in this stage.
+      params: trained parameters.
       model_state: other variable collections of the networks, such as batch statistics; {} if none.
-      opt_state: the optimiser's state.
-      aux: the method's own NamedTuple in its paper's words (Labels, Ring, Teacher, ...).
+      opt_state: state of the optimiser.
+      aux: NamedTuple of the method, named after terms of its paper (Labels, Ring, Teacher, ...).
     """
 
     step: jax.Array
@@ -46,9 +46,10 @@ class Prediction(NamedTuple):
     Attributes:
       xy: [B,K,2] float32 `(x, y)` in pixels of the images given.
       score: [B,K] float32, the confidence; 0 where the landmark is missing.
-      detected: [B,K] bool, whether the stage found the landmark there; False where it is missing, or only placed where
-        it should be. None: wherever it is not missing. Evaluation also gives the errors of what was detected alone.
-      features: [B,h,w,D] descriptors for whoever wants them, or None.
+      detected: [B,K] bool, True where the stage found the landmark in the image; False where the landmark is missing,
+        or only placed at its expected position. None means every landmark that is not missing. Evaluation also gives
+        the errors of detected landmarks alone.
+      features: [B,h,w,D] descriptors for further use, or None.
     """
 
     xy: jax.Array
@@ -61,8 +62,8 @@ class Described(NamedTuple):
     """Descriptors of a batch of images.
 
     Attributes:
-      z: [B,P,D] float32.
-      landmark: [B,P] int32, the landmark that each one is of; -1 for none.
+      z: [B,P,D] float32, the descriptors.
+      landmark: [B,P] int32, number of the landmark that each descriptor belongs to; -1 for none.
       mask: [B,P] bool, False where a slot is empty.
     """
 
@@ -72,12 +73,12 @@ class Described(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a stage starts from.
+    """Starting point of a stage.
 
     Attributes:
-      previous: the final state of the stage before; None without any.
-      num_images: N, the number of training images.
-      shapes_only: whether only the shapes of the first state are asked for, so that weights may be missing.
+      previous: final state of the previous stage; None if there is none.
+      num_images: N, number of training images.
+      shapes_only: True when only the shapes of the first state are traced, so that weights may be missing.
     """
 
     previous: TrainState | None
@@ -86,11 +87,11 @@ class Start(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A refresh of what a stage learns from.
+    """A refresh of the clusters or pseudo-labels that a stage learns from.
 
     Attributes:
-      passes: passes over the training data, each with its refresh, such as 2 to cluster and then to place; with 0 there
-        is one refresh, from what the state holds.
+      passes: number of passes over the training data, each with its own refresh, such as 2 to cluster and then to
+        place; with 0 there is one refresh, from the state alone.
     """
 
     passes: int
@@ -100,48 +101,49 @@ Purpose = Literal["train", "predict", "shapes"]
 
 
 class Method(Protocol):
-    """One STAGE of one paper: a frozen dataclass of hyper-parameters. Every function is pure.
+    """One stage of one paper: a frozen dataclass of hyper-parameters. Every function is pure.
 
-    A method without pseudo-labels needs `init`, `train_step` and `predict` alone; `Stage` below gives the rest.
+    A method without pseudo-labels only needs `init`, `train_step` and `predict`; `Stage` below has defaults for the
+    rest.
     """
 
     def frozen(self, purpose: Purpose = "train") -> Any:
         """Load the weights that are never trained, saved or donated (VGG, Stable Diffusion, ...); {} if none.
 
-        `purpose` says what they are for, so that a finished run loads without weights that only training needed:
-        `train` is everything; `predict` is what `predict`, `heatmaps` and the shapes of `init` need; `shapes` is what
-        those shapes alone need.
+        `purpose` selects weights, so that a finished run loads without those that only training needs: `train` stands
+        for all; `predict` for those of `predict`, `heatmaps` and the shapes of `init`; `shapes` for those of the
+        shapes of `init` alone.
         """
 
     def side_tables(self) -> Mapping[str, tuple]:
-        """Tables of the training images that rounds need besides pixels, {function of `data.objects`: arguments}.
+        """Name the tables of training images that rounds need besides pixels, {function of `data.objects`: arguments}.
 
-        `observe` finds the images' rows in its batch under the function's name. Never annotation.
+        `observe` finds the images' rows in its batch under the function's name. The tables never hold annotation.
         """
 
     def init(self, rng: jax.Array, batch: Batch, frozen: Any, start: Start) -> TrainState:
         """Make the first state of the stage."""
 
     def train_step(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict]:
-        """One optimiser step; metrics are scalars and hold `loss`."""
+        """Take one optimiser step; return the new state and scalar metrics, among them `loss`."""
 
     def predict(self, state: TrainState, frozen: Any, images: jax.Array) -> Prediction:
-        """Landmarks of [B,H,W,3] uint8 images in the frame."""
+        """Predict the landmarks of [B,H,W,3] uint8 images in the frame."""
 
     def round_at(self, step: int) -> Round | None:
         """Return the round that comes before this step, if any."""
 
     def observe(self, state: TrainState, frozen: Any, batch: Batch, rng: jax.Array) -> Any:
-        """Return what a pass collects from one batch: the method's own NamedTuple of arrays [B,...].
+        """Return the data that a pass collects from one batch: the method's own NamedTuple of arrays [B,...].
 
-        `rng` is the pass's typed key, the same for all its batches: what is drawn for an image is drawn by
-        `fold_in(rng, row)`, so that it does not depend on how many processes share the rows.
+        `rng` is the typed key of the pass, the same for all its batches. Draw random numbers of an image from
+        `fold_in(rng, row)`, so that they do not depend on how many processes share the rows.
         """
 
     def refresh(self, state: TrainState, frozen: Any, bank: Bank | None, rng: jax.Array) -> TrainState:
         """Return the state with new `aux`, such as clusters and pseudo-labels, from a whole pass.
 
-        `bank` is None in a round of no passes: then the state holds all that is needed.
+        `bank` is None in a round without passes; then the state holds everything that is needed.
         """
 
     def summary(self, state: TrainState) -> dict[str, jax.Array]:
@@ -151,39 +153,39 @@ class Method(Protocol):
         """Return a warning, with the remedy, if a refresh gave a degenerate result; otherwise None."""
 
     def landmarks(self, state: TrainState) -> jax.Array | None:
-        """Which of the slots that `predict` fills stand for a landmark, [K] bool; None for all.
+        """Tell which slots of `predict` stand for a landmark, [K] bool; None for all.
 
-        For a stage that finds out how many landmarks there are. Slots that are not in use never have a point, and all
-        that is shown, counted or written leaves them out.
+        This serves a stage that estimates the number of landmarks. Unused slots never have a point, and pictures,
+        counts and files leave them out.
         """
 
     def poses(self, state: TrainState, frozen: Any, images: jax.Array) -> jax.Array | None:
-        """Which pose cluster each of [B,H,W,3] uint8 images is in, [B] int32 in 0..Q-1; None for a stage without any.
+        """Return the pose cluster of each of [B,H,W,3] uint8 images, [B] int32 in 0..Q-1; None for a stage without any.
 
-        Negative: in none of them.
+        A negative number means no cluster.
         """
 
     def describe(self, state: TrainState, frozen: Any, images: jax.Array) -> Described | None:
         """Return the descriptors of keypoints or landmarks in [B,H,W,3] uint8 images; None for a stage without any.
 
-        Reports on clusters read them.
+        Reports on clusters read these descriptors.
         """
 
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """For pictures: what the network sees [B,H,W,3] uint8 and its maps over that [B,h,w,K]; None without maps."""
+        """Return the network's input [B,H,W,3] uint8 and its maps [B,h,w,K], for pictures; None without maps."""
 
     def pictures(self, state: TrainState, frozen: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Sheets of pictures by name, [rows,columns,h,w,3] uint8, of images [B,H,W,3] uint8; {} without any."""
+        """Return sheets of pictures by name, [rows,columns,h,w,3] uint8, of [B,H,W,3] uint8 images; {} if none."""
 
 
 class Stage:
     """Defaults of the protocol for methods that need only a part of it.
 
     Attributes:
-      uses_previous: whether `init` takes anything from the stage before.
-      needs_previous_rows: whether that stage must have seen the same images.
-      needs_partner: whether `train_step` takes a second image with each.
-      weight_kinds: the kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
+      uses_previous: True if `init` takes anything from the previous stage.
+      needs_previous_rows: True if the previous stage must have seen the same images.
+      needs_partner: True if `train_step` takes a second image with each image.
+      weight_kinds: kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
     """
 
     uses_previous = True
@@ -238,34 +240,34 @@ class Stage:
 
 
 class Clustering(Stage):
-    """A stage whose refresh forms clusters from descriptors, and then places each image among them by itself.
+    """A stage whose refresh forms clusters from descriptors, and then assigns each image to them independently.
 
-    So the descriptors of a sample of images are enough to form clusters from, and those of the others need not be kept
-    once their image is placed. A bank holds descriptors of at most `bank_gib` GiB. Of a data set with more, whole
-    images are drawn, by the key of the pass; clusters are formed from these, and all images are placed in a walk of
-    their own over the data. It costs their description once more, for the sample alone.
+    Hence clusters can be formed from the descriptors of a sample of images, and the descriptors of the others need not
+    be kept once their image is placed. A bank holds descriptors of at most `bank_gib` GiB. From a larger data set,
+    whole images are drawn by the key of the pass; clusters are formed from these, and all images are placed in a second
+    walk over the data. The extra cost is that the sample is described twice.
 
-    Ours: the papers' code keeps all descriptors in the host's memory and clusters the first 500,000 of them, of which
-    faiss takes 256 a centroid. The 4 GiB that stages have by default are 4 million descriptors of 256 numbers; with
-    what clustering needs besides it stays within an accelerator of 16 GB. Where the images do not reach it, nothing
-    is drawn.
+    This differs from the published code, which keeps all descriptors in the host's memory and clusters the first
+    500,000 of them, of which faiss takes 256 for each centroid. The default of 4 GiB holds 4 million descriptors of 256
+    numbers; with the memory of the clustering itself, this fits an accelerator of 16 GB. A data set below the limit is
+    used whole.
     """
 
-    bank_gib: float  # a field of every such stage
+    bank_gib: float  # every subclass has this field
 
     def form(self, state: TrainState, frozen, bank: Bank, rng: jax.Array) -> Any:
-        """What a bank tells, of all images or of a sample: clusters, in arrays that do not grow with the images."""
+        """Form clusters from a bank of all images or of a sample, in arrays whose size is independent of the images."""
         raise NotImplementedError
 
     def locate(self, state: TrainState, found, seen: Any) -> Any:
-        """Place one batch of what `observe` gives among the clusters that `form` found: arrays [B,...].
+        """Assign one batch of results of `observe` to the clusters that `form` found; return arrays [B,...].
 
-        Whatever `settle` needs of the images is a part of it: descriptors are not kept.
+        The result must hold everything that `settle` needs of the images, because descriptors are not kept.
         """
         raise NotImplementedError
 
     def settle(self, state: TrainState, found, bank: Bank) -> TrainState:
-        """Return the state with new labels; the bank's values are what `locate` gave of all images [B,T,...]."""
+        """Return the state with new labels; the bank's values are the results of `locate` for all images [B,T,...]."""
         raise NotImplementedError
 
     def refresh(self, state, frozen, bank, rng):
@@ -275,7 +277,7 @@ class Clustering(Stage):
 
 
 def same_shapes(a: Any, b: Any) -> bool:
-    """Whether two pytrees have the same structure and leaves of the same shapes."""
+    """Tell whether two pytrees have the same structure and leaves of the same shapes."""
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         x.shape == y.shape for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Optimisers as PyTorch defines them, in optax.
+"""Optimisers with PyTorch's definitions, in optax.
 
 PyTorch's `weight_decay` in Adam and RMSprop is an L2 term added to the gradient (after any clipping, before the
 moments), not AdamW's decoupled decay.
@@ -24,22 +24,23 @@ def schedule(
     factor: float = 0.1,
     plateaus: int = 5,
 ) -> optax.Schedule:
-    """Learning rate by step.
+    """Return a schedule of the learning rate by step.
 
-    `constant`.
-    `cosine`: to zero at `steps`. With a `period` the course, warm-up included, takes that many steps and then starts
-      again (Loshchilov and Hutter 2017); a last course that `steps` cuts short is run through in the steps that are
-      left.
-    `steps`: times `factor` from each of the `boundaries` on (PyTorch's `MultiStepLR`). They count from step 0.
-    `restarts`: after `warmup` steps at `rate`, every `period` is cut into `plateaus` equal parts, in which the rate is
-      that of a cosine from `rate` to rate / 100 (published code of Mallis et al.: `CosineAnnealingWarmRestarts`,
-      T_0 = 5, stepped five times a round):
+    `constant`: the rate stays at `rate`.
+    `cosine`: the rate falls to zero at `steps`. With a `period`, the course, warm-up included, takes that many steps
+      and then starts again (Loshchilov and Hutter 2017); a last course that does not fit is compressed into the
+      remaining steps.
+    `steps`: the rate is multiplied by `factor` from each of the `boundaries` on, counted from step 0 (PyTorch's
+      `MultiStepLR`).
+    `restarts`: after `warmup` steps at `rate`, every `period` is cut into `plateaus` equal parts, whose rates follow a
+      cosine from `rate` to rate / 100 (published code of Mallis et al.: `CosineAnnealingWarmRestarts`, T_0 = 5, stepped
+      five times a round):
 
           rate / 100 + 0.99 rate (1 + cos(pi i / plateaus)) / 2,   i = 0 .. plateaus - 1
 
-    In all but the last, `warmup` steps first raise the rate linearly from 0.
+    In all kinds but `restarts`, `warmup` steps first raise the rate linearly from 0.
 
-    Raises UserError for any other kind, `steps` without boundaries or `restarts` without a period.
+    Raises UserError for any other kind, for `steps` without boundaries and for `restarts` without a period.
 
     >>> rate = schedule("restarts", 5e-4, 310_000, warmup=20_000, period=10_000)
     >>> [f"{rate(step):.3e}" for step in (0, 21_999, 22_000, 28_000, 30_000)]
@@ -91,7 +92,7 @@ def adam(
     l2: float = 0.0,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """`torch.optim.Adam(weight_decay=l2)` after `clip_grad_norm_(clip)`; 0 switches either off."""
+    """Return `torch.optim.Adam(weight_decay=l2)` after `clip_grad_norm_(clip)`; 0 switches either off."""
     parts = []
     if clip:
         parts.append(optax.clip_by_global_norm(clip))
@@ -103,9 +104,9 @@ def adam(
 def rmsprop(
     rate: float | optax.Schedule, *, l2: float = 0.0, decay: float = 0.99, eps: float = 1e-8, clip: float = 0.0
 ) -> optax.GradientTransformation:
-    """`torch.optim.RMSprop(weight_decay=l2, alpha=decay)` after `clip_grad_norm_(clip)`; 0 switches either off.
+    """Return `torch.optim.RMSprop(weight_decay=l2, alpha=decay)` after `clip_grad_norm_(clip)`; 0 switches either off.
 
-    Without momentum, not centred. Unlike optax's default, eps is added to the root, not under it.
+    The optimiser has no momentum and is not centred. Unlike optax's default, eps is added to the root, not under it.
 
         v <- decay v + (1 - decay) g^2;   update = -rate g / (sqrt(v) + eps)
 
@@ -126,14 +127,14 @@ def rmsprop(
 def groups(
     optimizers: Mapping[str, optax.GradientTransformation], label: Callable[[tuple[str, ...]], str | None]
 ) -> optax.GradientTransformation:
-    """Parameters in groups, each with an optimiser of its own: another rate for the last layers, say.
+    """Combine optimisers for groups of parameters, for example with another rate for the last layers.
 
     Args:
-      optimizers: by the name of their group. What one does to all its gradients, such as clipping, it does to those
-        of its group.
-      label: takes a parameter's path, such as ("top_m_0", "conv1", "kernel"); returns the name of its group.
+      optimizers: optimisers by the name of their group. Operations on all gradients, such as clipping, act on the
+        gradients of the group alone.
+      label: function from a parameter's path, such as ("top_m_0", "conv1", "kernel"), to the name of its group.
 
-    Raises UserError, when its state is made, for a parameter of no such group and for a group without parameters.
+    Raises UserError, when the state is made, for a parameter of no such group and for a group without parameters.
 
     >>> params = {"head": {"w": jnp.zeros(2)}, "trunk": {"w": jnp.zeros(2)}}
     >>> both = {"fast": optax.sgd(1.0), "slow": optax.sgd(0.1)}
@@ -166,7 +167,7 @@ def groups(
 
 
 def clip_each(norm: float) -> optax.GradientTransformation:
-    """Every variable's gradient by itself is cut to this norm (`tf.clip_by_norm`)."""
+    """Clip the gradient of each variable separately to this norm (`tf.clip_by_norm`)."""
 
     def cut(g):
         size = jnp.sqrt(jnp.sum(g * g))
@@ -176,14 +177,14 @@ def clip_each(norm: float) -> optax.GradientTransformation:
 
 
 def accumulated_gradients(loss: Callable, params, model_state, batch, parts: int):
-    """Gradients of a mean loss over the batch, computed in `parts` equal pieces to save memory.
+    """Compute the gradients of a mean loss over the batch in `parts` equal pieces, to save memory.
 
     Args:
       loss: `(params, model_state, batch) -> (loss, (model_state, metrics))`, a mean over the batch's examples.
-      params: what to differentiate by.
-      model_state: handed from piece to piece (batch statistics see each piece in turn).
+      params: parameters to differentiate by.
+      model_state: variables that are handed from piece to piece (batch statistics see each piece in turn).
       batch: pytree with leading axis B, a multiple of `parts`.
-      parts: 1 computes everything at once.
+      parts: number of pieces; 1 computes everything at once.
 
     Returns:
       (gradients, model_state, metrics), gradients and metrics averaged over the pieces.
@@ -197,7 +198,7 @@ def accumulated_gradients(loss: Callable, params, model_state, batch, parts: int
         new = (grads, {"loss": value} | metrics)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
         if parts > 1:
-            # One piece after the other: without a barrier XLA may run them all at once, which saves nothing.
+            # Without a barrier XLA may run all pieces at once, which saves no memory.
             total, model_state, params = jax.lax.optimization_barrier((total, model_state, params))
     grads, metrics = jax.tree.map(lambda x: x / parts, total)
     return grads, model_state, metrics

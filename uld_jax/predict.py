@@ -1,4 +1,4 @@
-"""Landmarks of photos on disk, as a table and as pictures: `uld predict`."""
+"""Prediction of landmarks for photos on disk, written as a table and as pictures: `uld predict`."""
 
 import collections
 import csv
@@ -26,19 +26,19 @@ from uld_jax.detector import Detector
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
-_SHEET_CELL = 160  # px, of the pictures kept for the contact sheet
+_SHEET_CELL = 160  # px, side of a cell of the contact sheet
 _SHEET_MOST = 64
-_LONGEST = 1024, 4096  # px, of overlays: of usual photos, and of very wide and very tall ones
+_LONGEST = 1024, 4096  # px, longer side of overlays: for usual photos, and the most for very wide or tall photos
 
 
 class Predicted(NamedTuple):
-    """What was done.
+    """Result of `predict_folder`.
 
     Attributes:
-      images: how many have a row.
-      skipped: files that could not be read, and those that are no pictures (see `data.listing`).
-      empty: images that show nothing, see `detector.shows_nothing`; their landmarks are missing.
-      beyond: how many landmarks lay beyond their photos, see `coordinates.on_file`.
+      images: number of images with a row in the table.
+      skipped: files that cannot be read or are not pictures (see `data.listing`).
+      empty: names of images that show nothing (see `detector.shows_nothing`); all their landmarks are missing.
+      beyond: number of landmarks that were predicted outside their photos, see `coordinates.on_file`.
     """
 
     images: int
@@ -48,13 +48,13 @@ class Predicted(NamedTuple):
 
 
 class _Photo(NamedTuple):
-    """A file that was read."""
+    """A photo that was read from a file."""
 
     name: str
     frame: np.ndarray
     map: np.ndarray
     size: tuple[int, int]  # height, width
-    picture: np.ndarray  # for overlays, perhaps smaller
+    picture: np.ndarray  # for overlays; large photos are shrunk
 
 
 def predict_folder(
@@ -66,22 +66,22 @@ def predict_folder(
     outside: str = "missing",
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Predicted:
-    """Landmarks of every picture below a folder, at any depth, or of single files.
+    """Predict the landmarks of every picture below a folder, at any depth, or of single files.
 
     Writes, in `out`:
-      landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, none of them outside it; a missing landmark
-        has empty coordinates and score 0. It grows as landmarks.partial.csv, which a killed program leaves behind.
-      overlays/<path>.png: and overlays/index.csv, which of them belongs to which file. Of overlays that an earlier
-        call wrote and this one did not, those that nobody has changed are removed.
-      contact_sheet.png
+      landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, never outside it; a missing landmark has empty
+        coordinates and score 0. The file is landmarks.partial.csv while it grows; a killed program leaves that behind.
+      overlays/<path>.png: each photo with its landmarks; overlays/index.csv lists which overlay belongs to which file.
+        Overlays of an earlier call that this call does not write are removed unless they have been changed.
+      contact_sheet.png: a sample of the photos with their landmarks.
       skipped.csv: all other files, if there are any, with the reason.
 
     Args:
-      detector: a finished run's.
+      detector: detector of a finished run.
       images: a folder, a file, a pattern such as `photos/*.jpg`, or a sequence of these.
       out: folder to write, local or gs://.
       points, outside: see `Detector.predict`.
-      report: called with the number of files done, and of all, after each batch.
+      report: function that is called after each batch with the number of files done and of all files.
 
     Raises:
       UserError: there are no such files, or none that can be read.
@@ -116,11 +116,11 @@ def predict_folder(
     return Predicted(done, skipped, empty, beyond)
 
 
-# Which files
+# Selection of files
 
 
 def _inputs(images, out) -> tuple[epath.Path, list[str], list[Skipped]]:
-    """The files to read, and those that are none to read, relative to one folder."""
+    """Return a folder and, relative to it, the files to read and the other files."""
     images = [images] if isinstance(images, str | os.PathLike) else list(images)
     found = [path for given in images for path in _expanded(os.fspath(given))]
     folders = [str(path if path.is_dir() else path.parent) for path in found]
@@ -141,7 +141,7 @@ def _inputs(images, out) -> tuple[epath.Path, list[str], list[Skipped]]:
 
 
 def _expanded(given: str) -> list[epath.Path]:
-    """The folders and files that one argument means. Raises UserError if it means none."""
+    """Return the folders and files that one argument names. Raises UserError if it names none."""
     path = epath.Path(given).expanduser()
     if not is_local(path):
         if not path.exists():
@@ -159,7 +159,7 @@ def _expanded(given: str) -> list[epath.Path]:
 
 
 def _check_apart(path, folder: str, out) -> None:
-    """Raises UserError if a later call would read these pictures, or this one would write over its photos."""
+    """Raise UserError if a later call would read the output as photos, or this call would overwrite its photos."""
     inside = lambda inner, outer: f"{os.path.abspath(inner)}/".startswith(f"{os.path.abspath(outer)}/")
     if path.is_dir() and inside(out, path):
         raise UserError(f"--out={out} lies in --images={path}, so its pictures would be read next time; choose another")
@@ -168,7 +168,7 @@ def _check_apart(path, folder: str, out) -> None:
 
 
 def _spread(names: list[str], most: int) -> set[str]:
-    """At most so many of the names, evenly spread over all."""
+    """Select at most `most` of the names, evenly spread over all."""
     return {names[i] for i in np.linspace(0, len(names) - 1, min(most, len(names))).astype(int)}
 
 
@@ -187,17 +187,17 @@ def _read(detector: Detector, root, name: str) -> "_Photo | Skipped":
 
 
 def _small(picture, xy, score) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    """A picture for the contact sheet, of which there are many in memory."""
+    """Shrink a picture and its landmarks for the contact sheet, because many are held in memory."""
     small = Image.fromarray(picture)
     small.thumbnail((2 * _SHEET_CELL, 2 * _SHEET_CELL))
     return small, coordinates.rescale_points(xy, picture.shape[:2], small.size[::-1]), score
 
 
-# What is written
+# Output
 
 
 class _Writer:
-    """The table and the overlays, row by row. Process 0 alone has one."""
+    """Writer of the table and the overlays, row by row. Only process 0 has one."""
 
     def __init__(self, out: epath.Path, count: int, names: Sequence[str]):
         header = ["file", *(f"{c}{k}" for k in range(count) for c in ("x", "y", "score"))]
@@ -205,7 +205,7 @@ class _Writer:
         self._overlays, self._named = Overlays(out / "overlays"), overlay_names(names)
 
     def add(self, photos: Sequence[_Photo], xy, score) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Writes rows and overlays. Returns each picture with its landmarks where they lie on it, and their scores."""
+        """Write rows and overlays; return each picture, its landmarks in pixels of the picture, and their scores."""
         self._table.add(_row(*one) for one in zip((p.name for p in photos), xy, score, strict=True))
         shown = []
         for photo, points, value in zip(photos, xy, score, strict=True):
@@ -227,27 +227,27 @@ def _row(name: str, xy, score) -> list[str]:
 
 
 class Overlays:
-    """The folder of overlays, and which of them were written by these calls.
+    """The folder of overlays and its index of the overlays that this package wrote.
 
-    `index.csv` has a line for each: file, overlay, and the sha256 of what was written. While a call is at work it is
-    `index.partial.csv`. A name that the file system does not take, as it is too long, say, becomes a shorter one.
+    `index.csv` has a line for each overlay: file, overlay, and the sha256 of its content. During a call the index is
+    `index.partial.csv`. A name that the file system refuses, for example because of its length, becomes a shorter one.
 
     Args:
-      folder: local or gs://.
+      folder: the folder, local or gs://.
     """
 
     HEADER = ("file", "overlay", "sha256")
 
     def __init__(self, folder):
         self._folder = epath.Path(folder)
-        self._torn = _index(self._folder / "index.partial.csv")  # of a call that was killed
+        self._torn = _index(self._folder / "index.partial.csv")  # rows of a killed call
         self._earlier = _index(self._folder / "index.csv") + self._torn
         self._index = files.GrowingCsv(self._folder / "index.csv", self.HEADER)
         self._index.add(self._torn)
         self._rows: list[tuple[str, str, str]] = []
 
     def add(self, file: str, name: str, data: bytes) -> None:
-        """Writes an overlay. It is in the index before it is on the disk, so that there is none that is not."""
+        """Write an overlay, after its line in the index, so that every overlay on disk is in the index."""
         digest = hashlib.sha256(data).hexdigest()
         for wanted in (name, _plain_name(name)):
             row = (file, wanted, digest)
@@ -262,7 +262,7 @@ class Overlays:
             return
 
     def finish(self) -> None:
-        """Removes what earlier calls wrote and this one did not, and gives the index its name."""
+        """Remove overlays of earlier calls that this call did not write, and give the index its final name."""
         for _, overlay, _ in self._torn:
             files.part_of(self._folder / overlay).unlink(missing_ok=True)
         mine = {overlay for _, overlay, _ in self._rows}
@@ -272,7 +272,7 @@ class Overlays:
         self._index.finish([self.HEADER, *self._rows])
 
     def _remove(self, path: epath.Path, digest: str) -> None:
-        """Removes a file unless somebody has changed it since, and folders that are empty then."""
+        """Remove a file unless it has been changed since, and the folders that become empty."""
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
             path.unlink()
         above = path.parent
@@ -282,7 +282,7 @@ class Overlays:
 
 
 def _index(path) -> list[tuple[str, str, str]]:
-    """Rows of an index, without a torn last one, and without any that leads out of the folder."""
+    """Read the rows of an index, without a torn last row and without rows that point outside the folder."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "replace")
@@ -291,10 +291,10 @@ def _index(path) -> list[tuple[str, str, str]]:
 
 
 def overlay_names(names: Sequence[str]) -> dict[str, str]:
-    """Names of overlays: `a/b.jpg` -> `a/b.png`, if no other file's overlay could be called that.
+    """Choose names of overlays: `a/b.jpg` -> `a/b.png`, if no other file's overlay could have the same name.
 
-    Files that differ in their ending alone keep it, `a/b.jpg.png`; those whose names are the same on some disks (other
-    case, other Unicode form) get a number that is made from their name. Bytes that are not UTF-8 become `\\xNN`.
+    Files that differ only in their ending keep it, `a/b.jpg.png`; files whose names are equal on some disks (other
+    case, other Unicode form) get a number made from their name. Bytes that are not UTF-8 become `\\xNN`.
 
     >>> overlay_names(["a.jpg", "b.jpg", "b.png", "folder.1/c"])
     {'a.jpg': 'a.png', 'b.jpg': 'b.jpg.png', 'b.png': 'b.png.png', 'folder.1/c': 'folder.1/c.png'}
@@ -310,7 +310,7 @@ def overlay_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _plain_name(name: str) -> str:
-    """A name that every file system takes."""
+    """Make a name that every file system accepts."""
     start = re.sub(r"[^A-Za-z0-9_-]+", "_", posixpath.basename(name).removesuffix(".png"))[:40].strip("_")
     return f"{start}~{_number(name)}.png"
 

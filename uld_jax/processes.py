@@ -1,8 +1,8 @@
-"""Several processes as one program: who they are is JAX's own cluster detection's affair, unless flags say it.
+"""Several processes as one program, found by JAX's own cluster detection unless flags name them.
 
-JAX knows TPU pods (by environment, or by the metadata server of their machines), GKE and other Kubernetes jobs, SLURM
-and Open MPI, see `jax.distributed.initialize`. It is asked before anything is joined: one process alone needs no
-coordinator, and opens no port that another run on the same machine may have opened.
+JAX detects TPU pods (by environment, or by the metadata server of their machines), GKE and other Kubernetes jobs, SLURM
+and Open MPI, see `jax.distributed.initialize`. Detection comes before joining, because a single process needs no
+coordinator and should open no port that another run on the same machine may have opened.
 """
 
 import contextlib
@@ -15,15 +15,16 @@ import jax
 
 from uld_jax.errors import UserError
 
-_PATIENCE = 300  # seconds for all processes to come, JAX's own default
-# Of Kubernetes' own variables JAX looks at this one. Outside an indexed job it could not tell a process's number, and
-# a notebook's pod would have to do without.
+_PATIENCE = 300  # seconds to wait for all processes, JAX's own default
+# JAX detects Kubernetes by this variable. Outside an indexed job it cannot find the number of a process, so the
+# variable is hidden there and, for example, a notebook's pod runs as one process.
 _KUBERNETES = "KUBERNETES_SERVICE_HOST"
-_WORKERS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # a list, where a machine knows it without asking
+# Lists of workers, on machines that need no metadata server.
+_WORKERS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 class Cluster(NamedTuple):
-    """Where the processes meet, `HOST:PORT`, how many there are, and which is this; None for what nobody said."""
+    """Address `HOST:PORT` where the processes meet, number of processes, number of this one; None where unknown."""
 
     coordinator: str | None = None
     num_processes: int | None = None
@@ -31,15 +32,16 @@ class Cluster(NamedTuple):
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins the other processes, if there are any. What is not given is read from the environment, or detected.
+    """Join the other processes, if there are any. Values that are not given come from the environment or detection.
 
     Args:
-      coordinator: HOST:PORT of process 0; or $JAX_COORDINATOR_ADDRESS.
-      num_processes: or $JAX_NUM_PROCESSES. 1, without a coordinator: this process alone, whatever there is around it.
-      process_id: or $JAX_PROCESS_ID.
+      coordinator: HOST:PORT of process 0; default $JAX_COORDINATOR_ADDRESS.
+      num_processes: number of processes; default $JAX_NUM_PROCESSES. 1 without a coordinator means this process alone,
+        without detection.
+      process_id: number of this process; default $JAX_PROCESS_ID.
 
     Raises:
-      UserError: some of the three are known and others are not, or the processes do not find each other.
+      UserError: only some of the three are known, or the processes do not find each other.
     """
     if jax.distributed.is_initialized():
         return
@@ -67,7 +69,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
 
 
 def _several(found: Cluster, given: Cluster) -> bool:
-    """Whether there is anything to join. Raises UserError if only a part is known."""
+    """Tell whether there are processes to join. Raises UserError if only a part of the values is known."""
     if found == Cluster() or (found.num_processes == 1 and given.coordinator is None):
         return False
     missing = [f"--{name}" for name, value in found._asdict().items() if value is None]
@@ -80,13 +82,13 @@ def _several(found: Cluster, given: Cluster) -> bool:
 
 
 def announce() -> None:
-    """The first process says on stderr which processes and devices there are."""
+    """Print on stderr, from the first process, which processes and devices there are."""
     if jax.process_index() == 0:
         print(describe(), file=sys.stderr, flush=True)
 
 
 def describe() -> str:
-    """All processes and devices in a line.
+    """Describe all processes and devices in one line.
 
     >>> describe()
     '1 process, 1 device (cpu)'
@@ -100,7 +102,7 @@ def describe() -> str:
 
 
 def _detected(given: Cluster) -> Cluster | None:
-    """What is given, and the rest as JAX finds it; None from a JAX that does not say without joining."""
+    """Complete the given values with those that JAX detects; None from a JAX that cannot detect without joining."""
     if None not in given:
         return given
     try:
@@ -133,7 +135,7 @@ def _number(variable: str) -> int | None:
 
 @contextlib.contextmanager
 def _hidden(variable: str):
-    """Without this variable of the environment."""
+    """Hide this variable of the environment within the context."""
     kept = os.environ.pop(variable, None)
     try:
         yield

@@ -1,10 +1,10 @@
-"""The only file that knows about devices: one mesh with one axis, `data`.
+"""The only file that handles devices: one mesh with one axis, `data`.
 
 Training is one global-view `jax.jit`: the state is replicated, the batch is split over `data`, and XLA writes the
-collectives. (`jax.pmap` has been a wrapper over jit and shard_map since JAX 0.8; this is its successor.)
+collectives. (Since JAX 0.8, `jax.pmap` is a wrapper over jit and shard_map; this is its successor.)
 
-Which rows of a batch a process feeds is read from the sharding itself, so that any mesh of this one axis works, in
-whichever order its devices stand.
+The sharding itself gives the rows of a batch that a process feeds, so that any mesh of this one axis works, with its
+devices in any order.
 """
 
 import functools
@@ -22,7 +22,7 @@ AXIS = "data"
 
 
 def make_mesh(devices=None) -> Mesh:
-    """All devices of all processes (or those given) in one axis, those of a slice and of a process side by side.
+    """Make a mesh of all devices of all processes (or those given), those of a slice and of a process side by side.
 
     `jax.make_mesh` would follow the torus of a TPU slice, where the chips of a host need not be neighbours, and takes a
     single slice only. Here each host reads one run of rows.
@@ -36,17 +36,17 @@ def _place(device):
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Return the sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, P(AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding that puts a copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process feeds, increasing, [n] int64; they need not be neighbours.
+    """Return the rows of a global batch that this process feeds, increasing, [n] int64; there may be gaps.
 
     Raises UserError when the batch does not divide over the devices, or none of them belongs to this process.
     """
@@ -69,9 +69,9 @@ def _rows_of(mesh, batch_size, process):
 
 
 def put_batch(mesh: Mesh, tree, axis: int = 0):
-    """This process's rows (NumPy, in the order of `local_rows`) as global arrays split over `data` along `axis`."""
+    """Make global arrays, split over `data` along `axis`, of this process's rows (NumPy, as `local_rows` orders)."""
     where = NamedSharding(mesh, P(*(None,) * axis, AXIS))
-    here = len(local_rows(mesh, mesh.size))  # devices
+    here = len(local_rows(mesh, mesh.size))  # number of this process's devices
 
     def put(x):
         x = np.asarray(x)
@@ -83,7 +83,7 @@ def put_batch(mesh: Mesh, tree, axis: int = 0):
 
 
 def put_replicated(mesh: Mesh, tree):
-    """The same host values on every process as replicated global arrays."""
+    """Make replicated global arrays of host values that are the same on every process."""
 
     def put(x):
         if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(replicated(mesh), x.ndim):
@@ -95,12 +95,12 @@ def put_replicated(mesh: Mesh, tree):
 
 
 def to_host(tree):
-    """Global arrays as NumPy, whole, on every process."""
+    """Copy whole global arrays to NumPy on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
     def get(x):
-        # Of an array that is here whole, `process_allgather` would give one copy for each process.
+        # For an array that is whole on this process, `process_allgather` would return one copy per process.
         here = x.is_fully_replicated or x.is_fully_addressable
         return np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
 
@@ -108,15 +108,15 @@ def to_host(tree):
 
 
 def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
-    """A typed PRNG key, replicated."""
+    """Replicate a typed PRNG key."""
     return jax.random.wrap_key_data(put_replicated(mesh, jax.random.key_data(key)))
 
 
 def arrays(*values):
-    """Arguments of a public function as arrays: lists and NumPy arrays are put on the device, None stays None.
+    """Convert arguments of a public function to arrays: lists and NumPy arrays are put on the device, None stays None.
 
-    Arrays on a mesh of explicit axes, as `jax.make_mesh` makes them by default, are seen with automatic ones: the
-    sharding of results is then XLA's affair, as everywhere in this library. Nothing is copied.
+    Arrays on a mesh of explicit axes, the default of `jax.make_mesh`, are viewed with automatic axes, so that XLA
+    chooses the sharding of results, as everywhere in this library. Nothing is copied.
     """
 
     def one(x):
@@ -133,9 +133,9 @@ def arrays(*values):
 
 
 def mesh_of(x):
-    """The mesh that an array is split over, or while tracing that of `jax.set_mesh`; None for a single device.
+    """Return the mesh that an array is split over, or while tracing that of `jax.set_mesh`; None for a single device.
 
-    Inside `jax.shard_map`, where a function sees the rows of its own device alone, it is None too.
+    The result is also None inside `jax.shard_map`, where a function sees only the rows of its own device.
     """
     if isinstance(x, jax.core.Tracer):
         mesh = jax.sharding.get_abstract_mesh()

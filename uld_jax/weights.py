@@ -1,4 +1,4 @@
-"""Folders of converted weights: written by `uld convert`, read by the methods that start from or look through them.
+"""Folders of converted weights, written by `uld convert` and read by the methods that use them.
 
 DIR/params/      the arrays (Orbax)
 DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence
@@ -21,29 +21,29 @@ _IDENTITY = ("kind", "sha256", "core_sha256")
 
 
 def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
-    """Writes a folder of weights. It is written beside `dst` and renamed, so that half a folder is never seen.
+    """Write a folder of weights beside `dst` and rename it, so that half a folder is never seen.
 
     Args:
-      dst: the folder, local or gs://. It must not exist, be empty, or hold the same weights from the same source;
-        in the last case nothing is written.
-      kind: what the weights are of: the name that `load` asks for.
+      dst: the folder, local or gs://. It must not exist, be empty, or hold the same weights from the same source; in
+        the last case nothing is written.
+      kind: kind of the weights, the name that `load` takes.
       params: nested dict of arrays; they are stored as float32.
-      source: where they come from: `file`, `sha256`, `entries`, `licence`, ...
+      source: origin of the weights: `file`, `sha256`, `entries`, `licence`, ...
 
     Returns:
-      What `source.json` then says: `source`, the kind and the number of trained parameters.
+      Content of `source.json`: `source`, the kind and the number of trained parameters.
 
     Raises:
-      UserError: when `dst` holds something else.
+      UserError: `dst` holds something else.
     """
     dst = _path(dst)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    flat = traverse_util.flatten_dict(params)  # of networks alone, or of `params` and what goes with them
+    flat = traverse_util.flatten_dict(params)  # networks alone, or `params` and other collections
     trained = {path: x for path, x in flat.items() if "params" not in params or path[0] == "params"}
     source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         return _same(dst, kind, params, source)
-    # A bucket cannot rename folders: there `source.json`, without which `load` takes nothing, comes last.
+    # A bucket cannot rename folders, so there `source.json` comes last: `load` refuses a folder without it.
     part = dst if "://" in str(dst) else dst.parent / f"{dst.name}.part"
     try:
         if part != dst and part.exists():
@@ -53,7 +53,7 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
             checkpointer.save(part / "params", args=ocp.args.PyTreeSave(params), force=True)
         files.write(part / "source.json", json.dumps(source, indent=2, sort_keys=True) + "\n")
         if part != dst:
-            os.rename(part, dst)  # which also takes the place of an empty folder
+            os.rename(part, dst)  # also replaces an empty folder
     finally:
         if part != dst and part.exists():
             part.rmtree()
@@ -61,14 +61,14 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path, kind: str) -> Any:
-    """The weights in a folder that `uld convert --kind=<kind>` made: a nested dict of float32 NumPy arrays.
+    """Read the weights in a folder that `uld convert --kind=<kind>` made: a nested dict of float32 NumPy arrays.
 
     Args:
-      path: the folder, local or gs://, as `config.weights.<kind>` has it.
-      kind: what they must be of.
+      path: the folder, local or gs://, the value of `config.weights.<kind>`.
+      kind: kind that the weights must have.
 
     Raises:
-      UserError: when there is no folder, or it holds no converted weights, or those of another kind.
+      UserError: there is no folder, or it holds no converted weights or those of another kind.
     """
     read_source(path, kind)
     path = _path(path)
@@ -85,7 +85,7 @@ def load(path, kind: str) -> Any:
 
 
 def read_source(path, kind: str) -> dict[str, Any]:
-    """What `source.json` says of the weights in such a folder; arguments and errors are those of `load`."""
+    """Read `source.json` of a folder of weights; arguments and errors are those of `load`."""
     if not str(path):
         raise UserError(
             f"config.weights.{kind} is empty, but weights are needed: {_make(kind)}, then set the key to DIR"
@@ -127,4 +127,4 @@ def _source(path) -> dict[str, Any] | None:
 
 def _path(path) -> epath.Path:
     path = epath.Path(os.path.expanduser(path))
-    return path if "://" in str(path) else path.absolute()  # Orbax takes nothing else
+    return path if "://" in str(path) else path.absolute()  # Orbax takes only absolute local paths

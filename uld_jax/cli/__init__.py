@@ -1,6 +1,6 @@
 """The commands of `uld`, one file each; `uld_jax.__main__` runs them.
 
-To import them is quick: a command imports what it computes with when it runs.
+Importing the commands is quick, because a command imports its heavy modules when it runs.
 """
 
 from uld_jax.cli import clusters, convert, evaluate, features, figure, fit, gcn, predict, prepare, sweep, train
@@ -18,11 +18,11 @@ COMMANDS = {
     "convert": convert.COMMAND,
     "gcn": gcn.COMMAND,
 }
-OLD_NAMES = {"ablate": "figure"}  # they still work
+OLD_NAMES = {"ablate": "figure"}  # earlier names of commands, which still work
 
 
 def _lines(name: str) -> str:
-    """The usage of one command, with its flags in a column of their own."""
+    """Format the usage of one command, with its flags in a separate column."""
     start = f"  uld {name:<{max(map(len, COMMANDS))}} "
     return start + COMMANDS[name].usage.replace("\n", "\n" + " " * len(start))
 

@@ -1,4 +1,4 @@
-"""`uld clusters`: how well a run's descriptors are grouped by landmark."""
+"""`uld clusters`: measures how well a run's descriptors form clusters."""
 
 from absl.flags import FlagValues
 

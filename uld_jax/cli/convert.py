@@ -1,4 +1,4 @@
-"""`uld convert`: a published checkpoint as weights that configs read."""
+"""`uld convert`: converts a published checkpoint to weights that configs read."""
 
 from absl.flags import FlagValues
 
@@ -18,7 +18,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Convert, and say how a config reads the weights."""
+    """Convert the checkpoint, and print the key by which a config reads the weights."""
     from uld_jax import convert
 
     source = convert.convert(args.kind, args.src, args.dst, args.core)

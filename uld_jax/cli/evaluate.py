@@ -32,7 +32,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Measure, write the report and print its errors."""
+    """Measure the run, write the report and print its errors."""
     from uld_jax import sharding
     from uld_jax.engine import runs
     from uld_jax.evaluation.run import evaluate_run
@@ -60,7 +60,7 @@ def run(args: FlagValues) -> int:
 
 
 def _print(stage: str, report) -> None:
-    """Print the errors of a stage: of all images, by group, and by the number of labelled images."""
+    """Print the errors of a stage: over all images, by group, and by the number of labelled images."""
     from uld_jax.evaluation.report import summary
 
     percent = shared.percent

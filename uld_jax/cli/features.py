@@ -1,4 +1,4 @@
-"""`uld features`: a frozen backbone's features of all images, computed once and kept on disk."""
+"""`uld features`: computes a frozen backbone's features of all images once and stores them on disk."""
 
 from absl.flags import FlagValues
 
@@ -22,7 +22,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Write the features, and say how a config reads them."""
+    """Write the features, and print the key by which a config reads them."""
     from uld_jax import sharding
     from uld_jax.studies import features
 

@@ -1,4 +1,4 @@
-"""`uld figure`: a figure of a paper as runs, a table and a plot."""
+"""`uld figure`: trains the runs of a paper's figure, and writes its table and plot."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Train what is not finished, and print the table."""
+    """Train the unfinished runs, and print the table."""
     from uld_jax.engine import stopping
     from uld_jax.studies import mallis_figure2
 

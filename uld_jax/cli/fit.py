@@ -1,4 +1,4 @@
-"""`uld fit`: annotated landmarks from the discovered ones, by a few labelled photos."""
+"""`uld fit`: learns to predict annotated landmarks from the discovered ones, from a few labelled photos."""
 
 from absl.flags import FlagValues
 
@@ -18,7 +18,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Fit, keep the fit beside the run, and print its error."""
+    """Fit the map, store it in the run's folder, and print its error."""
     from uld_jax.detector import Detector, fit_folder
 
     detector = Detector.load(shared.stage_of(args))

@@ -1,4 +1,4 @@
-"""The flags of one command: how they are defined, and how they are read from the command line."""
+"""The flags of one command: their definition, and their reading from the command line."""
 
 import os
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from uld_jax.errors import UserError
 
 
 class Flags:
-    """Definitions of the flags of a command, in `values`. Those that every command has are there from the start.
+    """Definitions of the flags of a command, in `values`, with the flags of every command from the start.
 
-    In all methods a default of None makes a flag required, but for numbers, for which None means that none is given.
+    In all methods a default of None makes a flag required, except for numbers, for which None means no number.
     """
 
     def __init__(self):
@@ -27,12 +27,12 @@ class Flags:
         flags.DEFINE_string(name, default, meaning, flag_values=self.values, required=default is None)
 
     def path(self, name: str, default: str | None, meaning: str) -> None:
-        """Define a flag that takes a path, in which `~` is understood."""
+        """Define a flag that takes a path, in which `~` is expanded."""
         self.text(name, default, meaning)
         self._paths.append(name)
 
     def folder(self, name: str, meaning: str) -> None:
-        """Define a required flag that takes a path which is not empty."""
+        """Define a required flag that takes a non-empty path."""
         self.path(name, None, meaning)
         self._needed.append(name)
 
@@ -57,21 +57,21 @@ class Flags:
         flags.DEFINE_list(name, [], meaning, flag_values=self.values)
 
     def repeated(self, name: str, meaning: str, required: bool = False) -> None:
-        """Define a flag that may be given several times; a required one is not empty."""
+        """Define a flag that may be given several times; a required flag must not be empty."""
         flags.DEFINE_multi_string(name, None if required else [], meaning, flag_values=self.values, required=required)
         if required:
             self._needed.append(name)
 
     def config(self) -> None:
-        """Define --config, which is read with its --config.KEY=VALUE to a locked ConfigDict."""
+        """Define --config, which becomes a locked ConfigDict together with its --config.KEY=VALUE."""
         from ml_collections import config_flags
 
-        # The words are known when they are parsed: `parse` puts them into this list.
+        # `parse` fills this list, because the words are known only then.
         config_flags.DEFINE_config_file("config", None, CONFIG, flag_values=self.values, sys_argv=self._argv)
         flags.mark_flag_as_required("config", flag_values=self.values)
 
     def override(self, meaning: str = "KEY=VALUE, the same as --config.KEY=VALUE.") -> None:
-        """Define --override, in which a command with `Command.overrides` finds each --config.KEY=VALUE."""
+        """Define --override, which collects each --config.KEY=VALUE for a command with `Command.overrides`."""
         self.repeated("override", meaning)
 
     def workdir(self) -> None:
@@ -79,18 +79,18 @@ class Flags:
         self.folder("workdir", "Folder of the run, local or gs://.")
 
     def stage(self) -> None:
-        """Define --stage, one of a finished run."""
+        """Define --stage, a stage of a finished run."""
         self.text("stage", "", "Stage of the run; the last one by default.")
 
     def parse(self, argv: Sequence[str], overrides: bool = False, positional: str = "") -> flags.FlagValues:
-        """Values of the flags in `argv`, whose first word is the command.
+        """Parse the flags in `argv`, whose first word is the command.
 
         Args:
           argv: words of a command line.
           overrides, positional: see `Command`.
 
         Raises:
-          UserError: a flag is unknown, missing or wrong, as a sentence.
+          UserError: a flag is unknown, missing or wrong; the message is one sentence.
         """
         from uld_jax import config as config_lib
 

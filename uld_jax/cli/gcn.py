@@ -27,7 +27,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Train, and say how well the network does on held-out descriptors and how a config reads it."""
+    """Train the network; print its quality on held-out descriptors and the key by which a config reads it."""
     from uld_jax.studies import train_gcn
 
     if bool(args.descriptors) == args.synthetic:

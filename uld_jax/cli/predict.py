@@ -1,4 +1,4 @@
-"""`uld predict`: the landmarks of photos, as a table and as pictures."""
+"""`uld predict`: predicts the landmarks of photos, as a table and as pictures."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 
 USAGE = "--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]"
-_NAMED = 5  # files of a kind that a line names
+_NAMED = 5  # number of files that a line of output names
 
 
 def define(flags: Flags) -> None:
@@ -26,7 +26,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Write the landmarks, and say what was left out."""
+    """Write the landmarks, and print which files and landmarks were left out."""
     from uld_jax.detector import Detector
     from uld_jax.predict import predict_folder
 
@@ -49,6 +49,6 @@ COMMAND = shared.Command(
     USAGE,
     define,
     run,
-    positional="images",  # a shell puts them there for `--images *.jpg`
+    positional="images",  # a shell expands `--images *.jpg` to words without a flag
     interrupted="the rows so far are in landmarks.partial.csv",
 )

@@ -1,4 +1,4 @@
-"""`uld prepare`: a data set as ArrayRecord files, decoded and resized once."""
+"""`uld prepare`: writes a data set as ArrayRecord files."""
 
 from absl.flags import FlagValues
 
@@ -21,7 +21,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Write the files, and say how a config reads them."""
+    """Write the files, and print how a config reads them."""
     from uld_jax.data import listing, open_source
     from uld_jax.data.builders import prepared
 

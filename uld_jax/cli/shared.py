@@ -1,4 +1,4 @@
-"""What commands share: the form of a command, exit codes, and how numbers are read and results are told."""
+"""Parts that commands share: the form of a command, exit codes, reading of numbers, and printing of results."""
 
 import sys
 from collections.abc import Callable
@@ -17,13 +17,13 @@ class Command(NamedTuple):
     """A command of `uld`.
 
     Attributes:
-      usage: its usual flags, in lines of at most 105 characters.
-      define: adds its flags to those that all commands have.
-      run: does it with the flags' values, and returns the exit code.
-      overrides: --config.KEY=VALUE is kept in its flag --override, for configs that the command itself reads.
-      positional: its flag that takes words without a flag, too.
-      stops: it saves what it has when it is told to stop, so it hears of Ctrl-C and SIGTERM itself.
-      interrupted: what is said of its results after Ctrl-C.
+      usage: common flags of the command, in lines of at most 105 characters.
+      define: function that adds the command's flags to those of all commands.
+      run: function that runs the command with the flags' values, and returns the exit code.
+      overrides: True collects --config.KEY=VALUE in the flag --override, for configs that the command itself reads.
+      positional: name of the flag that also takes words without a flag; empty for none.
+      stops: True if the command saves its state when it is stopped, and so handles Ctrl-C and SIGTERM itself.
+      interrupted: message about the results after Ctrl-C.
     """
 
     usage: str
@@ -36,14 +36,14 @@ class Command(NamedTuple):
 
 
 def first_process() -> bool:
-    """Whether this is the process that prints results. Starts JAX."""
+    """Tell whether this is the process that prints results. Starts JAX."""
     import jax
 
     return jax.process_index() == 0
 
 
 def told(skipped, where) -> int:
-    """Say which files were skipped and where that is written; return the exit code."""
+    """Print which files were skipped and the path of their list; return the exit code."""
     from uld_jax.data import listing
 
     if skipped and first_process():
@@ -52,18 +52,18 @@ def told(skipped, where) -> int:
 
 
 def progress(name: str) -> Callable[[int, int], None]:
-    """A function that prints how many of how many are done, in the first process only."""
+    """Make a function that prints the numbers of items done and of all items, in the first process only."""
     first = first_process()
     return lambda done, of: print(f"{name} {done}/{of}", file=sys.stderr) if first else None
 
 
 def stage_of(args: FlagValues) -> str:
-    """`WORKDIR:STAGE`, or `WORKDIR` for the run's last stage."""
+    """Return `WORKDIR:STAGE`, or `WORKDIR` for the run's last stage."""
     return f"{args.workdir}:{args.stage}" if args.stage else args.workdir
 
 
 def pair(text: str, flag: str) -> tuple[int, int]:
-    """Numbers of `START:STOP`. Raises UserError unless 0 <= START < STOP."""
+    """Parse the numbers of `START:STOP`. Raises UserError unless 0 <= START < STOP."""
     first, _, last = text.partition(":")
     first, last = integer(first, flag), integer(last, flag)
     if not 0 <= first < last:
@@ -72,7 +72,7 @@ def pair(text: str, flag: str) -> tuple[int, int]:
 
 
 def integer(text: str, flag: str) -> int:
-    """A whole number. Raises UserError, which names the flag."""
+    """Parse a whole number. Raises UserError, which names the flag, for any other text."""
     try:
         return int(text)
     except ValueError as error:
@@ -80,5 +80,5 @@ def integer(text: str, flag: str) -> int:
 
 
 def percent(value: float | None) -> str:
-    """A number in percent as it is printed."""
+    """Format a number in percent."""
     return "not measured" if value is None else f"{value:.2f} %"

@@ -20,7 +20,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Train what is not finished, and print the table."""
+    """Train the unfinished runs, and print the table."""
     from uld_jax.engine import stopping
     from uld_jax.studies import sweep
 

@@ -20,7 +20,7 @@ def define(flags: Flags) -> None:
 
 
 def run(args: FlagValues) -> int:
-    """Train, and say what was found and where it is."""
+    """Train the stages; print the number of landmarks, the errors and the paths of the results."""
     from uld_jax.engine import loop, stopping
     from uld_jax.evaluation.report import summary
 
@@ -33,7 +33,7 @@ def run(args: FlagValues) -> int:
         print(stopped, file=sys.stderr)
         return shared.OK
     if shared.first_process():
-        count = found.report.get("landmarks", args.config.k)  # some methods find out how many there are
+        count = found.report.get("landmarks", args.config.k)  # some methods estimate the number
         print(f"{count} landmarks found; {summary(found.report)}".rstrip("; "))
         print(f"  pictures  {os.path.join(args.workdir, 'contact_sheet.png')}")
         print(f"  numbers   {os.path.join(args.workdir, 'eval')}")

@@ -1,4 +1,4 @@
-"""Data sets, and the readers that bring them to the devices.
+"""Data sets, and the readers that bring their images to the devices.
 
 open_source(name, split, ...)     one split on the host: images, landmarks, sizes
 make_reader(source, mesh, B)      its images as training batches
@@ -42,27 +42,28 @@ def open_source(
     on_bad_file: str = "error",
     **options,
 ) -> Source:
-    """Opens one split of a data set and checks it.
+    """Open one split of a data set and check it.
 
     Args:
-      name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`; if `data_dir` is a prepared data set,
-        that); or the name of a data set that `builders.prepared.prepare` wrote under `data_dir`.
-      split: `train`, `test`, or another that the data set has.
-      data_dir: where the data lie; unused by `synthetic`.
+      name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`, or a prepared data set in `data_dir`); or
+        the name of a data set that `builders.prepared.prepare` wrote under `data_dir`.
+      split: `train`, `test`, or another split of the data set.
+      data_dir: folder of the data; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
-      fit: how files are fitted into the frame, `pad`, `crop` or `stretch`.
-      scheme: name of the annotated points' scheme (`schemes.SCHEMES`), or `none`: what a prepared data set says itself.
+      fit: way to fit files into the frame, `pad`, `crop` or `stretch`.
+      scheme: name of the annotated points' scheme (`schemes.SCHEMES`), or `none`; a prepared data set then uses its
+        recorded scheme.
       normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
-      sides: whether left and right joints of a body are the `object`'s or the `image`'s (see `specs.set_sides`).
-      on_bad_file: `error`, or `skip`: leaves out what cannot be read, which takes decoding everything once.
-      **options: for `synthetic` alone: its seed, numbers of images and pose.
+      sides: meaning of left and right joints of a body, the `object`'s or the `image`'s (see `specs.set_sides`).
+      on_bad_file: `error`, or `skip` to leave out files that cannot be read, which requires decoding everything once.
+      **options: options of `synthetic` only: its seed, numbers of images and pose.
 
     Raises:
-      UserError: whatever is wrong with the data, in one sentence.
+      UserError: the data or an argument are wrong; the message is one sentence.
     """
     if frame_size < 1:
         raise UserError(f"data.frame_size is {frame_size}; use the side of the images in pixels, such as 128")
-    coordinates.frame_map((1, 1), (1, 1), fit)  # refuses an unknown word even where there is nothing to fit
+    coordinates.frame_map((1, 1), (1, 1), fit)  # refuses an unknown word even if there is nothing to fit
     if name == "synthetic":
         from uld_jax.data.synthetic import Synthetic
 
@@ -93,16 +94,16 @@ def open_source(
 def make_reader(
     source: Source, mesh, batch_size: int, *, kind: str = "auto", workers: int = 0, partner: bool = False
 ) -> StreamReader | ResidentReader:
-    """The training reader of a source.
+    """Make the training reader of a source.
 
     Args:
-      source: see `open_source`.
+      source: the images, see `open_source`.
       mesh: the devices.
-      batch_size: B, of all devices together.
-      kind: `resident` (all images in device memory), `stream` (decoded batch by batch), or `auto`: resident if it fits,
-        first a copy on every device, then the rows split over them.
-      workers: decoding processes of `stream`; 0 uses threads.
-      partner: also give every sample an independent second image.
+      batch_size: B, number of images in a batch over all devices together.
+      kind: `resident` (all images in device memory), `stream` (decoded batch by batch), or `auto`: resident if the
+        images fit, preferably with a copy on every device, otherwise with the rows split over the devices.
+      workers: number of decoding processes of `stream`; 0 uses threads.
+      partner: True also gives every sample an independent second image.
 
     Raises:
       UserError: an unknown kind, or a batch that does not divide over the devices.

@@ -1,13 +1,14 @@
-"""The csv files of a folder of photos: which images they name, for training or for test, and what they say of them.
+"""The csv files of a folder of photos: their images, for training or for test, and the annotation of these.
 
   file,x0,y0,x1,y1,...             pixels of the upright file, centres at integers; `file` is relative to the folder
   ...,visible0,visible1,...        optional, 0 or 1; a point with empty x and y is not annotated and not visible
-  ...,split                        optional, `train` or `test`; without it `train.csv` is about training images and
-                                   `test.csv` about test images
-  ...,box_x0,box_y0,box_x1,box_y1  optional box of the object, `mask` an image file of its pixels: see `regions`
+  ...,split                        optional, `train` or `test`; without this column `train.csv` lists training images
+                                   and `test.csv` test images
+  ...,box_x0,box_y0,box_x1,box_y1  optional box of the object
+  ...,mask                         optional image file of the object's pixels; for box and mask see `objects`
   ...,any other columns            kept as text, for `--group_by`
 
-A mistake is one sentence that names the file, line and column.
+An error is one sentence that names the file, line and column.
 """
 
 import collections
@@ -29,20 +30,20 @@ _POINT = re.compile(r"(x|y|visible)(0|[1-9]\d*)")
 
 
 class CsvNote(UserWarning):
-    """What a csv was taken for, where that is not plain to see."""
+    """A note on how a csv was interpreted, when this is not obvious."""
 
 
 class Annotation(NamedTuple):
     """Rows of one csv, or of all csv files of a folder.
 
     Attributes:
-      names: [R] files.
-      splits: [R] `train` or `test`.
-      places: [R] csv and line, for messages.
+      names: [R] file names.
+      splits: [R] splits, `train` or `test`.
+      places: [R] csv and line of each row, for messages.
       landmarks: [R,L,2] float64 `(x, y)` in pixels of the file, NaN where empty; None without such columns.
-      visible: [R,L] bool; None without landmarks.
-      columns: the other columns, {name: R strings}.
-      landmark_names: of the L points; () if unknown.
+      visible: [R,L] bool, True where a point is annotated and not hidden; None without landmarks.
+      columns: other columns, {name: R strings}.
+      landmark_names: names of the L points; () if unknown.
     """
 
     names: list[str]
@@ -54,7 +55,7 @@ class Annotation(NamedTuple):
     landmark_names: tuple[str, ...] = ()
 
     def take(self, names: Sequence[str]) -> "Annotation":
-        """What is said of other images: nothing of those that no row names (`places` are then the names)."""
+        """Return the rows of the given images; an image without a row gets an empty one, with its name as place."""
         row_of = {name: row for row, name in enumerate(self.names)}
         rows = np.array([row_of.get(name, -1) for name in names], np.int64)
         landmarks = visible = None
@@ -68,9 +69,9 @@ class Annotation(NamedTuple):
 
 
 def read_folder(root) -> Annotation | None:
-    """What `train.csv` and `test.csv` of a folder say together, named as on the disk; None if there is neither.
+    """Read `train.csv` and `test.csv` of a folder together, with names as on the disk; None if there is neither.
 
-    Raises UserError for whatever is wrong with one of them, or where they do not go together.
+    Raises UserError for any error in one of the files, or if they do not go together.
     """
     root = epath.Path(root)
     found = [path for split in SPLITS if (path := root / f"{split}.csv").exists()]
@@ -79,7 +80,7 @@ def read_folder(root) -> Annotation | None:
 
 
 def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
-    """The rows of several csv files; a column or point that one of them lacks is empty there."""
+    """Join the rows of several csv files; a column or point that a file lacks is empty in its rows."""
     counts = {path: note.landmarks.shape[1] for path, note in parts if note.landmarks is not None}
     if len(set(counts.values())) > 1:
         (one, first), (other, second) = list(counts.items())[:2]
@@ -118,13 +119,13 @@ def _joined(parts: Sequence[tuple[epath.Path, Annotation]]) -> Annotation:
 
 
 def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
-    """Reads and checks one csv. Raises UserError naming the file, and the line and column where there is one.
+    """Read and check one csv. Raises UserError naming the file, and the line and column if there is one.
 
     Args:
       path: the csv.
-      split: of rows that do not say theirs in a column `split`.
-      root: the folder of the images.
-      files: those below it.
+      split: split of rows without a word in a column `split`.
+      root: folder of the images.
+      files: index of the files below `root`.
     """
     table = csv_tables.read_table(path)
     header, read = table.header, table.rows
@@ -167,7 +168,7 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
 
 
 def _without_repeated(path, xy: np.ndarray) -> np.ndarray:
-    """Points [N,L,2] with NaN for values that stand for missing ones (`csv_tables.repeated`), which is said."""
+    """Replace values that stand for missing points (`csv_tables.repeated`) by NaN in points [N,L,2], with a warning."""
     for (x, y), where in csv_tables.repeated(xy):
         warnings.warn(
             f"{path}: {where.sum()} points in {where.any(1).sum()} rows all are ({x:g}, {y:g}), and are taken as "
@@ -180,7 +181,10 @@ def _without_repeated(path, xy: np.ndarray) -> np.ndarray:
 
 
 def _splits(places, columns, default: str) -> list[str]:
-    """The split of each row: of its column `split`, else the default. Raises UserError for any other word."""
+    """Return the split of each row: its cell in the column `split`, else the default.
+
+    Raises UserError for any other word.
+    """
     cells = [cell.strip().lower() or default for cell in columns.get("split", [default] * len(places))]
     for place, cell in zip(places, cells, strict=True):
         if cell not in SPLITS:
@@ -192,7 +196,7 @@ def _splits(places, columns, default: str) -> list[str]:
 
 
 def _landmark_columns(path, header) -> tuple[int, bool]:
-    """(L, whether there are `visible` columns) from the first line of a csv."""
+    """Read L, and True if there are `visible` columns, from the first line of a csv."""
     twice = [h for h, n in collections.Counter(header).items() if n > 1]
     if twice:
         raise UserError(f"{path} has the column {twice[0]!r} twice; rename one of them")
@@ -215,9 +219,9 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
 
 
 def read_names(path, lines, cells, root, files: Index | Lookup) -> list[str]:
-    """The column `file`: paths inside the folder `root`, as it has them, each once; see `csv_tables.locate`.
+    """Read the column `file`: paths inside the folder `root` as on the disk, each once; see `csv_tables.locate`.
 
-    Raises UserError naming csv and line.
+    Raises UserError naming the csv and the line.
     """
     names, first = [], {}
     for line, cell in zip(lines, cells, strict=True):
@@ -237,7 +241,7 @@ def read_names(path, lines, cells, root, files: Index | Lookup) -> list[str]:
 
 
 def _numbers(path, lines, names, cells) -> np.ndarray:
-    """Columns as [N, len(names)] float64, NaN where empty."""
+    """Convert columns to [N, len(names)] float64, NaN where empty."""
     out = np.empty((len(lines), len(names)))
     for j, name in enumerate(names):
         try:
@@ -245,7 +249,7 @@ def _numbers(path, lines, names, cells) -> np.ndarray:
         except ValueError:
             out[:, j] = np.inf
         if np.isfinite(out[:, j]).all():
-            continue  # the rest takes a hundred times as long
+            continue  # parsing cell by cell takes a hundred times as long
         for i, cell in enumerate(cells[name]):
             out[i, j] = csv_tables.number(cell, lambda i=i, name=name: f"{path}, line {lines[i]}, column {name}")
     return out

@@ -1,7 +1,7 @@
 """Human bodies with joints and masks as a folder data set, cropped as Mallis et al. (NeurIPS 2020) crop Human3.6M.
 
-Human3.6M's own files (videos, `D2_Positions` in CDF, ground-truth box masks in HDF5) may not be passed on and need
-readers of their own; `write_bodies` takes what they hold as arrays, from any reader:
+Human3.6M's own files (videos, `D2_Positions` in CDF, ground-truth box masks in HDF5) may not be redistributed and need
+their own readers; `write_bodies` takes the content of these files as arrays, from any reader:
 
   write_bodies('bodies', 'train', frames)        frames yields (image, joints, mask)
   open_source('folder', 'train', data_dir='bodies', frame_size=...)
@@ -22,8 +22,8 @@ from uld_jax.data import crops, folder, objects
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
-SQUARE = 450  # pixels of the stored crop
-VIEWS = {"square": SQUARE, "fan": 256}  # side of what is written, in pixels
+SQUARE = 450  # side of the stored crop, in pixels
+VIEWS = {"square": SQUARE, "fan": 256}  # side of the written images, in pixels
 
 
 def write_bodies(
@@ -34,23 +34,24 @@ def write_bodies(
     view: str = "square",
     quality: int = 95,
 ) -> epath.Path:
-    """Writes one split of a `folder` data set: `data_dir/split/000000.jpg`, ... and `data_dir/split.csv`.
+    """Write one split of a `folder` data set: `data_dir/split/000000.jpg`, ... and `data_dir/split.csv`.
 
-    Every image is cropped around the body by `crops.square_crop`; joints and box move along. The csv has the joints and
-    the columns `box_x0,box_y0,box_x1,box_y1`, so that keypoints outside the body can be told (`objects.boxes`).
+    Every image is cropped around the body by `crops.square_crop`, and joints and box are mapped with it. The csv has
+    the joints and the columns `box_x0,box_y0,box_x1,box_y1`, so that keypoints outside the body can be recognised
+    (`objects.boxes`).
 
     Args:
-      data_dir: the folder; it is made if need be.
+      data_dir: the folder; it is made if missing.
       split: `train` or `test`.
       bodies: (image [H,W,3] uint8, joints [L,2] `(x, y)` in its pixels, NaN where not annotated, mask [H,W] whose true
-        pixels span the body). Read once, so a generator over videos will do. L is 32 for Human3.6M, 7 for BBC Pose
-        (there subtract 1 first: its annotation counts pixels from 1).
+        pixels span the body). The bodies are read once, so a generator over videos works. L is 32 for Human3.6M, 7 for
+        BBC Pose (subtract 1 from its annotation first, which counts pixels from 1).
       view: `square` writes 450 x 450 pixels with 1.5 heights of the body, which leaves a margin for augmentation; `fan`
         writes the 256 x 256 pixels that the official network sees, 1.07 heights.
-      quality: of the JPEG files.
+      quality: quality of the JPEG files.
 
     Returns:
-      The csv.
+      Path of the csv.
 
     Raises:
       UserError: bad arguments, a split that exists, no bodies at all, or a body whose arrays do not fit together.
@@ -84,7 +85,7 @@ def write_bodies(
             raise UserError(f"body {number}: {e}") from None
         pixels = crops.warp(image, fmap, SQUARE)
         if view == "fan":
-            # From the stored crop, not from the photo: bilinear sampling in one large step would skip pixels.
+            # Warp the stored crop, not the photo, because bilinear sampling in one large step would skip pixels.
             pixels, fmap = (
                 crops.warp(pixels, crops.fan_view(SQUARE, size), size),
                 crops.then(fmap, crops.fan_view(SQUARE, size)),
@@ -98,5 +99,5 @@ def write_bodies(
     if not rows:
         raise UserError(f"there are no bodies to write to {table}; give at least one")
     header = ["file", *(f"{axis}{i}" for i in range(landmarks) for axis in "xy"), *objects.BOX]
-    files.write(table, files.csv_text([header, *rows]))  # last, so that a split that was not finished is none
+    files.write(table, files.csv_text([header, *rows]))  # last, so that an unfinished split has no csv
     return table

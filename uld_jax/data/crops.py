@@ -1,8 +1,8 @@
-"""The crops of Mallis et al.'s data: what part of a photo a network sees, as maps of points and pixels.
+"""The crops of Mallis et al.'s data: the part of a photo that a network sees, as maps of points and pixels.
 
 A map is `[4] = (scale_x, scale_y, shift_x, shift_y)` as in `ops.coordinates`: `crop = file * scale + shift`. The
-official code maps points without half-pixel offsets; these functions keep its formulas, and `warp` moves the pixels by
-the very map that moves the points. Host NumPy, for preparing data.
+published code maps points without half-pixel offsets; these functions keep its formulas, and `warp` moves the pixels by
+the same map as the points. The functions use NumPy on the host and prepare data.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from uld_jax.errors import UserError
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Box `(x0, y0, x1, y1)` of the true pixels of a mask [H,W]: first and last column and row.
+    """Find the box `(x0, y0, x1, y1)` of the true pixels of a mask [H,W]: first and last column and row.
 
     Raises UserError if there are none.
 
@@ -26,10 +26,10 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def square_crop(box, size: int = 450, margin: float = 1.5) -> np.ndarray:
-    """Map of the square crop around a body, [4] float64 (Human3.6M in the official code of Mallis et al. 2020).
+    """Map of the square crop around a body, [4] float64 (Human3.6M in the published code of Mallis et al. 2020).
 
-    A square of `margin` x the height of the box, centred on the box, becomes `size` x `size` pixels; the centre lands
-    on `size / 2`. Width does not count: outstretched arms may leave the crop.
+    A square of `margin` x the height of the box, centred on the box, becomes `size` x `size` pixels; the centre maps
+    to `size / 2`. The width has no influence, so outstretched arms may leave the crop.
 
     Args:
       box: `(x0, y0, x1, y1)` in pixels of the file.
@@ -50,9 +50,9 @@ def square_crop(box, size: int = 450, margin: float = 1.5) -> np.ndarray:
 
 
 def fan_view(size: int = 450, out: int = 256, zoom: float = 1.4) -> np.ndarray:
-    """Map from a stored body crop to what the network sees, [4] float64: `u = ((x - 225) * 1.4 + 225) * 256 / 450`.
+    """Map from a stored body crop to the network's input, [4] float64: `u = ((x - 225) * 1.4 + 225) * 256 / 450`.
 
-    The crop is enlarged about its centre, so the network sees 1.5 / 1.4 = 1.07 heights of the box (official code of
+    The crop is enlarged about its centre, so the network sees 1.5 / 1.4 = 1.07 heights of the box (published code of
     Mallis et al. 2020).
 
     >>> x = np.array([225.0, 450]); scale, _, shift, _ = fan_view(); (x * scale + shift).round(2).tolist()
@@ -63,16 +63,16 @@ def fan_view(size: int = 450, out: int = 256, zoom: float = 1.4) -> np.ndarray:
 
 
 def fan_crop(box, file_size: tuple[int, int], weight: float = 0.5) -> tuple[int, int, int, int]:
-    """The part `(x0, y0, x1, y1)` of a face photo that is resized to the network's input (official code).
+    """Find the part `(x0, y0, x1, y1)` of a face photo that is resized to the network's input (published code).
 
-    With `delta = weight * ((1.2 * x1 - x0) + (2 * y1 - y0))` the box grows on all sides by 8 pixels where `delta < 20`,
-    else by `int(8 * delta / 100)`, within the image. `delta` depends on where the box lies, not only on its size; that
-    is how the code has it, and why a box far to the right is cropped more widely.
+    With `delta = weight * ((1.2 * x1 - x0) + (2 * y1 - y0))` the box grows on all sides by 8 pixels if `delta < 20`,
+    else by `int(8 * delta / 100)`, within the image. As in the published code, `delta` depends on the position of the
+    box and not only on its size, so a box far to the right is cropped more widely.
 
     Args:
       box: `(x0, y0, x1, y1)` of the face in pixels of the file.
       file_size: (height, width).
-      weight: 0.5 in the code of NeurIPS 2020, 0.25 in that of PAMI 2022.
+      weight: factor of `delta`: 0.5 in the published code of NeurIPS 2020, 0.25 in that of PAMI 2022.
 
     Raises:
       UserError: nothing of the box lies in the image.
@@ -96,7 +96,7 @@ def fan_crop(box, file_size: tuple[int, int], weight: float = 0.5) -> tuple[int,
 
 
 def crop_map(crop, out: int = 256) -> np.ndarray:
-    """Map of a crop that is stretched to a square, [4] float64: `u = (x - x0) * out / (x1 - x0)` (official code).
+    """Map of a crop that is stretched to a square, [4] float64: `u = (x - x0) * out / (x1 - x0)` (published code).
 
     >>> crop_map((20, 30, 148, 94)).tolist()
     [2.0, 4.0, -40.0, -120.0]
@@ -107,7 +107,7 @@ def crop_map(crop, out: int = 256) -> np.ndarray:
 
 
 def then(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The map that does `first` and then `second`.
+    """Compose two maps: `first`, then `second`.
 
     >>> then(np.array([2.0, 2, 1, 1]), np.array([3.0, 3, 5, 5])).tolist()
     [6.0, 6.0, 8.0, 8.0]
@@ -116,7 +116,7 @@ def then(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def warp(pixels: np.ndarray, fmap: np.ndarray, size: int) -> np.ndarray:
-    """Pixels [H,W,3] uint8 moved by a map, [size,size,3] uint8: bilinear, black outside the image (official code).
+    """Move pixels [H,W,3] uint8 by a map to [size,size,3] uint8: bilinear, black outside the image (published code).
 
     >>> warp(np.full((4, 4, 3), 9, np.uint8), np.array([2.0, 2, 2.5, 2.5]), 8)[:, 4, 0].tolist()
     [0, 0, 9, 9, 9, 9, 9, 9]

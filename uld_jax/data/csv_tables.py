@@ -1,8 +1,9 @@
-"""Reading csv files, whoever wrote them: separators, header rows, spellings of numbers and of file names.
+"""Reading of csv files from various tools: separators, header rows, spellings of numbers and of file names.
 
-The project's own layout has the first line `file,x0,y0,x1,y1,...`. Read as well: `;` or a tab in place of the comma, a
-first line `sep=;`, decimal commas, trailing empty columns, an unnamed first column (of pandas), and DeepLabCut's tables
-of one animal, whose three header rows are scorer, bodyparts and coords and whose file names take one column or three.
+The project's own layout has the first line `file,x0,y0,x1,y1,...`. These variants are read too: `;` or a tab in place
+of the comma, a first line `sep=;`, decimal commas, trailing empty columns, an unnamed first column (of pandas), and
+DeepLabCut's tables of one animal, whose three header rows are scorer, bodyparts and coords and whose file names take
+one column or three.
 """
 
 import csv
@@ -22,14 +23,14 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 
 
 class Table(NamedTuple):
-    """A csv in the project's own layout, whatever it was.
+    """A csv converted to the project's own layout.
 
     Attributes:
       header: names of the columns.
-      rows: (number of the line, cells) of each row.
-      separator: between cells.
-      kind: `DeepLabCut`, or empty.
-      landmark_names: of DeepLabCut's body parts, else ().
+      rows: (line number, cells) of each row.
+      separator: character between cells.
+      kind: `DeepLabCut`, or empty for the project's own layout.
+      landmark_names: names of DeepLabCut's body parts, else ().
     """
 
     header: list[str]
@@ -40,9 +41,9 @@ class Table(NamedTuple):
 
 
 def read_table(path) -> Table:
-    """The header of a csv, and every other line that is not empty, cells as they stand.
+    """Read the header of a csv, and every other line that is not empty, with unchanged cells.
 
-    Raises UserError naming the file, and the line where there is one.
+    Raises UserError naming the file, and the line if there is one.
     """
     text, first = _text(path), 1
     separator = None
@@ -73,9 +74,10 @@ def _text(path) -> str:
 
 
 def _separator(text: str) -> str:
-    """The one of `,`, `;` and tab that the first line has most of.
+    """Choose the most frequent of `,`, `;` and tab in the first line.
 
-    `csv.Sniffer` looks at all lines, and takes the comma of decimal numbers, or a letter of the file names.
+    `csv.Sniffer` is not used, because it looks at all lines and may choose the comma of decimal numbers or a letter of
+    the file names.
 
     >>> _separator("file;x0;y0\\na.jpg;1,5;2,5\\n"), _separator("file\\na.jpg\\n")
     (';', ',')
@@ -85,11 +87,11 @@ def _separator(text: str) -> str:
 
 
 def _own(path, separator: str, header: list[str], rows) -> Table:
-    """The project's layout, without columns that have neither name nor content."""
+    """Read the project's own layout, without columns that have neither name nor content."""
     while header and not header[-1]:
         header = header[:-1]
     rows = [(line, _cut(row, len(header))) for line, row in rows]
-    if header and not header[0] and all(len(row) == len(header) for _, row in rows):  # row numbers, as pandas writes
+    if header and not header[0] and all(len(row) == len(header) for _, row in rows):  # row numbers, which pandas writes
         header, rows = header[1:], [(line, row[1:]) for line, row in rows]
     if "" in header:
         raise UserError(f"{path}: column {header.index('') + 1} of its first line has no name; give it one")
@@ -97,12 +99,12 @@ def _own(path, separator: str, header: list[str], rows) -> Table:
 
 
 def _cut(row: list[str], length: int) -> list[str]:
-    """A row without empty cells at its end that no column is for."""
+    """Remove empty cells at the end of a row that belong to no column."""
     return row[:length] if not any(cell.strip() for cell in row[length:]) else row
 
 
 def _deeplabcut(path, separator: str, header: list[str], rows) -> Table:
-    """DeepLabCut's three header rows and what is below them."""
+    """Read DeepLabCut's three header rows and the rows below them."""
     kinds = [row[0].strip().lower() for _, row in rows[:3]]
     if "individuals" in kinds:
         raise UserError(
@@ -138,7 +140,9 @@ def _deeplabcut(path, separator: str, header: list[str], rows) -> Table:
 
 
 def number(cell: str, place) -> float:
-    """A cell as a finite number, NaN if it is empty or says so. Raises UserError that begins with `place()`.
+    """Convert a cell to a finite number, or NaN if it is empty or a word for a missing value.
+
+    Raises UserError that begins with `place()`.
 
     >>> number(' 1.5', str), number('1,5', str), number(' ', str), number('NaN', str), number('None', str)
     (1.5, 1.5, nan, nan, nan)
@@ -156,10 +160,10 @@ def number(cell: str, place) -> float:
 
 
 def locate(cell: str, root, files: Index | Lookup) -> str | None:
-    """The file that a cell names, relative to the folder `root`; None if it cannot lie there.
+    """Find the file that a cell names, relative to the folder `root`; None if it cannot be inside the folder.
 
-    Backslashes, paths that start with the folder's own name, absolute ones that lead into it (also on another
-    machine), and endings of the other case are understood. An absent file is returned as it is spelt.
+    Backslashes, paths that start with the folder's own name, absolute paths into the folder (also on another machine),
+    and endings of the other case are understood. An absent file is returned as it is spelt.
 
     >>> files = Index(["a/b.jpg"])
     >>> locate(".\\\\a\\\\b.jpg", "/x/photos", files), locate("/home/me/photos/a/b.JPG", "/x/photos", files)
@@ -184,17 +188,18 @@ def locate(cell: str, root, files: Index | Lookup) -> str | None:
 
 
 def repeated(points: np.ndarray) -> list[tuple[tuple[float, float], np.ndarray]]:
-    """Values that stand for a missing point: `((x, y), where [N,L] bool)` of each; [] if there is none.
+    """Find values that stand for a missing point: `((x, y), where [N,L] bool)` of each; [] if there is none.
 
-    Tools write (0, 0), (-1, -1) or a place outside for a point that is not there. A value is taken for such if it
-    repeats exactly and
+    Tools write (0, 0), (-1, -1) or a place outside the image for a missing point. A value is taken for a missing point
+    if it repeats exactly and
 
       * both coordinates are negative; or
-      * it lies apart from all other labels, and is (0, 0), (1, 1), or shared by several points.
+      * it is isolated from all other labels, and is (0, 0), (1, 1), or shared by several points.
 
-    Apart: in each point that has it, the nearest other label is farther away than half of the median of all of them (a
-    tenth for (0, 0) and (1, 1)); and in any point, than 3 pixels and a fiftieth of the extent of all. So whole numbers
-    that repeat by chance stay, as labels lie near them; so do corners of a picture that are labelled as such.
+    A value is isolated if two conditions hold. For each point that has the value, the nearest other label is farther
+    away than half of the median distance of all its labels (a tenth for (0, 0) and (1, 1)). For any point, the nearest
+    label is farther away than 3 pixels and a fiftieth of the extent of all labels. Hence whole numbers that repeat by
+    chance stay, because other labels lie near them, and so do labelled corners of a picture.
 
     Args:
       points: [N,L,2] `(x, y)`, NaN where empty.
@@ -206,7 +211,7 @@ def repeated(points: np.ndarray) -> list[tuple[tuple[float, float], np.ndarray]]
     least = max(float(np.ptp(values, axis=0).max()) / 50, 3.0)
     outside = (values < 0).all(1)
     corner = (values == 0).all(1) | (values == 1).all(1)
-    # Most whole numbers repeat, but have others beside them: those are not looked at one by one.
+    # Most repeated whole numbers have other labels beside them; filter them out together, not one by one.
     lonely = np.ones(len(values), bool)
     lonely[~outside] = _lonely(values[~outside], least)
     out = []
@@ -221,7 +226,7 @@ def repeated(points: np.ndarray) -> list[tuple[tuple[float, float], np.ndarray]]
 
 
 def _lonely(values: np.ndarray, side: float) -> np.ndarray:
-    """Which of [V,2] values have no other in their square of a grid of such a side, nor in the eight around it."""
+    """Tell which values [V,2] are alone in their cell of a grid of side `side` and its eight neighbours: [V] bool."""
     if not len(values):
         return np.zeros(0, bool)
     cells = np.floor(values / side).astype(np.int64)
@@ -237,7 +242,7 @@ def _lonely(values: np.ndarray, side: float) -> np.ndarray:
 
 
 def _apart(points, there, where, value, share: float) -> bool:
-    """Whether a value lies apart from the other labels of the points that have it; False where these have no others."""
+    """Tell whether a value is isolated from the other labels of its points; False if these have no other labels."""
     known = False
     for point in np.flatnonzero(where.any(0)):
         others = points[there[:, point] & ~where[:, point], point]

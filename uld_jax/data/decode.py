@@ -1,12 +1,12 @@
-"""From an image file of any kind to the square frame that networks see.
+"""Decoding of image files of any kind into the square frame that networks see.
 
-The geometry is exactly `ops.coordinates.frame_map`: a point of the upright file lies where that map says, to a fraction
-of a pixel, whichever decoder shortcut was taken.
+The geometry is exactly `ops.coordinates.frame_map`: that map gives the position of a point of the upright file to a
+fraction of a pixel, for every shortcut of a decoder.
 
-Pictures are opened by their content (`listing.kind_of`), by Pillow's decoder of that one format. Large photos take
-bounded memory: JPEG files are reduced while they are decoded, others in bands afterwards, all threads together stay
-within `MEMORY`, and a picture that would take more than `MOST_MEMORY` is refused. Pillow's own limits, which warn of
-attacks, are not asked.
+The content of a file selects Pillow's decoder of that one format (`listing.kind_of`). Large photos take bounded memory:
+JPEG files are reduced while they are decoded, others in bands afterwards, all threads together stay within `MEMORY`,
+and a picture that would take more than `MOST_MEMORY` is refused. Pillow's own limits, which warn of attacks, are not
+used.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ MEMORY = 1_000_000_000  # bytes that all pictures being decoded may take togethe
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 _WHOLE = 1 << 24  # pixels up to which an image is converted at once
-_BAND = 1 << 21  # pixels of a larger one that are converted at a time
-_NAMED = 20  # files that are said to have several pages
-# Bytes a pixel, measured with Pillow 13: what the decoder needs, or else Pillow's pixels; what it takes to make RGB.
+_BAND = 1 << 21  # pixels of a larger image that are converted at a time
+_NAMED = 20  # most files for which a warning about several pages is given
+# Bytes per pixel, measured with Pillow 13: for the decoder, for Pillow's pixels otherwise, and for conversion to RGB.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "HEIF": 12}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 _TO_RGB_BYTES = {"RGB": 0, "L": 4, "P": 4, "1": 5, "CMYK": 4}
@@ -44,15 +44,16 @@ _COMPRESSION, _ROWS_PER_STRIP, _TILE_WIDTH, _DNG = 0x0103, 0x0116, 0x0142, 0xC61
 
 
 class FirstPageWarning(UserWarning):
-    """A file has several pages or frames, and the first is read."""
+    """A warning that a file has several pages or frames, of which the first is read."""
 
 
 def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Reads one image and fits it into the square frame.
+    """Read one image and fit it into the square frame.
 
     The photo is turned upright by its EXIF tag first. Grey, palette, CMYK and deep images become eight-bit RGB, grey
-    ones with their own black and white (see `tones`); transparent ones are laid on white; of several pages or frames
-    the first is read. Shrinking is antialiased. The part that `fit='pad'` leaves empty repeats the image's border.
+    images with their own black and white (see `tones`). Transparent images are laid on white. Only the first of several
+    pages or frames is read. Shrinking is antialiased. The part that `fit='pad'` leaves empty repeats the image's
+    border.
 
     Args:
       file: path (`str` or path object, also `gs://`), or the encoded bytes.
@@ -63,7 +64,8 @@ def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, n
       frame [F,F,3] uint8; map [4] float64 from the upright file to the frame; (height, width) of the upright file.
 
     Raises:
-      BadFile: no readable picture, or one too large to decode; the sentence names the path if there is one.
+      BadFile: the file is not a readable picture, or is too large to decode; the message names the path if there is
+        one.
 
     >>> out = io.BytesIO(); Image.new('L', (200, 100)).save(out, 'PNG')
     >>> frame, fmap, size = decode_image(out.getvalue(), 50)
@@ -83,21 +85,21 @@ def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, n
 
 
 def fit_array(pixels: np.ndarray, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [H,W,3] uint8 of an upright image -> frame [F,F,3] uint8 and map [4]: `decode_image` without a file."""
+    """Fit pixels [H,W,3] uint8 of an upright image to a frame [F,F,3] uint8 and map [4], as `decode_image` does."""
     fmap = coordinates.frame_map(pixels.shape[:2], (frame_size, frame_size), fit)
     wh = np.array(pixels.shape[1::-1], np.float64)
     return _resample(Image.fromarray(np.ascontiguousarray(pixels)), wh, fmap, fmap[:2], frame_size), fmap
 
 
 def array_pixels(image) -> np.ndarray:
-    """An image in memory as [H,W,3] uint8, by the same rules as one from a file (`decode_image`).
+    """Convert an image in memory to [H,W,3] uint8, by the same rules as an image from a file (`decode_image`).
 
     Args:
       image: RGB [H,W,3], grey [H,W] or [H,W,1], or RGBA [H,W,4], which is laid on white; uint8, or uint16, whose white
-        is the end of the range that its colours need (`tones.tones`), and whose alpha is of 65535.
+        is the end of the range that its colours need (`tones.tones`), and whose opaque alpha is 65535.
 
     Raises:
-      UserError: anything else; the sentence goes on after the name of the image.
+      UserError: an image of another shape or type; the message continues a sentence that begins with the image's name.
     """
     image = np.asarray(image)
     grey = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
@@ -115,11 +117,11 @@ def array_pixels(image) -> np.ndarray:
 
 
 def decode_picture(file, longest: int = 1024, as_is: bool = False) -> np.ndarray:
-    """Reads one image to be looked at: upright, RGB, in its own proportions, [h,w,3] uint8.
+    """Read one image for display: upright, RGB, in its own proportions, [h,w,3] uint8.
 
-    Images whose longer side exceeds `longest` pixels are shrunk to that. Points of the file lie where
-    `ops.coordinates.rescale_points` puts them. `as_is` keeps the values of grey ones, as masks need it.
-    Raises BadFile as `decode_image` does.
+    Images whose longer side exceeds `longest` pixels are shrunk to that length. `ops.coordinates.rescale_points` maps
+    points of the file to the result. `as_is` keeps the values of grey images, which masks need. Raises BadFile as
+    `decode_image` does.
     """
     with _opened(file) as opened:
         turn = orientation(opened.image)
@@ -133,12 +135,12 @@ def decode_picture(file, longest: int = 1024, as_is: bool = False) -> np.ndarray
 
 
 class Header(NamedTuple):
-    """What is known of a picture without decoding it.
+    """Facts about a picture that are known without decoding it.
 
     Attributes:
       size: (height, width) of the upright picture.
-      file_bytes: length of the file.
-      start: its first 4096 bytes.
+      file_bytes: length of the file, in bytes.
+      start: first 4096 bytes of the file.
     """
 
     size: tuple[int, int]
@@ -147,7 +149,7 @@ class Header(NamedTuple):
 
 
 def header(file) -> Header:
-    """Reads the header of one image and checks that it can be decoded in bounded memory. Raises BadFile if not."""
+    """Read the header of one image and check that it can be decoded in bounded memory. Raises BadFile if not."""
     with _opened(file) as opened:
         image, handle = opened.image, opened.handle
         size = (image.height, image.width) if orientation(image) not in _TURNED else (image.width, image.height)
@@ -162,12 +164,12 @@ def header(file) -> Header:
 
 
 def image_size(file) -> tuple[int, int]:
-    """(height, width) of the upright image, from the header alone. Raises BadFile as `decode_image` does."""
+    """Read (height, width) of the upright image from its header. Raises BadFile as `decode_image` does."""
     return header(file).size
 
 
 def check(file) -> BadFile | None:
-    """Decodes one image, as small as its decoder can, to see whether it is whole: the error if not."""
+    """Decode one image, as small as its decoder can, to test whether it is complete; return the error if not."""
     try:
         with _opened(file) as opened:
             _read(opened, np.zeros(2))
@@ -176,7 +178,7 @@ def check(file) -> BadFile | None:
     return None
 
 
-# Whatever PIL throws at a damaged file; damaged headers reach far into its parsers.
+# All errors that Pillow raises for damaged files; damaged headers cause errors deep in its parsers.
 _BROKEN = (
     Image.DecompressionBombError,
     OSError,
@@ -192,7 +194,7 @@ _BROKEN = (
 
 
 class _Room:
-    """Memory that threads take turns to use: whoever asks for much is waited for by those who come later."""
+    """A memory budget shared by threads, in order of arrival, so that a large request is not overtaken for ever."""
 
     def __init__(self, most: int):
         self._most = self._left = most
@@ -216,12 +218,12 @@ _ROOM = _Room(MEMORY)
 
 
 class _Opened(NamedTuple):
-    """An image that is not loaded yet."""
+    """An open image that is not loaded yet."""
 
     image: Image.Image
     handle: io.BufferedIOBase
     name: str  # for messages
-    size: tuple[int, int]  # (width, height) of the whole file, however it is reduced
+    size: tuple[int, int]  # (width, height) of the whole file, before any reduction
     deep: bool  # more than eight bits a channel
 
     @property
@@ -231,7 +233,7 @@ class _Opened(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(file) -> Iterator[_Opened]:
-    """A lazily opened image of a path or of bytes; whatever goes wrong inside becomes one BadFile."""
+    """Open an image lazily from a path or from bytes; any error of reading inside the context becomes a BadFile."""
     raw = isinstance(file, bytes | bytearray | memoryview)
     name = "the image" if raw else os.fspath(file)
     handle = image = None
@@ -266,7 +268,7 @@ def _opened(file) -> Iterator[_Opened]:
 
 
 def _factory(name, start):
-    """Pillow's class for the format of a picture, which opens the file without asking how large it is."""
+    """Return Pillow's class for the format of a picture, which opens the file without checking its size."""
     kind = listing.kind_of(start)
     if kind == "HEIF" and kind not in Image.OPEN:
         try:
@@ -274,7 +276,7 @@ def _factory(name, start):
         except ImportError:
             raise BadFile(name, "it is HEIC, which the package pillow-heif reads; pip install pillow-heif") from None
         pillow_heif.register_heif_opener()
-    if kind == "WEBP":  # its decoder takes memory for all pixels as soon as it is opened
+    if kind == "WEBP":  # its decoder allocates memory for all pixels when opened
         width, height = _webp_size(start)
         _refuse_large(name, kind, (width, height), width * height * _DECODER_BYTES[kind])
     if kind not in Image.OPEN:
@@ -285,7 +287,7 @@ def _factory(name, start):
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
-    """(width, height) as the first bytes of a WebP file tell it; (1, 1) if they are damaged, which the decoder says."""
+    """Read (width, height) from the first bytes of a WebP file; (1, 1) if damaged, which the decoder reports."""
     chunk = start[12:16]
     if chunk == b"VP8 " and len(start) >= 30:
         width, height = struct.unpack("<HH", start[26:30])
@@ -308,7 +310,7 @@ _said: set[str] = set()
 
 
 def _say_first_page(opened) -> None:
-    """Warns, once a file, of pages or frames that nobody will see. Photos beside others in MPO or HEIC are no pages."""
+    """Warn, once for each file, of pages or frames that are not read. Further photos in MPO or HEIC are no pages."""
     image, name = opened.image, opened.name
     if image.format not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF") or not getattr(image, "is_animated", False):
         return
@@ -322,16 +324,16 @@ def _say_first_page(opened) -> None:
 
 
 def _read(opened: _Opened, scale, as_is: bool = False) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    """Decodes an image as eight-bit RGB, at least twice as fine as the frame map's `scale` [2] asks.
+    """Decode an image as eight-bit RGB, at least twice as fine as the frame map's `scale` [2] requires.
 
-    Returns the image, (width, height) of the whole in its pixels (not rounded), and the scale that is left.
+    Returns the image, (width, height) of the whole image in its pixels (not rounded), and the remaining scale.
     """
     image = opened.image
     _say_first_page(opened)
     shrunk, left = _shrink_while_decoding(image, scale)
     with _ROOM.taken(_memory_needed(opened)):
         if image.format == "TIFF" and image.width * image.height > _WHOLE:
-            # Else Pillow makes it, and warns of an attack from 89 million pixels on.
+            # Otherwise Pillow makes the buffer, and warns of an attack from 89 million pixels on.
             image.im = Image.core.new(image.mode, getattr(image, "_tile_size", image.size))
         image.load()
         _refuse_dark(opened)
@@ -346,7 +348,7 @@ def _read(opened: _Opened, scale, as_is: bool = False) -> tuple[Image.Image, np.
 
 
 def _in_bands(image, factor, convert) -> Image.Image:
-    """An image reduced by whole numbers (x, y), the mean of each cell, converted some rows at a time."""
+    """Reduce an image by whole numbers (x, y) to the mean of each cell, and convert it some rows at a time."""
     fx, fy = (int(f) for f in factor)
     out = Image.new("RGB", (-(-image.width // fx), -(-image.height // fy)))
     rows = max(_BAND // image.width // fy, 1) * fy
@@ -357,9 +359,9 @@ def _in_bands(image, factor, convert) -> Image.Image:
 
 
 def _memory_needed(opened: _Opened) -> int:
-    """Bytes that decoding takes at most, at the size that the decoder was told to reduce to.
+    """Estimate the most bytes that decoding takes, at the size to which the decoder reduces.
 
-    Raises BadFile if they are more than `MOST_MEMORY`.
+    Raises BadFile if the estimate exceeds `MOST_MEMORY`.
     """
     image = opened.image
     pixels = image.width * image.height
@@ -387,7 +389,7 @@ def _refuse_large(name, kind, size, need) -> None:
 
 
 def _refuse_dark(opened: _Opened) -> None:
-    """Pillow keeps the upper eight bits of deep colour; of 12-bit values in 16 bits nearly nothing is left."""
+    """Raise BadFile for 12-bit colour in 16 bits, because Pillow keeps the upper eight bits, which are nearly black."""
     if opened.deep and opened.image.mode in ("RGB", "RGBA", "LA", "CMYK"):
         sample = opened.image.resize((256, 256), Image.Resampling.NEAREST).convert("RGB")
         highest = max(high for _, high in sample.getextrema())
@@ -399,21 +401,21 @@ def _refuse_dark(opened: _Opened) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 of an opened image; 1 where the tag is absent or damaged.
+    """Read the EXIF orientation 1 to 8 of an opened image; 1 if the tag is absent or damaged.
 
-    Of TIFF always 1: Pillow turns these itself.
+    The result is always 1 for TIFF, which Pillow turns itself.
     """
     if image.format == "TIFF":
         return 1
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:  # a damaged tag block; the pixels may be perfect all the same
+    except _BROKEN:  # a damaged tag block; the pixels may still be intact
         return 1
     return turn if turn in range(1, 9) else 1
 
 
 def turn_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Pixels [H,W,...] as stored -> upright, by EXIF orientation 1 to 8."""
+    """Turn pixels [H,W,...] from their stored to their upright orientation, by EXIF orientation 1 to 8."""
     if turn in _TURNED:
         pixels = pixels.swapaxes(0, 1)
     # (rows, columns) reversed, after the exchange of axes
@@ -423,7 +425,7 @@ def turn_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image, found: tones.Tones | None = None, inverted: bool = False) -> Image.Image:
-    """Any PIL image as eight-bit RGB; transparent ones on white, grey ones with the tones given (`tones.of_image`)."""
+    """Convert a PIL image to eight-bit RGB: transparent images on white, grey images by `found` (`tones.of_image`)."""
     deep = image.mode in tones.DEEP
     if not deep and image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("L", "LA") else "RGBA")
@@ -437,12 +439,12 @@ def to_rgb(image: Image.Image, found: tones.Tones | None = None, inverted: bool 
 
 
 def _shrink_while_decoding(image, scale):
-    """Lets the JPEG decoder drop resolution that the frame cannot show; sets up `image`, which is not yet loaded.
+    """Set up `image`, not yet loaded, so that the JPEG decoder drops resolution that the frame cannot show.
 
-    Returns (width, height) of the whole image in pixels of the shrunk one (not rounded), and the scale that is left.
+    Returns (width, height) of the whole image in pixels of the shrunk image (not rounded), and the remaining scale.
     """
     wh = np.asarray(image.size, np.float64)
-    # Twice as fine as needed, so that the antialiasing filter still has something to average.
+    # Twice as fine as needed, so that the antialiasing filter still has pixels to average.
     wanted = np.ceil(wh * np.minimum(scale * 2, 1)).astype(int)
     done = image.draft(None, tuple(int(v) for v in np.maximum(wanted, 1))) if image.format in ("JPEG", "MPO") else None
     # The decoder rounds the size up; the grid of its pixels starts at the upper left and is finer by a whole number.
@@ -451,10 +453,10 @@ def _shrink_while_decoding(image, scale):
 
 
 def _resample(image, wh, fmap, scale, size) -> np.ndarray:
-    """RGB image -> [size,size,3]; `wh`, `scale` from `_shrink_while_decoding`, `fmap` is the map of the full file."""
-    # Counted from the image's left edge, not from its first pixel centre, the frame map is scale and margin.
+    """Resample RGB to [size,size,3]; `wh`, `scale` are those of `_shrink_while_decoding`, `fmap` that of the file."""
+    # Relative to the image's left edge, not its first pixel centre, the frame map is a scale and a margin.
     margin = fmap[2:] - 0.5 * fmap[:2] + 0.5
-    # Frame pixels that lie within the image as a whole; at least one, however thin the image.
+    # Frame pixels that lie entirely within the image; at least one, even for a very thin image.
     low = np.maximum(np.ceil(margin - 1e-6), 0)
     high = np.minimum(np.floor(size - margin + 1e-6), size)
     thin = high <= low
@@ -462,7 +464,7 @@ def _resample(image, wh, fmap, scale, size) -> np.ndarray:
     low, high = np.where(thin, middle, low).astype(int), np.where(thin, middle + 1, high).astype(int)
     first = np.clip((low - margin) / scale, 0, wh)
     last = np.clip((high - margin) / scale, 0, wh)
-    # `box` takes fractions of pixels, and its filters widen with the scale: exact, and antialiased when shrinking.
+    # `box` takes fractions of pixels, and the filters widen with the scale, so this is exact and antialiased.
     box = tuple(np.minimum(np.concatenate([first, last]), np.tile(image.size, 2)).tolist())
     inner = image.resize(tuple((high - low).tolist()), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     pixels = np.asarray(inner)

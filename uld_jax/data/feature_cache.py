@@ -1,16 +1,16 @@
 """Maps of a frozen backbone for every image of a source, on disk: computed once, read by row numbers.
 
-  write(source, backbone, frozen, folder, mesh, batch_size)      computes what is missing
+  write(source, backbone, frozen, folder, mesh, batch_size)      computes the missing maps
   FeatureCache(folder).read(rows) -> {tap: [n,h,w,C]}            random access
 
-DIR/cache.json                         what the maps are of: backbone, weights, images, type, shapes
-DIR/features-00003-of-00012.array_record     runs of rows in order, one record an image: its maps one after the other,
-                                             row by row, little-endian
+DIR/cache.json                         description of the maps: backbone, weights, images, type, shapes
+DIR/features-00003-of-00012.array_record     runs of rows in order, one record for each image: its maps one after the
+                                             other, row by row, little-endian
 
-A folder is good for one backbone with its settings and weights, one source and one type, and refuses any other. Shards
-are written beside their place and renamed when they are whole, so a writer that was killed goes on with the next one.
-Maps are a function of the image alone: a backbone that draws noise is given none to draw from. What `backbones.Latents`
-gives is kept likewise: a folder whose one map is called `latents` holds latents.
+A folder belongs to one backbone with its settings and weights, one source and one type, and refuses any other. Shards
+are written under another name and renamed when they are complete, so after a kill, writing resumes at the next shard.
+Maps are a function of the image alone, so a backbone that draws noise gets no random key. Results of
+`backbones.Latents` are stored in the same way: a folder whose only map is called `latents` holds latents.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.f
 _DESCRIPTION = "cache.json"
 _PART = ".part"
 _VERSION = 1
-# One image a group, which is read alone; floats do not shrink enough to be worth the time.
+# One image per group, because images are read singly; compressing floats saves too little to be worth the time.
 _OPTIONS = "group_size:1,uncompressed"
 _RANDOM_ACCESS = {"max_parallelism": "0"}
 
@@ -54,9 +54,9 @@ class Description:
       frame_size: side of the frame in pixels.
       dtype: `float16`, `bfloat16` or `float32`.
       rows: N, number of images.
-      taps: (name, (h, w, C)) of the maps, by name.
-      shard_rows: images in a shard; the last may have fewer.
-      version: of this layout.
+      taps: (name, (h, w, C)) of each map, sorted by name.
+      shard_rows: number of images in a shard; the last may have fewer.
+      version: number of this layout.
     """
 
     backbone: str
@@ -71,7 +71,7 @@ class Description:
 
     @property
     def what(self) -> str:
-        """`latents` or `maps`."""
+        """Kind of the content, `latents` or `maps`."""
         return "latents" if [name for name, _ in self.taps] == ["latents"] else "maps"
 
     @property
@@ -91,7 +91,7 @@ class Description:
 
 
 def describe(source: Source, backbone, frozen: Any, *, dtype: str = "float16", shard_bytes: int = 2**28) -> Description:
-    """Describe what `write` would write; nothing is computed, the shapes are found by tracing.
+    """Describe the folder that `write` would write; the shapes are found by tracing, without computation.
 
     Raises UserError for an unknown type.
     """
@@ -124,25 +124,25 @@ def write(
     shard_bytes: int = 2**28,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Description:
-    """Write the maps of every image, or those that an earlier writer has left out.
+    """Write the maps of every image, or those that an interrupted writer has left out.
 
     Args:
       source: the images.
-      backbone: anything with `spec` and `features(frozen, images)`, see `uld_jax.backbones`.
-      frozen: its weights.
-      folder: a local folder, new, empty, or of the same maps. With several processes, one that all of them see.
+      backbone: any object with `spec` and `features(frozen, images)`, see `uld_jax.backbones`.
+      frozen: weights of the backbone.
+      folder: a local folder, new, empty, or with the same maps. Several processes must all see the same folder.
       mesh: the devices; each computes its part of a batch.
-      batch_size: number of images at a time, of all devices together.
-      dtype: type of the maps on disk. float16 keeps 3 digits of numbers up to 65504, bfloat16 2 digits of any.
-      shard_bytes: approximate size of a shard, which is the most that a killed writer loses.
-      report: is given the number of images written and to be written, after every batch.
+      batch_size: number of images at a time, over all devices together.
+      dtype: type of the maps on disk. float16 keeps 3 digits of numbers up to 65504, bfloat16 2 digits of any number.
+      shard_bytes: approximate size of a shard in bytes, the most that a killed writer loses.
+      report: function called after every batch with the number of images written and to be written.
 
     Returns:
       Description of the folder.
 
     Raises:
-      UserError: a folder of other maps or of something else, a batch that does not divide over the devices, or maps
-        that are not finite in this type.
+      UserError: a folder with other content, a batch that does not divide over the devices, or maps that are not
+        finite in this type.
     """
     folder = _local(folder)
     sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
@@ -159,7 +159,7 @@ def write(
         # The devices work on the next batches while this one is written.
         for found in ahead_of(compute(frozen, batch) for batch in batches):
             maps, finite, index = sharding.to_host(found)
-            real = np.flatnonzero(index < asked.rows)  # padding may give anything
+            real = np.flatnonzero(index < asked.rows)  # maps of padding are not checked
             for place, tap in np.argwhere(~finite[real])[:1]:
                 raise UserError(
                     f"{source.place(int(index[real[place]]))}: the map {asked.taps[tap][0]} is not finite as {dtype}; "
@@ -180,7 +180,7 @@ def write(
 
 
 def _begin(folder: str, asked: Description) -> Description:
-    """Check that a folder is free or holds the same maps, and describe it; returns the description that it has now."""
+    """Check that a folder is free or holds the same maps, write its description if it has none, and return that."""
     there = _read_description(folder)
     if there is not None:
         asked = dataclasses.replace(asked, shard_rows=there.shard_rows)
@@ -195,15 +195,15 @@ def _begin(folder: str, asked: Description) -> Description:
 
 
 def _missing(folder: str, asked: Description) -> np.ndarray:
-    """List the rows whose shards are not whole, increasing, the same for all processes."""
+    """List the rows whose shards are incomplete, increasing, the same for all processes."""
     missing = np.array([not _whole(folder, asked, shard) for shard in range(len(asked.shards))])
-    if jax.process_count() > 1:  # the first process may begin to write before another one has looked
+    if jax.process_count() > 1:  # the first process may start writing before another one has looked
         missing = multihost_utils.broadcast_one_to_all(missing)
     return np.array([row for shard in np.flatnonzero(missing) for row in asked.rows_of(shard)], np.int32)
 
 
 def _computation(backbone, asked: Description):
-    """Compile what gives a batch's maps in the type of the folder, whether each is finite [B,taps], and row numbers."""
+    """Make a program for a batch's maps in the type of the folder, a flag [B,taps] of finite maps, and row numbers."""
     stored = DTYPES[asked.dtype]
 
     @jax.jit
@@ -217,16 +217,16 @@ def _computation(backbone, asked: Description):
 
 
 class FeatureCache:
-    """The maps in a folder that `write` has finished, by row number; may be sent to other processes and threads.
+    """Reader, by row number, of the maps in a finished folder; it may be sent to other processes and threads.
 
     Args:
       folder: the local folder.
 
     Attributes:
-      description: see `Description`.
+      description: `Description` of the folder.
 
     Raises:
-      UserError: no such folder, or one that is not whole.
+      UserError: no such folder, or an incomplete one.
     """
 
     def __init__(self, folder):
@@ -272,7 +272,7 @@ class FeatureCache:
 
 
 class _Shards:
-    """Writer of records, which come by increasing row, to the shards that they belong to."""
+    """Writer of records, which come by increasing row, into their shards."""
 
     def __init__(self, folder, description):
         self._folder, self._description = folder, description
@@ -287,7 +287,7 @@ class _Shards:
         self._writer.write(record)
 
     def finish(self):
-        """Close the present shard and rename it into place."""
+        """Close the current shard and rename it into place."""
         if self._writer is not None:
             self._writer.close()
             os.replace(self._path() + _PART, self._path())
@@ -305,7 +305,7 @@ class _Shards:
 
 
 def _whole(folder, description, shard) -> bool:
-    """Tell whether a shard is there with all its records."""
+    """Tell whether a shard exists with all its records."""
     path = os.path.join(folder, description.shards[shard])
     if not os.path.exists(path):
         return False
@@ -342,7 +342,7 @@ def _same(folder, there: Description, asked: Description, remedy: str) -> None:
 
 
 def _dump(path, description):
-    """Write the description, whole or not at all."""
+    """Write the description atomically."""
     files.write(path, json.dumps(dataclasses.asdict(description), indent=2) + "\n")
 
 

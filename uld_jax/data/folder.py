@@ -1,11 +1,12 @@
 """A folder of photos as a data set, with or without annotation.
 
-Images at any depth are the training images, whether they are annotated or not: `train.csv` and `test.csv` (see
-`annotation`) only say where points lie. Images that these name as test images are kept out of training and are the
-split `test`. Without a csv every split name gives all images. Training images are sorted by path, unless the csv lists
-all of them: then they are in its order. So labels may be added to a run's folder, but for the last one.
+Images at any depth are the training images, with or without annotation: `train.csv` and `test.csv` (see `annotation`)
+only give the positions of points. Images that the csv files name as test images are excluded from training and form the
+split `test`. Without a csv, every split name gives all images. Training images are sorted by path, unless the csv lists
+all of them; then they are in its order. Hence labels may be added to a run's folder, as long as one image stays without
+a row.
 
-Everything is checked when the folder is opened: a mistake is one sentence that names the file, line and column.
+Everything is checked when the folder is opened; an error is one sentence that names the file, line and column.
 """
 
 import os
@@ -25,7 +26,7 @@ from uld_jax.ops import coordinates
 
 
 class Folder(Source):
-    """One split of a folder. Raises UserError for whatever is wrong with it.
+    """One split of a folder. Raises UserError for any error in its files.
 
     For `frame_size`, `fit`, `scheme` and `normaliser` see `data.open_source`, for `sides` see `specs.set_sides`.
     """
@@ -65,7 +66,7 @@ class Folder(Source):
         set_sides(self, sides)
 
     def _select(self, split: str) -> tuple[list[str], annotation.Annotation | None]:
-        """The images of a split, and what is said of them; also finds out which splits there are."""
+        """Return the images of a split and their annotation; also find which splits there are."""
         labels, self._splits = annotation.read_folder(self._root), ()
         if labels is None:
             names, self.skipped = listing.list_files(self._root)
@@ -81,7 +82,7 @@ class Folder(Source):
         if split == "train":
             listed, self.skipped = listing.list_files(self._root)
             listed = _without_masks(listed, labels)
-            names = of["train"]  # in this order, if these are all
+            names = of["train"]  # in this order, if the csv lists all images
             if rest := {*listed} - {*labels.names}:
                 names = sorted(rest.union(names), key=lambda name: name.split("/"))
             if not names:
@@ -92,26 +93,26 @@ class Folder(Source):
         return names, labels.take(names)
 
     def place(self, row):
-        """File and line of the csv that names the image; else the image."""
+        """Return the file and line of the csv that names the image; without a csv, the image."""
         return self._places[row] if self._places else self.names[row]
 
     def image(self, row):
-        """See `Source`."""
+        """Decode the image of one row; see `Source`."""
         return decode.decode_image(self._path(row), self.frame_size, self._fit)[0]
 
     def encoded(self, row):
-        """The file as it is."""
+        """Return the unchanged bytes of the file."""
         return epath.Path(self._path(row)).read_bytes()
 
     def _path(self, row):
         return os.path.join(os.fspath(self._root), self.names[row])
 
     def broken(self):
-        """See `Source`."""
+        """Find the images that cannot be decoded; see `Source`."""
         return list(broken(self.names, lambda row: decode.check(self._path(row))).values())
 
     def _probe(self, on_bad_file) -> dict[str, "_Head"]:
-        """Headers of the files that can be used, by their names; tells all others. Read by several threads."""
+        """Read headers by several threads; return those of usable files by name, and report or skip all others."""
         with ThreadPoolExecutor(decode_threads()) as pool:
             heads = list(pool.map(_head, map(self._path, range(len(self)))))
         absent = [i for i, h in enumerate(heads) if isinstance(h, listing.AbsentFile)]
@@ -130,22 +131,22 @@ class Folder(Source):
 
 
 def _without_masks(names, labels: annotation.Annotation) -> list[str]:
-    """The photos among the images of a folder: without the masks that its csv names, and others that lie with them."""
+    """Remove the masks that the csv names, and other images in the masks' folders, from the images of a folder."""
     masks = {posixpath.normpath(cell.strip()) for cell in labels.columns.get("mask", ()) if cell.strip()}
     folders = {posixpath.dirname(mask) for mask in masks} - {posixpath.dirname(name) for name in labels.names}
     return [name for name in names if name not in masks and posixpath.dirname(name) not in folders]
 
 
 class _Head(NamedTuple):
-    """What is known of an image without decoding it."""
+    """Facts about an image that are known without decoding it."""
 
     size: tuple[int, int]
     file_bytes: int
-    checksum: int  # of the first bytes
+    checksum: int  # crc32 of the first bytes
 
 
 def _head(path) -> "_Head | listing.BadFile":
-    """Size of an image file; the error if it is unreadable."""
+    """Read the header of an image file; return the error if it is unreadable."""
     try:
         found = decode.header(path)
     except listing.BadFile as error:
@@ -154,7 +155,7 @@ def _head(path) -> "_Head | listing.BadFile":
 
 
 def existing_folder(data_dir) -> epath.Path:
-    """The folder as a path. Raises UserError if it is not given, absent, a file, or empty."""
+    """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty."""
     if not data_dir or not os.fspath(data_dir):
         raise UserError(
             "data_dir is not set; give the folder of the images with --config.data_dir=DIR (or --data_dir=DIR)"
@@ -170,9 +171,9 @@ def existing_folder(data_dir) -> epath.Path:
 
 
 def check_points(landmarks, file_sizes, place):
-    """Points [N,L,2] of files of sizes [N,2] (height, width) must lie within one image side of the image.
+    """Check that points [N,L,2] of files of sizes [N,2] (height, width) lie within one image side of the image.
 
-    Raises UserError for the first that does not; `place(row)` says where it was read.
+    Raises UserError for the first point that does not; `place(row)` names the place where the row was read.
     """
     wh = np.asarray(file_sizes, np.float64)[:, None, ::-1]
     with np.errstate(invalid="ignore"):

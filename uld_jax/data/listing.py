@@ -1,8 +1,8 @@
-"""Which files of a folder are pictures, told by their content, and what is said of those that are not.
+"""Selection of the pictures in a folder by their content, with a reason for every file that is skipped.
 
-A picture is what `PICTURES` names; other formats are never handed to a decoder. What nobody meant as a picture is
-passed over without a word: hidden files, the thumbnails of file managers, csv tables, and what this package wrote
-itself (runs, output of `uld predict`, prepared data, caches of features). Every other file is listed with the reason.
+`PICTURES` names the picture formats; other formats are never handed to a decoder. Files that are obviously not meant as
+pictures are ignored silently: hidden files, the thumbnails of file managers, csv tables, and the output of this package
+(runs, output of `uld predict`, prepared data, caches of features). Every other file is listed with the reason.
 """
 
 import os
@@ -19,7 +19,7 @@ from uld_jax.errors import UserError
 
 PICTURES = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or HEIC"
 
-# Files that are pictures by their name: what is wrong with one of them is worth an error. Others are looked into first.
+# Names that claim to be a picture: a bad file with such a name is an error. Other files are selected by their content.
 _PICTURE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".webp", ".bmp",
     ".dib", ".gif", ".avif", ".avifs", ".heic", ".heif", ".hif",
@@ -28,7 +28,7 @@ _VIDEO_ENDINGS = (
     ".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".wmv", ".asf",
     ".flv", ".3gp", ".3g2", ".mts", ".m2ts", ".ogv", ".vob", ".mxf",
 )  # fmt: skip
-# Most are TIFF files whose first page is a thumbnail.
+# Most raw files are TIFF files whose first page is a thumbnail.
 _RAW_ENDINGS = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25", ".kdc",
     ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2",
@@ -36,7 +36,7 @@ _RAW_ENDINGS = (
 )  # fmt: skip
 _IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 _IGNORED_FOLDERS = ("__MACOSX", "@eaDir")
-# A folder that holds both files of a pair was written by this package.
+# A folder that holds all files of one of these sets was written by this package.
 _OWN = (
     {"config.json", "run.json"},
     {"landmarks.csv", "contact_sheet.png"},
@@ -45,16 +45,16 @@ _OWN = (
     {"table.json", "table.md"},
     {"figure.json", "figure.md"},
 )
-_START = 64  # bytes that tell what a file is
-_NAMED = 20  # bad files that one message names
+_START = 64  # number of first bytes that identify a format
+_NAMED = 20  # most bad files that one message names
 
 
 class BadFile(UserError):
-    """A file that cannot be read as a picture; the sentence names it.
+    """An error for a file that cannot be read as a picture; the message names the file.
 
     Attributes:
-      file: its name.
-      why: the reason alone; the remedy after a semicolon, if it is not to mend or to remove it.
+      file: name of the file.
+      why: the reason alone; after a semicolon the remedy, if it is other than to mend or remove the file.
     """
 
     def __init__(self, file: str, why: str):
@@ -62,39 +62,39 @@ class BadFile(UserError):
         self.file, self.why = file, why
 
     def __str__(self):
-        if ";" in self.why:  # which says what to do
+        if ";" in self.why:  # the reason includes the remedy
             return f"{self.file} cannot be read as an image: {self.why}"
         return f"{self.file} cannot be read as an image ({self.why}); mend or remove it"
 
 
 class AbsentFile(BadFile):
-    """There is no such file."""
+    """An error for a file that does not exist."""
 
 
 class Skipped(NamedTuple):
-    """A file that was passed over, and why, in one sentence. `file` is relative to the folder."""
+    """A skipped file and the reason, in one sentence. `file` is relative to the folder."""
 
     file: str
     reason: str
 
 
 class Listing(NamedTuple):
-    """The files of a folder: those that are pictures by name or content, and all others that a user may have meant."""
+    """The files of a folder: pictures by name or content, and all others that a user may have meant as pictures."""
 
     images: list[str]
     others: list[Skipped]
 
 
 def list_images(folder) -> list[str]:
-    """The pictures of `list_files`."""
+    """List the pictures of `list_files`."""
     return list_files(folder).images
 
 
 def list_files(folder) -> Listing:
-    """Files under `folder`, at any depth, as sorted paths relative to it with `/` between the parts.
+    """List the files under `folder`, at any depth, as sorted paths relative to it with `/` between the parts.
 
-    A file that is a picture by its ending alone is among the pictures, so that whoever opens it says what is wrong.
-    Raises UserError if there is no such folder.
+    A file with the ending of a picture is among the pictures without a look at its content, so that opening it gives
+    the error. Raises UserError if there is no such folder.
     """
     folder = epath.Path(folder).expanduser()
     if not folder.exists():
@@ -113,7 +113,7 @@ def list_files(folder) -> Listing:
 
 
 def is_local(path) -> bool:
-    """Whether a path lies in the machine's own file system, not in a bucket."""
+    """Tell whether a path lies in the machine's own file system, not in a bucket."""
     return "://" not in os.fspath(path)
 
 
@@ -123,7 +123,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _walk_local(root: str) -> Iterator[str]:
-    seen = set()  # real folders, so that a link back up does not walk for ever
+    seen = set()  # real folders, so that a link to a parent folder does not loop for ever
     for at, folders, here in os.walk(root, followlinks=True):
         real = os.path.realpath(at)
         if real in seen or (at != root and _is_own(here)):
@@ -153,7 +153,7 @@ def _is_own(names) -> bool:
 
 
 def kind_of(start: bytes) -> str | None:
-    """The picture format, by Pillow's name, whose files start with these bytes (64 suffice); None for anything else.
+    """Return the picture format, by Pillow's name, of a file's first bytes (64 suffice); None if it is no picture.
 
     >>> kind_of(b"GIF89a" + bytes(20)), kind_of(b"BMW parts list")
     ('GIF', None)
@@ -169,7 +169,7 @@ def kind_of(start: bytes) -> str | None:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WEBP"
     if start[:2] == b"BM" and int.from_bytes(start[14:18], "little") in (12, 40, 52, 56, 64, 108, 124):
-        return "BMP"  # of that header's length; many texts start with BM
+        return "BMP"  # the header's length is checked because many texts start with BM
     brands = _brands(start)
     if brands & {b"avif", b"avis"}:
         return "AVIF"
@@ -179,7 +179,7 @@ def kind_of(start: bytes) -> str | None:
 
 
 def _brands(start: bytes) -> set[bytes]:
-    """What a file in boxes (MP4, HEIF) says that it is: its major brand and those that it is compatible with."""
+    """Read the brands of a file in boxes (MP4, HEIF): its major brand and the compatible brands."""
     if len(start) < 16 or start[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(start[:4], "big"), len(start))
@@ -199,11 +199,11 @@ def _is_video(name: str, start: bytes) -> bool:
 
 
 def why_other(path, start: bytes) -> str | None:
-    """What a file is if it is no picture although it may look like one: the reason alone; None if it may be one.
+    """Return the reason why a file is not a picture although it may look like one; None if it may be a picture.
 
     Args:
-      path: its name counts for camera raw files and videos.
-      start: its first bytes.
+      path: path of the file, whose ending identifies camera raw files and videos.
+      start: first bytes of the file.
     """
     path = os.fspath(path)
     if path.lower().endswith(_RAW_ENDINGS) and kind_of(start) in (None, "TIFF"):
@@ -218,7 +218,7 @@ def why_other(path, start: bytes) -> str | None:
 
 
 def _why_no_picture(path: str) -> str | None:
-    """The sentence about a file that is no picture; None if it is one by its content."""
+    """Return the sentence about a file that is not a picture; None if it is a picture by its content."""
     try:
         start = _read_start(path)
     except FileNotFoundError:
@@ -232,7 +232,7 @@ def _why_no_picture(path: str) -> str | None:
 
 
 def open_local(path):
-    """A file opened for reading bytes. Raises OSError, also for a pipe or a folder, which are not waited for."""
+    """Open a file for reading bytes. Raises OSError, also for a pipe or a folder, without waiting for a pipe."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(0, "it is no regular file")
     return open(path, "rb")
@@ -244,12 +244,12 @@ def _read_start(path) -> bytes:
 
 
 def bad_files(bad: Sequence[BadFile], total: int, where: str = "") -> UserError:
-    """One error that names all files that cannot be read, or twenty of them and how many more there are.
+    """Make one error that names all files that cannot be read, or twenty of them and the number of the others.
 
     Args:
-      bad: at least one.
-      total: of the files that were tried.
-      where: the folder to which their names are relative.
+      bad: errors of the files, at least one.
+      total: number of files that were tried.
+      where: folder to which the file names are relative.
     """
     remedy = "--config.data.on_bad_file=skip (uld prepare: --on_bad_file=skip) goes on without them"
     if len(bad) == 1:
@@ -264,7 +264,7 @@ def bad_files(bad: Sequence[BadFile], total: int, where: str = "") -> UserError:
 
 
 def write_skipped(path, skipped: Sequence[Skipped]) -> None:
-    """`skipped.csv`, whole or not at all; of none, an earlier one is removed."""
+    """Write `skipped.csv` atomically; if no file was skipped, remove an earlier one."""
     if skipped:
         files.write(path, files.csv_text([Skipped._fields, *skipped]))
     else:
@@ -272,7 +272,7 @@ def write_skipped(path, skipped: Sequence[Skipped]) -> None:
 
 
 def told(skipped: Sequence[Skipped], where) -> str:
-    """Lines for people: the first reasons, and the file that holds all of them."""
+    """Format the first reasons, and the name of the file that holds all of them, as lines of text."""
     lines = [files.one_line(f"skipped {s.reason}") for s in skipped[:_NAMED]]
     if len(skipped) > _NAMED:
         lines.append(f"... and {len(skipped) - _NAMED} more")

@@ -1,7 +1,7 @@
 """Mixtures of annotated landmarks and random points (Mallis et al., NeurIPS 2020), to measure robustness to noise.
 
-The supplement that defines the mixtures is not public. Here an image has at most `true` of the visible ones among the
-chosen landmarks, drawn at random, and so many points from anywhere in the view that the share of true ones is `share`.
+The supplement that defines the mixtures is not public. Here an image has at most `true` visible points of the chosen
+landmarks, drawn at random, and enough random points from anywhere in the view that the share of true points is `share`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""File names, as the disk holds them and as people and other machines type them."""
+"""Matching of typed file names with the names on the disk."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from uld_jax.files import printable
 
 
 class Index:
-    """Finds names among those that there are, whichever way they are typed.
+    """An index that finds existing names for typed ones.
 
-    The same letters may be composed (one code point, é) or decomposed (e and an accent, as macOS lists them): then a
-    name that was typed on one machine is not, byte for byte, the name on another one's disk.
+    The same letters may be composed (one code point, é) or decomposed (e and an accent, as macOS lists them). Then a
+    name typed on one machine differs in its bytes from the name on the disk of another.
 
     Args:
-      names: those that there are.
+      names: the existing names.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -23,13 +23,13 @@ class Index:
         for name in dict.fromkeys(names):
             for kind, key in _KEYS.items():
                 table = self._tables[kind]
-                table[key(name)] = None if key(name) in table else name  # None: either could be meant
+                table[key(name)] = None if key(name) in table else name  # None marks a key of several names
 
     def find(self, name: str, *, any_case: bool = False) -> str | None:
-        """The name that is meant; None if there is none, or several that fit equally well.
+        """Find the existing name that is meant; None if there is none, or if several fit equally well.
 
-        The name as it stands goes first; then any Unicode form of it, and what `files.printable` gives; then, with
-        `any_case`, letters of the other case (`.JPG` for `.jpg`).
+        The unchanged name is tried first; then any Unicode form of the name and the form of `files.printable`; then,
+        with `any_case`, letters of the other case (`.JPG` for `.jpg`).
         """
         for kind in ("same", "form", "case") if any_case else ("same", "form"):
             if (key := _KEYS[kind](name)) in self._tables[kind]:
@@ -38,7 +38,7 @@ class Index:
 
 
 class Lookup:
-    """As `Index`, among the files below a folder, whose folders are listed once, and only when they are needed.
+    """An index like `Index` of the files below a folder; each folder is listed once, and only when needed.
 
     Args:
       root: the folder, local or gs://.
@@ -49,7 +49,7 @@ class Lookup:
         self._listed: dict[str, Index] = {}
 
     def find(self, name: str, *, any_case: bool = False) -> str | None:
-        """The path below the folder, `/` between its parts, as the disk has it; see `Index.find`."""
+        """Find the path below the folder as on the disk, with `/` between its parts; see `Index.find`."""
         at = ""
         for part in name.split("/"):
             if at not in self._listed:
@@ -62,11 +62,11 @@ class Lookup:
 
 
 def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", printable(name)).strip()  # as cells of a csv are
+    return unicodedata.normalize("NFC", printable(name)).strip()  # as for cells of a csv
 
 
 def same_on_disk(name: str) -> str:
-    """A key that is the same for names that are one on some file system: of another case, or Unicode form."""
+    """Return a key that is equal for names that some file system treats as one: other case or Unicode form."""
     return unicodedata.normalize("NFC", _form(name).casefold())
 
 

@@ -1,16 +1,17 @@
-"""What a data set knows besides pixels and landmarks: boxes, masks, and keypoints of the user's own.
+"""Data about the images besides pixels and landmarks: boxes, masks, and the user's own keypoints.
 
 Mallis et al. (NeurIPS 2020, section 4) use bounding boxes to drop initial keypoints that lie on the background. A csv
 of a folder (`data/folder.py`) may carry them:
 
   ...,box_x0,box_y0,box_x1,box_y1   box of the object in pixels of the upright file; fractions are fine
-  ...,mask                          an image of the size of the photo, white on the object; relative to the folder
+  ...,mask                          image file of the photo's size, white on the object; path relative to the folder
 
-The built-in `synthetic` heads have both, from their renderer (`Source.mask`): the head with its hair, without neck and
-clothes.
+The built-in `synthetic` heads have boxes and masks from their renderer (`Source.mask`): the head with its hair, without
+neck and clothes.
 
-`keypoints` reads initial keypoints from a csv of their own, for other detectors and for the synthetic ones of figure
-2d. All results are in the frame that networks see (`ops.coordinates.file_to_frame`). Host NumPy, once a run.
+`keypoints` reads initial keypoints from a separate csv, for other detectors and for the synthetic keypoints of figure
+2d. All results are in the frame that networks see (`ops.coordinates.file_to_frame`). The functions use NumPy on the
+host, once in a run.
 """
 
 import os
@@ -29,7 +30,7 @@ from uld_jax.ops import coordinates
 
 BOX = ("box_x0", "box_y0", "box_x1", "box_y1")
 MASK = "mask"
-_WHITE = 128  # of 255: from here on a pixel of a mask is the object's
+_WHITE = 128  # least value, of 255, of a mask's pixel on the object
 
 
 class Keypoints(NamedTuple):
@@ -45,7 +46,7 @@ class Keypoints(NamedTuple):
 
 
 def tables(source: Source, asked: Mapping[str, tuple]) -> dict[str, Any]:
-    """What a stage asks about the training images (`Method.side_tables`): {function of this file: its other arguments}.
+    """Read the tables that a stage needs (`Method.side_tables`) as {function of this file: other arguments}.
 
     Raises UserError as the functions do.
     """
@@ -54,16 +55,16 @@ def tables(source: Source, asked: Mapping[str, tuple]) -> dict[str, Any]:
 
 
 def boxes(source: Source) -> np.ndarray:
-    """The box of each image's object, [N,4] float32 `(x0, y0, x1, y1)` in pixels of the FRAME.
+    """Read the box of each image's object, [N,4] float32 `(x0, y0, x1, y1)` in pixels of the FRAME.
 
-    A point is inside where `x0 <= x <= x1` and `y0 <= y <= y1`. What `data.fit=crop` cuts off lies outside the frame.
+    A point is inside if `x0 <= x <= x1` and `y0 <= y <= y1`. Parts that `data.fit=crop` cuts off lie outside the frame.
 
     Args:
-      source: its csv has the columns `BOX`, in pixels of the upright file; or it knows its masks, whose pixels, edges
-        included, are then boxed.
+      source: data set whose csv has the columns `BOX`, in pixels of the upright file; or data set with its own masks,
+        whose boxes then enclose the pixels, edges included.
 
     Raises:
-      UserError: no such columns, a cell that is empty or no number, a box without area or beside its image.
+      UserError: no such columns, a cell that is empty or no number, a box without area or outside its image.
     """
     missing = [name for name in BOX if name not in source.columns]
     if missing and source.mask(0) is not None:
@@ -90,7 +91,7 @@ def boxes(source: Source) -> np.ndarray:
 
 
 def _refuse(source, wrong, found, what):
-    """Names the first box that is wrong."""
+    """Raise UserError that names the first wrong box."""
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         box = ", ".join(f"{v:g}" for v in found[row])
@@ -98,14 +99,14 @@ def _refuse(source, wrong, found, what):
 
 
 def masks(source: Source, side: int) -> np.ndarray:
-    """Where each image shows its object, [N,side,side] bool, the frame cut into `side` x `side` cells.
+    """Read the object's region in each image, [N,side,side] bool, for `side` x `side` cells of the frame.
 
-    A cell is the object's if at least half of its area is. What `data.fit=pad` adds around an image is background.
+    A cell belongs to the object if at least half of its area does. The padding of `data.fit=pad` is background.
 
     Args:
-      source: its csv has the column `mask` with image files; white (128 to 255) is the object. A mask has the size of
-        its upright photo. Or it knows its masks.
-      side: cells along each side of the frame; 64 is plenty.
+      source: data set whose csv has the column `mask` with image files, white (128 to 255) on the object and of the
+        size of the upright photo; or data set with its own masks.
+      side: number of cells along each side of the frame; 64 is enough.
 
     Raises:
       UserError: no such column, a mask that is absent, unreadable, of another size, or nowhere white.
@@ -137,7 +138,7 @@ def masks(source: Source, side: int) -> np.ndarray:
 
 
 def _mask(source, row) -> np.ndarray:
-    """One mask at the size of its photo, [H,W] bool."""
+    """Read one mask at the size of its photo, [H,W] bool."""
     cell = source.columns[MASK][row].strip()
     name = posixpath.normpath(cell) if cell else ""
     place = f"{source.place(row)}, column {MASK}"
@@ -162,14 +163,14 @@ def _mask(source, row) -> np.ndarray:
 
 
 def _coverage(mask, fmap, frame_size, side) -> np.ndarray:
-    """Share of each of side x side cells of the frame that a mask [H,W] of the file covers, [side,side] float64."""
-    # Borders of the cells in the file, counted from its left (upper) edge and not from its first pixel centre.
+    """Compute the share of each frame cell that a mask [H,W] of the file covers, [side,side] float64."""
+    # Borders of the cells in the file, relative to its left (upper) edge and not to its first pixel centre.
     border = np.linspace(0, frame_size, side + 1)[:, None] - 0.5
     border = (border - fmap[2:]) / fmap[:2] + 0.5
     share = mask.astype(np.float64)
     for axis in (1, 0):  # columns of the file by x, then its rows by y
         share = np.moveaxis(share, axis, 0)
-        # A mask is constant within a pixel, so its integral is linear there and what lies beyond its edge adds nothing.
+        # A mask is constant within a pixel, so its integral is linear there, and parts beyond its edge add nothing.
         total = np.concatenate([np.zeros_like(share[:1]), np.cumsum(share, 0)])
         at = np.clip(border[:, 1 - axis], 0, len(share))
         low = np.minimum(at.astype(int), len(share) - 1)
@@ -179,19 +180,19 @@ def _coverage(mask, fmap, frame_size, side) -> np.ndarray:
 
 
 def keypoints(source: Source, path, most: int) -> Keypoints:
-    """A user's own initial keypoints for the images of a source.
+    """Read a user's own initial keypoints for the images of a source.
 
     The csv has the first line `file,x0,y0,x1,y1,...` in pixels of the upright files. Rows may end early, and a pair of
     cells may be empty. Images without a row have no keypoints. Points that `data.fit=crop` cuts off are masked too.
 
     Args:
-      source: rows are matched to its `names`.
+      source: the images; rows are matched to its `names`.
       path: the csv.
-      most: P, slots an image.
+      most: P, number of slots for each image.
 
     Raises:
-      UserError: a file that is no such csv, names of other images, points far outside their image, or an image with
-        more than `most` keypoints.
+      UserError: a file of another layout, names of other images, points far outside their image, or an image with more
+        than `most` keypoints.
     """
     header, read = csv_tables.read_table(path)[:2]
     width = len(header) // 2
@@ -234,7 +235,7 @@ def keypoints(source: Source, path, most: int) -> Keypoints:
             f"{path}, line {line_of[row]}: {source.names[row]} has {counts[row]} keypoints, and there are {most} slots "
             f"an image; raise keypoints.most to {counts[row]}"
         )
-    # Points first, in their order; then empty slots.
+    # Sort points first, in their order, then empty slots.
     order = np.argsort(~there, 1, kind="stable")[:, :most]
     found, there = np.take_along_axis(found, order[..., None], 1), np.take_along_axis(there, order, 1)
     xy = np.zeros((len(source), most, 2), np.float32)

@@ -1,7 +1,6 @@
-"""The splits of a run: what its config names, opened, and the readers that go with them.
+"""Opening of the splits that a run's config names, and of their readers.
 
-A config is taken as it is, an `ml_collections.ConfigDict` with the keys `dataset`, `data_dir` and `data` of
-`configs/common.py`.
+A config is an `ml_collections.ConfigDict` with the keys `dataset`, `data_dir` and `data` of `configs/common.py`.
 """
 
 import functools
@@ -12,12 +11,12 @@ import ml_collections
 from uld_jax.data import make_reader, open_source
 from uld_jax.data.specs import BY_NUMBER, Source
 
-# Keys of config.data that say how errors are measured, and what runs from before there were these keys are taken for.
+# Keys of config.data that define the measurement of errors, and their values for runs of versions without these keys.
 MEASURED_BY = {"scheme": BY_NUMBER, "normaliser": "auto", "sides": "auto"}
 
 
 class Data(NamedTuple):
-    """The two splits of a run and their readers; the readers carry no annotation."""
+    """The two splits of a run and their readers; the readers hold no annotation."""
 
     train: Source
     test: Source | None
@@ -28,7 +27,7 @@ class Data(NamedTuple):
 def open_split(
     config: ml_collections.ConfigDict, split: str, dataset: str | None = None, data_dir: str | None = None
 ) -> Source:
-    """The images of one split as the config says. Raises UserError for data that cannot be used."""
+    """Open one split that the config names. Raises UserError for data that cannot be used."""
     name, options = dataset or config.dataset, {}
     if name == "synthetic":
         options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
@@ -38,16 +37,16 @@ def open_split(
         data_dir=config.data_dir if data_dir is None else data_dir,
         frame_size=config.data.frame_size,
         fit=config.data.fit,
-        **{key: config.data.get(key, default) for key, default in MEASURED_BY.items()},  # runs from before lack some
+        **{key: config.data.get(key, default) for key, default in MEASURED_BY.items()},  # earlier runs lack some
         on_bad_file=config.data.get("on_bad_file", "error"),
         **options,
     )
 
 
 def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
-    """Both splits of a run and their readers. Raises UserError for data that cannot be used."""
+    """Open both splits of a run and their readers. Raises UserError for data that cannot be used."""
     train = open_split(config, "train")
-    # Images alone have no splits: every name would give all of them.
+    # A folder without a csv has no splits: every name would give all images.
     test = open_split(config, "test") if "test" in train.spec.splits else None
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
     return Data(
@@ -59,5 +58,5 @@ def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
 
 
 def eval_batch(config: ml_collections.ConfigDict, mesh) -> int:
-    """A multiple of the devices near `eval.batch_size`: evaluation may pad, so nobody needs to choose it."""
+    """Round `eval.batch_size` up to a multiple of the devices; users need not do so, because evaluation pads."""
     return -(-config.eval.batch_size // mesh.size) * mesh.size

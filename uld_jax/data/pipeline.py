@@ -1,17 +1,17 @@
 """The order of the training rows, and the reader that streams them from files.
 
-A reader has one interface, whichever way it works:
+All readers have one interface:
 
-  rows                                  N
-  store                                 pytree of device arrays that the step is given ({} when streaming)
+  rows                                  N, number of images
+  store                                 pytree of device arrays, an argument of the step ({} when streaming)
   of_batch(batch_size)                  the same reader with batches of another size; both share their images
-  payloads(first_step, seed, chunk)     endless iterator of what one step is given besides, from any step on
+  payloads(first_step, seed, chunk)     endless iterator of the step's other argument, from any step on
   ordered(batch_size, rows)             every row once, in batches; padding has index N and a black image
-  passes(batch_size, rows)              how many batches these are
-  fetch(store, payload) -> Batch        traced inside the jitted step
+  passes(batch_size, rows)              number of batches of `ordered`
+  fetch(store, payload) -> Batch        function that is traced inside the jitted step
 
-The position in the data is the step and nothing else, so nothing about it is saved, and the worker count may change
-between a run and its resumption. A reader takes images and row numbers from its source; it never sees annotation.
+The step alone gives the position in the data, so no position is saved, and the worker count may change between a run
+and its resumption. A reader takes images and row numbers from its source; it never sees annotation.
 """
 
 import collections
@@ -29,7 +29,7 @@ from uld_jax import sharding
 from uld_jax.data.listing import BadFile, bad_files
 from uld_jax.data.specs import Source, decode_threads
 
-_ENDLESS = 2**40  # batches; Grain wants a length
+_ENDLESS = 2**40  # batches, because Grain requires a length
 _PERMUTATION, _PARTNER = 0, 1  # streams of random numbers under one seed
 
 
@@ -42,10 +42,10 @@ class Order:
     equally often. The partner of a sample is another row, drawn independently.
 
     Attributes:
-      rows: N.
-      batch_size: B.
-      seed: non-negative.
-      lane: separates orders that share a seed.
+      rows: N, number of rows.
+      batch_size: B, number of samples in a batch.
+      seed: non-negative seed.
+      lane: number that separates orders with the same seed.
 
     >>> order = Order(rows=3, batch_size=2, seed=0)
     >>> sorted(np.concatenate([order.batch(0), order.batch(1), order.batch(2)]).tolist())
@@ -58,19 +58,19 @@ class Order:
     lane: int = 0
 
     def batch(self, step: int) -> np.ndarray:
-        """Rows of one step, [B] int32."""
+        """Return the rows of one step, [B] int32."""
         return self.at(self._samples(step))
 
     def partners(self, step: int) -> np.ndarray:
-        """Rows of the partners of one step, [B] int32; each differs from its `batch` row, unless N is 1."""
+        """Return the rows of the partners of one step, [B] int32; each differs from its `batch` row, unless N is 1."""
         return self.partner_at(self._samples(step))
 
     def at(self, samples: np.ndarray) -> np.ndarray:
-        """Rows of the samples given by their number in the run, [...] int64 -> [...] int32."""
+        """Return the rows of samples given by their number in the run, [...] int64 -> [...] int32."""
         return self._look_up(_permutation, samples)
 
     def partner_at(self, samples: np.ndarray) -> np.ndarray:
-        """Partner rows of the samples given, [...] int64 -> [...] int32."""
+        """Return the partner rows of the given samples, [...] int64 -> [...] int32."""
         return (self.at(samples) + self._look_up(_offsets, samples)) % np.int32(self.rows)
 
     def _samples(self, step):
@@ -86,7 +86,7 @@ class Order:
 
 
 def _random(seed, lane, stream, epoch, count) -> np.ndarray:
-    """[count] uint64: raw bits of Philox. NumPy promises to keep these, not what its generators make of them."""
+    """Draw raw bits of Philox, [count] uint64, which NumPy keeps stable across versions, unlike derived numbers."""
     return np.random.Philox(np.random.SeedSequence([seed, lane, stream, epoch])).random_raw(count)
 
 
@@ -97,14 +97,14 @@ def _permutation(seed, lane, epoch, rows) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _offsets(seed, lane, epoch, rows) -> np.ndarray:
-    """How far each sample's partner is, 1 to N - 1 (0 if N is 1)."""
+    """Draw the distance from each sample to its partner, 1 to N - 1 (0 if N is 1)."""
     if rows == 1:
         return np.zeros(1, np.int32)
     return (_random(seed, lane, _PARTNER, epoch, rows) % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)
 
 
 class OnePass:
-    """Every row once, in order, or only those of `chosen`; samples beyond the last are padding, row N.
+    """An order of every row once, or only those of `chosen`; samples beyond the last are padding, row N.
 
     >>> OnePass(9, np.array([2, 5])).at(np.arange(4)).tolist()
     [2, 5, 9, 9]
@@ -118,20 +118,20 @@ class OnePass:
         return len(self._rows) - 1
 
     def at(self, samples: np.ndarray) -> np.ndarray:
-        """Rows of the samples given, [...] int64 -> [...] int32."""
+        """Return the rows of the given samples, [...] int64 -> [...] int32."""
         return self._rows[np.minimum(samples, len(self))]
 
 
 class StreamReader:
-    """Decodes the images of every batch while the devices work on the one before.
+    """A reader that decodes the images of every batch while the devices work on the previous one.
 
     Args:
-      source: where images come from.
+      source: the images.
       mesh: the devices; each process reads its own rows of the batch.
-      batch_size: B, of all processes together.
-      workers: processes that decode. With 0, threads of this process do, which is enough for a source that spends its
-        time outside Python, as Pillow does. Processes need a source that can be pickled.
-      partner: also give an independent second image of every sample, `image2` and `index2`.
+      batch_size: B, number of images in a batch over all processes together.
+      workers: number of decoding processes. With 0, threads of this process decode, which suffices for a source that
+        spends its time outside Python, as Pillow does. Processes need a source that can be pickled.
+      partner: True also gives an independent second image of every sample, `image2` and `index2`.
     """
 
     def __init__(self, source: Source, mesh, batch_size: int, *, workers: int = 0, partner: bool = False):
@@ -140,22 +140,22 @@ class StreamReader:
         self.batch_size, self.rows, self.store = batch_size, len(source), {}
 
     def of_batch(self, batch_size: int) -> "StreamReader":
-        """The same images in batches of another size. Raises UserError when it does not divide over the devices."""
+        """Return a reader with batches of another size. Raises UserError if it does not divide over the devices."""
         return of_batch(self, self._mesh, batch_size)
 
     def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
-        """Batches from `first_step` on, without end: image [B,F,F,3] uint8, index [B] int32, split over `data`.
+        """Iterate over batches from `first_step` on: image [B,F,F,3] uint8, index [B] int32, split over `data`.
 
-        With chunk = S > 1, the next S batches at a time, stacked: [S,B,...], split on axis 1.
+        The iterator is endless. With chunk = S > 1, it gives S batches at a time, stacked: [S,B,...], split on axis 1.
         """
         order = Order(self.rows, self.batch_size, seed)
         examples = _Examples(self._source, order, *self._mine(self.batch_size), first_step, _ENDLESS, self._partner)
         return self._read(examples, chunk)
 
     def ordered(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Every row once, ceil(N / batch_size) batches; padding at the end has index N and a black image.
+        """Iterate over every row once, in ceil(N / batch_size) batches; padding has index N and a black image.
 
-        With `rows`, increasing row numbers, only these.
+        With `rows`, increasing row numbers, only these rows are given. The padding is at the end.
         """
         batch_size, once = batch_size or self.batch_size, OnePass(self.rows, rows)
         batches = self.passes(batch_size, rows)
@@ -163,11 +163,11 @@ class StreamReader:
         return self._read(examples, 1)
 
     def passes(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> int:
-        """How many batches `ordered` gives."""
+        """Return the number of batches of `ordered`."""
         return -(-(self.rows if rows is None else len(rows)) // (batch_size or self.batch_size))
 
     def fetch(self, store, payload) -> dict[str, jax.Array]:
-        """The payload is the batch."""
+        """Return the payload, which is the batch."""
         del store
         return payload
 
@@ -178,7 +178,7 @@ class StreamReader:
         per_step = examples.per_step
         data = grain.MapDataset.source(examples)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain sends its flags to the workers; a notebook never parses any
+            if not flags.FLAGS.is_parsed():  # Grain sends its flags to the workers; a notebook parses none
                 flags.FLAGS.mark_as_parsed()
             # Whole batches go to the workers in turn, so their number does not change the order.
             data = data.batch(per_step * chunk).to_iter_dataset(
@@ -193,7 +193,7 @@ class StreamReader:
         return ahead_of(put(self._mesh, batch, chunk) for batch in self._naming_all(_closing(iter(data))))
 
     def _naming_all(self, batches):
-        """Where an image cannot be decoded, looks through all others before it raises, to name all such at once."""
+        """Pass batches on; if an image cannot be decoded, check all others before raising, to name all bad files."""
         try:
             yield from batches
         except BadFile as error:
@@ -202,9 +202,9 @@ class StreamReader:
 
 
 def of_batch(reader, mesh, batch_size: int):
-    """A reader's copy with batches of another size, which shares all it holds.
+    """Copy a reader for batches of another size; the copy shares all data.
 
-    Raises UserError when they do not divide over the devices.
+    Raises UserError if the batches do not divide over the devices.
     """
     sharding.local_rows(mesh, batch_size)
     other = copy.copy(reader)
@@ -213,7 +213,7 @@ def of_batch(reader, mesh, batch_size: int):
 
 
 class _Examples:
-    """Rows of this process by position, in the order of an `Order` or `OnePass`; what Grain reads."""
+    """Grain source of this process's rows by position, in the order of an `Order` or `OnePass`."""
 
     def __init__(self, source, order, mine: np.ndarray, batch_size, first_step, steps, partner):
         self._source, self._order, self._partner = source, order, partner
@@ -241,7 +241,7 @@ class _Examples:
 
 
 def put(mesh, batch, chunk: int):
-    """This process's rows as global arrays: [n,...] -> [B,...], or with chunk = S > 1 [S*n,...] -> [S,B,...]."""
+    """Make global arrays of this process's rows: [n,...] -> [B,...], or with chunk = S > 1 [S*n,...] -> [S,B,...]."""
     if chunk == 1:
         return sharding.put_batch(mesh, batch)
     stacked = jax.tree.map(lambda x: x.reshape(chunk, -1, *x.shape[1:]), batch)
@@ -249,7 +249,7 @@ def put(mesh, batch, chunk: int):
 
 
 def ahead_of(items: Iterable, depth: int = 2) -> Iterator:
-    """The same items, each asked for `depth` items before it is needed, so that its transfer overlaps with compute."""
+    """Iterate over items, requesting each `depth` items before its use, so that transfers overlap with compute."""
     waiting = collections.deque()
     for item in items:
         waiting.append(item)
@@ -259,7 +259,7 @@ def ahead_of(items: Iterable, depth: int = 2) -> Iterator:
 
 
 def _closing(iterator):
-    """Stops Grain's threads and processes when the reading stops, wherever it does."""
+    """Iterate, and stop Grain's threads and processes when reading ends at any point."""
     try:
         yield from iterator
     finally:

@@ -1,10 +1,10 @@
 """The reader that keeps the whole data set in device memory as uint8.
 
-A step is given nothing but row numbers, and gathers its images itself. While one device can hold all images, every
-device holds them all, and batches are those of `pipeline.StreamReader`, row for row, on any number of devices.
+A step gets only row numbers, and gathers its images itself. If one device can hold all images, every device holds them
+all, and batches are those of `pipeline.StreamReader`, row for row, on any number of devices.
 
-Beyond that the rows are split over the devices. Each device then draws its part of every batch from its own rows, by an
-order of its own, so that no image ever travels: rows still come equally often (as far as the devices have equally
+Otherwise the rows are split over the devices. Each device then draws its part of every batch from its own rows, in its
+own order, so that no image moves between devices. Rows still come equally often (as far as the devices have equally
 many), but batches differ from those of the other mode and depend on the number of devices.
 """
 
@@ -23,20 +23,20 @@ from uld_jax.data.pipeline import OnePass, Order, ahead_of, of_batch, put
 from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 
-# Of the memory of a device (on CPU: of the host, shared by its devices), for the images. The rest is for training.
+# Fraction for the images of a device's memory (on CPU: of the host's, shared by its devices). Training takes the rest.
 _FRACTION = 0.4
 
 
 class ResidentReader:
-    """See the module; the interface is that of `pipeline.StreamReader`.
+    """The resident reader (see the module), with the interface of `pipeline.StreamReader`.
 
     Args:
-      source: decoded once, here.
+      source: the images, which the constructor decodes once.
       mesh, batch_size, partner: as for `StreamReader`.
-      sharded: whether the rows are split over the devices; None splits them only if one device cannot hold all.
+      sharded: True splits the rows over the devices; None splits them only if one device cannot hold all.
 
     Raises:
-      UserError: the images do not even fit when split, or there are fewer images than devices to split them over.
+      UserError: the images do not fit even when split, or there are fewer images than devices to split them over.
     """
 
     def __init__(self, source: Source, mesh, batch_size: int, *, partner: bool = False, sharded: bool | None = None):
@@ -55,11 +55,14 @@ class ResidentReader:
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
 
     def of_batch(self, batch_size: int) -> "ResidentReader":
-        """The same store in batches of another size. Raises UserError when it does not divide over the devices."""
+        """Return a reader with batches of another size. Raises UserError if it does not divide over the devices."""
         return of_batch(self, self._mesh, batch_size)
 
     def payloads(self, first_step: int = 0, seed: int = 0, chunk: int = 1) -> Iterator[dict[str, jax.Array]]:
-        """Row numbers from `first_step` on, without end: index [B] int32 (and index2), or [S,B] with chunk = S > 1."""
+        """Iterate without end over row numbers from `first_step` on: index [B] int32 (and index2).
+
+        With chunk = S > 1, they are [S,B].
+        """
         orders = self._of_blocks(lambda lane, rows: Order(rows, self.batch_size // self._blocks.count, seed, lane))
 
         def batches():
@@ -72,10 +75,11 @@ class ResidentReader:
         return ahead_of(put(self._mesh, batch, chunk) for batch in _joined(batches(), chunk))
 
     def ordered(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Every row once, ceil(N / batch_size) batches; padding has index N.
+        """Iterate over every row once, in ceil(N / batch_size) batches; padding has index N.
 
-        In order, with the padding at the end; when the rows are split, in the order of each device's own rows. With
-        `rows`, increasing row numbers, only these; split over devices they may take more batches.
+        The rows are in order, with the padding at the end; if they are split, they are in the order of each device's
+        own rows. With `rows`, increasing row numbers, only these rows are given; if split over devices, they may take
+        more batches.
         """
         batch_size = batch_size or self.batch_size
         sharding.local_rows(self._mesh, batch_size)
@@ -91,12 +95,12 @@ class ResidentReader:
         return ahead_of(put(self._mesh, batch, 1) for batch in batches())
 
     def passes(self, batch_size: int | None = None, rows: np.ndarray | None = None) -> int:
-        """How many batches `ordered` gives."""
+        """Return the number of batches of `ordered`."""
         chosen = self._blocks.locally(np.arange(self.rows) if rows is None else np.asarray(rows))
         return -(-max(map(len, chosen)) // ((batch_size or self.batch_size) // self._blocks.count))
 
     def fetch(self, store, payload) -> dict[str, jax.Array]:
-        """Gathers the images of a payload, without communication: image [B,F,F,3] split over `data`, index [B]."""
+        """Gather the images of a payload, without communication: image [B,F,F,3] split over `data`, index [B]."""
         out = {}
         for number in ("", "2"):
             if "index" + number in payload:
@@ -117,12 +121,12 @@ class ResidentReader:
         )(store["images"], store["start"], index)
 
     def _of_blocks(self, make):
-        """{block: make(block, its rows)} for the blocks that this process draws from."""
+        """Make {block: make(block, number of its rows)} for the blocks that this process draws from."""
         here = sharding.local_rows(self._mesh, self._mesh.size).tolist() if self.sharded else [0]
         return {k: make(k, self._blocks.sizes[k]) for k in here}
 
     def _mine(self, local) -> np.ndarray:
-        """{block: its part of the batch, counted within the block} -> rows of this process, [n] int32."""
+        """Convert {block: its part of the batch, counted within the block} to rows of this process, [n] int32."""
         rows = np.concatenate([self._blocks.globally(k, x) for k, x in local.items()])
         return rows if self.sharded else rows[sharding.local_rows(self._mesh, len(rows))]
 
@@ -153,7 +157,7 @@ class ResidentReader:
 
 
 class _Blocks:
-    """Rows cut into `count` runs whose lengths differ by one at most, the longer ones first.
+    """Rows cut into `count` runs whose lengths differ by at most one, the longer runs first.
 
     >>> _Blocks(7, 3).starts, _Blocks(7, 3).sizes
     ([0, 3, 5], [3, 2, 2])
@@ -166,34 +170,34 @@ class _Blocks:
         self.longest = self.sizes[0]
 
     def globally(self, block: int, rows: np.ndarray) -> np.ndarray:
-        """Rows counted within a block -> rows of the data set, int32; a row beyond the block is padding, N."""
+        """Convert rows counted within a block to rows of the data set, int32; a row beyond the block is padding, N."""
         return np.where(rows < self.sizes[block], rows + self.starts[block], self.rows).astype(np.int32)
 
     def locally(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Increasing rows of the data set -> those of each block, counted within it."""
+        """Convert increasing rows of the data set to the rows of each block, counted within the block."""
         parts = np.split(rows, np.searchsorted(rows, self.starts[1:]))
         return [part - start for part, start in zip(parts, self.starts, strict=True)]
 
 
 def _joined(batches, chunk):
-    """`chunk` batches {name: [n]} at a time, one after the other: {name: [chunk * n]}."""
+    """Concatenate every `chunk` batches {name: [n]} to {name: [chunk * n]}."""
     while True:
         several = list(itertools.islice(batches, chunk))
         yield {name: np.concatenate([b[name] for b in several]) for name in several[0]}
 
 
 def _take(images, index):
-    """images[index], black where the index is beyond the last row."""
+    """Return images[index], black where the index is beyond the last row."""
     return jnp.take(images, index, axis=0, mode="fill", fill_value=0)
 
 
 def image_bytes(source: Source) -> int:
-    """Bytes of all images of a source in the frame."""
+    """Return the number of bytes of all images of a source in the frame."""
     return len(source) * source.frame_size**2 * 3
 
 
 def memory_budget(mesh) -> int:
-    """Bytes that each device may spend on images: the same number on every process."""
+    """Return the number of bytes that each device may spend on images, the same on every process."""
     devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     limits = [(d.memory_stats() or {}).get("bytes_limit") for d in devices]
     if all(limits):
@@ -208,11 +212,11 @@ def memory_budget(mesh) -> int:
 
 
 def _host_memory() -> int:
-    """Bytes of memory of this host, or of the container's share of it."""
+    """Return the bytes of memory of this host, or of the container's share."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
-        total = 4 * 2**30  # a system that does not tell
+        total = 4 * 2**30  # for systems that do not report it
     try:
         with open("/sys/fs/cgroup/memory.max") as f:
             total = min(total, int(f.read()))

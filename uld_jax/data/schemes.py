@@ -1,4 +1,4 @@
-"""Named landmark schemes: which points an annotation has, their partners in the mirror, and their normaliser."""
+"""Named landmark schemes: the points of an annotation, their partners in the mirror, and their normaliser."""
 
 import types
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ class Scheme(NamedTuple):
       eyes: numbers of the two points whose distance errors are divided by.
       mirror: permutation [L] of the points in a mirrored image.
       areas: areas of a face, {name: (first, last point)}.
-      fixed: numbers of the points that do not glide over the head as it turns, from which its yaw can be told.
-      image_sides: groups of pairs that change places where their first pair stands the wrong way (`image_sides`).
+      fixed: numbers of the points that do not glide over the head as it turns, from which its yaw can be estimated.
+      image_sides: groups of pairs that change places if their first pair is in the wrong order (`image_sides`).
     """
 
     landmarks: int
@@ -49,16 +49,16 @@ class Scheme(NamedTuple):
 
 
 # Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right: arms and hips
-# by the hips, legs by the knees. (The shoulder anchors, 16 and 24, both lie at the neck and are no pair there.)
+# by the hips, legs by the knees. (The shoulder anchors, 16 and 24, both lie at the neck and are not a pair there.)
 _HUMAN36M_SIDES = (
     ((1, 6), (25, 17), (18, 26), (27, 19), (20, 28), (29, 21), (30, 22), (31, 23)),
     ((2, 7), (3, 8), (4, 9), (5, 10)),
 )
 
-# The schemes that `data.scheme` names. The number of points says nothing about what they are, so no scheme is guessed.
+# The schemes that `data.scheme` names. The number of points does not identify a scheme, so none is guessed.
 SCHEMES = {
     # The iBUG order. Contours of eyes run from the outer corner inwards on the left, from the inner corner outwards on
-    # the right. Points of the jaw are put on its outline in the picture, and so glide over the head as it turns.
+    # the right. Points of the jaw are annotated on its outline in the picture, so they glide over the head as it turns.
     "ibug68": Scheme(
         landmarks=68,
         normaliser="eyes",
@@ -75,7 +75,7 @@ SCHEMES = {
     ),
     # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
     "eyes_nose_mouth5": Scheme(5, "eyes", (0, 1), mirror_permutation(5, (0, 1), (3, 4))),
-    # Right and left shoulder: official code of Mallis et al. 2020.
+    # Right and left shoulder, as in the published code of Mallis et al. 2020.
     "human36m_32": Scheme(
         landmarks=32,
         normaliser="shoulders",
@@ -88,7 +88,7 @@ SCHEMES = {
     "bbc_pose7": Scheme(7, "shoulders", (5, 6), mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
 }
 NO_SCHEME = "none"
-# Only for finished runs whose config is older than `data.scheme`: they took the scheme with as many points.
+# Only for finished runs whose config is older than `data.scheme`: they used the scheme with as many points.
 BY_NUMBER = "by_number"
 
 
@@ -100,7 +100,7 @@ def scheme_of(name: str) -> Scheme | None:
 
 
 def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
-    """Find for each point the joint that the image's left and right put there, [...,L] int64; see `image_sides`.
+    """Find for each point the joint that takes its place by image sides, [...,L] int64; see `image_sides`.
 
     >>> image_order(np.zeros((32, 2)))[:8].tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
@@ -109,7 +109,7 @@ def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
     order = np.broadcast_to(np.arange(landmarks), points.shape[:-1])
     for pairs in groups:
         a, b = pairs[0]
-        turned = points[..., a, 0] > points[..., b, 0]  # False where one of the two is not annotated
+        turned = points[..., a, 0] > points[..., b, 0]  # comparison with NaN is False, so unannotated pairs stay
         order = np.where(turned[..., None], np.array(mirror_permutation(landmarks, *pairs))[order], order)
     return order
 
@@ -117,8 +117,8 @@ def image_order(points: np.ndarray, groups=_HUMAN36M_SIDES) -> np.ndarray:
 def image_sides(points: np.ndarray) -> np.ndarray:
     """Order joints of Human3.6M by their side in the image, [...,32,2] -> [...,32,2].
 
-    A method without labels cannot tell a person's front from the back, so the official evaluation of Mallis et al. 2020
-    calls left what is left in the image: arms and hips change sides where x(1) > x(6), legs where x(2) > x(7).
+    A method without labels cannot distinguish a person's front from the back, so the official evaluation of Mallis et
+    al. 2020 defines left as left in the image: arms and hips change sides if x(1) > x(6), legs if x(2) > x(7).
 
     >>> points = np.zeros((32, 2)); points[1] = 5, 1; points[6] = 2, 1
     >>> image_sides(points)[[1, 6]].tolist()

@@ -1,8 +1,8 @@
-"""What a data set is: its landmarks, how its error is normalised, and the interface through which it is read.
+"""The interface of data sets: their landmarks, the normaliser of their errors, and access to their images.
 
-A `Source` is one split on the host: it knows every file, its size, its landmarks, and decodes any image into the square
-frame (`ops/coordinates.frame_map`). Training sees a source only through `pipeline.StreamReader` or
-`resident.ResidentReader`, and these take nothing but images and row numbers from it.
+A `Source` is one split on the host: it has the names, sizes and landmarks of all files, and decodes any image into the
+square frame (`ops/coordinates.frame_map`). Training sees a source only through `pipeline.StreamReader` or
+`resident.ResidentReader`, which take only images and row numbers from it.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
 
 
 class DatasetSpec(NamedTuple):
-    """The facts about a data set that do not depend on its images.
+    """Facts about a data set that do not depend on its images.
 
     Attributes:
-      name: short and stable; part of the protocol id.
-      landmarks: L, the annotated points an image; None without annotation.
-      normaliser: what the error is divided by: `eyes` or `shoulders` (distance of the two points in `eyes`), `box`
-        (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or two points
-        chosen by the user, such as `30-45`.
+      name: short and stable name; part of the protocol id.
+      landmarks: L, number of annotated points in an image; None without annotation.
+      normaliser: length that the error is divided by: `eyes` or `shoulders` (distance of the two points in `eyes`),
+        `box` (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or the
+        distance of two points chosen by the user, such as `30-45`.
       eyes: indices of the two points, for the normaliser `eyes`, `shoulders` or two points; else None.
       mirror: permutation [L] of the points in a mirrored image; None if unknown.
-      landmark_names: one name a point; () if unknown.
-      splits: the splits that exist; () if any name gives all images.
-      sides: what `left` means in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
+      landmark_names: one name for each point; () if unknown.
+      splits: names of the existing splits; () if any name gives all images.
+      sides: meaning of `left` in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
         the image (see `schemes.image_sides`). Errors of the two may not be compared.
       scheme: name of a scheme (`schemes.SCHEMES`), or `none`.
     """
@@ -56,7 +56,7 @@ class DatasetSpec(NamedTuple):
 
     @property
     def protocol(self) -> str | None:
-        """The id under which errors may be compared, such as `folder_68_eyes`; None without annotation."""
+        """Id under which errors may be compared, such as `folder_68_eyes`; None without annotation."""
         if self.landmarks is None:
             return None
         return f"{self.name}_{self.landmarks}_{self.normaliser}" + ("_image_sides" if self.sides == "image" else "")
@@ -71,11 +71,11 @@ def spec_of(
     splits: tuple[str, ...] = ("train", "test"),
     landmark_names: tuple[str, ...] = (),
 ) -> DatasetSpec:
-    """The spec of a data set of which no more is known than its number of landmarks and their scheme.
+    """Make the spec of a data set from its number of landmarks and their scheme.
 
-    `normaliser='auto'` takes the eyes or the shoulders of the scheme, without a scheme the box. Two point numbers,
-    `'30,45'`, take their distance. Raises UserError for any other word, for points that do not exist, for a scheme of
-    other points, and for `eyes` or `shoulders` where they are unknown.
+    `normaliser='auto'` selects the eyes or the shoulders of the scheme, or the box without a scheme. Two point numbers,
+    `'30,45'`, select their distance. Raises UserError for any other word, for points that do not exist, for a scheme
+    with another number of points, and for `eyes` or `shoulders` if they are unknown.
 
     >>> spec_of('folder', 68).protocol, spec_of('folder', 68, scheme='ibug68').protocol
     ('folder_68_box', 'folder_68_eyes')
@@ -127,16 +127,16 @@ class Source:
     Attributes:
       spec: DatasetSpec.
       names: [N] file names relative to the data folder; the row number is the identity of an example.
-      frame_size: F, the side of the square frame in pixels.
+      frame_size: F, side of the square frame in pixels.
       landmarks: [N,L,2] float32 `(x, y)` in pixels of the FRAME, NaN where not annotated; None without annotation.
       visible: [N,L] bool, False where hidden or not annotated; None without annotation.
-      frame_maps: [N,4] float64, from the upright file to the frame (`ops/coordinates.file_to_frame`).
+      frame_maps: [N,4] float64 maps from the upright file to the frame (`ops/coordinates.file_to_frame`).
       file_sizes: [N,2] int32 (height, width) of the upright file.
       columns: other columns of the annotation, {name: list of N strings}.
-      data_dir: the data folder, to which the names of other files in `columns` are relative; None without files.
-      skipped: files of the folder that are no images of it: of another kind, or left out as `on_bad_file` says.
-      where: the folder, for messages; empty without files.
-      checked: whether every image has been decoded already.
+      data_dir: data folder, to which the names of other files in `columns` are relative; None without files.
+      skipped: files of the folder that are not used as images: of another kind, or left out by `on_bad_file`.
+      where: name of the folder, for messages; empty without files.
+      checked: True if every image has been decoded already.
       fingerprint: 16 hexadecimal digits that change with the images, their order or the frame, and with nothing else.
     """
 
@@ -158,31 +158,31 @@ class Source:
         return len(self.names)
 
     def place(self, row: int) -> str:
-        """Where a row was read, for messages."""
+        """Return the place where a row was read, for messages."""
         return self.names[row]
 
     def image(self, row: int) -> np.ndarray:
-        """Image of one row in the frame, [F,F,3] uint8. May be called from many threads."""
+        """Return the image of one row in the frame, [F,F,3] uint8. May be called from many threads."""
         raise NotImplementedError
 
     def broken(self) -> list[BadFile]:
-        """Decodes every image, as small as may be: those that cannot be, under their `names`."""
+        """Decode every image, as small as possible; return the errors of bad ones, with their `names`."""
         return []
 
     def mask(self, row: int) -> np.ndarray | None:
-        """Where the upright file of one row shows the object, [H,W] bool; None where `columns` alone may know it."""
+        """Return the object's mask in the upright file of one row, [H,W] bool; None if only `columns` may have one."""
         del row
 
     def encoded(self, row: int) -> bytes:
-        """The image of one row as an encoded file; where there is none, the frame as PNG."""
+        """Return the image of one row as an encoded file; without a file, the frame as PNG."""
         out = io.BytesIO()
         Image.fromarray(self.image(row)).save(out, format="PNG", compress_level=1)
         return out.getvalue()
 
     def images(self, rows: Iterable[int] | None = None) -> np.ndarray:
-        """Images of the rows given (all by default) in the frame, [n,F,F,3] uint8, decoded by several threads.
+        """Return the images of the given rows (default all) in the frame, [n,F,F,3] uint8, decoded by several threads.
 
-        Raises UserError that names all of them that cannot be decoded.
+        Raises UserError that names all images that cannot be decoded.
         """
         rows = range(len(self)) if rows is None else list(rows)
         out = np.empty((len(rows), self.frame_size, self.frame_size, 3), np.uint8)
@@ -199,7 +199,7 @@ class Source:
                 for _ in pool.map(load, range(len(rows)), chunksize=1):
                     pass
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # else every other image is still decoded before the error shows
+                pool.shutdown(cancel_futures=True)  # otherwise all other images are decoded before the error is raised
                 raise
         if bad:
             raise bad_files([bad[place] for place in sorted(bad)], len(rows), self.where)
@@ -207,28 +207,28 @@ class Source:
 
 
 class BadFileWarning(UserWarning):
-    """Files were left out, as they cannot be read."""
+    """A warning that unreadable files were left out."""
 
 
 def broken(names: Sequence[str], check: Callable[[int], BadFile | None]) -> dict[int, BadFile]:
-    """The rows for which `check` finds an error, in several threads, under their names."""
+    """Find the rows for which `check` returns an error, in several threads: {row: error with the row's name}."""
     with ThreadPoolExecutor(decode_threads()) as pool:
         found = enumerate(pool.map(check, range(len(names))))
     return {row: BadFile(names[row], error.why) for row, error in found if error is not None}
 
 
 def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str, where: str) -> dict[int, BadFile]:
-    """The rows that cannot be used, and why, if they are to be left out.
+    """Find the rows that must be left out: {row: error}.
 
     Args:
-      names: of all rows.
-      heads: what was read of each, or the BadFile that came of it.
-      check: decodes one row, see `broken`.
+      names: file names of all rows.
+      heads: header of each file, or the BadFile raised on reading it.
+      check: function that decodes one row, see `broken`.
       on_bad_file: `error` raises for bad heads and decodes nothing; `skip` decodes all others and warns.
-      where: the folder, for messages.
+      where: name of the folder, for messages.
 
     Raises:
-      UserError: another word; files that cannot be read, all of them named; or none that can.
+      UserError: another word; files that cannot be read, all of them named; or no file that can be read.
     """
     if on_bad_file not in ("error", "skip"):
         raise UserError(f"data.on_bad_file is {on_bad_file!r}; use error or skip")
@@ -248,16 +248,17 @@ def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str
 
 
 def set_sides(source: Source, sides: str = "auto") -> None:
-    """Makes `left` and `right` of a source's landmarks mean what `sides` says, in place; the protocol id follows.
+    """Give `left` and `right` of a source's landmarks the meaning of `sides`, in place, also in the protocol id.
 
     Args:
-      source: its `landmarks`, `visible` and `spec` change; without landmarks nothing does.
-      sides: `object` keeps the annotation; `image` goes by the image (`schemes.image_sides`); `auto` is `image` for the
-        scheme `human36m_32`, as in the official evaluation of Mallis et al. 2020, else what the source has.
+      source: data set whose `landmarks`, `visible` and `spec` change; without landmarks nothing changes.
+      sides: `object` keeps the annotation; `image` uses the sides of the image (`schemes.image_sides`); `auto` is
+        `image` for the scheme `human36m_32`, as in the official evaluation of Mallis et al. 2020, else the sides that
+        the source has.
 
     Raises:
       UserError: another word, `image` for landmarks whose partners are unknown, or `object` for a prepared data set
-        that was written by image sides, which does not hold the annotation any more.
+        that was written by image sides and no longer holds the annotation.
     """
     if sides not in SIDES:
         raise UserError(f"data.sides is {sides!r}; use one of {', '.join(SIDES)}")
@@ -286,7 +287,7 @@ def set_sides(source: Source, sides: str = "auto") -> None:
 
 
 def annotated(source: Source) -> np.ndarray:
-    """[N,L] bool, True where a point has coordinates, whether it is visible or not.
+    """Tell which points have coordinates, visible or not: [N,L] bool.
 
     Raises UserError when the source has no landmarks.
     """
@@ -296,19 +297,19 @@ def annotated(source: Source) -> np.ndarray:
 
 
 def labelled(source: Source) -> np.ndarray:
-    """Increasing numbers of the rows that have an annotated point, visible or not; none without landmarks."""
+    """List the rows that have an annotated point, visible or not, increasing; none without landmarks."""
     if source.landmarks is None:
         return np.arange(0)
     return np.flatnonzero(annotated(source).any(1))
 
 
 def decode_threads() -> int:
-    """Threads that keep the cores busy while some of them wait for files."""
+    """Return the number of threads that keep the cores busy while some threads wait for files."""
     return min(32, (os.cpu_count() or 1) + 4)
 
 
 def fingerprint_of(*parts) -> str:
-    """16 hexadecimal digits of anything that prints the same everywhere.
+    """Return 16 hexadecimal digits that identify `parts`, whose `repr` must be the same on every machine.
 
     >>> fingerprint_of('a', 1) == fingerprint_of('a', 1) != fingerprint_of('a', 2)
     True

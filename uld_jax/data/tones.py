@@ -1,18 +1,18 @@
-"""From grey values of any depth to eight bits.
+"""Conversion of grey values of any depth to eight bits.
 
-A file says how many bits a value has, not how many are used: 12-bit data lie in 16-bit files, thermal counts between
-21,000 and 24,000, floats in 0..1 or in 0..4095. Of every grey picture, whatever its depth, black is 0 (or the lowest
-value, if that is negative) and white the end of the range that its values need: the next power of two, less one (of
-floats up to 32, the next power of two). So a picture gives the same landmarks as its copy of another depth. Where the
-values span less than a quarter of that, black and white are the lowest and the highest value. One value in 10,000 at
-either end is not counted, so that hot pixels decide nothing.
+A file gives the number of bits of a value, not the number of bits in use: 16-bit files hold 12-bit data, thermal counts
+lie between 21,000 and 24,000, floats in 0..1 or in 0..4095. In a grey picture of any depth, black is 0 (or the lowest
+value, if that is negative) and white is the end of the range that its values need: the next power of two, less one (for
+floats up to 32, the next power of two). Hence a picture gives the same landmarks as its copy of another depth. If the
+values span less than a quarter of this range, black and white are the lowest and the highest value. One value in 10,000
+at either end is ignored, so that hot pixels have no influence.
 
-An eight-bit picture whose values reach 128 and span 64 stays as it is, as do those that span fewer than 32 levels (they
-show nothing, or are masks) and all that have colour.
+An eight-bit picture whose values reach 128 and span 64 stays as it is, and so do eight-bit pictures that span fewer
+than 32 levels (they show nothing, or are masks) and all pictures with colour.
 
-Each picture is treated by itself, not by the range of its folder: then its landmarks depend on nothing but itself, and
-training and `predict` see the same picture. What is lost is the absolute brightness within a series, which landmarks do
-not rest on.
+Each picture is converted independently of the range of its folder, so that its landmarks depend on the picture alone,
+and training and `predict` see the same picture. The absolute brightness within a series is lost, but landmarks do not
+depend on it.
 """
 
 import math
@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_IGNORED = 1e-4  # of the values, at each end
-_LEVELS = 32  # least number of levels that show something
-_SAMPLE = 1 << 20  # pixels that are looked at
+_IGNORED = 1e-4  # share of the values that is ignored at each end
+_LEVELS = 32  # least number of levels of a picture that shows something
+_SAMPLE = 1 << 20  # approximate number of pixels that are sampled
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -35,12 +35,12 @@ class Tones(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether eight-bit values stay what they are."""
+        """True if eight-bit values stay unchanged."""
         return self == (0, 255)
 
 
 def tones(values: np.ndarray) -> Tones:
-    """What is black and what is white in an array of values, see the module. Values that are not finite do not count.
+    """Find black and white in an array of values, see the module. Values that are not finite are ignored.
 
     >>> tones(np.arange(4096, dtype=np.uint16)), tones(np.arange(200, dtype=np.uint8)), tones(np.linspace(0, 1, 99))
     (Tones(black=0.0, white=4095.0), Tones(black=0.0, white=255.0), Tones(black=0.0, white=1.0))
@@ -54,7 +54,7 @@ def tones(values: np.ndarray) -> Tones:
     if high <= 0:
         white = 255.0 if whole else 1.0
     elif whole:
-        # Below 32 levels only the container is known; it is taken for one of eight bits.
+        # Below 32 levels the range in use is unknown, and eight bits are assumed.
         white = float((1 << math.ceil(math.log2(high + 1))) - 1) if high >= _LEVELS else 255.0
     elif high <= _LEVELS:
         white = 2.0 ** math.ceil(math.log2(high))
@@ -66,7 +66,7 @@ def tones(values: np.ndarray) -> Tones:
 
 
 def _ends(values) -> tuple[float, float]:
-    """Lowest and highest value, but for one in 10,000 at each end; (0, 0) if none is finite."""
+    """Find the lowest and highest value, ignoring one in 10,000 at each end; (0, 0) if none is finite."""
     flat = values.ravel()
     if flat.dtype.kind == "f":
         flat = flat[np.isfinite(flat)]
@@ -81,15 +81,15 @@ def _ends(values) -> tuple[float, float]:
 
 
 def of_image(image: Image.Image) -> Tones | None:
-    """Black and white of a loaded grey image, also of one that is kept as RGB; None for one that has colour.
+    """Find black and white of a loaded grey image, also if it is stored as RGB; None for an image with colour.
 
-    Large images are sampled, every n-th pixel.
+    Large images are sampled at every n-th pixel.
     """
     if image.mode not in (*DEEP, "L", "LA", "P", "RGB", "RGBA"):
         return None
     nearest = Image.Resampling.NEAREST
     if image.mode in ("RGB", "RGBA") and not _is_grey(image.resize((32, 32), nearest)):
-        return None  # which most photos are, found at once
+        return None  # a quick exit for most photos, which have colour
     step = math.ceil(math.sqrt(image.width * image.height / _SAMPLE))
     if step > 1:
         image = image.resize((max(image.width // step, 1), max(image.height // step, 1)), nearest)
@@ -106,7 +106,7 @@ def _is_grey(image) -> bool:
 
 
 def to_bytes(values: np.ndarray, found: Tones, inverted: bool = False) -> np.ndarray:
-    """Values -> uint8 of the same shape; what is not finite becomes black.
+    """Convert values to uint8 of the same shape; values that are not finite become black, or white for +inf.
 
     >>> to_bytes(np.array([0, 2048, 4095]), Tones(0, 4095)).tolist()
     [0, 128, 255]
@@ -117,9 +117,9 @@ def to_bytes(values: np.ndarray, found: Tones, inverted: bool = False) -> np.nda
 
 
 def applied(image: Image.Image, found: Tones | None, inverted: bool = False) -> Image.Image:
-    """An image of L, LA, RGB or RGBA with its tones as found; one of more bits becomes L.
+    """Apply tones to an image of mode L, LA, RGB or RGBA; an image of more bits becomes L.
 
-    `inverted`: 0 is white, as some TIFF files have it and Pillow does not mend for deep ones.
+    `inverted` means that 0 is white, as in some TIFF files; Pillow does not correct this for deep images.
     """
     if image.mode in DEEP:
         return Image.fromarray(to_bytes(np.asarray(image), found, inverted))

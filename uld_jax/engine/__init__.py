@@ -1,1 +1,1 @@
-"""The loop and what it stands on: steps, rounds, checkpoints, the folder of a run, stopping, progress."""
+"""The training loop and its parts: steps, rounds, checkpoints, the folder of a run, stopping, progress."""

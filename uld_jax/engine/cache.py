@@ -1,4 +1,4 @@
-"""The feature cache of a stage: the maps of its frozen backbone, read from a folder instead of computed."""
+"""The feature cache of a stage: maps of its frozen backbone that are read from a folder instead of computed."""
 
 import os
 from typing import Any
@@ -11,33 +11,36 @@ from uld_jax.errors import UserError
 
 
 def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None:
-    """The cache that a stage names, checked against its backbone and these images; None if it names none.
+    """Open the cache that a stage names and check it against its backbone and these images; None if it names none.
 
-    Raises UserError for a cache of anything else.
+    Raises UserError for a cache of another backbone or of other images.
     """
     folder = getattr(stage.method, "cache", "")
     if not folder:
         return None
     cache = FeatureCache(os.path.expanduser(folder))
-    own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other weights besides
+    own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other frozen weights too
     backbone = whole_or_latents(of_stage(stage), cache.description.what, f"{cache.folder} holds")
     cache.check(source, backbone, own(frozen))
     return cache
 
 
 def looks_through_one(stage: StageSpec) -> bool:
-    """Tells whether a stage looks through a frozen backbone."""
+    """Tell whether a stage uses a frozen backbone."""
     return hasattr(stage.method, "backbone_kwargs")
 
 
 def of_stage(stage: StageSpec):
-    """Builds the frozen backbone of a stage."""
+    """Build the frozen backbone of a stage."""
     method = stage.method
     return build.backbone(method.backbone, f"{stage.name}.backbone", method.backbone_kwargs, method.weights)
 
 
 def whole_or_latents(backbone, what: str, who: str):
-    """The backbone, or its first step; `who` begins the sentence of what is wrong with it."""
+    """Return the backbone, or for latents its first step; `who` begins the sentence of the error.
+
+    Raises UserError if the backbone has no latents.
+    """
     if what == "maps":
         return backbone
     if not hasattr(backbone, "encode"):

@@ -1,10 +1,10 @@
-"""Checkpoints: the state, and where the run stood, written asynchronously and renamed into place when whole.
+"""Checkpoints: the state and the position of a run, written asynchronously and renamed into place when complete.
 
-    checkpoints/<stage>/<step>/   state + position, by `keep_last` and `keep_every`
+    checkpoints/<stage>/<step>/   state and position, kept by `keep_last` and `keep_every`
     checkpoints/<stage>/final/    the finished stage; the only one that later stages, `init_from` and `load` read
 
 The state holds everything that a method learns, clusters and pseudo-labels included (`TrainState.aux`). The position in
-the data is the step itself. Frozen weights are never written; their hash is.
+the data is the step itself. Frozen weights are never written, only their hash.
 """
 
 from typing import Any, NamedTuple
@@ -20,42 +20,45 @@ from uld_jax.method import TrainState
 
 
 class Restored(NamedTuple):
-    """A state and the JSON that was saved with it (step, metrics_lines, config, ...)."""
+    """A state and the JSON that was saved with the state (step, metrics_lines, ...)."""
 
     state: TrainState
     meta: dict[str, Any]
 
 
 def abstract(mesh, shapes) -> TrainState:
-    """Shapes and dtypes of a state (`jax.eval_shape` gives them) with their replicated placement, for restoring."""
+    """Add the replicated placement to shapes and dtypes of a state (from `jax.eval_shape`), for restoring."""
     place = sharding.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 def final_path(workdir, stage: str) -> epath.Path:
-    """Where the closing save of a stage is."""
+    """Return the path of the closing save of a stage."""
     return _folder(workdir, stage) / "final"
 
 
 def _folder(workdir, stage: str) -> epath.Path:
     path = epath.Path(workdir) / "checkpoints" / stage
-    return path if "://" in str(workdir) else path.absolute()  # Orbax takes nothing else
+    return path if "://" in str(workdir) else path.absolute()  # Orbax takes only absolute local paths
 
 
 def has_final(workdir, stage: str) -> bool:
-    """Whether the stage is finished, that is, its closing save is whole."""
+    """Tell whether the stage is finished, that is, its closing save is complete."""
     path = final_path(workdir, stage)
     return path.exists() and ocp.utils.is_checkpoint_finalized(path)
 
 
 def save_final(workdir, stage: str, state: TrainState, meta: dict[str, Any]) -> None:
-    """The closing save of a stage; returns when it is on disk."""
+    """Write the closing save of a stage; return when it is on disk."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(final_path(workdir, stage), args=_save_args(state, meta), force=True)
 
 
 def restore_final(workdir, stage: str, template: TrainState) -> Restored:
-    """Raises UserError when the stage is not finished or belongs to a network of another shape."""
+    """Restore the closing save of a stage.
+
+    Raises UserError when the stage is not finished or belongs to a network of another shape.
+    """
     path = final_path(workdir, stage)
     if not has_final(workdir, stage):
         raise UserError(
@@ -66,7 +69,7 @@ def restore_final(workdir, stage: str, template: TrainState) -> Restored:
 
 
 def newest_meta(workdir, stage: str) -> dict[str, Any] | None:
-    """The JSON that was saved with the newest state of a stage, whatever that state's shapes; None without any."""
+    """Read the JSON that was saved with the newest state of a stage, for any shapes of that state; None if none."""
     path = final_path(workdir, stage)
     if not has_final(workdir, stage):
         folder = _folder(workdir, stage)
@@ -79,7 +82,7 @@ def newest_meta(workdir, stage: str) -> dict[str, Any] | None:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged one is told when the state is restored
+        return None  # restoring the state reports a damaged checkpoint
 
 
 class Keeper:
@@ -88,8 +91,8 @@ class Keeper:
     Args:
       workdir: the run's folder, local or gs://.
       stage: the stage's name.
-      keep_last: how many of the newest to keep.
-      keep_every: besides these, every one whose step is a multiple of it; 0 keeps none.
+      keep_last: number of newest checkpoints to keep.
+      keep_every: also keep every checkpoint whose step is a multiple of this number; 0 keeps no others.
     """
 
     def __init__(self, workdir, stage: str, *, keep_last: int = 2, keep_every: int = 0):
@@ -104,9 +107,9 @@ class Keeper:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts writing and returns; the caller may donate the state at once."""
+        """Start writing and return; the caller may donate the state at once."""
         if jax.default_backend() == "cpu":
-            # There the host copy that is written in the background may be the very buffer that is donated.
+            # On CPU the host copy that is written in the background may be the same buffer that is donated.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         self._manager.save(step, args=_save_args(state, meta), force=True)
 
@@ -114,7 +117,7 @@ class Keeper:
         return _restore(self._folder / str(step), template)
 
     def close(self) -> None:
-        """Waits for the last write."""
+        """Wait for the last write."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -128,13 +131,14 @@ def _restore(path, template) -> Restored:
         saved = ocp.StandardCheckpointHandler().metadata(path / "state")
         saved, wanted = _shapes(getattr(saved, "tree", saved)), _shapes(template)
         if differs := sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name)):
-            # Orbax would say so in pages.
+            # Orbax's own message would be pages long.
             name = differs[0]
             raise UserError(
                 f"{path} does not hold a state of this configuration ({name} has shape {saved.get(name)} there and "
                 f"{wanted.get(name)} here); use the config it was trained with"
             )
-        # Orbax takes a field that is None for one that must be in the file. That all arrays are there has been seen.
+        # Orbax demands that a field with the value None be in the file, so the restore is partial. The check above
+        # has shown that all arrays are there.
         placed = ocp.checkpoint_utils.construct_restore_args(template)
         state = ocp.args.PyTreeRestore(template, restore_args=placed, partial_restore=True)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:

@@ -1,12 +1,12 @@
-"""THE loop. It walks the stages of a config and knows no method.
+"""The training loop over the stages of a config, independent of any method.
 
-At every step, in this order, which a test holds:
+Each step has this order, which a test checks:
 
     save -> refresh -> evaluate -> next(data) -> step
 
-The first three run once more after the last step, and once in a stage of zero steps; then the stage is closed by a save
-to `checkpoints/<stage>/final`. Saving comes before refreshing because a refresh may use the labels that it replaces: a
-run restored from a save made after it would refresh twice.
+The first three run once more after the last step, and once in a stage of zero steps; then a save to
+`checkpoints/<stage>/final` closes the stage. Saving comes before refreshing because a refresh may use the labels that
+it replaces: a run restored from a save made after the refresh would refresh twice.
 """
 
 import functools
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     state: TrainState
     frozen: Any
     report: dict[str, Any]
-    skipped: tuple[Skipped, ...] = ()  # files of the data folder that are no images of it
+    skipped: tuple[Skipped, ...] = ()  # files of the data folder that are not used as images
 
 
 def run(
@@ -62,20 +62,21 @@ def run(
     stop: Sigterm | None = None,
     alone: bool = True,
 ) -> Found:
-    """Trains every stage of `config`, or what is left of them, in `workdir`.
+    """Train every stage of `config`, or the remaining ones of an interrupted run, in `workdir`.
 
     Args:
-      config: see `configs/common.py`.
-      workdir: local folder or gs:// path; an interrupted run of the same config in it is taken up again.
+      config: configuration of the run, see `configs/common.py`.
+      workdir: local folder or gs:// path; an interrupted run of the same config in the folder is resumed.
       profile: first and last step, counted over all stages, of a JAX trace written to `workdir/profile`.
       mesh: the devices; all of them by default.
-      stop: the caller's own `Sigterm`, if it has more to do than this run.
-      alone: whether weights that no stage looks for are refused; of several runs some may have no use for them.
+      stop: the caller's own `Sigterm`, if the caller has more to do than this run.
+      alone: True refuses weights that no stage looks for; False is for one of several runs, where another run may use
+        these weights.
 
     Raises:
-      UserError: for bad config or data, before any compute; for a loss that is not finite, keeping the last good
+      UserError: a bad config or bad data, before any compute; or a loss that is not finite, keeping the last good
         checkpoint.
-      Stopped: after SIGTERM, when the state is saved.
+      Stopped: SIGTERM came, and the state is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     config = _absolute(config)
@@ -87,19 +88,19 @@ def run(
         run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
         try:
             return run.stages(stages, run.prepare(stages, chunks))
-        except Interrupted:  # where there was nothing to save yet
+        except Interrupted:  # there was nothing to save yet
             raise Stopped("stopped before the first step of a stage; the same command goes on") from None
 
 
 def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
-    """What can be found wrong with a config without its data: its stages, built, and the steps in one program of each.
+    """Check a config without its data; return its stages, built, and the number of steps in one program of each.
 
-    Raises UserError, also when `workdir` holds a run of another config.
+    Raises UserError for a bad config, or when `workdir` holds a run of another config.
     """
     if not config.stages:
         raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
-    Protocol.of(config)  # before a long training, and not at its first evaluation
+    Protocol.of(config)  # raises before a long training, not at its first evaluation
     if config.dataset == "synthetic" and config.data_dir:
         raise UserError(
             f"config.data_dir={config.data_dir} is not read by the data set synthetic, which is rendered; for photos "
@@ -125,7 +126,7 @@ def _same_folder(one, other) -> bool:
 
 
 def _absolute(config: Config) -> Config:
-    """With local `data_dir`, `init_from` and `weights` that say the same from every folder, as its record must."""
+    """Make local paths of a config absolute (`data_dir`, `init_from`, `weights`, `cache`), as its record needs."""
 
     def absolute(path):
         return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
@@ -142,18 +143,18 @@ def _absolute(config: Config) -> Config:
 
 
 class _Run:
-    """What all stages of one run share."""
+    """The data, files and devices that all stages of one run share."""
 
     def __init__(self, config, workdir, mesh, data, stop, profile):
         self.config, self.workdir, self.mesh, self.data, self.stop = config, workdir, mesh, data, stop
         self.trace = Trace(workdir / "profile", profile)
         self.metrics = None
-        self.previous = None  # where the first stage starts from
-        self.origin = None  # what `init_from` was, in `run.json`: its config and rows
-        self.lines = 0  # of metrics.jsonl, when the newest restored state was saved
+        self.previous = None  # the state that the first stage starts from
+        self.origin = None  # stage, config and rows of `init_from`, for `run.json`
+        self.lines = 0  # number of lines of metrics.jsonl when the newest restored state was saved
 
     def prepare(self, stages: list[StageSpec], chunks: list[int]) -> list["_Prepared"]:
-        """Everything that can be found wrong before the first computation and the first file."""
+        """Prepare all stages, and find every error that shows before the first computation and the first file."""
         saved = [checkpoint.newest_meta(self.workdir, stage.name) for stage in stages]
         self._check_images(saved)
         shapes = self.previous = self._init_from(stages[0])
@@ -177,7 +178,7 @@ class _Run:
         return prepared
 
     def _check_images(self, saved) -> None:
-        """Raises UserError where a saved state rests on other images. Shapes would differ too, and say less."""
+        """Raise UserError if a saved state belongs to other images; a mismatch of shapes would be a vaguer message."""
         if all(meta is None or meta["data"] == self.data.train.fingerprint for meta in saved):
             return
         then = workdir_lib.read_json(self.workdir / "run.json")["rows"]
@@ -187,7 +188,7 @@ class _Run:
         )
 
     def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
-        """Runs what is left of the stages."""
+        """Run the stages that are not finished."""
         workdir_lib.claim(self.workdir, self.config)
         self._write_run_json(stages, prepared)
         skipped = tuple(dict.fromkeys([*self.data.train.skipped, *(self.data.test.skipped if self.data.test else ())]))
@@ -221,7 +222,7 @@ class _Run:
         if self.metrics is None:
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         step, values, report, compiled = int(state.step), {}, {}, False
-        lines = self.metrics.count  # when the state was as it is at the loop's head
+        lines = self.metrics.count  # lines that belong to the state at the loop's head
         meta = lambda: {
             "stage": stage.name,
             "step": step,
@@ -242,7 +243,7 @@ class _Run:
             stopping = self.stop.agreed(step % config.log_every == 0)
             if step != saved and (stopping or step == stage.steps or _due(step, config.save_every)):
                 _check_finite(stage.name, step, values, state.params)
-                self.metrics.flush()  # the lines that the checkpoint counts on
+                self.metrics.flush()  # the checkpoint relies on these lines
                 keeper.save(step, state, meta())
                 saved = step
             if stopping:
@@ -281,7 +282,7 @@ class _Run:
                         say = lambda seconds: progress.note(f"compiling a step, {seconds:.0f} s so far")
                         compiled = interrupts.attended(compile_for, self.stop.check, say)
             except Interrupted:
-                # The loop's head saves the state as it was: one that is saved after a refresh would be refreshed again.
+                # The loop's head must save the state before the refresh: a refreshed state would be refreshed again.
                 state = before
                 continue
             before = None
@@ -311,7 +312,7 @@ class _Run:
     # -- where a stage starts -----------------------------------------------------------------------------------------
 
     def _finished(self, stage: StageSpec, ready: "_Prepared") -> checkpoint.Restored | None:
-        """The stage's closing save; None if there is none yet or `steps` has grown since."""
+        """Restore the stage's closing save; None if there is none yet or `steps` has grown since."""
         if not checkpoint.has_final(self.workdir, stage.name):
             return None
         found = checkpoint.restore_final(self.workdir, stage.name, ready.template)
@@ -362,10 +363,17 @@ class _Run:
 
 
 class _Prepared(NamedTuple):
-    """What a stage needs besides the state of the one before.
+    """The inputs of a stage besides the state of the previous stage.
 
-    `reader` gives batches of its size, `chunk` is its steps in one program; `cache` holds its backbone's maps, or is
-    None; `tables` is what it needs of the images besides pixels.
+    Attributes:
+      reader: reader of training batches of the stage's size.
+      chunk: number of steps in one program.
+      frozen: frozen weights, replicated.
+      frozen_hash: sha256 of the frozen weights and the tables.
+      start: maker of the first state.
+      template: shapes and placement of the state, for restoring.
+      cache: `FeatureCache` with the maps of the stage's backbone, or None.
+      tables: tables of the images that the stage needs besides pixels, {name: [N,...]}.
     """
 
     reader: Any
@@ -379,7 +387,7 @@ class _Prepared(NamedTuple):
 
 
 def _check_numbers(config: Config) -> None:
-    """Raises UserError for a number that no run can use."""
+    """Raise UserError for a number of the config that is out of range."""
     least = {"seed": 0, "batch_size": 1, "accumulate_steps": 1, "log_every": 1, "eval_every": 0, "save_every": 0}
     least |= {"steps_per_dispatch": 0, "keep_last": 1, "keep_every": 0}
     values = {name: (config[name], low) for name, low in least.items()}
@@ -398,7 +406,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_divides(mesh, config: Config, stage: StageSpec) -> None:
-    """Raises UserError where a stage's own batch does not divide over the devices."""
+    """Raise UserError if a stage's own batch does not divide over the devices."""
     try:
         sharding.local_rows(mesh, stage.batch_size)
     except UserError as error:
@@ -410,7 +418,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _fold(seed: int, stage: int) -> int:
-    """A seed for the order of the data in one stage."""
+    """Make a seed for the order of the data in one stage."""
     return int(np.random.SeedSequence([seed, stage]).generate_state(1)[0])
 
 

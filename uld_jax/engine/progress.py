@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: a line of step, loss, speed and time left; a trace on request."""
+"""Display of training progress: a line of step, loss, speed and time left; a profiler trace on request."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar on a terminal; on anything else a line each time it is shown. Process 0 alone speaks."""
+    """A progress bar on a terminal, or single lines on any other output. Only process 0 prints."""
 
     def __init__(self, stage: str, steps: int, start: int, batch_size: int):
         self._stage, self._steps, self._step, self._batch = stage, steps, start, batch_size
@@ -23,7 +23,7 @@ class Progress:
         self._then, self._seconds, self._counted, self._rate = None, 0.0, 0, 0.0
 
     def advance(self, steps: int) -> None:
-        """Counts steps that were just dispatched."""
+        """Count steps that were just dispatched."""
         now = time.perf_counter()
         if self._then is not None:
             self._seconds += now - self._then
@@ -34,12 +34,12 @@ class Progress:
             self._bar.update(steps)
 
     def pause(self) -> None:
-        """What happens until the next step is no training, and does not count in the rate."""
+        """Leave the time until the next step, which is not training, out of the rate."""
         self._then = None
 
     def measure(self) -> float:
-        """Images a second since it was last asked; the first step, which compiles, does not count."""
-        if self._then is not None:  # the device worked until now on steps that were dispatched before
+        """Return images per second since the last call; the first step, which compiles, does not count."""
+        if self._then is not None:  # the device has worked until now on steps dispatched earlier
             now = time.perf_counter()
             self._seconds, self._then = self._seconds + now - self._then, now
         self._rate = self._counted * self._batch / self._seconds if self._seconds else 0.0
@@ -58,7 +58,7 @@ class Progress:
             )
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._loud and text:
             tqdm.write(f"{self._stage} {self._step}: {text}", file=sys.stderr)
 
@@ -76,7 +76,7 @@ class Trace:
     on: bool = False
 
     def at(self, step: int, ahead: int) -> None:
-        """Starts or stops before `ahead` more steps."""
+        """Start or stop the trace before `ahead` more steps."""
         if self.steps is None:
             return
         first, last = self.steps

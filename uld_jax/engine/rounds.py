@@ -1,8 +1,8 @@
-"""One ordered pass over the training data into a bank that is sharded over the devices.
+"""Ordered passes over the training data, each into a bank that is sharded over the devices.
 
-Host code that walks the data lives here alone, so a method's file holds only mathematics: `observe` sees one batch,
-`refresh` sees the whole bank. Where the descriptors of all images are too many, a `Clustering` is given those of a
-sample, and then sees all images batch after batch.
+All host code that walks the data is here, so that a method's file holds only mathematics: `observe` sees one batch,
+`refresh` sees the whole bank. If the descriptors of all images do not fit, a `Clustering` gets those of a sample, and
+then sees all images batch after batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from uld_jax import interrupts, sharding
 from uld_jax.bank import Bank, masked
 from uld_jax.method import Clustering, Method, Round, TrainState
 
-OBSERVE = 1 << 20  # of a step's keys, the first that passes observe by; `refresh` has those from 0
+OBSERVE = 1 << 20  # first number that folds a step's key for `observe`; those for `refresh` start at 0
 
 
 class Rounds:
@@ -26,13 +26,14 @@ class Rounds:
       method: the stage.
       reader: the training data (see `data.pipeline`).
       mesh: all devices.
-      check: called between batches, and several times a second while a program is compiled or the bank worked on; it
-        may raise to stop the pass, which leaves the state as it was.
+      check: function called between batches, and several times a second while a program is compiled or the bank is
+        processed; it may raise to stop the pass, which leaves the state as it was.
       cache: maps or latents of a frozen backbone by row (`data.feature_cache.FeatureCache`), which `observe` finds in
         its batch as `features`, {tap: [B,h,w,C]}; or None.
-      tables: of the images, {name: [N,...] host array} (`data.objects.tables`), whose rows `observe` finds in its
-        batch.
-      say: is told now and then how far a pass is, or how long the work on its bank has taken; and of a sample.
+      tables: tables of the images, {name: [N,...] host array} (`data.objects.tables`), whose rows `observe` finds in
+        its batch.
+      say: function called with messages about the progress of a pass, the time spent on its bank, and the size of a
+        sample.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Rounds:
     ):
         self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
         self._tables, self._say = tables, say
-        # The bank is [B,T,P,...], not [T,B,P,...]: written along an unsharded axis, read by a local flattening.
+        # The bank is [B,T,P,...], not [T,B,P,...], so that writes go along an unsharded axis and flattening is local.
         write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
         whole = dict(out_shardings=sharding.replicated(mesh))
         self._write = jax.jit(self._observe_into, **write)
@@ -57,7 +58,7 @@ class Rounds:
             self._write_located = self._meshed(jax.jit(self._locate_into, **write))
 
     def run(self, state: TrainState, frozen, key: jax.Array, due: Round | None) -> TrainState:
-        """The state after a round; that given if none is due. The keys of its passes differ."""
+        """Return the state after a round, or the given state if no round is due. Each pass has its own key."""
         if due is not None and not due.passes:
             return self._work(self._refresh, state, frozen, None, jax.random.fold_in(key, 0), about="the state")
         for i in range(due.passes if due else 0):
@@ -73,17 +74,17 @@ class Rounds:
         return state
 
     def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
-        """Every training row once, or only these, increasing row numbers; `key` is the pass's."""
+        """Collect every training row once, or only `rows`, increasing row numbers; `key` is the key of the pass."""
         given = state, frozen, sharding.put_key(self._mesh, key)
         return self._walk(self._write, self._observe, given, rows)
 
     def _placed(self, state, frozen, found, key) -> Bank:
-        """Where all images are among the clusters."""
+        """Assign all images to the clusters."""
         given = state, frozen, sharding.put_key(self._mesh, key), found
         return self._walk(self._write_located, self._locate, given, None)
 
     def _walk(self, write, observe, given, rows):
-        """What `observe` gives of every batch, written into one table."""
+        """Write the results of `observe` for every batch into one table."""
         table, patience, passes = None, interrupts.Patience(), self._reader.passes(rows=rows)
         for t, payload in enumerate(self._reader.ordered(rows=rows)):
             self._check()
@@ -93,13 +94,13 @@ class Rounds:
             at = sharding.put_replicated(self._mesh, np.int32(t))
             if table is None:
                 table = self._empty(observe, seen, passes)
-                table = self._work(write, table, *seen, at, about="the first batch")  # for which it is compiled
+                table = self._work(write, table, *seen, at, about="the first batch")  # includes compilation
             else:
                 table = write(table, *seen, at)
         return table
 
     def _meshed(self, program):
-        """A program that finds the devices that it spreads work over by hand."""
+        """Set the mesh for a program that spreads work over the devices by hand."""
 
         def call(*given):
             with jax.set_mesh(self._mesh):
@@ -108,13 +109,13 @@ class Rounds:
         return call
 
     def _work(self, program, *given, about: str = ""):
-        """The results of a program that may take long."""
+        """Return the results of a program that may take long."""
         about = about or f"{self._reader.rows} images"
         say = lambda seconds: self._say(f"working on {about}, {seconds:.0f} s so far")
         return interrupts.attended(lambda: jax.block_until_ready(program(*given)), self._check, say)
 
     def _sample(self, state, frozen, key) -> np.ndarray | None:
-        """The rows that clusters are formed from, increasing; None for all."""
+        """Draw the rows that clusters are formed from, increasing, [n] int64; None for all."""
         if not isinstance(self._method, Clustering):
             return None
         payload = next(iter(self._reader.ordered()))
@@ -124,12 +125,12 @@ class Rounds:
         if most >= self._reader.rows:
             return None
         self._say(f"clusters are formed from {most} of {self._reader.rows} images")
-        # NumPy promises to keep these bits, not what its generators make of them.
+        # NumPy keeps raw bits stable across versions, but not the numbers that its generators derive from them.
         seed = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).ravel().tolist())
         return np.sort(np.argsort(np.random.Philox(seed).random_raw(self._reader.rows), kind="stable")[:most])
 
     def _beside(self, payload):
-        """What cache and tables have for a batch; padding is given the last row."""
+        """Read the rows of a batch from cache and tables; padding gets the last row."""
         if self._cache is None and not self._tables:
             return {}
         rows = sharding.to_host(payload["index"])
@@ -166,5 +167,5 @@ class Rounds:
 
 
 def _written(table, one, t):
-    """A table [B,T,...] with its batch t renewed."""
+    """Replace batch t of a table [B,T,...]."""
     return jax.tree.map(lambda all_, one: all_.at[:, t].set(one.astype(all_.dtype)), table, one)

@@ -1,4 +1,4 @@
-"""Finished runs on disk: the state of a stage, ready to predict or to start another run from."""
+"""Finished runs on disk: the state of a stage, for prediction or as the start of another run."""
 
 from typing import Any, NamedTuple
 
@@ -19,13 +19,15 @@ class Finished(NamedTuple):
     """A finished stage.
 
     Attributes:
-      workdir: the run's folder.
-      config: the run's.
-      stage: its name.
-      method, state, frozen: what predicts.
-      fingerprint: of the images that it was trained on.
-      origin: all that is needed to know the state's shapes without the folder: stage, config, rows, and the origin that
-        the run itself started from.
+      workdir: folder of the run.
+      config: config of the run.
+      stage: name of the stage.
+      method: the stage, built.
+      state: final state of the stage, replicated.
+      frozen: frozen weights that prediction needs, replicated.
+      fingerprint: fingerprint of the training images.
+      origin: record from which the state's shapes can be found without the folder: stage, config, rows, and the origin
+        that the run itself started from.
     """
 
     workdir: epath.Path
@@ -39,9 +41,9 @@ class Finished(NamedTuple):
 
 
 def load(where: str, mesh=None) -> Finished:
-    """A finished stage, `WORKDIR[:stage]`; the last stage by default.
+    """Load a finished stage, `WORKDIR[:stage]`; the last stage by default.
 
-    Raises UserError when there is no such run or stage, or it is not finished.
+    Raises UserError when there is no such run or stage, or when the stage is not finished.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     workdir, name = _split(str(where))
@@ -65,7 +67,7 @@ def _split(where: str) -> tuple[epath.Path, str | None]:
 
 
 def shapes(origin) -> tuple[Method, Any, TrainState]:
-    """The stage of an origin, its frozen weights, and the shapes of its state, found by tracing alone."""
+    """Build the stage of an origin; return it, its frozen weights, and the shapes of its state, found by tracing."""
     config = Config(origin["config"])
     side = config.data.frame_size
 
@@ -78,7 +80,7 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
     state = shapes(origin["init_from"])[2] if origin["init_from"] else None
     for name in config.stages:
         stage = config_lib.stage(config, name)
-        # Of earlier stages only shapes are wanted: weights that these needed may be gone.
+        # Earlier stages only give shapes, because the weights that they needed may be gone.
         last = name == origin["stage"]
         frozen = stage.method.frozen("predict" if last else "shapes")
 

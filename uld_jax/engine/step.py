@@ -1,4 +1,4 @@
-"""The first state of a stage and its steps as programs on all devices."""
+"""The first state and the steps of a stage as programs on all devices."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,9 @@ class FirstState:
 
     Args:
       method: the stage.
-      reader: its training data; `init` is shown the first batch.
-      mesh, frozen: devices, and the stage's frozen weights on them.
+      reader: training data of the stage; `init` gets the first batch.
+      mesh: the devices.
+      frozen: frozen weights of the stage, replicated.
       key: typed PRNG key.
     """
 
@@ -28,16 +29,16 @@ class FirstState:
         self._frozen, self._rest = frozen, (reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key))
 
     def shapes(self, previous: TrainState | None) -> TrainState:
-        """Shapes of the state, from those of the stage before."""
+        """Find the shapes of the state from those of the previous stage."""
         return jax.eval_shape(self._init, self._frozen, previous, *self._rest)
 
     def state(self, previous: TrainState | None) -> TrainState:
-        """The state, from the final state of the stage before."""
+        """Compute the state from the final state of the previous stage."""
         return self._init(self._frozen, previous, *self._rest)
 
 
 def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
-    """`chunk` steps as one program: (state, frozen, store, payload, key) -> state, metrics of the last step."""
+    """Make one program of `chunk` steps: (state, frozen, store, payload, key) -> state, metrics of the last step."""
 
     def one(state, frozen, store, payload, key):
         batch = reader.fetch(store, payload)
@@ -57,15 +58,15 @@ def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
 
 
 def compile_ahead(program, *given) -> bool:
-    """Compiles what the first call with such arguments then finds."""
+    """Compile a program, so that the first call with such arguments finds it compiled."""
     program.lower(*given).compile()
     return True
 
 
 def steps_in_one_program(config: Config, stage: StageSpec) -> int:
-    """Steps in one program. Everything that happens between steps must fall on a border.
+    """Choose the number of steps in one program; everything that happens between steps must fall on its borders.
 
-    Raises UserError when a given `steps_per_dispatch` does not divide them.
+    Raises UserError when a given `steps_per_dispatch` does not divide the steps of these events.
     """
     asked = config.steps_per_dispatch
     borders = {k: config[k] for k in ("log_every", "eval_every", "save_every") if config[k]}

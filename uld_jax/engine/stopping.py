@@ -1,4 +1,4 @@
-"""SIGTERM saves a run and ends it, wherever it is."""
+"""Handling of SIGTERM, which saves a run and ends it at any point."""
 
 import signal
 import threading
@@ -13,15 +13,15 @@ from uld_jax import interrupts
 
 
 class Stopped(Exception):
-    """SIGTERM came: the run is saved and the same command goes on with it."""
+    """A stop by SIGTERM; the run is saved and the same command resumes it."""
 
 
 class Interrupted(Exception):
-    """Raised inside a pass to leave it."""
+    """An exception that leaves a pass early."""
 
 
 class Sigterm:
-    """Turns SIGTERM into a flag that the loop reads at its head. It may be entered again within itself."""
+    """A re-entrant context that turns SIGTERM into a flag, which the loop reads at its head."""
 
     def __init__(self):
         self._flag, self._old = threading.Event(), []
@@ -36,19 +36,19 @@ class Sigterm:
             signal.signal(signal.SIGTERM, old)
 
     def check(self) -> None:
-        """Leaves a pass early. Several processes must leave together, so they wait for the loop's head."""
+        """Leave a pass early after SIGTERM. Several processes must leave together, so they wait for the loop's head."""
         if jax.process_count() == 1 and self._flag.is_set():
             raise Interrupted
 
     def attend(self, work: Callable[[], Any]) -> Any:
-        """The result of work between runs. Raises Stopped at once when SIGTERM comes."""
+        """Return the result of work between runs. Raises Stopped at once when SIGTERM comes."""
         try:
             return interrupts.attended(work, self.check)
         except Interrupted:
             raise Stopped("stopped between two runs; the same command goes on") from None
 
     def agreed(self, ask: bool) -> bool:
-        """Whether to stop. Several processes must agree, which takes a moment: they confer only when `ask` is set."""
+        """Tell whether to stop. Several processes communicate to agree, which takes time, so only if `ask` is set."""
         if jax.process_count() == 1:
             return self._flag.is_set()
         return ask and bool(multihost_utils.process_allgather(np.asarray(self._flag.is_set())).any())

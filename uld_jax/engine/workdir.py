@@ -1,4 +1,4 @@
-"""The files of a run's folder that scripts rely on, and the rules for coming back to it.
+"""The files of a run's folder that scripts rely on, and the rules for resuming a run.
 
 config.json     the whole configuration
 run.json        versions, devices, data fingerprints, seed, frozen-weight hashes, rows
@@ -21,20 +21,20 @@ from etils import epath
 from uld_jax import files, sharding
 from uld_jax.errors import UserError
 
-# A run may be resumed with other values of these; any other difference is another experiment.
+# A run may be resumed with other values of these keys; any other difference makes another experiment.
 _FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every")
 _FREE += ("workers", "train_images", "on_bad_file")
 
 
 def write_json(path, value: Any) -> None:
-    """See `files.write`. Process 0 alone writes."""
+    """Write a value as JSON (see `files.write`); only process 0 writes."""
     if jax.process_index():
         return
     files.write(path, json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
 def read_lines(path) -> list[dict[str, Any]]:
-    """The objects of a file such as metrics.jsonl, without a torn last line; none if there is no file."""
+    """Read the objects of a file such as metrics.jsonl, without a torn last line; none if there is no file."""
     path, out = epath.Path(path), []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -45,7 +45,7 @@ def read_lines(path) -> list[dict[str, Any]]:
 
 
 def read_json(path) -> Any:
-    """Raises UserError when the file is missing or torn."""
+    """Read a JSON file. Raises UserError when the file is missing or torn."""
     path = epath.Path(path)
     if not path.exists():
         raise UserError(f"{path} is missing; give --workdir a folder that `uld train` made")
@@ -56,16 +56,16 @@ def read_json(path) -> Any:
 
 
 def read_config(workdir) -> ml_collections.ConfigDict:
-    """The configuration of an existing run."""
+    """Read the configuration of an existing run."""
     return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json")).lock()
 
 
 def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> None:
-    """Makes `workdir` this configuration's, or checks that it already is; without `write` only checks.
+    """Record this configuration in `workdir`, or check that it is the recorded one; without `write`, only check.
 
-    Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, the
-    folders in `weights` and of a `cache`, logging, `eval.train_images`, checkpoint keeping and a larger `steps` of the
-    last stage may differ.
+    Raises UserError, naming the key, when the folder holds a run of another configuration. `data_dir`, the folders in
+    `weights` and of a `cache`, logging, `eval.train_images`, checkpoint keeping and a larger `steps` of the last stage
+    may differ.
     """
     path = epath.Path(workdir) / "config.json"
     new = _flat(json.loads(json.dumps(config.to_dict(), default=_plain)))
@@ -79,7 +79,7 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
                 continue
             folder = key.startswith("weights.") or key.endswith(".cache")
             if folder and bool(old.get(key)) == bool(new.get(key)):
-                continue  # it may have moved; what the loop takes from it is compared by its hash
+                continue  # a folder may have moved; the loop compares the hash of its content
             raise UserError(
                 f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use another --workdir, or the same config to resume"
@@ -89,7 +89,7 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
 
 
 def tree_hash(tree) -> str:
-    """sha256 of a pytree's names and values."""
+    """Compute the sha256 of a pytree's names and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.to_host(tree)):
         leaf = np.asarray(leaf)
@@ -115,14 +115,14 @@ def _plain(value):
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard. Process 0 alone writes; the others count along.
+    """Writer of `metrics.jsonl` and TensorBoard. Only process 0 writes; the others count the lines.
 
     Args:
-      workdir: the run's folder. A remote one cannot be appended to, so there the file is rewritten at `flush`.
-      lines: how many lines to keep of an existing file: those that were there when the restored state was saved.
+      workdir: folder of the run. Remote files cannot be appended to, so in a remote folder `flush` rewrites the file.
+      lines: number of lines to keep of an existing file, those that were there when the restored state was saved.
 
-    `seconds` of a line is how long the run had been at work by then, without the time between a stop and its resumption
-    and without work that was done again.
+    `seconds` of a line is the working time of the run so far, without the time between a stop and its resumption and
+    without work that was repeated.
     """
 
     def __init__(self, workdir, lines: int):
@@ -144,7 +144,7 @@ class Metrics:
         self._board = None if self._remote else SummaryWriter(os.fspath(self._path.parent / "tb"), purge_step=step + 1)
 
     def write(self, step: int, stage: str, **values) -> None:
-        """One line: step (counts on over all stages), stage, time, seconds and the values: scalars or JSON."""
+        """Write one line: step (counted over all stages), stage, time, seconds and the values, scalars or JSON."""
         values = {
             k: v.item() if isinstance(v, (np.ndarray, np.generic)) and v.ndim == 0 else v for k, v in values.items()
         }
@@ -164,7 +164,7 @@ class Metrics:
                 self._board.add_scalar(f"{stage}/{key}", value, step)
 
     def read(self) -> list[dict[str, Any]]:
-        """The lines written so far, on process 0."""
+        """Return the lines written so far, on process 0."""
         return [json.loads(line) for line in self._lines]
 
     def flush(self) -> None:

@@ -1,1 +1,1 @@
-"""Commands over many runs, or about finished ones: sweeps, figures of papers, clusters, feature caches, results."""
+"""Studies of many runs or of finished runs: sweeps, figures of papers, clusters, feature caches, results."""

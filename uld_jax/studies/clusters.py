@@ -1,14 +1,14 @@
-"""How well the descriptors of a finished run fall into clusters: `uld clusters`.
+"""Quality of the clusters of a finished run's descriptors: `uld clusters`.
 
     uld clusters --workdir=runs/cgb
 
-CGB's table 5 and figure 6 (left) for any stage that has descriptors: the same rows clustered in several ways, and as
-the stage itself groups them, by the landmark that each is (`landmark`: the Silhouette and Calinski-Harabasz of Tourani
-et al., CVPR 2024). Each grouping of the descriptors, scaled to length 1, is measured by both, by how consistent the
-rows are with their centroids, and by how well the clusters agree with the landmarks; and drawn by t-SNE. Figure 7's
-curves, how the number of clusters and their quality changed over the run's rounds, come from its metrics.jsonl.
+The report is CGB's table 5 and figure 6 (left) for any stage with descriptors: the same rows, clustered in several ways
+and grouped by the stage itself, by the landmark of each row (`landmark`: the Silhouette and Calinski-Harabasz of
+Tourani et al., CVPR 2024). Descriptors are scaled to length 1. Each grouping is measured by these two scores, by the
+consistency of the rows with their centroids, and by the agreement of the clusters with the landmarks; t-SNE draws it.
+The curves of figure 7, the number of clusters and their quality over the run's rounds, come from its metrics.jsonl.
 
-Calinski-Harabasz grows with the number of rows: compare it at equal `rows`.
+Calinski-Harabasz grows with the number of rows, so compare it at equal `rows`.
 """
 
 import logging
@@ -34,16 +34,16 @@ from uld_jax.ops import keypoints
 
 WAYS = ("kmeans", "gcn", "density", "landmark")
 SLOTS = 1024
-DRAWN = 2000  # rows of the t-SNE picture, whose time grows with their square
+DRAWN = 2000  # rows of the t-SNE picture; the time grows with the square of this number
 ROUNDS = [["clusters"], ["consistency"], ["silhouette"], ["calinski_harabasz"]]
 
 
 class Descriptors(NamedTuple):
-    """What a stage observes on some images, on the host.
+    """Descriptors of a stage on some images, on the host.
 
     Attributes:
-      z: [R,D] float32.
-      landmark: [R] int32, which landmark a row is, -1 for none: of a detector with K channels its slot; where slots are
+      z: [R,D] float32, the descriptors.
+      landmark: [R] int32, number of each row's landmark, -1 for none: the slot, for a detector with K channels; for
         keypoints in no order, the landmark that the stage predicts (and has not filled in) at the keypoint. None if
         unknown.
     """
@@ -53,7 +53,7 @@ class Descriptors(NamedTuple):
 
 
 def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
-    """The descriptors of images spread evenly over a split, at most `most` rows.
+    """Collect the descriptors of images spread evenly over a split, at most `most` rows.
 
     Raises UserError for a stage that has no descriptors.
     """
@@ -87,7 +87,7 @@ def _describes(method) -> bool:
 
 
 def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0, landmark=None):
-    """Rows [R,D] by one of `WAYS`: labels [R] (-1: in none), unit centroids [M,D], and how many of them are used."""
+    """Cluster rows [R,D] by one of `WAYS`: labels [R] (-1: none), unit centroids [M,D], number of used clusters."""
     if way == "landmark":
         return landmark, mean_directions(z, landmark, int(landmark.max()) + 1), len(np.unique(landmark[landmark >= 0]))
     if way == "kmeans":
@@ -100,7 +100,7 @@ def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=N
 
 
 def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """A record for each way of clustering, and its labels by name."""
+    """Measure each way of clustering; return a record for each, and {way: labels [R]}."""
     z, records, labels = jnp.asarray(rows.z), [], {}
     unit = keypoints.l2_normalize(z)
     for way in ways:
@@ -130,7 +130,7 @@ def measure(rows: Descriptors, ways, **settings) -> tuple[list[dict[str, Any]], 
 
 
 def embed(rows: Descriptors, seed: int = 0, most: int = DRAWN) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE of at most `most` rows by cosine distance: which rows [R'], and their places [R',2]."""
+    """Embed at most `most` rows by t-SNE with cosine distance: row numbers [R'] and positions [R',2]."""
     from sklearn.manifold import TSNE
 
     pick = spread(len(rows.z), most)
@@ -140,7 +140,7 @@ def embed(rows: Descriptors, seed: int = 0, most: int = DRAWN) -> tuple[np.ndarr
 
 
 def table(records) -> str:
-    """The records as a Markdown table."""
+    """Format the records as a Markdown table."""
     names = list(records[0])
     lines = [names, ["---", *["---:"] * (len(names) - 1)]]
     lines += [[r[n] if isinstance(r[n], str | int) else f"{r[n]:.4g}" for n in names] for r in records]
@@ -159,22 +159,22 @@ def report(
     tau: float = 0.8,
     params=None,
 ) -> tuple[list[dict[str, Any]], epath.Path]:
-    """Clusters a finished stage's descriptors in several ways and writes what came of it.
+    """Cluster a finished stage's descriptors in several ways and write the measures and pictures.
 
     Writes `WORKDIR/clusters/<split>/<stage>/`: clusters.json, table.md, tsne.png, and rounds.png if the run had rounds.
 
     Args:
-      finished: of `runs.load`.
+      finished: finished stage, from `runs.load`.
       mesh: the devices.
-      split: whose images.
-      ways: of `WAYS`; all that can be had for descriptors of this size by default.
-      most: rows at most; 8000 are those of one round of the published code.
-      clusters: of k-means.
-      neighbours, tau: of the graph, see `gcn_clusters`.
-      params: of a GCN-V; the one that ships with the library if None.
+      split: name of the split whose images are used.
+      ways: names from `WAYS`; by default all that are possible for descriptors of this size.
+      most: largest number of rows; 8000 is the number in one round of the published code.
+      clusters: number of clusters of k-means.
+      neighbours, tau: number of neighbours and least cosine of a link in the graph, see `gcn_clusters`.
+      params: parameters of a GCN-V; those that ship with the library if None.
 
     Returns:
-      The records, and the folder.
+      The records, and the path of the folder.
 
     Raises:
       UserError: an unknown way, a stage without descriptors, or a network made for another D.
@@ -210,5 +210,5 @@ def report(
 
 
 def _rounds(workdir) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that tell of clusters."""
+    """Read the lines of metrics.jsonl that measure clusters."""
     return [line for line in workdir_lib.read_lines(workdir / "metrics.jsonl") if "silhouette" in line]

@@ -23,11 +23,11 @@ from uld_jax.ops import keypoints
 from uld_jax.studies import clusters as clusters_study
 from uld_jax.studies.table import Table
 
-IMAGES, ROWS = 200, 4000  # at most so many images and descriptors are compared
+IMAGES, ROWS = 200, 4000  # largest numbers of images and descriptors that are compared
 
 
 def compare(where: str, stages: Sequence[str], workdir, mesh) -> Table:
-    """Compare the descriptors of two stages on the same images; writes `figure.json`, `figure.md` and `figure.png`.
+    """Compare the descriptors of two stages on the same images; write `figure.json`, `figure.md` and `figure.png`.
 
     Args:
       where: folder of a finished run.
@@ -78,7 +78,7 @@ def compare(where: str, stages: Sequence[str], workdir, mesh) -> Table:
 
 
 def _visible(source: Source) -> np.ndarray:
-    """Annotated points [N,L,2], NaN where one is hidden."""
+    """Return the annotated points [N,L,2], NaN where a point is hidden."""
     return source.landmarks if source.visible is None else np.where(source.visible[..., None], source.landmarks, np.nan)
 
 
@@ -87,9 +87,9 @@ def nearest(points, mask, truth, radius) -> np.ndarray:
 
     Args:
       points: [N,P,2] keypoints.
-      mask: [N,P] bool, which of the keypoints exist.
-      truth: [N,L,2] annotated points, NaN where there is none.
-      radius: [N] the largest distance, inclusive, in the same pixels.
+      mask: [N,P] bool, True for keypoints that exist.
+      truth: [N,L,2] annotated points in the same pixels, NaN where there is none.
+      radius: [N] largest distance, inclusive, in the same pixels.
 
     >>> nearest(np.zeros((1, 2, 2)), np.array([[True, False]]), np.array([[[3.0, 4], [0, 1]]]), np.array([5])).tolist()
     [[1, -1]]
@@ -101,7 +101,7 @@ def nearest(points, mask, truth, radius) -> np.ndarray:
 
 
 def _quality(z, landmark, clusters: int, seed: int) -> tuple[dict[str, float | int], np.ndarray]:
-    """Measure one set of descriptors, and give the k-means cluster of each; `landmark` is None without annotation."""
+    """Measure one set of descriptors; also return the k-means cluster of each. `landmark` may be None."""
     clusters, z = min(clusters, len(z)), jnp.asarray(z)
     found, _, count = clusters_study.cluster(z, "kmeans", clusters=clusters, neighbours=0, tau=0, seed=seed)
     unit = keypoints.l2_normalize(z)
@@ -116,7 +116,7 @@ def _quality(z, landmark, clusters: int, seed: int) -> tuple[dict[str, float | i
     return record, np.asarray(found)
 
 
-# What a stage finds on images
+# Predictions and observations of a stage
 
 
 class Seen(NamedTuple):
@@ -124,9 +124,9 @@ class Seen(NamedTuple):
 
     Attributes:
       xy: [n,K,2] predicted landmarks, one slot for each cluster.
-      score: [n,K] their scores.
+      score: [n,K] scores of the predicted landmarks.
       points: [n,P,2] keypoints before they are assigned to clusters.
-      mask: [n,P] bool, which of the keypoints exist.
+      mask: [n,P] bool, True for keypoints that exist.
       descriptors: [n,P,D] descriptors of the keypoints, or None.
     """
 
@@ -162,7 +162,7 @@ def look(config: Config, method, state, frozen, mesh, source: Source, rows=None,
 
 
 def lengths(source: Source) -> np.ndarray:
-    """Lengths [N] in pixels that distances on each image are divided by: the error's normaliser."""
+    """Measure the normaliser of the error on each image, lengths [N] in pixels that distances are divided by."""
     return regression.normaliser_lengths(
         source.landmarks, source.spec.eyes or source.spec.normaliser, source.frame_size
     )

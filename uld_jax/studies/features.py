@@ -1,10 +1,10 @@
-"""`uld features`: the maps of a stage's frozen backbone, computed once for runs that differ in anything else.
+"""Maps of a stage's frozen backbone, computed once for many runs with the same backbone: `uld features`.
 
-A stage with a hyper-parameter `cache` reads its passes over the training images from the folder that this makes. What
-predicts for images from anywhere, and so evaluation too, computes features as ever.
+A stage with a hyper-parameter `cache` reads the maps for its passes over the training images from the resulting folder.
+Prediction, and hence evaluation, always computes features, because its images may come from anywhere.
 
-Of a backbone in two steps (`backbones.TwoStep`) the folder may hold the latents between them instead, which are small,
-and good for all settings of the second step; passes then compute that step alone.
+For a backbone in two steps (`backbones.TwoStep`), the folder may instead hold the latents between the steps. Latents
+are small and valid for all settings of the second step; passes then compute only that step.
 """
 
 from collections.abc import Callable
@@ -29,24 +29,24 @@ def main(
     batch_size: int = 0,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[Description, str]:
-    """Writes the maps of one split's images to the folder `out`, or what is missing there.
+    """Write the maps of one split's images to the folder `out`, or the maps that are missing there.
 
     Args:
-      config: of runs.
+      config: config of the runs.
       out: a local folder, see `data.feature_cache.write`.
       mesh: the devices.
-      stage: whose backbone; by default the first stage that has one.
-      split: whose images.
+      stage: name of the stage whose backbone is used; by default the first stage that has one.
+      split: name of the split whose images are used.
       what: `maps`, or the `latents` of a backbone in two steps.
-      dtype: of the maps on disk.
-      batch_size: images at a time, of all devices together; 0 for the config's `eval.batch_size`.
-      report: is given the numbers of images done and to be done.
+      dtype: type of the maps on disk.
+      batch_size: number of images at a time, over all devices together; 0 for the config's `eval.batch_size`.
+      report: function called with the numbers of images done and to be done.
 
     Returns:
-      What the folder holds, and the name of the stage.
+      `Description` of the folder, and the name of the stage.
 
     Raises:
-      UserError: no such stage, no backbone, no latents, or whatever is wrong with data, weights or folder.
+      UserError: no such stage, no backbone, no latents, or any error in data, weights or folder.
     """
     names = [stage] if stage else list(config.stages)
     built = [config_lib.stage(config, name) for name in names]

@@ -18,7 +18,7 @@ class Cell(NamedTuple):
     Attributes:
       name: name of the run's folder within the study's folder, `key=value,...`.
       values: value of each grid's key, as it was written.
-      config: the run's config.
+      config: config of the run.
     """
 
     name: str
@@ -29,8 +29,8 @@ class Cell(NamedTuple):
 def cells(spec: str, grids: Sequence[str], overrides: Sequence[str] = ()) -> list[Cell]:
     """Build one cell for each combination of the grids' values.
 
-    A key is either an argument of the config (`dataset`, `k`, `preset` or another argument of its file), which is then
-    built anew, or a key within the config (`seed`, `cgb.bottleneck`), whose value takes the type of the present one.
+    A key is either an argument of the config (`dataset`, `k`, `preset` or another argument of its file), with which the
+    config is rebuilt, or a key within the config (`seed`, `cgb.bottleneck`), whose type the value takes.
 
     Args:
       spec: `FILE_OR_NAME:arguments` of a config.
@@ -93,7 +93,7 @@ def build(command: str, spec: str, changes: Sequence[str]) -> Config:
 def parse_grid(text: str) -> tuple[str, list[str]]:
     """Split `KEY=VALUE,VALUE,...` into the key and its values; commas within brackets or quotes do not separate.
 
-    Raises UserError: no key, no value, a value given twice, or brackets and quotes that do not come in pairs.
+    Raises UserError for no key, no value, a value given twice, or brackets and quotes that do not come in pairs.
 
     >>> parse_grid("stages=('a','b'),('c',)")
     ('stages', ["('a','b')", "('c',)"])
@@ -116,7 +116,7 @@ def parse_grid(text: str) -> tuple[str, list[str]]:
 
 
 def _split(text: str, whole: str) -> Iterator[str]:
-    """Yield the parts between the commas that stand outside of brackets and quotes."""
+    """Yield the parts between the commas that are outside of brackets and quotes."""
     start, closing = 0, []
     for i, letter in enumerate(text):
         if closing and closing[-1] in "'\"":
@@ -137,7 +137,7 @@ def _split(text: str, whole: str) -> Iterator[str]:
 
 
 def _is_argument(spec: str, key: str) -> bool:
-    """Tell whether a config takes an argument `key`; a file that takes any name at all counts as taking none."""
+    """Tell whether a config takes an argument `key`; False for a file that accepts any name."""
     return "." not in key and _takes(spec, key) and not _takes(spec, "no_such_argument")
 
 
@@ -146,7 +146,7 @@ def _takes(spec: str, key: str) -> bool:
         config_lib.load(with_argument(spec, key, "0"))
     except config_lib.UnknownArgument:
         return False
-    except UserError:  # the config knows the name and refuses the value 0, which is none of the grid's values
+    except UserError:  # the config has the argument and refuses only the trial value 0
         return True
     return True
 
@@ -165,6 +165,6 @@ def with_argument(spec: str, key: str, value: str) -> str:
 
 
 def short(value: str) -> str:
-    """Shorten a value to what a folder's name can hold: `('a','b')` becomes `a+b`."""
+    """Shorten a value for use in a folder's name: `('a','b')` becomes `a+b`."""
     inner = re.sub(r"[\s'\"()\[\]{}]", "", value).strip(",")
     return re.sub(r"[^\w.+-]", "_", inner.replace(",", "+")) or "none"

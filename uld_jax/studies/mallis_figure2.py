@@ -2,17 +2,16 @@
 
     uld figure --figure=2d --config=self_training:dataset=synthetic,preset=small --workdir=runs/figure2d
 
-  2a  t-SNE of the generic detector's descriptors, next to the learned ones
-  2b  the generic detector: forward error with each
-  2c  clustering against equivariance: pairs of two images, or two views of one
+  2a  t-SNE of the generic detector's descriptors and of the learned descriptors
+  2b  forward error with each generic detector
+  2c  clustering against equivariance: pairs of two images, or two views of one image
   2d  initial keypoints that are a mixture of annotated landmarks and random points: NMI and F against the share of true
-      points, for several M and numbers of true points
-  2e  the number of clusters M at one share
+      points, for several numbers M of clusters and numbers of true points
+  2e  numbers of clusters M at one share
 
-A cell is one combination of a figure's grids, `--grid=NAME=VALUE,VALUE,...`: an ordinary run in a folder of its own, as
-in `uld_jax/studies/sweep.py`. After every cell the figure is written anew: `figure.md`, `figure.json`, `figure.png`,
-one row for each combination without `seed`, with mean and spread over seeds. The same command goes on where it was
-stopped.
+A cell is one combination of a figure's grids, `--grid=NAME=VALUE,VALUE,...`: an ordinary run in its own folder, as in
+`uld_jax/studies/sweep.py`. After every cell the figure is rewritten: `figure.md`, `figure.json`, `figure.png`, one row
+for each combination without `seed`, with mean and spread over seeds. The same command resumes a stopped study.
 
 The mixtures of 2d and 2e are those of `uld_jax/data/mixture.py`; `mallis_mixtures.py` prepares and measures their runs.
 """
@@ -41,7 +40,7 @@ from uld_jax.studies.grid import SEED, Cell
 from uld_jax.studies.mallis_mixtures import Mixtures, points_path, shortened
 from uld_jax.studies.table import Table
 
-# The stages that show the quality of detector and descriptors; stage2 only removes clusters.
+# The stages that determine the quality of detector and descriptors; stage2 only removes clusters.
 BOTH = ("keypoints", "stage1")
 _AGREEMENT = ("nmi", "f_measure", "precision", "recall", "matched", "keypoints_per_image")
 _MIXTURE = (*_AGREEMENT, "detector_f_measure", "detector_precision", "detector_recall")
@@ -53,8 +52,8 @@ class Figure(NamedTuple):
 
     Attributes:
       about: noun phrase that names what the figure compares.
-      grids: name of a grid -> its default values, as they would be written after `--grid=NAME=`.
-      keys: name of a grid -> the config's key that takes its value; the other grids make the mixture of keypoints.
+      grids: {name of a grid: its default values}, in the form of `--grid=NAME=`.
+      keys: {name of a grid: the config's key that takes its value}; the other grids define the mixture of keypoints.
       stages: names of the stages that are run; () for those of the config.
       columns: names of the table's columns.
       panels: names of the columns that are drawn.
@@ -124,25 +123,25 @@ def run(
     finished: str = "",
     mesh=None,
 ) -> Table:
-    """Train those of a figure's runs that are not finished, one after the other, and write table and plot.
+    """Train the unfinished runs of a figure, one after the other, and write table and plot.
 
     Args:
       name: `2a` to `2e`.
       spec: `FILE_OR_NAME:arguments` of a config of self-training; unused with `finished`.
-      workdir: the figure's folder, local or gs://.
+      workdir: folder of the figure, local or gs://.
       grids: `NAME=VALUE,VALUE,...` each, in place of the figure's own; or `seed=0,1,...`.
       overrides: `KEY=VALUE` each, for keys of the config, the same in all runs.
-      landmarks: for 2d and 2e, the landmarks that true points are drawn from: how many, evenly spread over all, or
-        their numbers with commas between them.
-      finished: for 2a, a finished run with the stages keypoints and stage1, in place of training one.
+      landmarks: landmarks that true points of 2d and 2e are drawn from: a count, evenly spread over all, or landmark
+        numbers with commas between them.
+      finished: for 2a, folder of a finished run with the stages keypoints and stage1, in place of training one.
       mesh: the devices; all of them by default.
 
     Returns:
-      The contents of `figure.json` and `figure.md`, laid out as `table.Table` says, and the runs that failed.
+      The contents of `figure.json` and `figure.md` as a `table.Table`, with the names of the runs that failed.
 
     Raises:
-      UserError: what cannot be used, before any compute. A run that fails later is written down as failed.
-      stopping.Stopped: after SIGTERM, when the state of the run under way is saved.
+      UserError: a bad argument or config, before any compute. A run that fails later is recorded as failed.
+      stopping.Stopped: SIGTERM came, and the state of the current run is saved.
     """
     if name not in FIGURES:
         raise UserError(f"--figure={name} is unknown; use one of {', '.join(FIGURES)}")
@@ -186,10 +185,10 @@ def run(
 def plan(
     name: str, spec: str, workdir, grids: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> tuple[list[Cell], dict[str, str]]:
-    """List a figure's runs, and those that are left out: name of a run -> why.
+    """List a figure's runs, and those that are left out: {name of a run: reason}.
 
-    Raises UserError: a grid that the figure does not have, a value that cannot be used, or a key of the config that is
-    the figure's own.
+    Raises UserError for a grid that the figure does not have, a value that cannot be used, or an override of a key that
+    the figure itself varies.
     """
     figure = FIGURES[name]
     values = _values(name, grids)
@@ -235,7 +234,7 @@ def plan(
 
 
 def _values(name: str, grids: Sequence[str]) -> dict[str, list[str]]:
-    """Collect the values of every grid of a figure, seed last: those given, or else the figure's own."""
+    """Collect the values of every grid of a figure, seed last: the given values, or else the figure's own."""
     figure, given = FIGURES[name], {}
     for text in grids:
         key, some = grid.parse_grid(text)
@@ -264,7 +263,7 @@ def _values(name: str, grids: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _check_stages(name: str, config: Config) -> None:
-    """Raises UserError for a config of another method, or without the stages that a figure is about."""
+    """Raise UserError for a config of another method, or without the stages that a figure needs."""
     missing = [stage for stage in BOTH if stage not in config or stage not in config.stages]
     if missing:
         raise UserError(
@@ -278,7 +277,7 @@ def _absolute(path) -> str:
 
 
 def _claim(workdir, settings: dict[str, Any]) -> None:
-    """Raises UserError where `workdir` holds another figure, or one of other landmarks."""
+    """Raise UserError if `workdir` holds another figure, or a figure of other landmarks."""
     path = workdir / "figure.json"
     old = workdir_lib.read_json(path) if path.exists() else settings
     for key, value in settings.items():
@@ -289,10 +288,10 @@ def _claim(workdir, settings: dict[str, Any]) -> None:
 def check(name: str, every: Sequence[Cell], workdir, mesh) -> None:
     """Check all runs of a figure before the first computation.
 
-    Runs that differ in their keypoints alone have states of one shape, so one run of each M is traced.
+    Runs that differ only in their keypoints have states of the same shapes, so one run of each M is traced.
 
     Raises:
-      UserError: the first error, with the run's name before it where it concerns one run.
+      UserError: the first error, after the run's name if the error concerns one run.
     """
     built = []
     for cell in every:
@@ -310,7 +309,7 @@ def check(name: str, every: Sequence[Cell], workdir, mesh) -> None:
 
 
 def _check_annotated(name: str, source: Source, split: str) -> None:
-    # The number of landmarks is known without those of synthetic heads, which would be rendered.
+    # The spec gives the number of landmarks, so that synthetic heads need not be rendered here.
     if source.spec.landmarks is None or (source.data_dir and not len(labelled(source))):
         raise UserError(
             f"figure {name} measures by annotated landmarks, and the {split} split has none; give {split}.csv the "
@@ -330,7 +329,7 @@ def _write(
     measured: Callable[[Cell], dict[str, Any] | None],
     errors: dict[str, str],
 ) -> Table:
-    """Write the figure of all runs as they are now, by process 0."""
+    """Write the figure of all runs in their current state, by process 0."""
     figure = FIGURES[settings["figure"]]
 
     def entry(cell):

@@ -1,7 +1,7 @@
-"""Runs of Mallis et al.'s figures 2d and 2e: their mixtures of keypoints, and how well they find the true landmarks.
+"""Runs of Mallis et al.'s figures 2d and 2e: their mixtures of keypoints, and their agreement with true landmarks.
 
-The same points serve every M, and none is dropped before the first clustering: no box, no outliers. NMI and F are those
-of `evaluation/correspondence.py` on the test split, and of the chosen landmarks alone.
+All M use the same points, and no point is dropped before the first clustering: neither by a box nor as an outlier. NMI
+and F are those of `evaluation/correspondence.py` on the test split, for the chosen landmarks alone.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ from uld_jax.evaluation.protocol import Protocol, spread
 from uld_jax.studies import descriptors
 from uld_jax.studies.grid import SEED, Cell
 
-STEPS = {"small": 900}  # preset -> steps of stage1, unless --config.stage1.steps says otherwise
+STEPS = {"small": 900}  # {preset: steps of stage1}, unless --config.stage1.steps is given
 
 
 def shortened(config: Config, given) -> list[str]:
-    """List the changes to a config in 2d and 2e: mixtures kept as they are, fewer steps with as many rounds.
+    """List the changes to a config in 2d and 2e: unchanged mixtures, and fewer steps with as many rounds.
 
     Outliers or a box would change the share of true points before anything is learned. The run is evaluated once.
 
     Args:
       config: a config of self-training.
-      given: keys that the user has set, which are left alone.
+      given: keys that the user has set, which are not changed.
 
     Returns:
       `KEY=VALUE` each.
@@ -48,12 +48,12 @@ def shortened(config: Config, given) -> list[str]:
 
 
 def points_path(workdir, values, seed: str) -> epath.Path:
-    """Give the place of the csv with the mixtures of a run."""
+    """Return the path of the csv with the mixtures of a run."""
     return epath.Path(workdir) / "points" / f"true={values['true']},share={values['share']},seed={seed}.csv"
 
 
 class Mixtures:
-    """The mixtures of keypoints of figures 2d and 2e, and the agreement of what was learned with the annotation.
+    """The mixtures of keypoints of figures 2d and 2e, and the agreement of learned landmarks with the annotation.
 
     Args:
       every: all runs of the figure.
@@ -80,7 +80,7 @@ class Mixtures:
                 )
 
     def path(self, cell: Cell) -> epath.Path:
-        """Give the place of a run's numbers."""
+        """Return the path of the file with a run's numbers."""
         return self._workdir / cell.name / "mixture.json"
 
     def write(self, cells: Sequence[Cell]) -> None:
@@ -104,7 +104,7 @@ class Mixtures:
         visible = None if test.visible is None else test.visible[:, self.landmarks]
         truth = test.landmarks[:, self.landmarks]
         values = dataclasses.asdict(correspondence(seen.xy, seen.score, truth, lengths, radius=radius, visible=visible))
-        # The detector head alone, before clusters are assigned and what is far from them is dropped.
+        # Measure the detector head alone, before clusters are assigned and distant keypoints are dropped.
         detected = correspondence(
             seen.points, seen.mask.astype(np.float32), truth, lengths, radius=radius, visible=visible
         )

@@ -1,9 +1,9 @@
 """Measured numbers: records in `results/`, and the tables of README.md and docs/ that are made from them.
 
 `results/<paper>/<table>.json` holds a table: the titles of its columns and its records, one for each cell. A record
-says what was run, where, and what came out (`FIELDS`). A record without command, commit and device is refused. Two
-kinds are exempt: `history`, numbers from before there were records, which say in which commit of README.md they were
-written down; and quotations, whose `source` names the paper and its table.
+gives the command, the machine and the numbers of a run (`FIELDS`). A record without command, commit and device is
+refused. Two kinds are exempt: `history`, numbers older than the records, which name the commit of README.md that wrote
+them down; and quotations, whose `source` names the paper and its table.
 
 A Markdown file takes a table between two markers, or one number inside a sentence:
 
@@ -11,7 +11,7 @@ A Markdown file takes a table between two markers, or one number inside a senten
     <!-- /results -->
     <!-- results: duld/ytf_faces | D-ULD++ | forward --><!-- /results -->
 
-`python -m uld_jax.studies.results` (`make results`) fills them in; `--check` only says what would change.
+`python -m uld_jax.studies.results` (`make results`) fills them in; `--check` only lists the files that would change.
 `--add=RUN --table=duld/ytf_faces --row=D-ULD --command="uld train ..."` adds the record of a finished run.
 """
 
@@ -30,7 +30,7 @@ from typing import Any
 from uld_jax import files
 from uld_jax.errors import UserError
 
-# The fields of a record, each with what it holds. All must be there; None stands for what is not known.
+# The fields of a record and their meanings. All are required; None stands for an unknown value.
 FIELDS = {
     "row": "list of texts, one for each of the table's labels",
     "config": "config file and arguments, as --config takes them",
@@ -52,7 +52,7 @@ FIELDS = {
 }
 NEEDED = ("command", "commit", "device", "date", "busy")
 UNKNOWN = "The commit that was run was not written down."  # the note of history without a commit
-ERRORS = ("forward", "backward")  # numbers that mean nothing without a protocol
+ERRORS = ("forward", "backward")  # numbers that have no meaning without a protocol
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _MARKED = re.compile(r"<!-- results: (?P<name>[^>]*?) -->(?P<body>.*?)<!-- /results -->", re.DOTALL)
 
@@ -61,9 +61,9 @@ Table = dict[str, Any]
 
 
 def read(name: str, root=".") -> Table:
-    """The table `PAPER/TABLE` of `root/results`, checked.
+    """Read and check the table `PAPER/TABLE` of `root/results`.
 
-    Raises UserError when there is no such table or a record of it is refused.
+    Raises UserError when there is no such table, or when one of its records is refused.
     """
     path = pathlib.Path(root, "results", f"{name}.json")
     if not path.is_file():
@@ -77,16 +77,16 @@ def read(name: str, root=".") -> Table:
 
 
 def names(root=".") -> list[str]:
-    """All tables of `root/results`."""
+    """List the names of all tables of `root/results`."""
     folder = pathlib.Path(root, "results")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json"))
 
 
 def check(table: Table, name: str) -> None:
-    """Raises UserError, naming table, row and field, for a table or record that may not stand."""
+    """Check a table and its records. Raises UserError, naming table, row and field, for the first error."""
     if not isinstance(table.get("labels"), list) or not table.get("columns"):
         raise UserError(f"results/{name}.json needs `labels` and `columns`")
-    if "rows" in table:  # numbers of other tables, side by side
+    if "rows" in table:  # the table collects numbers of other tables
         return
     cells = set()
     for record in table.get("records", []):
@@ -103,7 +103,7 @@ def check(table: Table, name: str) -> None:
 
 
 def check_record(record: Record, where: str) -> None:
-    """Raises UserError for a record that lacks what its kind must have; `where` begins the sentence."""
+    """Raise UserError for a record that lacks a field or value that its kind requires; `where` begins the message."""
     if wrong := sorted(set(FIELDS) ^ set(record)):
         what = "lacks" if wrong[0] in FIELDS else "has an unknown"
         raise UserError(f"{where} {what} field {wrong[0]!r}; the fields are {', '.join(FIELDS)}")
@@ -134,20 +134,20 @@ def check_record(record: Record, where: str) -> None:
 def record_of(
     workdir, row: Sequence[str], command: str, *, busy: bool, stage: str = "", split="test", commit="", note=""
 ) -> Record:
-    """The record of a finished run.
+    """Make the record of a finished run.
 
     Args:
-      workdir: the run's folder.
-      row: the labels of the record in its table.
-      command: what trained it; `config` and `overrides` are read from it.
-      busy: whether other programs ran on the machine at the same time.
-      stage: an earlier stage, which `uld evaluate --stage=NAME` has measured; the last one by default.
-      split: the split that was measured.
-      commit: of the code; by default that of the working tree, which then must have no changes.
-      note: what else a reader must know.
+      workdir: folder of the run.
+      row: labels of the record in its table.
+      command: command that trained the run; `config` and `overrides` are read from it.
+      busy: True if other programs ran on the machine at the same time.
+      stage: name of an earlier stage, which `uld evaluate --stage=NAME` has measured; the last stage by default.
+      split: name of the split that was measured.
+      commit: commit of the library; by default that of the working tree, which then must have no changes.
+      note: other facts that a reader must know.
 
     Raises:
-      UserError: the folder lacks a file, or the record may not stand.
+      UserError: the folder lacks a file, or the record is refused.
     """
     folder = pathlib.Path(workdir)
     config, run = (_json(folder / name) for name in ("config.json", "run.json"))
@@ -185,13 +185,13 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _until(line: dict[str, Any], stage: str, config: dict[str, Any]) -> bool:
-    """Whether a line of metrics.jsonl belongs to `stage` or one before it."""
+    """Tell whether a line of metrics.jsonl belongs to `stage` or an earlier stage."""
     stages = list(config["stages"])
     return line.get("stage") in stages[: stages.index(stage) + 1]
 
 
 def _commit() -> str:
-    """The commit of the working tree. Raises UserError if there is none, or the tree has changes."""
+    """Return the commit of the working tree. Raises UserError if there is none, or if the tree has changes."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "--short", "HEAD"])
     changed, commit = (subprocess.run(one, capture_output=True, text=True, check=False) for one in commands)
     if commit.returncode or changed.stdout.strip():
@@ -200,7 +200,7 @@ def _commit() -> str:
 
 
 def add(name: str, record: Record, root=".") -> None:
-    """Adds a record to a table, in place of one of the same row and seed. Raises UserError if it may not stand."""
+    """Add a record to a table, replacing one of the same row and seed. Raises UserError if the record is refused."""
     table = read(name, root)
     same = [record["row"], record["seed"]]
     kept = [old for old in table["records"] if [old["row"], old["seed"]] != same]
@@ -210,12 +210,12 @@ def add(name: str, record: Record, root=".") -> None:
 
 
 def write(name: str, table: Table, root=".") -> None:
-    """Writes a table as `read` reads it."""
+    """Write a table in the format of `read`."""
     files.write(pathlib.Path(root, "results", f"{name}.json"), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def markdown(name: str, root=".") -> str:
-    """A table in Markdown, and below it what is known of where its numbers come from."""
+    """Format a table in Markdown, with the origin of its numbers below."""
     table = read(name, root)
     titles = [*table["labels"], *(column["title"] for column in table["columns"]), *table.get("after", [])]
     lines = [_line(titles), "|" + "---|" * len(titles)]
@@ -235,9 +235,9 @@ def markdown(name: str, root=".") -> str:
 
 
 def number(name: str, row: str, keys: Sequence[str], root=".") -> str:
-    """Numbers of one record as text, with slashes between them; `row` is its labels, with commas between them.
+    """Format numbers of one record, separated by slashes; `row` holds the record's labels, separated by commas.
 
-    Raises UserError if not exactly one record has them.
+    Raises UserError if not exactly one record has the numbers.
     """
     table = read(name, root)
     digits = {column["keys"][0]: column.get("digits") for column in reversed(table["columns"]) if column["keys"]}
@@ -249,13 +249,13 @@ def number(name: str, row: str, keys: Sequence[str], root=".") -> str:
 
 
 def _view(row: dict[str, Any], root) -> list[str]:
-    """A row that takes its numbers from other tables; a cell without any is a dash."""
+    """Format a row that takes its numbers from other tables; a cell without a number is a dash."""
     taken = [number(cell["table"], cell["row"], cell["keys"], root) if cell else "–" for cell in row["cells"]]
     return [*row["row"], *taken, *row.get("after", [])]
 
 
 def _cell(record: Record, column: dict[str, Any]) -> str:
-    """What a record says in a column; empty for nothing."""
+    """Format a record's numbers in a column; an empty string if there are none."""
     if any(record[key] != value for key, value in column.get("where", {}).items()):
         return ""
     known = {"minutes": record["minutes"]} | record["numbers"]
@@ -278,7 +278,7 @@ def _text(value: float, column: dict[str, Any]) -> str:
 
 
 def _bold(cells: list[str], row: list[str], table: Table) -> list[str]:
-    """The cells of a row, the best one of a column with `best` (min or max) in bold."""
+    """Set cells of a row in bold that are the best of a column with `best` (min or max)."""
     for i, column in enumerate(table["columns"], len(row)):
         values = {tuple(r["row"]): r["numbers"].get(column["keys"][0]) for r in table["records"] if _cell(r, column)}
         measured = [value for value in values.values() if value is not None]
@@ -288,7 +288,7 @@ def _bold(cells: list[str], row: list[str], table: Table) -> list[str]:
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:
-    """Lines that say of which machine, day and commit the rows are, the most common answer for "other rows"."""
+    """List machine, day and commit of the rows, one line for each origin; the most common is for "other rows"."""
     groups: dict[str, list[str]] = {}
     for record in records:
         rows = groups.setdefault(_origin(record), [])
@@ -328,7 +328,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def filled(text: str, root=".") -> str:
-    """A Markdown text with all its marked tables and numbers as `root/results` has them."""
+    """Fill all marked tables and numbers of a Markdown text from `root/results`."""
 
     def fill(match: re.Match) -> str:
         name, *where = (part.strip() for part in match["name"].split("|"))
@@ -339,13 +339,13 @@ def filled(text: str, root=".") -> str:
 
 
 def pages(root=".") -> list[pathlib.Path]:
-    """The Markdown files that may hold tables."""
+    """List the Markdown files that may hold tables."""
     root = pathlib.Path(root)
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def update(root=".", write_files: bool = True) -> list[pathlib.Path]:
-    """Fills in all pages; the ones that changed, or without `write_files` would change."""
+    """Fill in all pages; return those that changed, or without `write_files` those that would change."""
     for name in names(root):
         read(name, root)
     changed = []
@@ -360,7 +360,7 @@ def update(root=".", write_files: bool = True) -> list[pathlib.Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 1 for bad input, and for `--check` where something would change."""
+    """Run the command line; return the exit code: 1 for bad input, or if with `--check` a page would change."""
     parser = argparse.ArgumentParser(prog="python -m uld_jax.studies.results", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=".", help="folder of README.md, docs/ and results/")
     parser.add_argument("--check", action="store_true", help="write nothing, and end with 1 if something would change")

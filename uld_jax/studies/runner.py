@@ -1,4 +1,4 @@
-"""Training of a study's cells: checks before the first one, one run after the other, resumption, collected errors."""
+"""Training of a study's cells: checks before the first cell, one run after the other, resumption, collected errors."""
 
 import functools
 import gc
@@ -30,21 +30,21 @@ def train(
 ) -> _Result:
     """Train cells one after the other, each in its folder `workdir / cell.name`.
 
-    A cell that fails with a sentence for the user, or for lack of memory, does not stop the others.
+    A cell that fails with a UserError, or for lack of memory, does not stop the others.
 
     Args:
-      cells: the runs that are not finished; a run that was begun goes on from its last checkpoint.
+      cells: unfinished runs; a run that was started resumes from its last checkpoint.
       workdir: folder of the study.
       mesh: the devices.
-      write: writes the study's table, given {name of a failed cell: its error}; called before the first cell and after
-        every cell.
-      measure: measures a cell that has just been trained; its errors count as the cell's.
+      write: function that writes the study's table, given {name of a failed cell: its error}; called before the first
+        cell and after every cell.
+      measure: function that measures a cell that has just been trained; its errors count as the cell's.
 
     Returns:
       The last result of `write`.
 
     Raises:
-      stopping.Stopped: after SIGTERM, once the state of the present cell is saved.
+      stopping.Stopped: SIGTERM came, and the state of the current cell is saved.
     """
     errors: dict[str, str] = {}
     result = write(errors)
@@ -55,12 +55,12 @@ def train(
             _say(f"{cell.name}: {i + 1} of {len(cells)} runs")
             try:
                 _run(cell, workdir / cell.name, mesh, stop, measure)
-            except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: out of memory, for example
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter is raised when memory runs out
                 errors[cell.name] = str(error)
                 _say(f"{cell.name} failed: {error}")
             finally:
                 result = write(errors)
-            jax.clear_caches()  # no program compiled for one cell serves the next one
+            jax.clear_caches()  # programs compiled for one cell are useless for the next
             gc.collect()
     return result
 
@@ -73,7 +73,7 @@ def _run(cell: Cell, folder, mesh, stop, measure) -> None:
 
 
 def finished(cell: Cell, folder) -> bool:
-    """Tell whether all stages have done their steps; the config may ask for more steps than the run was begun with."""
+    """Tell whether all stages have done the config's steps, which may have grown since the run was started."""
     last, stages = (lines(folder) or [{}])[-1], cell.config.stages
     steps = sum(cell.config[name].steps for name in stages)
     return bool(last.get("done")) and last["step"] == steps and checkpoint.has_final(folder, stages[-1])
@@ -85,13 +85,13 @@ def lines(folder) -> list[dict[str, Any]]:
 
 
 def check(every: Sequence[Cell], workdir, mesh) -> list[tuple[Config, list[config_lib.StageSpec]]]:
-    """Check all cells before the first computation; data and stages that cells share are read and traced once.
+    """Check all cells before the first computation; shared data and stages are read and traced once.
 
     Returns:
       The config and the stages of every cell.
 
     Raises:
-      UserError: the first error, with the cell's name before it.
+      UserError: the first error, after the cell's name.
     """
     rows, traced, origins, built = {}, set(), {}, []
     for cell in every:

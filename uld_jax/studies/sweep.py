@@ -1,13 +1,13 @@
-"""Many runs of one config: every combination of some keys' values, and a table of how they compare.
+"""Sweep of one config over every combination of some keys' values, with a table of the results: `uld sweep`.
 
     uld sweep --config=cgb:dataset=folder,k=10 --config.data_dir=PHOTOS --grid=cgb.bottleneck=fixed,adaptive \
         --grid=seed=0,1,2 --workdir=runs/guidance
 
-A cell is one combination. It is just the run that `uld train` makes of it, in a folder of its own,
-`WORKDIR/cgb.bottleneck=fixed,seed=0`, and so can be evaluated, resumed and predicted with by itself. After every cell
-the table is written anew: `table.md`, `table.json` and `curves.png`, one row for each combination without `seed`, with
-mean and spread over seeds; and where two keys beside `seed` are varied, both of them numbers, the heat map `grid.png`.
-The same command goes on where it was stopped.
+A cell is one combination. Its run is the same as that of `uld train`, in its own folder,
+`WORKDIR/cgb.bottleneck=fixed,seed=0`, so the run can be evaluated, resumed and used for prediction by itself. After
+every cell the table is rewritten: `table.md`, `table.json` and `curves.png`, one row for each combination without
+`seed`, with mean and spread over seeds. If exactly two keys beside `seed` are varied, both with numbers, there is also
+the heat map `grid.png`. The same command resumes a stopped sweep.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ def run(
     columns: Sequence[str] = (),
     mesh=None,
 ) -> table.Table:
-    """Train all cells that are not finished, one after the other, and write their table.
+    """Train all unfinished cells, one after the other, and write their table.
 
     Args:
       spec: `FILE_OR_NAME:arguments` of a config.
       grids: `KEY=VALUE,VALUE,...` each, see `grid.cells`.
-      workdir: the sweep's folder, local or gs://.
+      workdir: folder of the sweep, local or gs://.
       overrides: `KEY=VALUE` each, for keys of the config, the same in all cells.
-      columns: columns of the table in place of the usual ones: names in metrics.json or metrics.jsonl.
+      columns: columns of the table in place of the default ones: names in metrics.json or metrics.jsonl.
       mesh: the devices; all of them by default.
 
     Raises:
-      UserError: a grid or a cell's config that cannot be used, before any compute. A cell that fails later, such as by
-        a loss that is not finite, is written down as failed and the others go on.
-      stopping.Stopped: after SIGTERM, when the state of the cell under way is saved.
+      UserError: a grid or a cell's config that cannot be used, before any compute. A cell that fails later, for example
+        by a loss that is not finite, is recorded as failed and the others continue.
+      stopping.Stopped: SIGTERM came, and the state of the current cell is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     workdir, every = epath.Path(workdir), grid.cells(spec, grids, overrides)

@@ -1,4 +1,4 @@
-"""The table of a study: what its runs measured, mean and spread over seeds, as Markdown, JSON and pictures."""
+"""The table of a study: measured numbers of its runs, mean and spread over seeds, as Markdown, JSON and pictures."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +19,12 @@ LAST = ("steps", "minutes")
 
 
 class Table(NamedTuple):
-    """The present state of a study.
+    """The current state of a study.
 
     Attributes:
       record: content of `table.json`. Its `rows` have `values` (key -> value), `columns` (name -> mean, spread, n) and
         `cells` (name, seed, status, error, columns), whose status is done, failed, started or waiting. `spread` is the
-        sample standard deviation, None for a single run; cells that are not done take no part.
+        sample standard deviation, None for a single run; cells that are not done are ignored.
       markdown: content of `table.md`.
       failed: names of the cells that failed.
       files: names of the files that were written.
@@ -37,13 +37,13 @@ class Table(NamedTuple):
 
 
 def write(spec: str, every: Sequence[Cell], workdir, columns: Sequence[str], errors: dict[str, str]) -> Table:
-    """Write the table of all cells as they are now, by process 0.
+    """Write the table of all cells in their current state, by process 0.
 
     Args:
       spec: the config's spec, for the caption.
       every: all cells of the study.
       workdir: folder of the study.
-      columns: names of the table's columns; () for the usual ones.
+      columns: names of the table's columns; () for the default ones.
       errors: {name of a failed cell: its error}.
     """
     found: dict[str, dict[str, Any] | None] = {}
@@ -87,7 +87,7 @@ def write(spec: str, every: Sequence[Cell], workdir, columns: Sequence[str], err
 def measured(folder, columns: Sequence[str]) -> dict[str, float | None]:
     """Read columns of one run: from its evaluation, or else from the last line of metrics.jsonl that has the name.
 
-    `steps` and `minutes` are those of the last line; `minutes` is wall time, without the time between a stop and its
+    `steps` and `minutes` come from the last line; `minutes` is wall time, without the time between a stop and its
     resumption.
     """
     lines, report = runner.lines(folder), _report(folder)
@@ -111,7 +111,7 @@ def _is_number(value) -> bool:
 
 
 def state(cell: Cell, folder, done: bool, error: str | None) -> dict[str, Any]:
-    """Describe a cell as its table does: name, seed, status (done, failed, started or waiting) and error."""
+    """Describe a cell for its table: name, seed, status (done, failed, started or waiting) and error."""
     started = "started" if (folder / "config.json").exists() else "waiting"
     status = "failed" if error is not None else "done" if done else started
     return {"name": cell.name, "seed": cell.values.get(SEED), "status": status, "error": error}
@@ -125,7 +125,7 @@ def rows(
     Args:
       every: all cells of the study.
       columns: names of the table's columns.
-      entry: gives a cell's `state` with `columns` (name -> number or None) beside it.
+      entry: function that returns a cell's `state` together with `columns` (name -> number or None).
 
     Returns:
       `values`, `columns` (name -> mean, spread, n over the row's cells) and `cells` of each row.
@@ -139,7 +139,7 @@ def rows(
 
 
 def _grouped(every: Sequence[Cell]) -> list[tuple[dict[str, str], list[Cell]]]:
-    """Group the cells that differ in their seed alone: the values that they share, and the cells."""
+    """Group the cells that differ only in their seed: the values that they share, and the cells."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in every:
         groups.setdefault(tuple((k, v) for k, v in cell.values.items() if k != SEED), []).append(cell)
@@ -147,7 +147,7 @@ def _grouped(every: Sequence[Cell]) -> list[tuple[dict[str, str], list[Cell]]]:
 
 
 def statistics(values: Iterable[float | None]) -> dict[str, float | int | None]:
-    """Take mean, sample standard deviation (None for fewer than two) and count of the values that are not None."""
+    """Compute mean, sample standard deviation (None for fewer than two) and count of the values that are not None."""
     known = np.array([v for v in values if v is not None], np.float64)
     return {
         "mean": float(known.mean()) if len(known) else None,
@@ -160,10 +160,10 @@ def statistics(values: Iterable[float | None]) -> dict[str, float | int | None]:
 
 
 def heat_map(record: dict[str, Any]) -> dict[str, Any] | None:
-    """Choose what `viz.grid_plot` draws of a table: the means of both errors over two keys.
+    """Collect a table's data for `viz.grid_plot`: the means of both errors over two keys.
 
-    The key that was given first goes along the columns. If the table has neither error, its first column takes their
-    place. None unless exactly two keys beside `seed` are varied, and both have numbers.
+    The first of the given keys goes along the columns. If the table has neither error, its first column takes their
+    place. The result is None unless exactly two keys beside `seed` are varied, and both have numbers.
     """
     values = {key: some for key, some in record["grids"].items() if key != SEED}
     if len(values) != 2 or any(len(some) < 2 for some in values.values()):
@@ -208,7 +208,7 @@ def missing_notes(record: dict[str, Any]) -> list[str]:
 
 
 def page(body: Sequence[str], caption: str, notes: Sequence[str]) -> str:
-    """Join a table's lines, its caption and the notes on what is missing in it into a page of Markdown."""
+    """Join a table's lines, its caption and the notes on missing cells into a page of Markdown."""
     return "\n".join([*body, "", caption, *(["", "Not in the table:", "", *notes] if notes else [])]) + "\n"
 
 
@@ -233,9 +233,9 @@ def _protocols(record: dict[str, Any]) -> str:
 
 
 def number(value: dict[str, Any], done: int) -> str:
-    """Format a column of a row: four digits of the mean, and as many decimals of its spread.
+    """Format a column of a row: four digits of the mean, and the spread with as many decimals.
 
-    The number of runs that have a value follows in brackets where it is not `done`, the number of finished runs.
+    The number of runs that have a value follows in brackets if it differs from `done`, the number of finished runs.
     """
     mean, spread, n = value["mean"], value["spread"], value["n"]
     if mean is None:

@@ -1,32 +1,33 @@
-"""Training of GCN-V from labelled descriptors, so that nobody needs weights from a withdrawn data set.
+"""Training of GCN-V from labelled descriptors, so that weights from a withdrawn data set are not needed.
 
 CGB (Awan et al., section 3.2) takes its confidence network from learn-to-cluster (Yang et al., CVPR 2020), trained on
-descriptors of faces (MS-Celeb-1M). Here it learns from any descriptors whose labels are known:
+descriptors of faces (MS-Celeb-1M). Here the network learns from any descriptors whose labels are known:
 
-    1) rows of a set, all of them or a random part: the graph of their nearest neighbours, and a mean over each
-       neighbourhood (x and Âx)
-    2) the target of each row: how far its neighbours carry its own label (Eq. 1)
-    3) x and Âx, turned by a random rotation
-    4) the squared error of the network's confidence
+    1) take rows of a set, all of them or a random part; compute the graph of their nearest neighbours, and a mean over
+       each neighbourhood (x and Âx)
+    2) compute the target of each row: the degree to which its neighbours carry its own label (Eq. 1)
+    3) turn x and Âx by a random rotation
+    4) minimise the squared error of the network's confidence
 
-Three things are not in the original. They are needed because W acts on single coordinates, and a network that learned
-them in one basis says nothing in another: the features of another detector are in another basis.
+Three parts differ from the original. They are needed because W acts on single coordinates, and the features of another
+detector are in another basis, in which weights learned in one basis are meaningless.
 
-    - The rotation. So the network can only learn what holds in any basis: lengths and angles of x and Âx.
-    - The first weights. From random ones no such quantity was found in 800 updates. What tells most is |Âx|: a mean of
-      vectors of length 1 is long where they agree. `start` makes the network that computes it, nearly, and training
-      goes on from there at a small rate: a larger one learns the clusters of the training sets, and does worse on
-      others. It is the first weights that do the work: on eight graphs of other heads the correlation with the target
-      was 0.37 before and after training (the density's: 0.29), and on the eight of `uld gcn` it is 0.38 (0.33). The
-      hidden layer of such a network keeps x and Âx together, and neighbours there are more often of one kind than
-      those of x alone.
-    - The error is of differences within a graph (and a tenth of the squared difference of means). Only these decide
-      who links to whom; the level of the target depends on the graph, which the network cannot see.
+    - The rotation. With it, the network can only learn relations that hold in any basis: lengths and angles of x and
+      Âx.
+    - The first weights. Training from random weights found no such relation in 800 updates. The most informative
+      quantity is |Âx|, because a mean of vectors of length 1 is long where they agree. `start` makes a network that
+      nearly computes it, and training continues from there at a small rate; a larger rate learns the clusters of the
+      training sets and is worse on others. The first weights account for the result: on eight graphs of other heads the
+      correlation with the target was 0.37 before and after training (the density's: 0.29), and on the eight graphs of
+      `uld gcn` it is 0.38 (0.33). The hidden layer of such a network keeps x and Âx together, and its nearest
+      neighbours have the same label more often than those of x alone.
+    - The error. It is that of differences within a graph (and a tenth of the squared difference of means). Only these
+      differences decide the links; the level of the target depends on the graph, which the network cannot see.
 
-The descriptors that the library makes itself (`synthetic`) are of the landmarks of its built-in heads, which are known
-exactly: gradient histograms in random projections. A landmark's place is noisy, by another amount for each, so that
-some descriptors are less certain than others. Taps of FANs with random weights were tried too, but hardly tell
-landmarks apart: with ten landmarks 25 % of a row's neighbours were of its own, of gradient histograms 75 %.
+The library's own descriptors (`synthetic`) describe the landmarks of its built-in heads, whose positions are known
+exactly, by gradient histograms in random projections. The positions are disturbed by noise of various strengths, so
+that some descriptors are less certain than others. Taps of FANs with random weights were tried too, but hardly
+distinguish landmarks: with ten landmarks, 25 % of a row's neighbours had its label; with gradient histograms, 75 %.
 """
 
 import dataclasses
@@ -59,21 +60,21 @@ LAYOUTS = tuple(
     (("cell", cell), ("offsets", offsets))
     for cell, offsets in itertools.product((4.0, 6.0), ((-8.0, -3.0, 3.0, 8.0), (-6.0, -2.0, 2.0, 6.0)))
 )
-FRAME = 64  # px, side of the heads that descriptors are made of
-NOISE = 0.03  # of the frame: the most that a landmark's place is off, as a standard deviation
-STRETCH = 16  # the largest factor by which directions that tell landmarks apart are stretched
+FRAME = 64  # px, side of the images of heads
+NOISE = 0.03  # largest standard deviation of a landmark's position, as a fraction of the frame
+STRETCH = 16  # largest factor for directions that distinguish landmarks
 LEVEL = 0.1  # weight of a graph's mean error beside the errors around it
-KEPT = 16  # graphs that updates choose from
+KEPT = 16  # number of latest graphs that updates choose from
 OPTIMIZERS = ("adam", "sgd")
 TARGETS = ("paper", "max")
 
 
 class Labelled(NamedTuple):
-    """Descriptors whose kinds are known.
+    """Descriptors whose labels are known.
 
     Attributes:
-      descriptors: [N,D] float, of any length.
-      labels: [N] int, what each is of.
+      descriptors: [N,D] float, rows of any length.
+      labels: [N] int, label of each descriptor.
     """
 
     descriptors: np.ndarray
@@ -82,18 +83,18 @@ class Labelled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How GCN-V is trained.
+    """Options of the training of GCN-V.
 
     Attributes:
       steps: number of updates of the weights.
       k: number of neighbours in the graph, without the vertex itself.
       batch: number of rows of a graph, drawn from a set at random (sub-graph batches); 0: all rows (full graph).
       graphs: number of graphs that are drawn, one after the other; at most one for each step.
-      rows: number of rows of an update, drawn at random from one of the last 16 graphs; 0: a graph as a whole. Once Âx
-        is known the network works row by row.
-      rotate: turn descriptors by a random rotation at each update; see the head of this file.
-      vary: let graphs differ in more than their rows: some labels left out, k / 4 to k neighbours, noise and a common
-        offset added to the descriptors. So the network meets sparse and dense graphs.
+      rows: number of rows of an update, drawn at random from one of the last 16 graphs; 0: a whole graph. Rows suffice
+        because the network works row by row when Âx is given.
+      rotate: True turns descriptors by a random rotation at each update; see the head of this file.
+      vary: True makes graphs differ in more than their rows, so that training includes sparse and dense graphs: some
+        labels left out, k / 4 to k neighbours, noise and a common offset added to the descriptors.
       scale: scale of the target; see `targets`.
       optimizer: `adam`, its rate falling to 0 as a half cosine; or `sgd`, with momentum 0.9 and the rate divided by 10
         after 50, 80 and 90 % of the steps, as in the published code (which has rate 0.1).
@@ -102,7 +103,7 @@ class Options:
       seed: random seed.
 
     Raises:
-      UserError: for values that cannot be used.
+      UserError: a value that cannot be used.
     """
 
     steps: int = 400
@@ -141,11 +142,11 @@ class Trained(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """How well confidences agree with their targets on one set; the correlations are Pearson's.
+    """Agreement of confidences with their targets on one set; the correlations are Pearson's.
 
     Attributes:
       gcn: correlation of the network's confidence with the target.
-      density: the same of the mean similarity to the neighbours, which needs no network.
+      density: correlation of the mean similarity to the neighbours with the target, which needs no network.
       error: mean squared error of the network.
       spread: variance of the target, which is the error of the best constant.
     """
@@ -157,22 +158,22 @@ class Measured(NamedTuple):
 
 
 def targets(graph, labels, mask=None, *, scale: str = "paper"):
-    """Compute what the network learns (Eq. 1): a mean over the neighbours N_i of vertex i,
+    """Compute the targets of the network (Eq. 1), a mean over the neighbours N_i of vertex i:
 
       c_i = 1 / |N_i| sum_j (1[y_j = y_i] - 1[y_j != y_i]) s_ij.
 
     Args:
-      graph: `indices` and `similarities` [N,k]; slots of index -1 are not filled.
-      labels: [N] int.
-      mask: [N] bool, False for rows that count nowhere.
-      scale: `paper`, as above. `max`: the sum over the largest absolute sum of all rows, which the published
-        code has (and there the vertex is one of its own neighbours).
+      graph: graph with `indices` and `similarities` [N,k]; slots of index -1 are not filled.
+      labels: [N] int, label of each vertex.
+      mask: [N] bool, False for rows that are ignored.
+      scale: `paper`, as above; or `max`, the sum over the largest absolute sum of all rows, as in the published code
+        (where the vertex is one of its own neighbours).
 
     Returns:
       [N] float32, in -1..1; 0 where there are no neighbours and where masked.
 
     Raises:
-      UserError: for an unknown scale.
+      UserError: an unknown scale.
 
     >>> from uld_jax.clustering.knn import KnnGraph
     >>> graph = KnnGraph(jnp.array([[1, 2], [0, 2], [1, -1]]), jnp.array([[0.9, 0.5], [0.9, 0.4], [0.4, 0.0]]))
@@ -191,26 +192,26 @@ def targets(graph, labels, mask=None, *, scale: str = "paper"):
 
 
 def start(key, size: int = D, hidden: int = gcn_v.HIDDEN) -> Any:
-    """Parameters of a GCN-V whose confidence is a rising function of |x / 2 + Âx| in any basis, nearly.
+    """Make parameters of a GCN-V whose confidence is nearly a rising function of |x / 2 + Âx| in any basis.
 
       v = (x / 2 + Âx) / 1.5,   h = ReLU([Q'v | -Q'v]),   confidence ~ sum_j f(r_j . Q'v),   f(t) = max(|t| - delta, 0)
 
-    Q [size,hidden/2] and the r_j are columns of random rotations, one after the other. Of all such f the sum
-    depends least on the direction of v if delta is 0.8 of the spread of t (by Gauss's law): its error is 0.8 % of |v|
-    with 256 directions. Âx alone tells more where kinds overlap, but where they do not its length falls towards the
-    middle of a kind, whose vertices have the most neighbours; x counters that. The last layer is scaled as targets are,
-    for vertices with |v| around 0.8.
+    Q [size,hidden/2] and the r_j are columns of random rotations, one after the other. Among all such f, the sum
+    depends least on the direction of v if delta is 0.8 of the spread of t (by Gauss's law); its error is then 0.8 % of
+    |v| with 256 directions. Âx alone is more informative where clusters of different labels overlap. Where they do not,
+    its length falls towards the middle of a cluster, whose vertices have the most neighbours; adding x counters that.
+    The last layer is scaled to the targets, for vertices with |v| around 0.8.
     """
     pairs = hidden // 2
     first, second = (_frame(k, a, pairs) for k, a in zip(jax.random.split(key), (size, pairs)))
     first, second = (jnp.concatenate([frame, -frame], 1) for frame in (first / 1.5, second))
     spread = 0.8 / np.sqrt(size)
-    delta = float(np.float16(0.8 * spread))  # what many units share is exact in half precision
+    delta = float(np.float16(0.8 * spread))  # a value that many units share is made exact in half precision
     t = spread * np.linspace(-6, 6, 10_001)
     chance = np.exp(-0.5 * (t / spread) ** 2)
     chance /= chance.sum()
-    value = hidden * np.sum(chance * np.maximum(t - delta, 0))  # of the sum, for |v| = 0.8
-    gain = float(np.float16(5 / (hidden * np.sum(chance * t * (t > delta)) / 0.8)))  # 5 over its slope there
+    value = hidden * np.sum(chance * np.maximum(t - delta, 0))  # value of the sum for |v| = 0.8
+    gain = float(np.float16(5 / (hidden * np.sum(chance * t * (t > delta)) / 0.8)))  # 5 over the slope of the sum there
     return {
         "conv1": {"kernel": jnp.concatenate([0.5 * first, first]), "bias": jnp.zeros(hidden)},
         "classifier_0": {"kernel": jnp.concatenate([second, -second]), "bias": jnp.full(hidden, -delta)},
@@ -220,7 +221,7 @@ def start(key, size: int = D, hidden: int = gcn_v.HIDDEN) -> Any:
 
 
 def _frame(key, size, count):
-    """[size,count]: `count` columns of random rotations."""
+    """Draw `count` columns of random rotations, [size,count]."""
     parts = jax.random.normal(key, (-(-count // size), size, size))
     return jnp.concatenate(list(jnp.linalg.qr(parts)[0]), 1)[:, :count]
 
@@ -235,13 +236,13 @@ def train(
     """Train GCN-V on graphs of the sets, one after the other.
 
     Args:
-      sets: at least one. Sizes may differ; all descriptors have the same D.
-      options: how to train; by default as `Options` says.
+      sets: at least one set. Sizes may differ, but all descriptors have the same D.
+      options: options of training; the defaults of `Options` if None.
       params: parameters to start from; those of `start` if None. `gcn_v.initialize(key)` gives random ones.
-      report: called with step and mean loss after every 100 steps.
+      report: function called with step and mean loss after every 100 steps.
 
     Raises:
-      UserError: for sets that cannot be used, or parameters of another D.
+      UserError: a set that cannot be used, or parameters of another D.
     """
     size, o = _check(sets), options or Options()
     largest = max(len(one.labels) for one in sets)
@@ -272,7 +273,7 @@ def train(
 
 
 def _drawing(k: int, scale: str):
-    """Compile what makes a graph of a set's rows: x, Âx, targets and mask."""
+    """Compile the computation of a graph from a set's rows: x, Âx, targets and mask."""
 
     @jax.jit
     def draw(x, labels, mask, neighbours):
@@ -306,7 +307,7 @@ def _stepping(update, size: int, rotate: bool):
 
 
 def measure(params, one: Labelled, *, k: int = 80) -> Measured:
-    """Confidences of a whole set against its targets (Eq. 1)."""
+    """Compare the confidences of a whole set with its targets (Eq. 1)."""
     _check([one])
     x, labels = jnp.asarray(one.descriptors, jnp.float32), jnp.asarray(one.labels, jnp.int32)
     graph = knn_graph(x, min(k, len(labels) - 1))
@@ -321,7 +322,7 @@ def _correlation(a, b) -> float:
 
 
 def _check(sets) -> int:
-    """Check the sets; returns their D."""
+    """Check the sets; return their D."""
     if not sets:
         raise UserError("training needs at least one set of labelled descriptors")
     for x, labels in sets:
@@ -373,25 +374,25 @@ def _rows(one: Labelled, count: int, some: bool, vary: bool, rng) -> tuple[np.nd
     x = np.asarray(one.descriptors, np.float32)[rows]
     if vary:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        around = np.std(x, 0).mean()  # what tells rows apart; the noise of a row is up to half of it
+        around = np.std(x, 0).mean()  # spread of the rows; the noise of a row is up to half of it
         noise = rng.normal(size=x.shape) * rng.random((len(x), 1)) ** 2
         offset = rng.normal(size=x.shape[1]) / np.sqrt(x.shape[1])
         x = x + 0.5 * rng.random() * around * noise + rng.exponential(0.5) * offset
     return x.astype(np.float32), labels[rows].astype(np.int32)
 
 
-# -- descriptors of landmarks that are known ---------------------------------------------------------------------------
+# -- descriptors of known landmarks ------------------------------------------------------------------------------------
 
 
 def synthetic(seeds: Sequence[int], images: int = 400, *, heads: int = 0) -> list[Labelled]:
-    """Descriptors of the visible landmarks of built-in heads, a set for each seed.
+    """Compute descriptors of the visible landmarks of built-in heads, a set for each seed.
 
-    Features that nobody trained tell landmarks apart less than those of a detector do. So the directions in which
-    landmarks differ most, by linear discriminants, are stretched, by another factor for each set.
+    Untrained features distinguish landmarks less than those of a detector do. Therefore the directions in which
+    landmarks differ most, found by linear discriminants, are stretched by a different factor for each set.
 
     Args:
-      seeds: of the projections, places and factors; also of the histograms' layout, of which there are four.
-      images: heads; about 15 rows come from each.
+      seeds: seeds of the projections, positions and factors; each also selects one of four layouts of the histograms.
+      images: number of images of heads; about 15 rows come from each.
       heads: seed of the heads.
 
     Returns:
@@ -413,7 +414,7 @@ def synthetic(seeds: Sequence[int], images: int = 400, *, heads: int = 0) -> lis
 
 
 def _stretched(x, labels, factor):
-    """[N,D] with the variances within labels evened out, and the directions between labels times `factor`."""
+    """Even out the variances within labels of [N,D], and multiply the directions between labels by `factor`."""
     x = x.astype(np.float64)
     kinds, number = np.unique(labels, return_inverse=True)
     means = np.stack([x[number == i].mean(0) for i in range(len(kinds))])
@@ -426,7 +427,7 @@ def _stretched(x, labels, factor):
 
 
 def _in_chunks(function, *arrays, chunk: int = 50):
-    """The function of rows a chunk at a time, the last one padded with its own last row."""
+    """Apply a function to the rows in chunks; the last chunk is padded with its own last row."""
     out = []
     for start in range(0, len(arrays[0]), chunk):
         part = [a[start : start + chunk] for a in arrays]
@@ -444,7 +445,7 @@ def _describe(layout, pictures, xy):
 
 
 def _gradients(layout, pictures, xy):
-    """Gradient histograms at the landmarks, [B,K,C]."""
+    """Compute gradient histograms at the landmarks, [B,K,C]."""
     return _in_chunks(functools.partial(_describe, layout), pictures, xy)
 
 
@@ -452,10 +453,10 @@ def _gradients(layout, pictures, xy):
 
 
 def read(path: str) -> Labelled:
-    """A set from a file of NumPy arrays: `descriptors` [N,D] float and `labels` [N] int.
+    """Read a set from a file of NumPy arrays: `descriptors` [N,D] float and `labels` [N] int.
 
     Raises:
-      UserError: no such file, or other things in it.
+      UserError: no such file, or a file with other content.
     """
     if not os.path.isfile(path):
         raise UserError(f"--descriptors={path} does not exist; give an npz file with descriptors [N,D] and labels [N]")
@@ -493,12 +494,12 @@ def main(
 
     Args:
       dst: folder to write; see `uld_jax.weights`.
-      descriptors: an npz file for `read`; a fifth of its rows is held out. Empty: descriptors of the built-in heads;
-        other heads, projections and factors are held out, and graphs of ten landmarks measured.
-      npz: a file to write too: the weights in half precision, as they ship.
+      descriptors: an npz file for `read`; a fifth of its rows is held out. If empty, descriptors of the built-in heads
+        are used; other heads, projections and factors are held out, and graphs of ten landmarks are measured.
+      npz: another file to write, with the weights in half precision, as in the package.
       seeds: number of sets of built-in descriptors.
-      images: number of heads that each of these sets is made of.
-      report: called with step and mean loss after every 100 steps.
+      images: number of heads in each of these sets.
+      report: function called with step and mean loss after every 100 steps.
       **options: fields of `Options`.
 
     Returns:
@@ -509,7 +510,7 @@ def main(
     """
     folder = epath.Path(dst)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--dst={dst} exists; give another folder, or delete it")  # now, and not after training
+        raise UserError(f"--dst={dst} exists; give another folder, or delete it")  # raised now, not after training
     if npz and not epath.Path(npz).parent.exists():
         raise UserError(f"--npz={npz} lies in a folder that does not exist; make it first")
     sets, others, source = _sets_of_file(descriptors) if descriptors else _sets_of_heads(seeds, images)
@@ -526,7 +527,7 @@ def main(
 
 
 def _sets_of_file(path: str) -> tuple[list[Labelled], list[Labelled], dict[str, str]]:
-    """Read the sets to train on and those held out, a fifth of the rows, with the file's name and digest."""
+    """Read the sets to train on and the held-out sets, a fifth of the rows, with the file's name and digest."""
     one = read(path)
     if len(one.labels) < 15:
         raise UserError(f"{path} has {len(one.labels)} rows; give at least 15, of which a fifth is held out")
@@ -539,7 +540,7 @@ def _sets_of_file(path: str) -> tuple[list[Labelled], list[Labelled], dict[str, 
 
 
 def _sets_of_heads(seeds: int, images: int) -> tuple[list[Labelled], list[Labelled], dict[str, str]]:
-    """Make the sets to train on and those held out, of other heads, with a name and the digest of the settings."""
+    """Make the sets to train on and the held-out sets of other heads, with a name and the digest of the settings."""
     sets = synthetic(range(seeds), images)
     others = [_ten(one, i) for i, one in enumerate(synthetic(range(1000, 1008), images, heads=1))]
     digest = hashlib.sha256(repr((seeds, images)).encode()).hexdigest()
@@ -547,6 +548,6 @@ def _sets_of_heads(seeds: int, images: int) -> tuple[list[Labelled], list[Labell
 
 
 def _ten(one: Labelled, seed: int) -> Labelled:
-    """The rows of ten labels drawn at random."""
+    """Select the rows of ten labels drawn at random."""
     rows = np.isin(one.labels, np.random.default_rng(seed).permutation(len(LANDMARKS))[:10])
     return Labelled(one.descriptors[rows], one.labels[rows])

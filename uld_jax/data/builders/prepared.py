@@ -1,14 +1,14 @@
-"""Any source as a TFDS data set, and back: ArrayRecord files with random access, for more data than single files suit.
+"""Sources as TFDS data sets, written and read: ArrayRecord files with random access, for very many images.
 
   prepare('my_faces', {'train': source, 'test': source}, data_dir)     writes data_dir/my_faces/1.0.0/
   open_source('my_faces', 'train', data_dir=data_dir, ...)             reads it; so does
   open_source('folder', 'train', data_dir=data_dir/my_faces, ...)
 
-A record holds the encoded image file as it is, its name, the landmarks in pixels of the file, visibility and the other
-columns; so any frame size can be read from it. TFDS shuffles rows when it writes: from then on the row number in the
-prepared data set is the identity of an example, not the row of the source that it came from.
+A record holds the unchanged image file, its name, the landmarks in pixels of the file, visibility and the other
+columns, so it can be read at any frame size. TFDS shuffles rows when it writes; afterwards the row number in the
+prepared data set is the identity of an example, not the row of its source.
 
-TensorFlow is never needed: images are passed through as encoded bytes, which TFDS neither encodes nor decodes.
+TensorFlow is not needed, because TFDS neither encodes nor decodes the images, which are passed as encoded bytes.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str = "1.0.0") -> epath.Path:
-    """Writes sources, one a split, as the TFDS data set `name`.
+    """Write sources, one for each split, as the TFDS data set `name`.
 
     Args:
-      name: lower-case letters, digits and underscores.
-      sources: {split: source}; splits may differ in size, not in landmarks or columns.
-      data_dir: the data set goes to `data_dir/name/version`.
+      name: name of lower-case letters, digits and underscores.
+      sources: {split: source}; splits may differ in size, but not in landmarks or columns.
+      data_dir: parent folder; the data set is written to `data_dir/name/version`.
       version: three numbers with dots.
 
     Returns:
@@ -59,7 +59,7 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
 
     Raises:
       UserError: bad name or version, splits that do not go together, images that cannot be decoded, all of them named,
-        or a data set that is there already.
+        or a data set that exists already.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot name a data set; use lower-case letters, digits and _, a letter first")
@@ -78,7 +78,7 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
     if bad:
         raise bad_files(bad, total, first.where)
     config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
-    # Nothing is downloaded, yet TFDS makes a folder for it, and tells its progress on stdout, which is for results.
+    # Nothing is downloaded, but TFDS makes a download folder, and prints its progress on stdout, which is for results.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
         builder = _builder_class(name, version, sources)(data_dir=target.parent.parent, file_format="array_record")
         builder.download_and_prepare(download_dir=nothing, download_config=config)
@@ -90,7 +90,7 @@ def _builder_class(dataset_name, version, sources):
     spec = first.spec
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """One data set, from sources in memory of what to read."""
+        """TFDS builder of one data set from its sources."""
 
         name = dataset_name
         VERSION = tfds.core.Version(version)
@@ -129,9 +129,9 @@ def _builder_class(dataset_name, version, sources):
 
 
 def find(root, name: str | None = None) -> epath.Path | None:
-    """The newest prepared data set at `root`, `root/VERSION`, `root/name` or `root/name/VERSION`, or None.
+    """Find the newest prepared data set at `root`, `root/VERSION`, `root/name` or `root/name/VERSION`, or None.
 
-    With a name, only a data set of that name is taken.
+    With a name, only a data set of that name is accepted.
     """
     root = epath.Path(root)
     for folder in (root, root / name) if name else (root,):
@@ -151,7 +151,7 @@ def find(root, name: str | None = None) -> epath.Path | None:
 
 
 class Prepared(Source):
-    """One split of a prepared data set; `folder` is what `find` gave. Raises UserError for whatever is wrong."""
+    """One split of a prepared data set in a `folder` that `find` returned. Raises UserError for any error in it."""
 
     def __init__(
         self,
@@ -197,24 +197,24 @@ class Prepared(Source):
         )
 
     def image(self, row):
-        """See `Source`."""
+        """Decode the image of one row; see `Source`."""
         try:
             return decode.decode_image(self.encoded(row), self.frame_size, self._fit)[0]
         except BadFile as e:
             raise BadFile(os.path.join(self._folder, self.names[row]), e.why) from None
 
     def encoded(self, row):
-        """The file as it was written."""
+        """Return the unchanged bytes of the image file."""
         if self._records is None:
             self._records = self._open()
         return self._record(self._rows[row])["image"]
 
     def broken(self):
-        """See `Source`."""
+        """Find the images that cannot be decoded; see `Source`."""
         return list(broken(self.names, lambda row: decode.check(self.encoded(row))).values())
 
     def _usable(self, heads, on_bad_file) -> list[dict]:
-        """The heads of records that can be used; the others are named, or left out."""
+        """Return the heads of usable records; the others are named in an error, or left out."""
         names = [h.file if isinstance(h, BadFile) else h["file"] for h in heads]
         bad = sort_out(names, heads, lambda row: decode.check(self._record(row)["image"]), on_bad_file, self._folder)
         self.checked = on_bad_file == "skip"
@@ -224,17 +224,17 @@ class Prepared(Source):
         return [heads[row] for row in self._rows]
 
     def _record(self, number: int) -> dict:
-        """One record. Raises UserError if the files on disk are damaged."""
+        """Read one record. Raises UserError if the files on disk are damaged."""
         try:
             return self._records[number]
-        except Exception as error:  # whatever ArrayRecord makes of a damaged file
+        except Exception as error:  # ArrayRecord raises various errors for damaged files
             raise UserError(
                 f"record {number} of split {self._split} in {self._folder} cannot be read ({_line(error)}); its files "
                 "are damaged, so write the data set again"
             ) from None
 
     def __getstate__(self):
-        # Open files do not go to another process; it opens its own.
+        # Open files cannot be sent to another process, which opens its own.
         return self.__dict__ | {"_records": None}
 
     def _open(self):
@@ -264,14 +264,14 @@ def _line(error) -> str:
 
 
 def _spec(info, landmarks, scheme, normaliser) -> DatasetSpec:
-    """The spec that was written, with what is asked for; scheme `none` and normaliser `auto` ask for nothing."""
+    """Return the written spec, changed by the given scheme and normaliser; `none` and `auto` change nothing."""
     splits = tuple(info.splits)
     written = dict(info.metadata or {})
-    if not set(DatasetSpec._fields) - {"sides", "scheme"} <= set(written):  # which data sets of before have not
+    if not set(DatasetSpec._fields) - {"sides", "scheme"} <= set(written):  # as in data sets of earlier versions
         return spec_of(info.name, landmarks, scheme=scheme, normaliser=normaliser, splits=splits)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items() if k in DatasetSpec._fields}
     spec = DatasetSpec(**tuples)._replace(splits=splits)
-    if "scheme" not in written:  # it had one by its number of points, which its partners tell
+    if "scheme" not in written:  # earlier versions chose it by the number of points; its mirror partners identify it
         known = [name for name, one in SCHEMES.items() if one.mirror == spec.mirror]
         spec = spec._replace(scheme=known[0] if known else NO_SCHEME)
     if scheme in (NO_SCHEME, BY_NUMBER, spec.scheme):

@@ -1,4 +1,4 @@
-"""The data set: rows from a seed, rendered once; and the same as a folder of files."""
+"""The data set: rows from a seed, rendered once; and its export as a folder of files."""
 
 import functools
 import threading
@@ -24,14 +24,14 @@ SPEC = DatasetSpec("synthetic", len(LANDMARKS), "box", mirror=MIRROR, landmark_n
 
 
 def row_keys(seed: int, split: str, rows):
-    """Random keys of the examples `rows` [B]: each a function of seed, split and its own row number alone."""
+    """Make random keys [B] of the examples `rows` [B], each a function of seed, split and its own row number alone."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), list(SPLITS).index(split))
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 @jax.jit
 def _prepare(keys, pose, size):
-    """All that is computed once a scene: scene, world, landmarks, visible, angles; each with a leading axis [B]."""
+    """Compute scene, world, landmarks, visible and angles of each scene, each with a leading axis [B]."""
 
     def one(key):
         scene = sample_scene(key, **pose)
@@ -43,23 +43,23 @@ def _prepare(keys, pose, size):
 
 @functools.partial(jax.jit, static_argnames="size")
 def _pictures(scenes, worlds, *, size):
-    """Images [B, size, size, 3]."""
+    """Render images [B, size, size, 3] uint8."""
     return jax.vmap(lambda scene, world: picture(scene, world, size))(scenes, worlds)
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _masks(scenes, worlds, *, size):
-    """Where the heads are, [B, size, size] bool."""
+    """Render the masks of the heads, [B, size, size] bool."""
     return jax.vmap(lambda scene, world: head_mask(scene, world, size))(scenes, worlds)
 
 
 @functools.lru_cache(maxsize=8)
 def _programs(chunk: int, size: int):
-    """`_prepare` and `_pictures` compiled for `chunk` scenes: two programs, because two cores compile them at once."""
+    """Compile `_prepare` and `_pictures` for `chunk` scenes, as two programs so that two cores compile in parallel."""
     keys = row_keys(0, "train", np.zeros(chunk, np.uint32))
     first = _prepare.lower(keys, {name: np.float32(0) for name in POSE}, np.float32(size))
     scenes, worlds, *_ = first.out_info
-    # the first is a thousand small operations and a thousandth of the run time: optimising it costs more than it saves
+    # the first has a thousand small operations and takes a thousandth of the run time, so optimising it does not pay
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     with ThreadPoolExecutor(1) as pool:
         draw = pool.submit(_pictures.lower(scenes, worlds, size=size).compile)
@@ -70,14 +70,14 @@ class Synthetic(Source):
     """One split of the built-in data set; see `specs.Source`.
 
     Pictures are rendered once, at the first use of an image, landmark or column, and kept in memory. Row i depends on
-    seed, split and i alone: more rows leave the first ones as they are. `columns` has yaw, pitch and roll in degrees.
-    `mask` is where the head is seen, with its hair and without neck and clothes; masks are rendered only for those who
-    ask for one.
+    seed, split and i alone, so a larger number of rows leaves the first rows unchanged. `columns` has yaw, pitch and
+    roll in degrees. `mask` is the visible region of the head, with its hair and without neck and clothes; masks are
+    rendered at the first use of a mask.
 
     Args:
       split: `train` or `test`.
       rows: number of images; by default 2,000 for train and 500 for test.
-      seed: another seed gives other heads.
+      seed: random seed of the heads.
       frame_size: F, side of the images in pixels.
       **pose: `yaw`, `pitch`, `roll`, `shift`, `size` of `sample_scene`.
 
@@ -110,15 +110,15 @@ class Synthetic(Source):
         self._rendered, self._masks, self._lock = None, None, threading.Lock()
 
     def _all(self):
-        """images [N,F,F,3] uint8, landmarks [N,20,2] float32, visible [N,20] bool, angles [N,3] float32."""
+        """Return images [N,F,F,3] uint8, landmarks [N,20,2] float32, visible [N,20] bool, angles [N,3] float32."""
         with self._lock:
             if self._rendered is None:
                 self._rendered = self._render()
             return self._rendered
 
     def _prepared(self):
-        """What `_prepare` gives for all rows, in chunks, and the program that draws them."""
-        # Chunks of one size, so that there is one program: small to stay in a CPU's cache, large for accelerators.
+        """Return the results of `_prepare` for all rows, in chunks, and the program that draws them."""
+        # Chunks have one size, so that there is one program: small to fit a CPU's cache, large for accelerators.
         chunk = 16 if jax.default_backend() == "cpu" else 64
         keys = row_keys(self.seed, self.split, np.arange(-(-len(self) // chunk) * chunk, dtype=np.uint32))
         pose, size = {name: np.float32(value) for name, value in self._pose.items()}, np.float32(self.frame_size)
@@ -126,8 +126,8 @@ class Synthetic(Source):
         return [prepare(k, pose, size) for k in keys.reshape(-1, chunk)], draw
 
     def _each(self, prepared, draw):
-        """[N,...] of what a program draws of scenes and worlds."""
-        # Two chunks at a time: a chunk alone does not keep several cores busy.
+        """Draw scenes and worlds by a program, [N,...]."""
+        # Two chunks at a time, because a single chunk does not keep several cores busy.
         with ThreadPoolExecutor(2) as pool:
             return np.concatenate(list(pool.map(lambda p: np.asarray(draw(*p[:2])), prepared)))[: len(self)]
 
@@ -174,14 +174,14 @@ class Synthetic(Source):
 
 
 def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame_size: int = 80, **pose) -> None:
-    """Writes the data set as a folder that `dataset=folder` reads: PNG files, train.csv and test.csv.
+    """Write the data set as a folder that `dataset=folder` reads: PNG files, train.csv and test.csv.
 
     The csv columns are file, yaw, pitch, roll (degrees), x0, y0, ..., x19, y19 (pixels), visible0, ..., visible19
     (0 or 1; hidden points have coordinates too) and the head's box, box_x0, box_y0, box_x1, box_y1.
 
     Args:
-      data_dir: folder to write, local or gs://; made if missing.
-      rows: images of each split, `{"train": 2000, "test": 500}` by default; a split left out is not written.
+      data_dir: folder to write, local or gs://; it is made if missing.
+      rows: number of images of each split, `{"train": 2000, "test": 500}` by default; a split left out is not written.
       seed, frame_size, **pose: as in `Synthetic`.
     """
     root = epath.Path(data_dir)
@@ -199,4 +199,4 @@ def export(data_dir, *, rows: dict[str, int] | None = None, seed: int = 0, frame
             [name, *turn, *(f"{v:.3f}" for v in xy.ravel()), *seen.astype(int), *map(float, box)]
             for name, turn, xy, seen, box in every
         )
-        files.write(root / f"{split}.csv", files.csv_text([header, *table]))  # last: then the split is whole
+        files.write(root / f"{split}.csv", files.csv_text([header, *table]))  # last, when the split is complete

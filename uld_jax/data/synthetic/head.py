@@ -1,4 +1,4 @@
-"""The head's geometry: a union of ellipsoids, where rays meet it, and its landmarks."""
+"""The head's geometry: a union of ellipsoids, its intersection with rays, and its landmarks."""
 
 import types
 from typing import NamedTuple
@@ -38,7 +38,7 @@ SKIN, LOCKS, CLOTH = range(3)
 
 
 class Ellipsoids(NamedTuple):
-    """P ellipsoids: (p - center)' form (p - center) = 1; one coordinate system for all."""
+    """P ellipsoids (p - center)' form (p - center) = 1 in one coordinate system."""
 
     center: jax.Array  # [P, 3]
     form: jax.Array  # [P, 3, 3] symmetric, positive definite
@@ -52,9 +52,9 @@ class Part(NamedTuple):
     tilt: float = 0.0
     flare: float = 0.0
     material: int = SKIN
-    blend: float = 0.07  # how far its normals reach over a joint
+    blend: float = 0.07  # distance to which its normals reach over a joint
     clipped: bool = False  # hair that ends at the hairline
-    shadow: float = 0.0  # how dark a shadow it casts
+    shadow: float = 0.0  # darkness of its cast shadow, 0 to 1
 
 
 def _named(scene: Scene):
@@ -64,7 +64,7 @@ def _named(scene: Scene):
 
 
 class Features(NamedTuple):
-    """Where the painted features lie: head coordinates, on the person's left (x > 0) where there are two."""
+    """Positions of the painted features in head coordinates; of paired features, those on the person's left (x > 0)."""
 
     eye: jax.Array  # [2] centre
     eye_half: jax.Array  # [] half width
@@ -75,19 +75,19 @@ class Features(NamedTuple):
     brow: jax.Array  # [2] arch, half thickness
     mouth_y: jax.Array
     mouth_half: jax.Array
-    corner_y: jax.Array  # of the mouth's corners, relative to mouth_y
-    gap: jax.Array  # [2] how far the upper lip's lower edge is raised and the lower lip's upper edge lowered
+    corner_y: jax.Array  # y of the mouth's corners, relative to mouth_y
+    gap: jax.Array  # [2] rise of the upper lip's lower edge and fall of the lower lip's upper edge
     lips: jax.Array  # [2] thickness of the upper and the lower lip
-    nose_y: jax.Array  # of the tip
+    nose_y: jax.Array  # y of the nose's tip
     nose_half: jax.Array  # half width at the nostrils
     nostril_z: jax.Array
-    jaw: jax.Array  # [3] a point inside, beside which the jaw landmark lies
+    jaw: jax.Array  # [3] a point inside the head, beside the jaw landmark
     ear: jax.Array  # [3] centre
     hairline: jax.Array  # [] offset
 
 
 def _sizes(scene: Scene) -> types.SimpleNamespace:
-    """Compute sizes and places that parts share, in head coordinates; `s` holds the scene's named coefficients."""
+    """Compute sizes and positions that parts share, in head coordinates; `s` holds the scene's named coefficients."""
     s = _named(scene)
     width = 1.0 + 0.035 * s["head_width"]
     depth = 1.0 + 0.03 * s["head_depth"]
@@ -204,7 +204,7 @@ def _lips_and_neck(m) -> dict[str, Part]:
 
 
 def _hair(scene: Scene, m) -> dict[str, Part]:
-    """Make the parts of the hair; those that a scene lacks are tiny and lie inside the head."""
+    """Make the parts of the hair; parts that a scene lacks are tiny and lie inside the head."""
     volume, length, fringe, bun = (m.s[f"hair_{n}"] for n in ("volume", "length", "fringe", "bun"))
     grow = 0.13 * volume
     shown = jnp.where(volume > 0.0, 1.0, 0.05)  # a bald head hides the rest of its hair inside
@@ -283,7 +283,7 @@ def _anatomy(scene: Scene):
 
 
 def _ellipsoids(parts: dict) -> Ellipsoids:
-    """Centres and forms of {name: Part}: form = R diag(1 / radii^2) R'."""
+    """Compute centres and forms of {name: Part}: form = R diag(1 / radii^2) R'."""
 
     def column(name):
         return jnp.stack([jnp.asarray(getattr(p, name), jnp.float32) for p in parts.values()])
@@ -299,13 +299,13 @@ def _ellipsoids(parts: dict) -> Ellipsoids:
 
 
 def turn_solids(solids: Ellipsoids, turn, about=0.0, move=0.0) -> Ellipsoids:
-    """The ellipsoids turned by `turn` [3, 3] about a point, which goes to `move`."""
+    """Turn the ellipsoids by `turn` [3, 3] about the point `about`, which moves to `move`."""
     center = dot(solids.center - about, turn.T) + move
     return Ellipsoids(center, dot(dot(turn, solids.form), turn.T))
 
 
 def _leave(center, form, x, y):
-    """Where parallel rays along z at x, y [...] leave one ellipsoid towards the camera; -inf where they miss it.
+    """Compute the depth at which rays along z at x, y [...] leave one ellipsoid towards the camera; -inf for a miss.
 
     With d = (x, y) - center_xy, form = [[A, b], [b', c]]:  z = center_z - b.d / c + sqrt((b.d)^2 - c (d'Ad - 1)) / c.
     """
@@ -319,16 +319,16 @@ def _leave(center, form, x, y):
 
 
 def depth(solids: Ellipsoids, xy):
-    """Depth of each of P ellipsoids at points `xy` [..., 2] of the view plane: [P, ...], -inf where the ray misses."""
+    """Compute the depth of P ellipsoids at points `xy` [..., 2] of the view plane: [P, ...], -inf for a miss."""
     return jax.vmap(lambda center, form: _leave(center, form, xy[..., 0], xy[..., 1]))(*solids)
 
 
-# The hairline: hair grows where HAIRLINE . p + wiggle < offset, that is above the forehead and behind the ears.
+# Normal of the hairline: hair grows where HAIRLINE . p + wiggle < offset, above the forehead and behind the ears.
 HAIRLINE = (0.0, 0.74, 0.67)
 
 
 def hairline(scene: Scene, features: Features, p):
-    """Negative where hair grows; `p`: x, y, z [...] in head coordinates."""
+    """Compute a value [...] that is negative where hair grows; `p`: x, y, z [...] in head coordinates."""
     x, y, z = p
     x = x * scene.flip
     wave, part = (scene.hair[HAIR.index(name)] for name in ("wave", "part"))
@@ -337,7 +337,7 @@ def hairline(scene: Scene, features: Features, p):
 
 
 class World(NamedTuple):
-    """A scene ready to be seen: everything in view coordinates (unit: half the head's height)."""
+    """A scene ready for rendering, in view coordinates (unit: half the head's height)."""
 
     solids: Ellipsoids
     traits: jax.Array  # [P, 4] material, blend, clipped, shadow of each part
@@ -348,11 +348,11 @@ class World(NamedTuple):
 
 
 NECK = np.array([0.0, 1.25, -0.2], np.float32)
-BODY = ("neck", "torso", "collar")  # the parts that are not the head's; its hair is, as far down as it hangs
+BODY = ("neck", "torso", "collar")  # parts that do not belong to the head; all hair does
 
 
 def make_world(scene: Scene) -> World:
-    """All of a scene that does not depend on the pixel."""
+    """Compute everything in a scene that does not depend on the pixel."""
     parts, features = _anatomy(scene)
     solids = _ellipsoids(parts)
     turn = rotation(scene.yaw, scene.pitch, scene.roll)
@@ -368,9 +368,9 @@ def make_world(scene: Scene) -> World:
 
 
 def surfaces(scene: Scene, world: World, x, y):
-    """The front-most surface of all parts at x, y [...]: depth z [...] (-inf: none) and material [...] as a float.
+    """Find the front-most surface of all parts at x, y [...]: depth z [...] (-inf: none) and material [...] as a float.
 
-    A loop over the parts, so that their depths never lie side by side in memory.
+    A loop over the parts avoids holding the depths of all parts in memory.
     """
 
     def add(carry, part):
@@ -387,7 +387,7 @@ def surfaces(scene: Scene, world: World, x, y):
 
 
 def in_head(scene: Scene, world: World, x, y):
-    """Whether the front-most surface at x, y [...] is the head's, hair included, and not that of neck or clothes."""
+    """Tell whether the front-most surface at x, y [...] belongs to the head with its hair, not to neck or clothes."""
     names = list(_anatomy(scene)[0])
     body = np.array([name in BODY for name in names])
 
@@ -399,7 +399,7 @@ def in_head(scene: Scene, world: World, x, y):
 
 
 def landmarks_3d(scene: Scene):
-    """The 20 landmarks on the skin, [20, 3] in head coordinates (x right, y down, z to the front of the head)."""
+    """Compute the 20 landmarks on the skin, [20, 3] in head coordinates (x right, y down, z to the front)."""
     parts, f = _anatomy(scene)
     skin = {name: part for name, part in parts.items() if part.material == SKIN and not name.endswith("ear")}
     solids = _ellipsoids(skin)
@@ -426,7 +426,7 @@ def landmarks_3d(scene: Scene):
     z = jnp.max(depth(solids, xy), 0)
     front = jnp.concatenate([xy, z[:, None]], -1)
 
-    # jaw: the surface seen from a point inside, along a ray to the side and a little to the front
+    # jaw: the surface along a ray from a point inside, to the side and a little to the front
     side = rotation(jnp.float32(-68.0), jnp.float32(0.0), jnp.float32(0.0))
     view = turn_solids(solids, side, f.jaw)
     reach = jnp.max(depth(view, jnp.zeros(2, jnp.float32)))

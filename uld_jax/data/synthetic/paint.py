@@ -1,4 +1,4 @@
-"""Colours: of skin and all that is painted on it, of hair, clothes and the background."""
+"""Colours of the skin and its painted features, of hair, clothes and the background."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from uld_jax.data.synthetic.scene import EXPRESSION, HAIR, OCTAVES, Scene
 
 
 def _paint(base, color, amount):
-    """Three channels [...] mixed with a colour [3] (or channels) by `amount` [...]."""
+    """Mix three channels [...] with a colour [3] (or channels) by `amount` [...]."""
     return tuple(mix(b, c, amount) for b, c in zip(base, color))
 
 
 def _wave(p, frequency, seed):
-    """Smooth pseudo-random values about in [-1, 1] at x, y, z [...]: sines in directions drawn once from `seed`."""
+    """Compute smooth pseudo-random values of about [-1, 1] at x, y, z [...]: sines in directions drawn from `seed`."""
     rng = np.random.default_rng(seed)
     total = 0.0
     for _ in range(3):
@@ -30,7 +30,7 @@ def _wave(p, frequency, seed):
 class _Point(NamedTuple):
     """A point on the head, [...] each."""
 
-    x: jax.Array  # as in the scene before it was mirrored
+    x: jax.Array  # coordinate in the scene before mirroring
     y: jax.Array
     z: jax.Array
     side: jax.Array  # |x|
@@ -38,9 +38,9 @@ class _Point(NamedTuple):
 
 
 def face_color(scene: Scene, f: Features, p):
-    """Compute the skin with all that is painted on it. `p`: x, y, z [...] in head coordinates.
+    """Compute the skin with its painted features. `p`: x, y, z [...] in head coordinates.
 
-    Returns its colour (three channels), gloss, and the light that the eyes reflect, each [...].
+    Returns the colour (three channels), the gloss, and the light that the eyes reflect, each [...].
     """
     x, y, z = p
     x, at = x * scene.flip, p
@@ -69,7 +69,7 @@ def _skin(scene: Scene, f: Features, point: _Point):
     blush = jnp.exp(-(((side - 0.36) / 0.16) ** 2 + ((y - 0.30) / 0.15) ** 2)) * front
     blush = blush + 0.8 * jnp.exp(-((x / 0.10) ** 2 + ((y - f.nose_y) / 0.08) ** 2)) * front
     color = _paint(color, tuple(c * t for c, t in zip(skin, (1.0, 0.68, 0.66))), 0.55 * jnp.minimum(blush, 1.0))
-    # dark in the eye's socket next to the nose, and along the fold from nose to mouth
+    # shade in the eye's socket next to the nose, and along the fold from nose to mouth
     socket = jnp.exp(-(((side - 0.15) / 0.06) ** 2 + ((y + 0.03) / 0.07) ** 2)) * front
     lid = jnp.exp(-(((side - f.eye[0]) / 0.16) ** 2 + ((y - f.eye[1] + 0.075) / 0.04) ** 2)) * front
     fold_y = jnp.clip((y - f.nose_y) / 0.30, 0.0, 1.0)
@@ -91,7 +91,7 @@ def _skin(scene: Scene, f: Features, point: _Point):
 
 
 def _beard(scene: Scene, f: Features, point: _Point, color, at):
-    """Paint the beard and the roots of the hair; returns the colour and where the scalp is."""
+    """Paint the beard and the roots of the hair; return the colour and the amount of scalp [...]."""
     x, y, z, side, _ = point
     locks = tuple(scene.colors[2])
     beard, volume = scene.hair[HAIR.index("beard")], scene.hair[HAIR.index("volume")]
@@ -126,7 +126,7 @@ def _brows(scene: Scene, f: Features, point: _Point, color):
 def _eyes(scene: Scene, f: Features, point: _Point, color):
     """Paint the eyes: an almond between two parabolas, with white, iris, pupil and lashes.
 
-    Returns the colour, where the eyes are, and how far the iris is moved to the side.
+    Returns the colour, the amount of eye [...], and the sideways shift of the iris.
     """
     x, y, _, side, front = point
     skin, iris = tuple(scene.colors[0]), tuple(scene.colors[3])
@@ -156,9 +156,9 @@ def _eyes(scene: Scene, f: Features, point: _Point, color):
 
 
 def _mouth(scene: Scene, f: Features, point: _Point, color):
-    """Paint the mouth: lips above and below the gap, and in the gap teeth over darkness.
+    """Paint the mouth: lips above and below the gap, and teeth on a dark ground in the gap.
 
-    Returns the colour, where the lips are, and where the gap is.
+    Returns the colour, the amount of lips [...], and the amount of gap [...].
     """
     x, y, _, _, front = point
     lips = tuple(scene.colors[1])
@@ -181,12 +181,12 @@ def _mouth(scene: Scene, f: Features, point: _Point, color):
 
 
 def hair_color(scene: Scene, p):
-    """Three channels [...] of hair at `p`: x, y, z [...] in head coordinates."""
+    """Compute three channels [...] of hair at `p`: x, y, z [...] in head coordinates."""
     x, y, z = p
     x = x * scene.flip
     locks = tuple(scene.colors[2])
     wave = scene.hair[HAIR.index("wave")]
-    # strands fall from the crown along meridians; `around` is their angle, as on a square's rim
+    # strands fall from the crown along meridians; `around` is their angle, measured along the rim of a square
     back = z + 0.15
     around = x / (jnp.abs(x) + jnp.abs(back) + 0.05)
     around = jnp.where(back > 0.0, around, 2.0 - around) + 0.05 * sin(7.0 * y + wave)
@@ -196,7 +196,7 @@ def hair_color(scene: Scene, p):
 
 
 def cloth_color(scene: Scene, p):
-    """Three channels [...] of clothes at `p`: x, y, z [...] in the coordinates of the torso."""
+    """Compute three channels [...] of clothes at `p`: x, y, z [...] in the coordinates of the torso."""
     x, y, z = p
     x = x * scene.flip
     stripes = scene.hair[HAIR.index("stripes")]
@@ -207,7 +207,7 @@ def cloth_color(scene: Scene, p):
 
 
 def _interpolation(size: int, cells: int) -> np.ndarray:
-    """[size, cells + 1] weights that read a grid at the pixels of an image, smooth between the grid's points."""
+    """Compute weights [size, cells + 1] that interpolate a grid smoothly at the pixels of an image."""
     at = (np.arange(size) + 0.5) / size * cells
     low = np.minimum(at.astype(int), cells - 1)
     t = at - low
@@ -219,7 +219,7 @@ def _interpolation(size: int, cells: int) -> np.ndarray:
 
 
 def background(scene: Scene, size: int):
-    """[size, size, 3] linear RGB: a gradient, noise in four octaves and shapes; some have the colours of a head."""
+    """Paint the background, [size, size, 3] linear RGB: gradient, noise in four octaves, shapes, some head-coloured."""
     line = ((jnp.arange(size, dtype=jnp.float32) + 0.5) * (2.0 / size)) - 1.0
     x, y = jnp.meshgrid(line, line)
     (dx, dy, contrast), ends = scene.gradient[2], scene.gradient[:2]

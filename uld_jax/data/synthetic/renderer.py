@@ -1,4 +1,4 @@
-"""From a scene to its image, its landmarks and whether they are visible."""
+"""Rendering of a scene: its image, its landmarks and their visibility."""
 
 from typing import NamedTuple
 
@@ -12,26 +12,26 @@ from uld_jax.data.synthetic.paint import background, cloth_color, face_color, ha
 from uld_jax.data.synthetic.scene import Scene
 
 HEAD_SCALE = 0.58  # half of the head's height, as a fraction of half the image
-RAYS = 0.25 * np.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]], np.float32)  # of a pixel, around its centre
+RAYS = 0.25 * np.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]], np.float32)  # offsets from a pixel's centre
 
 
 def render(scene: Scene, size: int):
-    """Pictures one scene; jit with `size` static, vmap over scenes.
+    """Render one scene; jit with `size` static, vmap over scenes.
 
     Args:
         scene: one `Scene` (no batch axis).
         size: side of the image in pixels.
     Returns:
-        image [size, size, 3] uint8, the mean of 2 x 2 rays a pixel;
+        image [size, size, 3] uint8, the mean of 2 x 2 rays per pixel;
         landmarks [20, 2] float32, pixels (x, y), centres at integers, in the order of `LANDMARKS`;
-        visible [20] bool: nothing lies in front of the landmark and its surface is not turned away.
+        visible [20] bool, True if nothing lies in front of the landmark and its surface is not turned away.
     """
     world = make_world(scene)
     return picture(scene, world, size), *annotation(scene, world, size)
 
 
 def picture(scene: Scene, world: World, size: int):
-    """The image [size, size, 3] uint8."""
+    """Render the image [size, size, 3] uint8."""
     line = jnp.arange(size, dtype=jnp.float32)
     x, y = jnp.meshgrid(line, line)
 
@@ -40,7 +40,7 @@ def picture(scene: Scene, world: World, size: int):
         more, hit = _trace(scene, world, *_to_head(scene, x + offset[0], y + offset[1], size))
         return (tuple(a + b for a, b in zip(color, more)), cover + hit), None
 
-    # four rays a pixel, one after the other: so all that a ray needs stays in a CPU's cache
+    # the four rays of a pixel are traced one after the other, so that the data of a ray stay in a CPU's cache
     start = ((jnp.zeros_like(x),) * 3, jnp.zeros_like(x))
     (color, cover), _ = jax.lax.scan(ray, start, RAYS)
     image = 0.25 * jnp.stack(color, -1) + (1.0 - 0.25 * cover)[..., None] * background(scene, size)
@@ -50,9 +50,9 @@ def picture(scene: Scene, world: World, size: int):
 
 
 def head_mask(scene: Scene, world: World, size: int):
-    """The pixels of which at least two of the four rays meet the head before all else, [size, size] bool.
+    """Find the pixels in which at least two of four rays hit the head first, [size, size] bool.
 
-    The head has its hair, and neither neck nor clothes (`head.BODY`).
+    The head includes its hair, but neither neck nor clothes (`head.BODY`).
     """
     line = jnp.arange(size, dtype=jnp.float32)
     x, y = jnp.meshgrid(line, line)
@@ -65,30 +65,30 @@ def head_mask(scene: Scene, world: World, size: int):
 
 
 def annotation(scene: Scene, world: World, size):
-    """Landmarks [20, 2] in pixels and whether they are visible [20]; `size` may be traced."""
+    """Compute landmarks [20, 2] in pixels and their visibility [20] bool; `size` may be traced."""
     points = landmarks_3d(scene)
     px, py, pz = axes(world.turn, points[:, 0], points[:, 1], points[:, 2])
     front, _ = surfaces(scene, world, px, py)
     normal = _shade(world, (px, py, pz), jnp.full(px.shape, SKIN), scene.light).normal
-    # on the outline, where the normal is at right angles to the view, a point is still seen
+    # a point on the outline, where the normal is at right angles to the view, is still visible
     visible = (pz > front - 0.03) & (normal[2] > -0.15)
     return jnp.stack(_to_pixels(scene, px, py, size), -1), visible
 
 
 def _to_head(scene: Scene, x, y, size: int):
-    """Pixels x, y [...] to view coordinates (unit: half the head's height)."""
+    """Convert pixels x, y [...] to view coordinates (unit: half the head's height)."""
     unit = 1.0 / (HEAD_SCALE * scene.size)
     return tuple(((a + 0.5) * (2.0 / size) - 1.0 - 2.0 * s) * unit for a, s in zip((x, y), scene.shift))
 
 
 def _to_pixels(scene: Scene, x, y, size: int):
-    """Inverse of `_to_head`."""
+    """Convert view coordinates x, y [...] to pixels, the inverse of `_to_head`."""
     unit = HEAD_SCALE * scene.size
     return tuple((a * unit + 2.0 * s + 1.0) * (size / 2.0) - 0.5 for a, s in zip((x, y), scene.shift))
 
 
 def _trace(scene: Scene, world: World, x, y):
-    """Light that comes from the head along rays at x, y [...]: linear RGB channels (0 for a miss) and hit [...]."""
+    """Compute the light from the scene along rays at x, y [...]: linear RGB channels (0 for a miss) and hit [...]."""
     z, material = surfaces(scene, world, x, y)
     hit = jnp.isfinite(z)
     z = jnp.where(hit, z, 0.0)
@@ -109,7 +109,7 @@ def _trace(scene: Scene, world: World, x, y):
     nx, ny, nz = shaded.normal
     light = scene.light
     facing = nx * light[0] + ny * light[1] + nz * light[2]
-    # light goes a little round skin's edges; light from above fills shadows
+    # light wraps a little around the skin's edges; light from above fills shadows
     diffuse = jnp.maximum(facing + 0.15, 0.0) / 1.15 * (1.0 - 0.75 * shaded.shadow)
     fill = (0.80 - 0.30 * ny) * (0.75 + 0.25 * jnp.maximum(nz, 0.0))
     half = light + jnp.array([0.0, 0.0, 1.0], jnp.float32)
@@ -129,7 +129,7 @@ class _Shaded(NamedTuple):
 
 
 def _shade(world: World, p, material, light) -> _Shaded:
-    """Normals and cast shadows at surface points `p` (x, y, z in view coordinates), `material` [...] of each point.
+    """Compute normals and cast shadows at surface points `p` (x, y, z in view coordinates) of `material` [...].
 
     For one ellipsoid: half the gradient g = form (p - center), value F = (p - center).g, distance about (F - 1) / 2|g|,
     and a ray from p towards the light L passes it at the squared distance F - (g.L)^2 / (L'form L) (ellipsoid: 1).
@@ -147,7 +147,7 @@ def _shade(world: World, p, material, light) -> _Shaded:
         weight = jnp.where(material == kind, near * near * inverse, 0.0)
         towards = g[0] * light[0] + g[1] * light[1] + g[2] * light[2]
         passing = value - towards * towards * (1.0 / dot(light, dot(form, light)))
-        # soft at its edge, and none at points on the part itself
+        # the shadow has a soft edge, and a part casts no shadow on itself
         cast = step(1.05, 0.65, passing) * step(0.0, -0.15, towards * inverse) * step(0.02, 0.10, distance)
         return (*(t + weight * a for t, a in zip(total, g)), left * (1.0 - dark * cast)), None
 

@@ -1,4 +1,4 @@
-"""What a picture is of: identity, expression, hair, light, background and pose, drawn from a seed."""
+"""The content of a picture: identity, expression, hair, light, background and pose, drawn from a seed."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from uld_jax.data.synthetic.maths import mix, step
 
 POSE = {"yaw": 90.0, "pitch": 9.0, "roll": 7.0, "shift": 0.04, "size": 0.07}  # options of `sample_scene`
-SHAPE = (  # identity, each a standardised coefficient in [-2.4, 2.4]
+SHAPE = (  # identity; each name is a standardised coefficient in [-2.4, 2.4]
     "head_width",
     "head_depth",
     "face_length",
@@ -42,21 +42,21 @@ CLUTTER = 9  # shapes in the background
 
 
 class Scene(NamedTuple):
-    """All that a picture is made of; leaves are float32 and have no batch axis (use `jax.vmap`)."""
+    """All parameters of a picture; leaves are float32 and have no batch axis (use `jax.vmap`)."""
 
     yaw: jax.Array  # [] degrees
     pitch: jax.Array  # [] degrees
     roll: jax.Array  # [] degrees
     shift: jax.Array  # [2] x, y: fraction of the image's side
     size: jax.Array  # [] factor
-    shape: jax.Array  # [24] as SHAPE says
-    expression: jax.Array  # [7] as EXPRESSION says
-    hair: jax.Array  # [9] as HAIR says; its last entry is the stripes of the clothes
+    shape: jax.Array  # [24] coefficients in the order of SHAPE
+    expression: jax.Array  # [7] coefficients in the order of EXPRESSION
+    hair: jax.Array  # [9] coefficients in the order of HAIR; the last is the stripes of the clothes
     colors: jax.Array  # [6, 3] skin, lips, hair, iris, cloth, cloth's pattern; linear RGB in [0, 1]
     light: jax.Array  # [3] unit vector towards the light, in view coordinates
     light_color: jax.Array  # [3]
     ambient: jax.Array  # [3]
-    flip: jax.Array  # [] 1 as drawn, -1 with all that is not symmetric mirrored: background, gaze, textures
+    flip: jax.Array  # [] 1 as drawn; -1 mirrors everything that is not symmetric: background, gaze, textures
     gradient: jax.Array  # [3, 3] background: colours at both ends; direction x, y and the noise's contrast
     noise: tuple[jax.Array, ...]  # background: a grid [c + 1, c + 1, 3] for each c of OCTAVES
     # background's shapes: x, y, half width, half height, angle, squareness, edge, stripes, shade, RGB
@@ -76,16 +76,16 @@ def sample_scene(
     shift=POSE["shift"],
     size=POSE["size"],
 ) -> Scene:
-    """Draws one scene; vmap over keys for many.
+    """Draw one scene; vmap over keys for many.
 
     Args:
         key: a JAX random key.
-        yaw: degrees; drawn uniformly in [-yaw, yaw].
-        pitch, roll: degrees, standard deviation of a normal cut at 2.4 deviations.
-        shift: of the head's centre, standard deviation as a fraction of the image's side.
+        yaw: greatest yaw in degrees; the yaw is drawn uniformly in [-yaw, yaw].
+        pitch, roll: standard deviations in degrees of normals cut at 2.4 deviations.
+        shift: standard deviation of the head's centre as a fraction of the image's side.
         size: standard deviation of the logarithm of the head's size.
     """
-    # One draw, cut up: forty would take a compiler ten seconds. A normal is cut at 2.4 of its deviations.
+    # One draw is cut up, because forty draws would take ten seconds to compile. Normals are cut at 2.4 deviations.
     cells = [(c + 1) ** 2 for c in OCTAVES]
     sizes = {"uniform": 50, "clutter": CLUTTER * 16, "normal": 40, "shape": len(SHAPE), "noise": 3 * sum(cells)}
     first = sizes["uniform"] + sizes["clutter"]
@@ -112,7 +112,7 @@ def sample_scene(
     gradient, vivid = _gradient(uniform)
     drawn = jnp.split(drawn, np.cumsum(cells)[:-1])
     noise = tuple(n.reshape(c + 1, c + 1, 3) for n, c in zip(drawn, OCTAVES))
-    # noise is mostly one of brightness, as in photographs
+    # noise is mostly in brightness, as in photographs
     noise = tuple(mix(n[..., :1], n, 0.35) for n in noise)
     return Scene(
         **pose,
@@ -134,7 +134,7 @@ def _several(numbers, n):
 
 
 def _expression(normal):
-    """Draw the expression, [7] as EXPRESSION says."""
+    """Draw the expression, [7] in the order of EXPRESSION."""
     opened = jnp.maximum(next(normal), 0.0) * 0.5
     return jnp.stack(
         [
@@ -150,7 +150,7 @@ def _expression(normal):
 
 
 def _hair(uniform, normal, chance, amount):
-    """Draw the hair, [9] as HAIR says."""
+    """Draw the hair, [9] in the order of HAIR."""
     return jnp.stack(
         [
             jnp.where(chance[0] < 0.08, 0.0, 0.15 + 0.85 * amount[0]),
@@ -168,7 +168,7 @@ def _hair(uniform, normal, chance, amount):
 
 def _colors(uniform, normal, chance, amount):
     """Draw the colours [6, 3] of skin, lips, hair, iris, cloth and its pattern, not yet clipped to [0, 1]."""
-    # skin and hair lie between dark and fair ends, with a little freedom around that line
+    # skin and hair lie between dark and fair ends, with a little variation around that line
     tone = next(uniform)
     skin = mix(_rgb(0.11, 0.055, 0.032), _rgb(0.80, 0.55, 0.43), tone)
     skin = skin * jnp.exp(0.07 * _several(normal, 3))
@@ -209,7 +209,7 @@ def _gradient(uniform):
 
 
 def _clutter(spread, palette, vivid):
-    """Make the background's shapes [CLUTTER, 12] of uniform numbers [CLUTTER, 16]; some take colours of `palette`."""
+    """Make the background's shapes [CLUTTER, 12] from uniform numbers [CLUTTER, 16]; some have colours of `palette`."""
     like_head = palette[(2.999 * spread[:, 7]).astype(int)]
     paint = (0.01 + 0.84 * spread[:, 9:12]) ** 1.4
     paint = mix(jnp.mean(paint, -1, keepdims=True), paint, vivid)
@@ -231,7 +231,7 @@ def _clutter(spread, palette, vivid):
 
 
 def mirror(scene: Scene) -> Scene:
-    """The scene whose picture is the left-right mirrored one; its landmark i is landmark MIRROR[i] of `scene`."""
+    """Mirror a scene, so that its picture is mirrored left-right; its landmark i is landmark MIRROR[i] of `scene`."""
     x = jnp.array([-1.0, 1.0, 1.0], jnp.float32)
     return scene._replace(
         yaw=-scene.yaw,
