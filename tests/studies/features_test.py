@@ -230,6 +230,7 @@ def test_two_processes_and_eight_devices_write_and_read_the_same(tmp_path):
     one, two, eight = (FeatureCache(tmp_path / name) for name in ("one", "two/features", "eight/features"))
     for name, maps in one.read(range(48)).items():
         for other in (two, eight):
-            np.testing.assert_allclose(other.read(range(48))[name], maps, atol=1e-6)
+            # Histograms are square roots, which make much of how a sum near 0 was rounded.
+            np.testing.assert_allclose(other.read(range(48))[name] ** 2, maps**2, atol=1e-6)
     numbers = [json.loads((tmp_path / n / "run/eval/test/metrics.json").read_text()) for n in ("two", "eight")]
     assert abs(numbers[0]["forward_nme"] - numbers[1]["forward_nme"]) < 0.05
