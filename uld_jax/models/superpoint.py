@@ -26,7 +26,7 @@ class SuperPointOutput(NamedTuple):
     """Output of a `SuperPoint`; h = H // 8 and w = W // 8.
 
     Attributes:
-      logits: [B,h,w,65] float32 or wider; number 8 r + c is the pixel in row r and column c of the cell, 64 the dustbin.
+      logits: [B,h,w,65] float32 or wider; number 8 r + c is the pixel in row r and column c of the cell, 64 dustbin.
       descriptors: [B,h,w,D] float32 or wider, of length 1.
     """
 
