@@ -2,23 +2,23 @@
 
 A backbone is a frozen dataclass with two members:
 
-  spec      a `Spec`: what its maps are called, how wide and how coarse they are
+  spec      a `Spec`: names, channels and strides of its maps
   load()    -> frozen, a pytree of arrays ({} when there are no weights)
   features(frozen, images, rng=None) -> {tap name: [B,h,w,C] float32}
 
 `images` are [B,H,W,3] uint8. `features` is pure and may be traced inside any jitted program.
 
-One whose maps come in two steps, of which the first leaves little to keep, has members for both, `TwoStep`:
+A backbone that computes its maps in two steps, with a small result of the first, is a `TwoStep`:
 
   encode(frozen, images) -> latents [B,h,w,C] float32
-  describe(frozen, latents, rng=None) -> what `features` gives for these images
+  describe(frozen, latents, rng=None) -> the result of `features` for these images
   latents_fingerprint    changes whenever the same image would give other latents
 
 A backbone that also finds generic keypoints is a `KeypointDetector`:
 
   detect(frozen, images) -> `Detected`, a score for every pixel and descriptors on a grid
 
-There `images` are float in 0..1, since they may come out of a warp.
+The `images` of `detect` are float in 0..1, since they may come out of a warp.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-LATENTS = "latents"  # what the one map of `Latents` is called
+LATENTS = "latents"  # name of the one map of `Latents`
 
 
 class Tap(NamedTuple):
@@ -42,7 +42,7 @@ class Tap(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a backbone promises about its maps."""
+    """The properties of a backbone's maps."""
 
     name: str
     taps: tuple[Tap, ...]
@@ -51,11 +51,11 @@ class Spec(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """What a keypoint detector sees in images of H x W pixels.
+    """The result of a keypoint detector on images of H x W pixels.
 
     Attributes:
-      score: [B,H,W] float32 in 0..1, how sure it is that a keypoint is at that pixel; neighbours are not suppressed.
-      descriptors: [B,h,w,D] float32 of length 1; cells lie as `Tap` says.
+      score: [B,H,W] float32 in 0..1, confidence of a keypoint at each pixel; neighbours are not suppressed.
+      descriptors: [B,h,w,D] float32 of length 1; `Tap` defines the centres of cells.
     """
 
     score: jax.Array
@@ -74,7 +74,7 @@ class Backbone(Protocol):
 
 
 class KeypointDetector(Protocol):
-    """The interface that methods see of a generic keypoint detector."""
+    """The interface of a generic keypoint detector that methods see."""
 
     @property
     def spec(self) -> Spec: ...
@@ -103,7 +103,7 @@ class Latents:
 
     @property
     def spec(self) -> Spec:
-        # No taps: what is computed is for `describe` alone, which knows where its cells are.
+        # No taps: the latents are for `describe` alone, which knows where its cells are.
         return self.backbone.spec._replace(taps=(), fingerprint=self.backbone.latents_fingerprint)
 
     def load(self) -> Any:
@@ -114,7 +114,7 @@ class Latents:
 
 
 def finished(backbone: Backbone, frozen: Any, cached: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The maps of images, of which `cached` holds the maps or the latents: {tap: [B,h,w,C]}."""
+    """The maps {tap: [B,h,w,C]} of images from `cached`, which holds the maps or the latents."""
     if set(cached) != {LATENTS}:
         return cached
     latents = cached[LATENTS]

@@ -1,4 +1,4 @@
-"""Backbones by the names that a config gives them, one or several joined by `+`."""
+"""Construction of backbones by their names in a config, one or several joined by `+`."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from uld_jax.lookup import find_class
 
 
 def backbone(path: str, field: str, kwargs=(), weights=()):
-    """The frozen network `module.Class` of `uld_jax.backbones`, built.
+    """Build the frozen network `module.Class` of `uld_jax.backbones`.
 
-    One that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`. Several are
-    joined by `+` (`backbones/concat.py`); `kwargs` then has those of each under its module.
+    A network that needs weights has a hyper-parameter `folder`; unless given, it is `config.weights.<module>`. Several
+    are joined by `+` (`backbones/concat.py`); `kwargs` then has those of each network under its module.
 
     Raises UserError for an unknown class or hyper-parameter; `field` is named in the error.
     """
@@ -41,7 +41,7 @@ def _joined(paths, field: str, kwargs, weights):
 
 
 def backbone_kinds(path: str, kwargs=()) -> frozenset[str]:
-    """The kinds of `config.weights` that the network `module.Class`, or several joined by `+`, looks for."""
+    """The kinds of `config.weights` that the network `module.Class`, or several joined by `+`, can load."""
     kinds, kwargs = set(), dict(kwargs)
     for part in path.split("+"):
         module, own = part.partition(".")[0], dict(kwargs.get(part.partition(".")[0], ())) if "+" in path else kwargs

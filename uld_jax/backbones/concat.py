@@ -1,4 +1,4 @@
-"""Several backbones looked through at once, such as DINOv2 beside Stable Diffusion.
+"""Several backbones used as one, such as DINOv2 beside Stable Diffusion.
 
     uld train --config=zeroshot:preset=small,backbone=dinov2.Dinov2+stable_diffusion.StableDiffusion \
         --config.weights.dinov2=weights/dino --config.weights.stable_diffusion=weights/sd15 \
@@ -18,25 +18,25 @@ from uld_jax.backbones import Backbone, Spec
 class ConcatBackbone:
     """The maps of all parts, named `<part>/<map>`.
 
-    They are put together where they are looked at: ZeroShot gives each part the same weight, however many maps it has;
-    an aggregator learns how much of each map it takes.
+    The user of the maps combines them: ZeroShot gives each part the same weight, however many maps it has; an
+    aggregator learns the weight of each map.
 
     Attributes:
-      parts: (name, backbone) of each.
+      parts: (name, backbone) of each part.
     """
 
     parts: tuple[tuple[str, Backbone], ...]
 
     @property
     def spec(self) -> Spec:
-        """Strides are in pixels of the image as the part resizes it. Raises what the parts do."""
+        """The maps of all parts, with strides in pixels of a part's resized image. Raises the errors of the parts."""
         specs = [(name, part.spec) for name, part in self.parts]
         taps = tuple(tap._replace(name=f"{name}/{tap.name}") for name, spec in specs for tap in spec.taps)
         multiple = math.lcm(*[spec.size_multiple for _, spec in specs])
         return Spec("+".join(name for name, _ in specs), taps, multiple, "+".join(s.fingerprint for _, s in specs))
 
     def load(self) -> dict[str, Any]:
-        """The weights of each part by name."""
+        """Load the weights of each part by name."""
         return {name: part.load() for name, part in self.parts}
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:

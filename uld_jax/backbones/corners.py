@@ -1,8 +1,8 @@
-"""Corners, a keypoint detector without weights: where the image changes in every direction, and how it looks there.
+"""Corners, a keypoint detector without weights: points where the image changes in every direction.
 
 Shi and Tomasi, "Good features to track", CVPR 1994: the smaller eigenvalue of the structure tensor is large where two
 edges meet, and so at the corners of eyes and mouth, not along an edge. Descriptors are histograms of gradients
-(`gradient.py`) at several scales, so that a keypoint is known by its surroundings.
+(`gradient.py`) at several scales, so that a keypoint is described by its surroundings.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class Corners:
 
     Attributes:
       smooth, window: standard deviations in pixels.
-      quantile: of the pixels' strength that counts as 1, so that contrast does not matter.
-      border: pixels without keypoints, where the view ends and every window is cut.
-      scales: of the descriptors, see `GradientHistograms`; all in one descriptor of length 1.
-      stride: of the descriptors' grid, in pixels; image sides must be multiples.
+      quantile: quantile of the pixels' strength that scores 1, so that contrast does not matter.
+      border: width in pixels of the image's border without keypoints, where windows would be cut.
+      scales: scales of the descriptors, see `GradientHistograms`; all in one descriptor of length 1.
+      stride: stride of the descriptors' grid in pixels; image sides must be multiples.
     """
 
     smooth: float = 1.0
@@ -54,11 +54,11 @@ class Corners:
         return Spec("corners", (Tap("descriptors", width, self.stride),), self.stride, f"corners-1 {self}")
 
     def load(self) -> Any:
-        """There are no weights."""
+        """Load nothing, as there are no weights."""
         return {}
 
     def detect(self, frozen, images) -> Detected:
-        """Images [B,H,W,3] in 0..1 to scores [B,H,W] and descriptors [B,H/stride,W/stride,D]."""
+        """Detect in images [B,H,W,3] in 0..1: scores [B,H,W] and descriptors [B,H/stride,W/stride,D]."""
         del frozen
         return Detected(jax.vmap(self._strength)(images), self._described(255 * images))
 
@@ -72,7 +72,7 @@ class Corners:
         return keypoints.l2_normalize(jnp.concatenate(list(maps), -1))
 
     def _strength(self, image):
-        """Steps 1) to 3) for [H,W,3]."""
+        """Compute steps 1) to 3) for an image [H,W,3]."""
         blur = lambda x, sigma: color.gaussian_blur(x, sigma, max(1, round(3 * sigma)))
         padded = jnp.pad(blur(color.to_grey(image), self.smooth), ((1, 1), (1, 1), (0, 0)), mode="edge")
         dx, dy = (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2, (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2
@@ -84,5 +84,5 @@ class Corners:
         away = lambda at, size: (at >= self.border) & (at < size - self.border)
         inside = away(rows, height)[:, None] & away(columns, width)
         strength = jnp.where(inside, strength, 0)
-        # Strength below a grey level in a few hundred is noise of the camera.
+        # A strength below one grey level in a few hundred is noise of the camera.
         return jnp.clip(strength / jnp.maximum(jnp.quantile(strength, self.quantile), 0.004), 0, 1)

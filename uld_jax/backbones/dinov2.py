@@ -19,16 +19,16 @@ TYPES = ("float32", "bfloat16")
 class Dinov2:
     """Patch tokens after chosen blocks, after the network's last normalisation; class and register tokens are dropped.
 
-    Images are brought to sides that are multiples of 14 by the antialiased cubic filter, as transformers prepares them,
-    and to ImageNet's mean and deviation. A cell of the maps is 14 pixels of the resized image, so `image_size` chooses
-    how fine they are: 448 gives 32 x 32 cells.
+    Images are resized to sides that are multiples of 14 by the antialiased cubic filter, as in transformers, and
+    normalised by ImageNet's mean and deviation. A cell of the maps is 14 pixels of the resized image, so `image_size`
+    sets the resolution of the maps: 448 gives 32 x 32 cells.
 
     Attributes:
-      folder: converted weights (`uld convert --kind=dinov2`); of which size and variant, they say themselves.
-      taps: blocks, counted from 0, or from the last if negative; a map each, named `block11` and so on.
-      image_size: longer side of the resized image in pixels; 0: multiples of 14 nearest to its own sides.
-      offset: of the position embeddings' interpolation (`models/dinov2.cubic_weights`): 0 as in transformers; 0.1 as in
-        the original code for the networks without registers.
+      folder: folder of converted weights (`uld convert --kind=dinov2`); size and variant are read from it.
+      taps: blocks, counted from 0, or from the last if negative; each gives a map, named `block11` and so on.
+      image_size: longer side of the resized image in pixels; 0: multiples of 14 nearest to the image's own sides.
+      offset: offset in the interpolation of position embeddings (`models/dinov2.cubic_weights`): 0 as in transformers;
+        0.1 as in the published code for the networks without registers.
       compute: type of the arithmetic, `float32` or `bfloat16`, which is several times faster on recent accelerators.
     """
 
@@ -48,15 +48,15 @@ class Dinov2:
 
     @property
     def spec(self) -> Spec:
-        """Strides are in pixels of the resized image. Raises UserError when there are no weights."""
+        """The maps, with strides in pixels of the resized image. Raises UserError when there are no weights."""
         source = weights.read_source(self.folder, "dinov2")
         taps = tuple(Tap(f"block{number}", source["width"], dinov2.PATCH) for number in self._blocks(source["blocks"]))
-        # Which weights they are, wherever they lie.
+        # The fingerprint depends on the weights, not on the path of their folder.
         setting = dataclasses.replace(self, folder=source["sha256"])
         return Spec("dinov2", taps, 1, f"dinov2-1 {setting}")
 
     def load(self) -> Any:
-        """The converted weights. Raises UserError when there are none."""
+        """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "dinov2")
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
@@ -72,7 +72,7 @@ class Dinov2:
         return {f"block{number}": m.astype(jnp.float32) for number, m in zip(blocks, maps, strict=True)}
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Sides of the resized image."""
+        """Sides (height, width) of the resized image in pixels."""
         scale = self.image_size / max(height, width) if self.image_size else 1
         return tuple(max(1, int(side * scale / dinov2.PATCH + 0.5)) * dinov2.PATCH for side in (height, width))
 

@@ -30,11 +30,11 @@ class GradientHistograms:
     5) square root of the histogram over its sum
 
     Attributes:
-      scales: one map each, named `scale0`, `scale1`, ...
-      bins: directions, at least 3.
-      offsets: of the cells' centres in pixels at scale 1, the same in x and y.
+      scales: scale factors; each gives a map, named `scale0`, `scale1`, ...
+      bins: number of directions, at least 3.
+      offsets: offsets of the cells' centres in pixels at scale 1, the same in x and y.
       cell: side of a cell in pixels at scale 1.
-      stride: of the grid, in pixels.
+      stride: stride of the grid in pixels.
       color: `grey` for the mean of the channels, `max` for the one that changes most; on faces `grey` clusters better.
       floor: mean gradient, of values in 0..1, below which a descriptor fades: noise in flat regions stays small.
     """
@@ -60,7 +60,7 @@ class GradientHistograms:
         return Spec("gradient", taps, self.stride, f"gradient-1 {self}")
 
     def load(self) -> Any:
-        """There are no weights."""
+        """Load nothing, as there are no weights."""
         return {}
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
@@ -75,7 +75,7 @@ class GradientHistograms:
         return {f"scale{i}": self._describe(energy, scale) for i, scale in enumerate(self.scales)}
 
     def _directions(self, images):
-        """Steps 1 and 2: [B,H,W,3] in 0..1 to [B,H,W,bins]."""
+        """Compute steps 1 and 2: [B,H,W,3] in 0..1 to [B,H,W,bins]."""
         if self.color == "grey":
             images = jnp.mean(images, -1, keepdims=True)
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
@@ -95,7 +95,7 @@ class GradientHistograms:
         return jnp.maximum(along, 0) / (1 - edge)
 
     def _describe(self, energy, scale):
-        """Steps 3 to 5: [B,H,W,bins] to [B,h,w,n*n*bins]."""
+        """Compute steps 3 to 5: [B,H,W,bins] to [B,h,w,n*n*bins]."""
         offsets, window = self._layout(scale)
         before = window // 2 + max(0, -offsets[0])
         after = window // 2 + max(0, offsets[-1]) + self.stride
@@ -133,7 +133,7 @@ class GradientHistograms:
 def _triangle(x, window: int, axis: int):
     """Means with triangular weights over `window` cells along an axis; the result starts with the first whole one.
 
-    A box of n cells and one of window + 1 - n after the other.
+    The weights are a box of n cells convolved with one of window + 1 - n.
     """
     first = (window + 1) // 2
     return _box(_box(x, first, axis), window + 1 - first, axis)

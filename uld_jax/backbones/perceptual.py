@@ -1,4 +1,4 @@
-"""VGG16 as the measure of a generated image: converted weights, or random ones."""
+"""Weights of the VGG16 that measures a generated image: converted or random ones."""
 
 import functools
 import logging
@@ -8,13 +8,14 @@ from uld_jax.models import vgg
 
 
 def load(kind: str, folder: str | None, width: int, channels: int = 3):
-    """Weights of a VGG16 (`models/vgg.py`).
+    """Load the weights of a VGG16 (`models/vgg.py`).
 
     Args:
       kind: `vgg16` or `vgg16_colorization`, as in `uld convert`.
-      folder: converted weights; without any, He-normal random ones of a fixed seed are drawn, and the log says so.
-      width: of the random network; 64 is VGG16, less is a narrow copy.
-      channels: of its input.
+      folder: folder of converted weights; without one, He-normal random weights of a fixed seed are drawn, and the log
+        says so.
+      width: channels in the first block of the random network; 64 is VGG16, less is a narrow copy.
+      channels: channels of the random network's input.
     """
     if folder:
         return weights.load(folder, kind)

@@ -1,4 +1,4 @@
-"""R2D2 as a generic keypoint detector and a backbone: the other start that Mallis et al. try (figure 2b)."""
+"""R2D2 as a generic keypoint detector and a backbone, the second initial detector of Mallis et al. (figure 2b)."""
 
 import dataclasses
 
@@ -13,15 +13,15 @@ from uld_jax.models import r2d2
 
 @dataclasses.dataclass(frozen=True)
 class R2D2:
-    """Scores are repeatability times reliability, where both are high enough; a descriptor for every pixel.
+    """R2D2 with a score, repeatability times reliability if both are high enough, and a descriptor for every pixel.
 
-    The published detection also asks that a pixel's repeatability be the highest of 3 x 3; that is left to whoever
-    suppresses neighbours.
+    The published detection also requires a pixel's repeatability to be the highest of 3 x 3; here the caller suppresses
+    neighbours.
 
     Attributes:
-      folder: converted weights (`uld convert --kind=r2d2`); of which variant, they say themselves.
-      repeatability: a pixel with less scores 0.
-      reliability: likewise; both 0.7 in the published code.
+      folder: folder of converted weights (`uld convert --kind=r2d2`); the variant is read from it.
+      repeatability: least repeatability of a pixel with a score above 0; 0.7 in the published code.
+      reliability: least reliability of a pixel with a score above 0; 0.7 in the published code.
     """
 
     folder: str = ""
@@ -30,17 +30,17 @@ class R2D2:
 
     @property
     def spec(self) -> Spec:
-        # Which weights they are, wherever they lie.
+        # The fingerprint depends on the weights, not on the path of their folder.
         source = weights.read_source(self.folder, "r2d2") if self.folder else {}
         setting = dataclasses.replace(self, folder=source.get("sha256", ""))
         return Spec("r2d2", (Tap("descriptors", r2d2.DESCRIPTOR_SIZE, 1),), 1, f"r2d2-1 {setting}")
 
     def load(self):
-        """The converted weights. Raises UserError when there are none."""
+        """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "r2d2")
 
     def detect(self, frozen, images) -> Detected:
-        """What is seen in images [B,H,W,3], float in 0..1; h = H and w = W.
+        """Detect in images [B,H,W,3], float in 0..1; h = H and w = W.
 
         In the `faster2d2` variant the last row or column of an odd side scores 0 and has no descriptors.
         """

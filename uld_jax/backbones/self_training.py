@@ -1,6 +1,6 @@
-"""The first network of self-training as a backbone: descriptors that were learned from the images at hand.
+"""The first network of self-training as a backbone: descriptors learned from one's own images.
 
-Mallis et al., NeurIPS 2020, section 3.2. It needs no weights of others:
+Mallis et al., NeurIPS 2020, section 3.2. The backbone needs no published weights:
 
     uld train --config=configs/self_training.py ... --workdir=RUN
     uld convert --kind=self_training --src=RUN --dst=weights/st
@@ -28,15 +28,15 @@ TYPES = ("float32", "bfloat16")
 class SelfTraining:
     """Maps of a finished `self_training.Correspondence`, over the whole image.
 
-    In training the network saw a central part of the frame. Here it sees all of it, at the same scale: what the stage
-    showed on 64 pixels with a zoom of 0.8 is shown on 80. Where the hourglass needs larger sides than that, the image's
-    border goes on around it, and the cells there are cut off again.
+    In training the network saw a central part of the frame. Here it sees the whole frame at the same scale: 80 pixels
+    for a stage with 64 pixels and a zoom of 0.8. If the hourglass needs larger sides, the image's border is repeated
+    around it, and the cells there are cut off again.
 
     Attributes:
-      folder: converted from a run (`uld convert --kind=self_training`).
-      taps: maps by name: `descriptors`, of length 1; `hourglass`, the last map that both heads share; `features`, the
+      folder: folder converted from a run (`uld convert --kind=self_training`).
+      taps: names of maps: `descriptors`, of length 1; `hourglass`, the last map that both heads share; `features`, the
         last hidden layer of the descriptors' head.
-      image_size: side in pixels of the whole image as the network sees it; 0: at the scale of its training.
+      image_size: side in pixels of the whole image as the network sees it; 0 for the scale of its training.
       compute: type of the arithmetic, `float32` or `bfloat16`.
     """
 
@@ -56,16 +56,16 @@ class SelfTraining:
 
     @property
     def spec(self) -> Spec:
-        """Strides are in pixels of the resized image. Raises UserError when there are no weights."""
+        """The maps, with strides in pixels of the resized image. Raises UserError when there are no weights."""
         source = self._source
         channels = dict.fromkeys(TAPS, source["width"]) | dict(descriptors=source["descriptor_size"])
         taps = tuple(Tap(name, channels[name], source["downsample"]) for name in self.taps)
-        # Which weights they are, wherever they lie.
+        # The fingerprint depends on the weights, not on the path of their folder.
         setting = dataclasses.replace(self, folder=source["sha256"])
         return Spec("self_training", taps, 1, f"self_training-1 {setting}")
 
     def load(self) -> Any:
-        """The converted weights. Raises UserError when there are none."""
+        """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "self_training")["params"]
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
@@ -95,12 +95,12 @@ class SelfTraining:
 
 
 def _sides(source, image_size: int) -> tuple[int, int]:
-    """Sides in pixels of the resized image, and of what the network is given, which has it in its middle.
+    """Sides in pixels of the resized image, and of the network's input, which has that image in its middle.
 
     >>> _sides(dict(image_size=64, zoom=0.8, downsample=2, depth=4), 0), _sides(dict(downsample=4, depth=4), 256)
     ((80, 96), (256, 256))
     """
     stride, multiple = source["downsample"], source["downsample"] * 2 ** source["depth"]
     wanted = image_size or source["image_size"] / source["zoom"]
-    shown = max(1, int(wanted / (2 * stride) + 0.5)) * 2 * stride  # so that what is around it is whole cells
+    shown = max(1, int(wanted / (2 * stride) + 0.5)) * 2 * stride  # so that whole cells surround the image
     return shown, -(-shown // multiple) * multiple

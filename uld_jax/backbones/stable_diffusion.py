@@ -21,8 +21,8 @@ class StableDiffusion:
 
     1) resize, and encode to the mean latent (its distribution is not sampled, so features are repeatable)
     2) bring it to each timestep:
-         clean      not at all: the UNet sees the clean latent and is told the timestep. (-1,) is the single step of
-                    diffusion hyperfeatures, and the default
+         clean      no change: the UNet sees the clean latent and the number of the timestep. (-1,) is the single step
+                    of diffusion hyperfeatures, and the default
          noise      sqrt(a_t) latent + sqrt(1 - a_t) noise, each timestep on its own, with the same noise
          inversion  DDIM inversion from the clean latent, as diffusion hyperfeatures with many steps do; timesteps must
                     lie on its path: -1, 0, 20, ..., 960 for 50 steps
@@ -30,21 +30,21 @@ class StableDiffusion:
 
     Maps are named by timestep and tap, timesteps first: `t-1.up0.0`, ..., `t-1.up3.2`, `t60.up0.0`, ...
 
-    The paper leaves version, timesteps, prompt and size open; the defaults are those of diffusion hyperfeatures, but
-    for the mean latent.
+    Tourani et al. leave version, timesteps, prompt and size open; the defaults are those of diffusion hyperfeatures,
+    except for the mean latent.
 
     Attributes:
-      folder: converted weights (`uld convert --kind=stable_diffusion`), which say themselves what version they are.
-      timesteps: from -1 (clean) to 999.
-      mode: see above.
+      folder: folder of converted weights (`uld convert --kind=stable_diffusion`); the version is read from it.
+      timesteps: timesteps from -1 (clean) to 999.
+      mode: `clean`, `noise` or `inversion`, see above.
       taps: (decoder block, residual block) of each map; empty for all 12.
-      image_size: longer side of the resized image in pixels; 0: its own sides. Sides become multiples of 64.
-        512 is what version 1.5 and 2.1-base were trained at; 256 costs a quarter.
-      inversion_steps: of the whole path from clean to noise.
-      seed: of the noise when `features` is given no key.
+      image_size: longer side of the resized image in pixels; 0: the image's own sides. Sides become multiples of 64.
+        Versions 1.5 and 2.1-base were trained at 512; 256 costs a quarter.
+      inversion_steps: number of steps of the whole path from clean to noise.
+      seed: seed of the noise when `features` is given no key.
       compute: type of the arithmetic, one of `attention.TYPES`; `auto` goes by the device: bfloat16 on TPUs and on
         GPUs from A100 on, float16 on T4 and V100, which lack it, float32 elsewhere.
-      attention: one of `attention.WAYS`; `auto` goes by the device too.
+      attention: one of `attention.WAYS`; `auto` also goes by the device.
     """
 
     folder: str = ""
@@ -73,7 +73,7 @@ class StableDiffusion:
 
     @property
     def spec(self) -> Spec:
-        """Strides are in pixels of the resized image. Raises UserError when there are no weights."""
+        """The maps, with strides in pixels of the resized image. Raises UserError when there are no weights."""
         source = weights.read_source(self.folder, "stable_diffusion")
         widths, levels = source["widths"], len(source["widths"])
         taps = [
@@ -81,36 +81,39 @@ class StableDiffusion:
             for step in self.timesteps
             for block, i in self.taps or unet.all_taps(levels, source["depth"])
         ]
-        # Which weights they are, wherever they lie, and in what type.
+        # The fingerprint depends on the weights and the type of arithmetic, not on the path of their folder.
         setting = dataclasses.replace(self, folder=source["sha256"], compute=self._type, attention="auto")
         return Spec("stable_diffusion", tuple(taps), 1, f"stable_diffusion-1 {setting}")
 
     @property
     def latents_fingerprint(self) -> str:
-        """Of what `encode` returns: no timestep, mode or tap changes it. Raises UserError when there are no weights."""
+        """Fingerprint of the results of `encode`, the same for all timesteps, modes and taps.
+
+        Raises UserError when there are no weights.
+        """
         source = weights.read_source(self.folder, "stable_diffusion")
         setting = f"image_size={self.image_size}, compute={self._type!r}, folder={source['sha256']!r}"
         return f"stable_diffusion-1 latents({setting})"
 
     def load(self) -> Any:
-        """The converted weights. Raises UserError when there are none."""
+        """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "stable_diffusion")
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
         """Images [B,H,W,3] uint8 to {"t-1.up0.0": [B,h,w,C] float32, ...}.
 
         Args:
-          frozen: what `load` returned.
-          images: any size; see `image_size`.
-          rng: of the noise: a typed key, whose noise all images get; or one for each image, [B]. Without one, all
-            images get the noise of `seed`, so that features depend on the image alone.
+          frozen: the result of `load`.
+          images: [B,H,W,3] uint8 of any size; see `image_size`.
+          rng: typed PRNG key of the noise, the same noise for all images; or a key for each image, [B]. Without a key,
+            all images get the noise of `seed`, so that features depend on the image alone.
 
         Raises UserError for timesteps or taps that do not exist.
         """
         return self.describe(frozen, self.encode(frozen, images), rng)
 
     def encode(self, frozen, images):
-        """Step 1: images [B,H,W,3] uint8 to clean latents [B,h,w,4] float32, which are small enough to keep."""
+        """Compute step 1: images [B,H,W,3] uint8 to clean latents [B,h,w,4] float32, small enough to keep."""
         network = vae.of(frozen["vae"], **self._options)
         levels = len(unet.of(frozen["unet"]).widths)
         x = images.astype(jnp.float32) / 127.5 - 1
@@ -120,7 +123,7 @@ class StableDiffusion:
         return network.apply({"params": frozen["vae"]}, x).mean * frozen["scaling_factor"]
 
     def describe(self, frozen, latents, rng=None) -> dict[str, jax.Array]:
-        """Steps 2 and 3: what `encode` returned to maps; see `features`."""
+        """Compute steps 2 and 3: latents of `encode` to maps; see `features`."""
         base = unet.of(frozen["unet"], attention=self.attention, **self._options)
         taps = self.taps or unet.all_taps(len(base.widths), base.depth)
         table, noisy = frozen["alphas_cumprod"], self.mode == "noise"
@@ -149,11 +152,11 @@ class StableDiffusion:
 
     @property
     def _options(self) -> dict[str, Any]:
-        # In half precision there is nothing to be had from more exact products.
+        # In half precision, more exact products would gain nothing.
         return dict(dtype=jnp.dtype(self._type), precision="highest" if self._type == "float32" else "default")
 
     def _path(self, total: int) -> tuple[list[int], list[int]]:
-        """Timesteps at which the network is asked, and where the latents move from there."""
+        """Timesteps at which the network is evaluated, and those to which the latents then move."""
         if max(self.timesteps) >= total:
             raise UserError(f"timesteps of StableDiffusion are {self.timesteps}; use -1 to {total - 1}")
         if self.mode != "inversion":
@@ -174,20 +177,20 @@ class StableDiffusion:
         return jax.vmap(draw)(rng) if rng.ndim else draw(rng)
 
     def _size(self, height: int, width: int, multiple: int) -> tuple[int, int]:
-        """Sides of the resized image."""
+        """Sides (height, width) of the resized image in pixels."""
         scale = self.image_size / max(height, width) if self.image_size else 1
         return tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height, width))
 
 
 def _walk(visit, x, here, there, kept, unrolled):
-    """What `visit` finds at chosen places of a path.
+    """Collect the findings of `visit` at chosen places of a path.
 
     Args:
-      visit: (x, here, there, final) -> x at the next place, a pytree of arrays.
-      x: at the first place.
+      visit: function (x, here, there, final) -> (x at the next place, findings), pytrees of arrays.
+      x: x at the first place.
       here, there: whole numbers, one of each a place.
       kept: the places whose findings are returned, in the order wanted.
-      unrolled: whether the program holds `visit` as often as there are places, or once.
+      unrolled: True for a program that holds `visit` once for every place, False for a scan that holds it once.
     """
     last = len(here) - 1
     if unrolled or not last:
@@ -197,7 +200,7 @@ def _walk(visit, x, here, there, kept, unrolled):
             found.append(maps if i in kept else None)
         return [found[i] for i in kept]
 
-    # Of the other places the findings overwrite one another in a slot behind the last one wanted.
+    # The findings of other places overwrite one another in a slot behind the last one wanted.
     slots = np.array([kept.index(i) if i in kept else len(kept) for i in range(last + 1)])
 
     def body(carry, place):

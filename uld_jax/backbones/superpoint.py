@@ -1,4 +1,4 @@
-"""SuperPoint as a generic keypoint detector and a backbone: what Mallis et al. start their self-training from."""
+"""SuperPoint as a generic keypoint detector and a backbone, from which Mallis et al. start their self-training."""
 
 import dataclasses
 
@@ -16,10 +16,10 @@ GRAYS = ("rgb", "bgr_swapped")
 
 @dataclasses.dataclass(frozen=True)
 class SuperPoint:
-    """Scores by a softmax over a cell's 64 pixels and its dustbin; descriptors on a grid of 8 pixels.
+    """SuperPoint: scores by a softmax over a cell's 64 pixels and its dustbin; descriptors on a grid of 8 pixels.
 
     Attributes:
-      folder: converted weights (`uld convert --kind=superpoint`).
+      folder: folder of converted weights (`uld convert --kind=superpoint`).
       gray: `rgb` for the luma 0.299 R + 0.587 G + 0.114 B that the network was trained on; `bgr_swapped` for
         0.114 R + 0.587 G + 0.299 B, which the published code of Mallis et al. computes from its RGB images.
     """
@@ -34,20 +34,20 @@ class SuperPoint:
     @property
     def spec(self) -> Spec:
         tap = Tap("descriptors", superpoint.DESCRIPTOR_SIZE, superpoint.CELL)
-        # Which weights they are, wherever they lie.
+        # The fingerprint depends on the weights, not on the path of their folder.
         source = weights.read_source(self.folder, "superpoint") if self.folder else {}
         setting = dataclasses.replace(self, folder=source.get("sha256", ""))
         return Spec("superpoint", (tap,), superpoint.CELL, f"superpoint-1 {setting}")
 
     def load(self):
-        """The converted weights. Raises UserError when there are none."""
+        """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "superpoint")
 
     def detect(self, frozen, images) -> Detected:
-        """What is seen in images [B,H,W,3], float in 0..1.
+        """Detect in images [B,H,W,3], float in 0..1.
 
-        Of sides that are no multiples of 8 the rest beyond the last whole cell scores 0 and has no descriptors, as in
-        the published code, whose map of a 218 x 178 image is 216 x 176. Raises UserError for sides below 8.
+        If a side is no multiple of 8, pixels beyond the last whole cell score 0 and have no descriptors, as in the
+        published code, whose map of a 218 x 178 image is 216 x 176. Raises UserError for sides below 8.
         """
         found = superpoint.SuperPoint().apply({"params": frozen}, self._gray(images.astype(jnp.float32)))
         score = superpoint.scores(found.logits)

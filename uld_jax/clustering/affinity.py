@@ -1,12 +1,12 @@
-"""The affinity of a kNN graph as an operator: never as a matrix of N x N.
+"""The affinity of a kNN graph as an operator, without a matrix of N x N.
 
 GCN-V (Yang et al. 2020, as CGB uses it; Awan et al., section 3.2) sees each vertex beside the mean of its neighbourhood
 
   D^-1 (max(A, A^T) + I) x,    A_ij = s_ij if s_ij > 0 and j is one of the k neighbours of i, else 0,
 
-with D the row sums. A vertex may be a neighbour of many others (degrees of 337 were seen at k = 80), so the k slots of
-a row do not hold all its edges. The matrix is made block by block, by a scatter of maxima, which gives the same numbers
-in any order, and multiplied at once: N^2 D operations, as many as it took to find the neighbours.
+where D holds the row sums. A vertex may be a neighbour of many others (degrees of 337 were seen at k = 80), so the k
+slots of a row do not hold all its edges. The matrix is made block by block, by a scatter of maxima, which gives the
+same numbers in any order, and multiplied at once: N^2 D operations, as many as the search for neighbours takes.
 """
 
 import functools
@@ -32,16 +32,16 @@ def aggregate(graph, x, mask=None, *, mesh=None, block: int = 1024):
     """Weighted mean of every vertex and its neighbours: D^-1 (max(A, A^T) + I) x.
 
     Args:
-      graph: has `indices` [N,k] int32, the neighbours of each row (-1: the slot is not filled), and `similarities`
-        [N,k] float. An edge counts where its similarity is above 0 and both ends are unmasked; an edge from a row to
-        itself does not (the identity has it). CGB's code keeps 80 neighbours *including* the vertex itself and drops
-        that one: its graph is the one with k = 79 here. The paper says 80 neighbours.
+      graph: object with `indices` [N,k] int32, the neighbours of each row (-1: the slot is not filled), and
+        `similarities` [N,k] float. An edge counts where its similarity is above 0 and both ends are unmasked; an edge
+        from a row to itself does not (the identity has it). The published code of CGB keeps 80 neighbours *including*
+        the vertex itself and drops that one: its graph is the one with k = 79 here. The paper has 80 neighbours.
       x: [N,D] float rows.
       mask: [N] bool, False for rows that count nowhere; they may hold anything, NaN too.
-      mesh: the rows of all arguments are split over its devices, all axes as one. Each device then makes its own rows,
-        and the blocks (x [n,D], mask [n], indices and similarities [n,k]) travel once around the ring of devices, one
-        at a time. If N does not divide by their number, padding costs a copy between devices. Without a mesh the
-        arguments are on one device or replicated; split ones would be gathered.
+      mesh: mesh over whose devices the rows of all arguments are split, all axes as one. Each device then makes its own
+        rows, and the blocks (x [n,D], mask [n], indices and similarities [n,k]) travel once around the ring of devices,
+        one at a time. If N does not divide by the number of devices, padding costs a copy between devices. Without a
+        mesh the arguments are on one device or replicated; split ones would be gathered.
       block: rows of the matrix made at a time; memory is block * n numbers, n = N / devices.
 
     Returns:
@@ -83,7 +83,7 @@ def _aggregate(indices, similarities, x, mask, *, mesh, block):
             total, degree, others = carry
             there = (here + step) % devices
             more, edges = _sums(rows, others, here * size, there * size, block)
-            # The last sending brings the own block home; a branch that leaves it out would cost more than it saves.
+            # The last step returns each block to its owner; a branch that skips it would cost more than it saves.
             return total + more, degree + edges, jax.lax.ppermute(others, axis, around)
 
         start = jnp.zeros_like(rows.x), jnp.zeros_like(rows.x[:, 0])
@@ -94,14 +94,14 @@ def _aggregate(indices, similarities, x, mask, *, mesh, block):
 
 
 def _finish(rows, total, degree):
-    """The identity is added and the row sums divided out."""
+    """Add the identity and divide by the row sums."""
     return jnp.where(rows.mask[:, None], (total + rows.x) / (degree + 1)[:, None], 0)
 
 
 def _sums(rows, others, first, first_other, block):
     """sum_j max(A, A^T)_ij x_j [n,D] and sum_j max(A, A^T)_ij [n], over the vertices j of `others`.
 
-    `first` and `first_other` are the numbers of their first vertices.
+    `first` and `first_other` are the numbers of the first vertices of `rows` and `others`.
     """
     count, other_count = rows.x.shape[0], others.x.shape[0]
     block = min(block, count)
@@ -112,7 +112,7 @@ def _sums(rows, others, first, first_other, block):
     column = jnp.broadcast_to(jnp.arange(other_count)[:, None], back.shape)
 
     def one(start):
-        # The last block starts earlier to be whole: what it makes twice is the same.
+        # The last block starts earlier to be whole; the rows it computes twice are the same.
         start = jnp.minimum(start, count - block)
         pick = lambda values: jax.lax.dynamic_slice_in_dim(values, start, block)
         row = jnp.broadcast_to(jnp.arange(block)[:, None], (block, forth.shape[1]))
@@ -132,6 +132,6 @@ def _sums(rows, others, first, first_other, block):
 
 
 def _within(indices, first, count):
-    """Vertex numbers as places in the `count` rows from `first` on; `count` + 1 for those elsewhere."""
+    """Convert vertex numbers to places in the `count` rows from `first` on; others become `count` + 1."""
     place = indices - first
     return jnp.where((place >= 0) & (place < count) & (indices >= 0), place, count + 1)

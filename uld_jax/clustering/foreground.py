@@ -1,8 +1,8 @@
-"""Where the object is, from the features of a frozen backbone alone.
+"""The region of the object, from the features of a frozen backbone alone.
 
-Features of an object differ from those of what is behind it more than from one another, so that the first principal
+Features of an object differ more from those of the background than from one another, so that the first principal
 component of many images' features tells the two apart (Amir et al., "Deep ViT Features as Dense Visual Descriptors",
-2021; Oquab et al., DINOv2, 2023). Where no csv has boxes or masks, this stands in for them.
+2021; Oquab et al., DINOv2, 2023). This region replaces boxes or masks where no csv has them.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from uld_jax.clustering import pca
 from uld_jax.ops import connected
 
-_BINS = 256  # of the histogram that is cut in two
+_BINS = 256  # bins of the histogram that is cut in two
 
 
 class Foreground(NamedTuple):
-    """What tells object from background.
+    """A linear rule that separates object from background.
 
     Attributes:
-      mean: [D] of the features.
+      mean: [D], mean of the features.
       direction: [D] of length 1, from background to object.
-      threshold: of (features - mean) . direction; above it is the object.
+      threshold: scalar; a cell with (features - mean) . direction above it belongs to the object.
     """
 
     mean: jax.Array
@@ -31,20 +31,20 @@ class Foreground(NamedTuple):
 
 
 def unknown(size: int, dtype=jnp.float32) -> Foreground:
-    """Of features of this size, before anything is known: `region` then is empty."""
+    """A `Foreground` for features of this size before any fit; its `region` is empty."""
     return Foreground(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), dtype))
 
 
 def fit(x, place, mask=None) -> Foreground:
-    """From features of many places in many images.
+    """Fit a `Foreground` to features of many places in many images.
 
-    The direction is the first principal component, its sign that which puts the object in the middle: what is above the
-    mean has less of a squared distance to the centre. The threshold parts the projections into two groups with the
-    least squared deviation from their means (Otsu 1979).
+    The direction is the first principal component. Its sign puts the object in the middle: places above the mean have
+    the smaller squared distance to the centre. The threshold splits the projections into two groups with the least
+    squared deviation from their means (Otsu 1979).
 
     Args:
       x: [N,D] float; masked rows may hold anything.
-      place: [N,2] in unit coordinates: borders of the frame at -1 and 1.
+      place: [N,2] places in unit coordinates: borders of the frame at -1 and 1.
       mask: [N] bool; None for all rows.
     """
     mask = jnp.ones(len(x), bool) if mask is None else mask
@@ -61,23 +61,23 @@ def region(foreground: Foreground, maps, inside=None):
     """The object's cells [B,h,w] bool on features [B,h,w,D]: the largest connected region above the threshold.
 
     Args:
-      foreground: of these features.
-      maps: the features.
-      inside: [h,w] bool, cells that come into question at all; None for all.
+      foreground: the result of `fit` on such features.
+      maps: [B,h,w,D] features.
+      inside: [h,w] bool, cells that the region may contain; None for all.
     """
     above = score(foreground, maps) > 0
     return connected.largest(above if inside is None else above & inside)
 
 
 def score(foreground: Foreground, maps):
-    """How far features [...,D] are on the object's side of the threshold, [...]; negative: on the other."""
+    """Signed distance [...] of features [...,D] from the threshold; positive on the object's side."""
     return _along(foreground.mean, foreground.direction, maps) - foreground.threshold
 
 
 def otsu(values, mask=None):
-    """The threshold that parts numbers into two groups of least squared deviation from their means.
+    """The threshold that splits numbers into two groups of least squared deviation from their means.
 
-    It is exact to 1/256 of the numbers' range.
+    The threshold is exact to 1/256 of the numbers' range.
 
     Args:
       values: [N] float.
@@ -98,7 +98,7 @@ def otsu(values, mask=None):
     above = total - below
     apart = mass / jnp.maximum(below, 1) - (all_mass - mass) / jnp.maximum(above, 1)
     between = below * above * apart**2
-    # Where a gap makes several cuts as good, the middle of them.
+    # A gap makes several cuts equally good: take the middle one.
     best = between >= jnp.max(between) * (1 - 1e-5)
     cut = jnp.sum(jnp.where(best, middle + 0.5, 0)) / jnp.maximum(jnp.sum(best), 1)
     return low + width * cut

@@ -3,12 +3,12 @@
 CGB (Awan et al., section 3.2) with the linking of GCN-V (Yang et al. 2020):
 
     1) the kNN graph of the descriptors
-    2) a confidence for every row: how much its neighbourhood is of its own kind (Eq. 1), as a network tells it
+    2) a confidence for every row, predicted by a network: how much its neighbourhood is of its own kind (Eq. 1)
     3) every row links to its nearest neighbour that is strictly more confident, if that is similar enough
-    4) links lead uphill to a peak; a peak and all who reach it are a cluster
+    4) links lead uphill to a peak; a peak and all rows that reach it are a cluster
     5) centroids: means of the rows at their own lengths, scaled to length 1
 
-How many clusters there are is found by the data. The result has a fixed number of slots; `count` says when they were
+The number of clusters follows from the data. The result has a fixed number of slots; `count` exceeds it if there were
 too few.
 """
 
@@ -34,10 +34,10 @@ class GraphClusters(NamedTuple):
     """A clustering.
 
     Attributes:
-      labels: [N] int32, cluster of every row, the largest cluster being 0; -1 for rows that are masked, not finite, or
-        of a cluster beyond the last slot.
+      labels: [N] int32, cluster of every row, 0 for the largest cluster; -1 for rows that are masked, not finite, or
+        in a cluster beyond the last slot.
       centroids: [M,D] float32 (or wider, as x) of length 1; zeros in unused slots.
-      count: int32, how many clusters there are; more than M if the slots were too few.
+      count: int32, number of clusters; more than M if the slots were too few.
       confidence: [N] float32 (or wider, as x); 0 for rows that are masked or not finite.
     """
 
@@ -59,25 +59,26 @@ def gcn_clusters(
     slots: int = 512,
     mesh=None,
 ) -> GraphClusters:
-    """Clusters rows by confidence.
+    """Cluster rows by confidence.
 
     Args:
       x: [N,D] float rows of any length, on one device or split over a mesh on axis 0.
-      params: of the GCN-V (`models/gcn_v.py`); the ones that ship with the library if None. They need D = 256: for
-        other descriptors the confidence is `density`, and the log says so. Unused with `confidence="density"`.
-      k: neighbours of a row, without itself. Fewer rows than that do no harm.
+      params: parameters of the GCN-V (`models/gcn_v.py`); None for those that ship with the library. These need
+        D = 256: for other descriptors the confidence is `density`, and the log says so. Unused with
+        `confidence="density"`.
+      k: number of neighbours of a row, without itself. There may be fewer rows.
       tau: a row links only to a neighbour of a cosine above this.
       mask: [N] bool, False for rows that count nowhere; they may hold anything, NaN too. Rows that are not finite
-        are treated alike.
+        count nowhere either.
       confidence: `gcn`, the network; or `density`, the mean cosine to the k neighbours, which needs no network.
-      link_space: where "nearest" and `tau` are measured in step 3: the network's hidden layer (published code), or
-        the descriptors. With `density` it is always the descriptors.
-      slots: M.
-      mesh: over whose axis the work is spread; by default the one that x is split over, or inside `jax.jit` that of
-        `jax.set_mesh`. N need not divide by its size.
+      link_space: space in which "nearest" and `tau` of step 3 are measured: the network's hidden layer (published
+        code), or the descriptors. With `density` it is always the descriptors.
+      slots: M, the number of slots.
+      mesh: mesh over whose axis the work is spread; by default the one that x is split over, or inside `jax.jit` that
+        of `jax.set_mesh`. N need not divide by its size.
 
     Raises:
-      UserError: for an unknown confidence or link space, shapes that do not fit, or `params` made for another D.
+      UserError: an unknown confidence or link space, shapes that do not fit, or `params` made for another D.
 
     >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> found = gcn_clusters(x, confidence="density", k=2, slots=4)
@@ -125,7 +126,7 @@ def _clusters(x, params, mask, tau, *, k, link_space, slots, mesh):
         x, mask = jnp.pad(x, ((0, missing), (0, 0))), jnp.pad(mask, (0, missing))
     mask &= jnp.all(jnp.isfinite(x), 1)
     x = jnp.where(mask[:, None], x.astype(dtype), 0)
-    # Steps 1 and 2) Who is near, and how sure a row is.
+    # Steps 1 and 2) Neighbours and confidences.
     graph = knn_graph(x, k, mask=mask, mesh=mesh)
     if params is None:
         confidence = density(graph)
@@ -144,9 +145,9 @@ def mean_directions(x, labels, slots: int):
     """Centroids: the mean of each cluster's rows at their own lengths, scaled to length 1 (published code).
 
     Args:
-      x: [N,D].
-      labels: [N] int; rows of a label outside 0..slots - 1 count nowhere and may hold anything.
-      slots: M.
+      x: [N,D] float rows.
+      labels: [N] int; rows with a label outside 0..slots - 1 count nowhere and may hold anything.
+      slots: M, the number of slots.
 
     Returns:
       [M,D]; zeros for an empty cluster.
@@ -158,12 +159,12 @@ def mean_directions(x, labels, slots: int):
     largest = jnp.max(jnp.abs(x), initial=0)
     x = x / jnp.where(largest > 0, largest, 1)  # no sum is infinite
     member = (labels[:, None] == jnp.arange(slots)).astype(x.dtype)
-    # A product with one-hot labels: on a mesh a local sum and one all-reduce of [M,D], and the same every time.
+    # A product with one-hot labels is reproducible; on a mesh it is a local sum and one all-reduce of [M,D].
     return keypoints.unit(jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST))
 
 
 def density(graph):
-    """Mean cosine to the neighbours, [N]; 0 for a row that has none. A confidence without a network.
+    """Mean cosine to the neighbours, [N], a confidence without a network; 0 for a row without neighbours.
 
     >>> from uld_jax.clustering.knn import KnnGraph
     >>> density(KnnGraph(jnp.array([[1, -1], [0, -1], [-1, -1]]), jnp.array([[0.5, 0.0], [0.5, 0.0], [0.0, 0.0]])))
@@ -175,14 +176,14 @@ def density(graph):
 
 
 def uphill(graph, confidence, tau):
-    """Where every row links to, [N] int32: its nearest strictly more confident neighbour, or itself if it has none.
+    """Link every row, [N] int32, to its nearest strictly more confident neighbour, or to itself if it has none.
 
     The nearest such neighbour is the only candidate: if its similarity is `tau` or less, the row links to itself.
 
     Args:
       graph: neighbours [N,k] by falling similarity; -1 in unfilled slots.
-      confidence: [N].
-      tau: scalar.
+      confidence: [N], confidences of the rows.
+      tau: scalar, cosine that a link must exceed.
 
     >>> from uld_jax.clustering.knn import KnnGraph
     >>> graph = KnnGraph(jnp.array([[1, 2], [0, 2], [1, 0]]), jnp.array([[0.9, 0.8], [0.9, 0.7], [0.7, 0.8]]))
@@ -201,12 +202,12 @@ def components(parent, mask=None):
     """Labels of a forest's trees, the largest first.
 
     Args:
-      parent: [N] int32, where each row links to; a root to itself. Links must not go in a circle.
+      parent: [N] int32, the row that each row links to; a root links to itself. Links must not go in a circle.
       mask: [N] bool, False for rows that count nowhere.
 
     Returns:
-      Labels [N] int32, -1 where masked; trees of one size are ordered by their roots' rows. And how many trees there
-      are, int32.
+      Labels [N] int32, -1 where masked, and the number of trees, int32. Trees of equal size are ordered by their roots'
+      rows.
 
     >>> labels, count = components(jnp.array([0, 2, 2, 1]))
     >>> labels.tolist(), int(count)
@@ -214,7 +215,7 @@ def components(parent, mask=None):
     """
     rows = len(parent)
     mask = jnp.ones(rows, bool) if mask is None else mask
-    # Pointer doubling: after s steps a row knows who is 2^s links above it.
+    # Pointer doubling: after s steps a row points 2^s links up.
     for _ in range(max(math.ceil(math.log2(max(rows, 2))), 1)):
         parent = parent[parent]
     sizes = jnp.zeros(rows, jnp.int32).at[parent].add(mask.astype(jnp.int32))

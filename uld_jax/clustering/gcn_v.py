@@ -1,13 +1,13 @@
-"""Confidence of the rows of a kNN graph by GCN-V, and its weights that ship with the library.
+"""Confidence of the rows of a kNN graph by GCN-V, with the weights that ship with the library.
 
 The published weights were trained on 256-D descriptors of faces (MS-Celeb-1M); `uld convert --kind=gcn_v` reads them.
-The ones here, `gcn_v.npz`, are made by this library: first weights by which the confidence follows the length of
-x / 2 + Âx in any basis, then training on landmarks of its built-in heads, which changes little. They are made again by
+The weights here, `gcn_v.npz`, are made by this library: initial weights with which the confidence follows the length of
+x / 2 + Âx in any basis, then training on landmarks of its built-in heads, which changes little. They are reproduced by
 
   uld gcn --synthetic --dst=weights/gcn_v --npz=uld_jax/clustering/gcn_v.npz
 
-in half precision, which moves a confidence by less than 1e-3. `uld_jax/studies/train_gcn.py` says how, and how
-well they do.
+in half precision, which moves a confidence by less than 1e-3. `uld_jax/studies/train_gcn.py` describes the training and
+its accuracy.
 """
 
 import functools
@@ -31,11 +31,11 @@ def confidence(params, x, graph, mask=None, *, mesh=None):
     """Confidence and hidden features of every row of a graph.
 
     Args:
-      params: of `GcnV`, as `load_default()`, `uld convert --kind=gcn_v` or `uld gcn` give them.
-      x: [N,D] float descriptors; they need not be normalised, here they are. Rows of zeros stay zeros.
-      graph: their neighbours: `indices` and `similarities` [N,k]; see `affinity.aggregate`.
+      params: parameters of `GcnV`, from `load_default()`, `uld convert --kind=gcn_v` or `uld gcn`.
+      x: [N,D] float descriptors of any length; they are normalised here. Rows of zeros stay zeros.
+      graph: the rows' neighbours: `indices` and `similarities` [N,k]; see `affinity.aggregate`.
       mask: [N] bool, False for rows that count nowhere; they may hold anything.
-      mesh: when the rows are split over its axis `data`; what is then sent is said in `affinity.aggregate`. The
+      mesh: mesh over whose axis `data` the rows are split, or None; `affinity.aggregate` says what is then sent. The
         network itself works row by row.
 
     Returns:
@@ -56,7 +56,7 @@ def confidence(params, x, graph, mask=None, *, mesh=None):
 
 
 def apply(params, x, mean):
-    """`GcnV` of the size of `params`."""
+    """Apply the `GcnV` of the size of `params`."""
     return GcnV(params["conv1"]["kernel"].shape[1]).apply({"params": params}, x, mean)
 
 
@@ -66,13 +66,13 @@ def size(params) -> int:
 
 
 def initialize(key, descriptor_size: int = DESCRIPTOR_SIZE, hidden: int = HIDDEN) -> Any:
-    """Fresh parameters."""
+    """Random initial parameters of a `GcnV`."""
     rows = jnp.zeros((1, descriptor_size))
     return jax.jit(GcnV(hidden).init)(key, rows, rows)["params"]
 
 
 def load_default() -> Any:
-    """The parameters that ship with the library: a nested dict of float32 arrays, for descriptors of 256.
+    """Load the parameters that ship with the library: a nested dict of float32 arrays, for descriptors of 256.
 
     >>> sum(leaf.size for leaf in jax.tree.leaves(load_default()))
     526337
@@ -94,7 +94,7 @@ def _shipped():
 
 
 def write_half(path: str, params: Any) -> None:
-    """Writes parameters as the shipped file has them: in half precision, but for the last bias, a single number."""
+    """Write parameters in the format of the shipped file: in half precision, except for the last bias, one number."""
     flat = {f"{module}/{leaf}": x for module, part in params.items() for leaf, x in part.items()}
     data = io.BytesIO()
     np.savez(data, **{name: np.asarray(x, np.float16 if np.size(x) > 1 else np.float32) for name, x in flat.items()})

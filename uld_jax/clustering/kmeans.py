@@ -1,10 +1,10 @@
-"""Lloyd's k-means with k-means++ seeding: jitted, masked, at home on a mesh, and in little more memory than its rows.
+"""Lloyd's k-means with k-means++ seeding: jitted, masked, sharded over a mesh, in little more memory than its rows.
 
 Rows are visited in chunks. A visit centres a chunk, finds its nearest centroids and adds it to their sums, so there is
 never a second copy of the rows, nor a distance of every row to every centroid: 5 million rows of 256 need 5.3 GB.
 
-Rows may be split over devices (global view). Then an iteration sends one [k,D] and one [k] all-reduce and no row
-ever leaves its device: chunks are cut from each device's own rows, and a row is picked on its device before it is sent.
+Rows may be split over devices (global view). An iteration then sends one [k,D] and one [k] all-reduce, and rows stay on
+their devices: chunks are cut from each device's own rows, and a seed row is picked on its device before it is sent.
 """
 
 import functools
@@ -27,8 +27,8 @@ class KMeans(NamedTuple):
       centroids: [k,D] float32 (or wider, as x).
       labels: [N] int32, the nearest centroid of every row; -1 for masked rows, and for those that are not finite.
       counts: [k] int32, rows that have the label; 0 where there were fewer distinct rows than clusters.
-      inertia: sum over rows of weight times squared distance to the nearest centroid.
-      iterations: int32, how many updates were made; less than the limit when it converged.
+      inertia: scalar, sum over rows of weight times squared distance to the nearest centroid.
+      iterations: int32, number of updates made; less than the limit if the clustering converged.
     """
 
     centroids: jax.Array
@@ -54,30 +54,30 @@ def kmeans(
     block: int = 256,
     chunk: int | None = None,
 ) -> KMeans:
-    """Clusters rows into k (Lloyd 1982; seeding of Arthur and Vassilvitskii 2007 with greedy trials, as scikit-learn).
+    """Cluster rows into k (Lloyd 1982; seeding of Arthur and Vassilvitskii 2007 with greedy trials, as scikit-learn).
 
-    The distances use float32 at the highest precision on rows that were centred: descriptors can be nearly collinear.
+    The distances use float32 at the highest precision on centred rows, because descriptors can be nearly collinear.
     A cluster that runs empty moves to the row farthest from all centroids (several: one after the other). With fewer
     distinct rows than clusters the rest stays empty; with no row at all the centroids are finite and mean nothing.
 
-    Rows with a NaN, an infinity, a squared length beyond float32, or such a weight, are masked: label -1. So are, if
-    `spherical`, rows of length 0: they have no direction.
+    Rows with a NaN, an infinity, a squared length beyond float32, or such a weight, are masked: label -1. If
+    `spherical`, rows of length 0 are masked too, because they have no direction.
 
     Args:
       x: [N,D] float rows, on one device or split over a mesh on axis 0.
       k: number of clusters.
       rng: PRNG key for the seeding; needed when `init` is not given.
-      init: [k,D] first centroids, such as those of an earlier round, instead of seeding. One that is not finite is an
-        empty cluster.
+      init: [k,D] first centroids, such as those of an earlier round, instead of seeding. A centroid that is not finite
+        is an empty cluster.
       mask: [N] bool, False for rows that count nowhere; they may hold anything, NaN too.
-      weights: [N] of 0 or more, how much a row counts in seeding, means and inertia.
-      iterations: most updates.
-      tol: stops when the squared moves of all centroids add up to no more than this times the mean variance of a
-        column, as scikit-learn, or when no label changes; with 0, then only.
+      weights: [N] row weights of 0 or more, for seeding, means and inertia.
+      iterations: largest number of updates.
+      tol: relative tolerance. Updates stop when the squared moves of all centroids add up to no more than `tol` times
+        the mean variance of a column, as in scikit-learn, or when no label changes; 0 leaves only the second rule.
       restarts: seedings to try one after the other; the clustering of least inertia is kept. Unused with `init`.
       spherical: spherical k-means (Dhillon and Modha 2001): rows are scaled to length 1, and centroids after every
         update. The squared distances in the inertia are then 2 (1 - cosine).
-      refill: whether empty clusters move; else they stay where they are, which keeps the meaning that `init` gave them.
+      refill: True moves empty clusters; False leaves them in place, which keeps the meaning that `init` gave them.
       block: centroids compared at a time.
       chunk: rows of a device visited at a time; the default suits the device. Memory beyond x, labels and a few numbers
         a row is chunk * (D + min(k, block)).
@@ -137,7 +137,7 @@ def _kmeans(x, rng, init, mask, weights, tol, *, k, iterations, restarts, spheri
         new = found.sums / jnp.where(some, found.sizes, 1)[:, None]
         if spherical:
             length = jnp.linalg.norm(new + mean, axis=1)
-            some &= length > jnp.finfo(dtype).eps  # or the members cancel: the centroid stays
+            some &= length > jnp.finfo(dtype).eps  # False if the members cancel; the centroid then stays
             new = (new + mean) / jnp.where(some, length, 1)[:, None] - mean
         new = jnp.where(some[:, None], new, jnp.where(jnp.isfinite(centroids), centroids, 0))
         if refill:
@@ -167,7 +167,7 @@ def _kmeans(x, rng, init, mask, weights, tol, *, k, iterations, restarts, spheri
 def assign(x, centroids, mask=None, *, block: int = 256, chunk: int | None = None):
     """Nearest centroid of every row: x [N,D], centroids [k,D] to labels [N] int32 and squared distances [N].
 
-    Masked rows, and rows that `kmeans` would mask, get label -1 and distance 0. Of equal distances the lower label.
+    Masked rows, and rows that `kmeans` would mask, get label -1 and distance 0. The lower label wins a tie.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     mean = jnp.mean(centroids.astype(dtype), 0)
@@ -178,13 +178,13 @@ def assign(x, centroids, mask=None, *, block: int = 256, chunk: int | None = Non
 
 
 class _Rows(NamedTuple):
-    """Rows [G,R,D] in G groups of R. A group is on one device, if rows are split over devices at all."""
+    """Rows [G,R,D] in G groups of R. If rows are split over devices, a group is on one device."""
 
-    x: jax.Array  # [G,R,D] as they came
+    x: jax.Array  # [G,R,D], the rows as given
     valid: jax.Array  # [G,R] bool
     weights: jax.Array  # [G,R], 0 where not valid
-    scale: jax.Array | None  # [G,R], what makes the length 1
-    mean: jax.Array  # [D]: what is common to all rows would only cost digits
+    scale: jax.Array | None  # [G,R], factors that make the length 1
+    mean: jax.Array  # [D], subtracted because a common offset would cost digits
     norms: jax.Array  # [G,R] squared length of the centred rows
     chunk: int
 
@@ -196,7 +196,7 @@ class _Rows(NamedTuple):
 
 
 def _suitable(columns):
-    """Rows of a chunk of so many numbers a row: it should stay in a CPU's cache, and fill an accelerator."""
+    """Number of rows in a chunk with so many numbers a row: it should stay in a CPU's cache, or fill an accelerator."""
     numbers = 2**20 if jax.default_backend() == "cpu" else 2**25
     return max(numbers // columns // 8 * 8, 8)
 
@@ -233,10 +233,10 @@ def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
 
 
 def _visit(rows, body, carry):
-    """carry = body(carry, cut, put, fresh) for chunk after chunk of every group; all groups at once.
+    """Compute carry = body(carry, cut, put, fresh) for one chunk after the other, in all groups at once.
 
-    `cut` takes an array [G,R,...] to the chunk's part [G,C,...]; `put(array, part)` is the array [...,G,R] with a part
-    renewed. The last chunk reaches back over the one before, where R does not divide; `fresh` [C] is False there.
+    `cut` takes an array [G,R,...] to the chunk's part [G,C,...]; `put(array, part)` is the array [...,G,R] with that
+    part replaced. If R does not divide, the last chunk overlaps the one before; `fresh` [C] is False there.
     """
     size = rows.x.shape[1]
     chunks = -(-size // rows.chunk)
@@ -261,14 +261,14 @@ def _visit(rows, body, carry):
 class _Found(NamedTuple):
     labels: jax.Array  # [G,R], -1 where not valid
     distances: jax.Array  # [G,R] squared, to the nearest centroid
-    changed: jax.Array | None  # whether any label did
+    changed: jax.Array | None  # True if any label changed
     sums: jax.Array | None  # [k,D] of weighted rows
     sizes: jax.Array  # [k] total weights; numbers of rows if `last`
     inertia: jax.Array | None
 
 
 def _assign(rows, centroids, labels, block, last=False):
-    """One pass over the rows: everything that an update needs, or with `last` what the result needs."""
+    """Compute in one pass over the rows all that an update needs, or with `last` all that the result needs."""
     groups, k, dtype = len(rows.x), len(centroids), centroids.dtype
 
     def add(found, cut, put, fresh):
@@ -286,12 +286,12 @@ def _assign(rows, centroids, labels, block, last=False):
         return new._replace(changed=changed, sums=found.sums + sums, sizes=found.sizes + sizes)
 
     zeros = lambda *shape: jnp.zeros((groups, *shape), dtype)
-    # The new labels are written to an array of their own: read and written in one, it would be copied for every chunk.
+    # The new labels have an array of their own: an array both read and written would be copied for every chunk.
     start = _Found(jnp.zeros_like(labels), zeros(labels.shape[1]), None, None, zeros(k).astype(jnp.int32), zeros())
     if not last:
         start = _Found(*start[:2], jnp.zeros(groups, bool), zeros(k, centroids.shape[1]), zeros(k), None)
     found = _visit(rows, add, start)
-    # The groups meet here and nowhere before: this is all that devices send each other.
+    # Groups are combined only here: devices send each other nothing else.
     return found._replace(
         changed=None if last else jnp.any(found.changed),
         sums=None if last else jnp.sum(found.sums, 0),
@@ -301,12 +301,12 @@ def _assign(rows, centroids, labels, block, last=False):
 
 
 def _blocks(k, block):
-    """Ranges that cover 0..k."""
+    """Ranges of at most `block` that cover 0..k."""
     return [(start, min(start + block, k)) for start in range(0, k, block)]
 
 
 def _nearest(x, centroids, block):
-    """Labels of x [...,D], and squared distances less the rows' own squared lengths; of equal distances the lower."""
+    """Labels of x [...,D] and squared distances less the rows' squared lengths; the lower label wins a tie."""
     best, labels = None, None
     for start, stop in _blocks(len(centroids), block):
         part = centroids[start:stop]
@@ -315,7 +315,7 @@ def _nearest(x, centroids, block):
         part, square = jnp.where(here[:, None], part, 0), jnp.where(here, square, jnp.inf)
         # |x - c|^2 without |x|^2, which is the same for all c
         score = jnp.einsum("...d,kd->...k", x, -2 * part, precision=_HIGHEST) + square
-        # On a CPU argmin is one slow loop; a minimum and a search for it are two fast ones, in floats at that.
+        # On a CPU argmin is one slow loop; a minimum and a search for it, in floats, are two fast ones.
         low = jnp.min(score, -1)
         label = jnp.where(score == low[..., None], jnp.arange(start, stop, dtype=jnp.float32), stop - 1)
         label = jnp.min(label, -1).astype(jnp.int32)
@@ -327,10 +327,10 @@ def _nearest(x, centroids, block):
 
 
 def _sums(x, weights, labels, k, block):
-    """Weighted sums [G,k,D] and total weights [G,k] of the clusters, of x [G,C,D].
+    """Weighted sums [G,k,D] and total weights [G,k] of the clusters of x [G,C,D].
 
-    A scatter is the least work, and on a CPU it adds in the order of the rows. Elsewhere it adds in any order, and its
-    rounding differs from time to time: a product with one-hot labels does not.
+    A scatter is the least work, and on a CPU it adds in the order of the rows. On other devices its order and so its
+    rounding differ between runs, so a product with one-hot labels is used there.
     """
     if len(x) == 1 and jax.default_backend() == "cpu":
         sums = jnp.zeros((k, x.shape[-1]), x.dtype).at[labels[0]].add(weights[0, :, None] * x[0])
@@ -344,7 +344,7 @@ def _sums(x, weights, labels, k, block):
 
 
 def _pick(rows, values):
-    """The centred rows [T,D] where `values` [T,G,R] are lowest, of equals the first; a device picks from its own."""
+    """The centred rows [T,D] of lowest `values` [T,G,R], the first of equals; each device picks from its own rows."""
     low = jnp.min(values, -1)  # [T,G]
     at = jnp.where(values == low[..., None], jnp.arange(values.shape[-1], dtype=jnp.int32), values.shape[-1] - 1).min(
         -1
@@ -368,9 +368,9 @@ def _distances(rows, picked):
 
 
 def _draw(key, rows, chances, trials):
-    """`trials` rows, each drawn with probability proportional to `chances` [G,R]: [trials,D].
+    """Draw `trials` rows [trials,D], each with probability proportional to `chances` [G,R].
 
-    A race: the smallest of exponential variables E_n / chance_n belongs to row n with just that probability. The
+    The draw is a race: the smallest of exponential variables E_n / chance_n belongs to row n with that probability. The
     uniform numbers have all 32 bits: with the usual 23 bits, exact zeros would win races among millions of rows.
     """
     bits = jax.random.bits(key, (trials, *chances.shape), jnp.uint32)
@@ -379,7 +379,7 @@ def _draw(key, rows, chances, trials):
 
 
 def _seed(key, rows, k):
-    """k-means++: each next centroid is drawn by squared distance to those before, the best of a few trials."""
+    """Seed by k-means++: each next centroid is drawn by squared distance to those before, the best of a few trials."""
     trials = 2 + int(math.log(k))
     key, first_key = jax.random.split(key)
     first = _draw(first_key, rows, rows.weights, 1)
@@ -399,8 +399,8 @@ def _seed(key, rows, k):
 
 
 def _refill(rows, centroids, full, distances):
-    """Moves empty clusters to far rows; leaves them where they are once every row lies on a centroid."""
-    # As near as rounding is on a centroid, or copies of one row would be offered for ever.
+    """Move empty clusters to far rows; leave them in place once every row lies on a centroid."""
+    # Rows within rounding of a centroid count as on it; otherwise copies of one row would be offered again and again.
     on = distances <= 16 * jnp.finfo(distances.dtype).eps * rows.norms
     nearest = jnp.where((rows.weights > 0) & ~on, distances, 0)
 

@@ -3,9 +3,9 @@
 CGB (Awan et al., section 3.2) clusters descriptors by the graph of their 80 nearest neighbours. Descriptors can be
 nearly collinear (cosines that differ by 1e-4), so the products are float32 at the highest precision.
 
-No N x N matrix ever exists. A block of rows meets a block of keys, and the best k so far are merged with the best k of
-this tile. On a mesh each device keeps its own rows, and the keys travel once around the ring of devices: no device ever
-holds more than its own rows and those of one other.
+No N x N matrix ever exists. A block of rows is compared with a block of keys, and the best k so far are merged with the
+best k of this tile. On a mesh each device keeps its own rows, and the keys travel once around the ring of devices: no
+device ever holds more than its own rows and those of one other.
 """
 
 import functools
@@ -20,7 +20,7 @@ from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_GROUP = 16  # columns of a tile of which only the largest is compared at first
+_GROUP = 16  # columns in a group; at first only the largest of each group is compared
 
 
 class KnnGraph(NamedTuple):
@@ -51,8 +51,8 @@ def knn_graph(
 ) -> KnnGraph:
     """The k most similar other rows of every row.
 
-    A row is kept from its own list by its number, so an equal row is a proper neighbour. Of equally similar rows the
-    one of the lower number comes first (equal as computed: cosines of equal rows may differ by 1e-7). A row of zeros
+    A row is excluded from its own list by its number, so an equal row is a proper neighbour. Of equally similar rows
+    the one of lower number comes first (equal as computed: cosines of equal rows may differ by 1e-7). A row of zeros
     has cosine 0 to all. A row that is not finite is treated as masked.
 
     The work is 2 N^2 D operations. Memory beside x and the result is a copy of x and `block * width` similarities, and
@@ -60,15 +60,15 @@ def knn_graph(
 
     Args:
       x: [N,D] float rows of any length, on one device or split over a mesh on axis 0.
-      k: neighbours of a row, without itself. May be more than there are.
-      mask: [N] bool, False for rows that have no neighbours and are nobody's; they may hold anything, NaN too.
+      k: number of neighbours of a row, without itself; it may exceed the number of rows.
+      mask: [N] bool, False for rows that have no neighbours and are no neighbours; they may hold anything, NaN too.
       mesh: the devices of the ring, all axes of the mesh as one. By default those over which x is split, or
-        inside `jax.jit`, where that cannot be seen, those of `jax.set_mesh`. N need not divide by their number, but
-        costs a copy of x between devices if it does not.
-      block: rows at a time; by default 512 on a CPU, else 4096. Changes time and memory alone.
-      width: keys at a time. Changes time and memory alone.
-      approximate: `jax.lax.approx_max_k` instead of exact choice (Chern et al. 2022): faster on a TPU, and there some
-        neighbours may be missing and ties be in any order. On other devices the result is exact and slower.
+        inside `jax.jit`, where that cannot be seen, those of `jax.set_mesh`. If N does not divide by their number, a
+        copy of x between devices is needed.
+      block: rows at a time; by default 512 on a CPU, else 4096. It changes only time and memory.
+      width: keys at a time. It changes only time and memory.
+      approximate: True for `jax.lax.approx_max_k` instead of exact choice (Chern et al. 2022). It is faster on a TPU,
+        where some neighbours may be missing and ties be in any order. On other devices it is exact and slower.
       recall_target: with `approximate`, the expected share of neighbours that are found in each tile.
 
     Raises:
@@ -119,7 +119,7 @@ def _knn_graph(x, mask, *, k, mesh, block, width, target):
 def recall(found, true):
     """Share of the true neighbours that were found: two `indices`, [N,j] and [N,k], to a float32 scalar.
 
-    Unfilled slots (-1) count on neither side; without any true neighbour it is 1.
+    Unfilled slots (-1) count on neither side; without any true neighbour the recall is 1.
 
     >>> float(recall(jnp.array([[1, 2], [0, -1]]), jnp.array([[2, 1], [2, 3]])))
     0.5
@@ -133,7 +133,7 @@ def recall(found, true):
 
 
 def _search(x, mask, *, k, axes, devices, block, width, target):
-    """What one device does: x [n,D] and mask [n] are its rows."""
+    """Search on one device, whose rows are x [n,D] with mask [n]."""
     size, here = x.shape[0], 0 if axes is None else jax.lax.axis_index(axes)
     x, mask = _unit(x, mask)
 
@@ -148,7 +148,7 @@ def _search(x, mask, *, k, axes, devices, block, width, target):
     queries, owners = x.reshape(wide * tall, block, -1), (here * size + position).reshape(wide * tall, block)
 
     def meet(best, keys, valid, there):
-        """Merges the keys of device `there` into the best [blocks,block,k] of all rows."""
+        """Merge the keys of device `there` into the best [blocks,block,k] of all rows."""
         keys = keys.reshape(wide, tall * block, -1)
         valid, names = valid.reshape(wide, -1), (there * size + position).reshape(wide, -1)
 
@@ -193,7 +193,7 @@ def _search(x, mask, *, k, axes, devices, block, width, target):
 
 
 def _unit(x, mask):
-    """Rows of length 1, zeros where masked; and the mask without rows that are not finite."""
+    """Rows scaled to length 1 (zeros where masked), and the mask without rows that are not finite."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mask = mask & jnp.all(jnp.isfinite(x), 1)
     return keypoints.unit(jnp.where(mask[:, None], x, 0)), mask
@@ -210,8 +210,8 @@ def _merge(first, second):
 def _top(values, k, target):
     """Values and places of the k largest of each row of [n,m]; of equals the lower place comes first.
 
-    Exact in two steps where rows are long, which saves most of the sorting: the k largest lie in the k groups of the
-    largest maxima. For if an element is in none of these, each of them holds one that is larger, or equal and before.
+    Long rows take two exact steps, which save most of the sorting: the k largest lie in the k groups of the largest
+    maxima, because for an element outside of them each of these groups holds one that is larger, or equal and before.
     """
     if target is not None:
         return jax.lax.approx_max_k(values, k, recall_target=target)

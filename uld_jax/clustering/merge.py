@@ -1,4 +1,4 @@
-"""Merging clusters that lie on the same point of the object (Mallis et al. 2020, stage 2).
+"""Merges of clusters that lie on the same point of the object (Mallis et al. 2020, stage 2).
 
 Self-training clusters into more parts than there are landmarks. Stage 2 trains one heatmap per cluster, counts in how
 many images two heatmaps peak at the same place, and merges clusters that do so in more than 70 % of the images in which
@@ -16,7 +16,7 @@ from uld_jax.errors import UserError
 
 
 class Colocation(NamedTuple):
-    """How often clusters are found, alone and together; those of several batches add up, field by field.
+    """Counts of images in which clusters are found, alone and together; batches are added field by field.
 
     Attributes:
       counts: [M,M] int32, images in which both are found at the same place; the diagonal equals `totals`.
@@ -29,14 +29,14 @@ class Colocation(NamedTuple):
 
 @jax.jit
 def colocation(xy, found, radius) -> Colocation:
-    """Counts images in which two clusters are found less than `radius` apart.
+    """Count images in which two clusters are found less than `radius` apart.
 
-    The paper's code takes each heatmap's highest pixel, calls it found with a confidence of 0.2 or more, and asks for
+    The published code takes each heatmap's highest pixel, calls it found with a confidence of 0.2 or more, and asks for
     less than 5.7 pixels of a 256-pixel crop: on the heatmap of 64 pixels (radius 1.425) the pixel itself and its eight
     neighbours. On a mesh the images may be split; [M,M] and [M] are sent.
 
     Args:
-      xy: [B,M,2] float or int, where each cluster is in each image; anything, NaN too, where it is not found.
+      xy: [B,M,2] float or int, place of each cluster in each image; anything, NaN too, if the cluster is not found.
       found: [B,M] bool. Rows of padding find nothing.
       radius: in the units of xy, exclusive.
 
@@ -53,13 +53,13 @@ def colocation(xy, found, radius) -> Colocation:
 
 
 class Merge(NamedTuple):
-    """What becomes of every cluster.
+    """The result of a merge.
 
     Attributes:
-      target: [M] int32, the cluster that it joins, itself if it is kept; -1 for unused ones.
-      kept: [M] bool.
-      count: int32, how many are kept.
-      rank: [M] int32, its place in the order of the visits, 0 first; M for unused ones.
+      target: [M] int32, the cluster that each cluster joins, itself if it is kept; -1 for unused ones.
+      kept: [M] bool, True for kept clusters.
+      count: int32, number of kept clusters.
+      rank: [M] int32, place of each cluster in the order of visits, 0 first; M for unused ones.
     """
 
     target: jax.Array
@@ -69,21 +69,21 @@ class Merge(NamedTuple):
 
 
 def greedy_merge(counts, totals, share: float = 0.7, *, population=None, used=None) -> Merge:
-    """Visits clusters from the most to the least populous; each joins the first kept one it coincides with, or is kept.
+    """Visit clusters from the most to the least populous; each joins the first kept one it coincides with, or is kept.
 
     Two coincide if counts[a,b] > share * min(totals[a], totals[b]). Only kept clusters are compared with, in the order
     in which they were kept, so merging is not transitive: of a chain a - b - c, c joins a only if it coincides with a.
 
     Args:
-      counts, totals: of `colocation`, int32.
-      share: a Python number in 0..1. Taken as a fraction and compared in whole numbers: float32 would put some
+      counts, totals: [M,M] and [M] int32, results of `colocation`.
+      share: a Python number in 0..1. It is compared in whole numbers, as a fraction, because float32 would put some
         borderline pairs on the wrong side.
-      population: [M] int or float, what the order goes by; the paper's code counts pseudo-labels. None: `totals`.
+      population: [M] int or float, sizes that give the order; the published code counts pseudo-labels. None: `totals`.
         Of equals the lower label comes first.
       used: [M] bool, clusters that take part; None for all. Never-found clusters that are used are kept.
 
     Raises:
-      UserError: a share outside 0..1.
+      UserError: `share` is outside 0..1.
 
     >>> counts = jnp.array([[10, 8, 0], [8, 9, 7], [0, 7, 8]])
     >>> merge = greedy_merge(counts, jnp.diagonal(counts))
@@ -127,11 +127,11 @@ def relabel(labels, merge: Merge):
     """Pseudo-labels after a merge: a keypoint takes its cluster's target, and each image keeps one keypoint a target.
 
     Of several keypoints in an image that now share a label, the one whose cluster was visited first (the most populous)
-    stays, of the same cluster the lower slot; the others get -1, as do keypoints of unused clusters.
+    stays, or within a cluster the one in the lower slot; the others get -1, as do keypoints of unused clusters.
 
     Args:
       labels: [N,P] int32; -1 for masked slots. Images may be split over a mesh; nothing is sent.
-      merge: of `greedy_merge`.
+      merge: the result of `greedy_merge`.
 
     >>> merge = Merge(jnp.array([0, 0, 2]), jnp.array([True, False, True]), 2, jnp.array([0, 1, 2]))
     >>> relabel(jnp.array([[1, 0, 2], [1, 2, -1]]), merge).tolist()

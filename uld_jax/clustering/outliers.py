@@ -1,9 +1,9 @@
 """Descriptors that are unlike all others (Mallis et al. 2020, section 4: outlier removal before the first clustering).
 
 A generic detector finds many keypoints that no second image shows again: background, texture, noise. Their descriptors
-have far neighbours. The paper's code takes the median of the squared distances to a descriptor's 100 nearest (itself
-among them) and drops the 40 % of largest median. It looks for neighbours among the first 500,000 descriptors by an
-approximate index; here they are looked for exactly, among all or a random sample.
+have far neighbours. The published code takes the median of the squared distances to a descriptor's 100 nearest (itself
+among them) and drops the 40 % of largest median. It searches neighbours among the first 500,000 descriptors by an
+approximate index; here the search is exact, among all or a random sample.
 """
 
 import functools
@@ -17,18 +17,18 @@ from uld_jax import sharding
 from uld_jax.clustering import quality
 from uld_jax.errors import UserError
 
-SAMPLE = 16_384  # rows that neighbours are looked for among; all where there are fewer
+SAMPLE = 16_384  # rows among which neighbours are searched; all if there are fewer
 _CHUNK = 1024  # rows compared at a time
 
 
 class Crowd(NamedTuple):
-    """What tells rows that are near others from those that are not.
+    """The sample and the limit that tell inliers from outliers.
 
     Attributes:
-      centre: [D] of all rows.
-      among: [S,D] the rows that neighbours are looked for among, less the centre.
-      there: [S] bool, which of these there are.
-      limit: the score from which a row is dropped.
+      centre: [D], mean of all rows.
+      among: [S,D], rows among which neighbours are searched, less the centre.
+      there: [S] bool, False for empty slots of `among`.
+      limit: scalar, the score from which a row is dropped.
     """
 
     centre: jax.Array
@@ -38,7 +38,7 @@ class Crowd(NamedTuple):
 
 
 def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: int = SAMPLE, rng=None):
-    """Which rows are near enough to others, [N] bool; False where masked.
+    """Tell which rows are near enough to others, [N] bool; False where masked.
 
     With n real rows and their scores in order, a row is kept if its score is below the one at int((1 - share) (n - 1)),
     as in the published code: about (1 - share) n rows.
@@ -46,14 +46,14 @@ def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: 
     Args:
       x: [N,D] float, on one device or split over a mesh on axis 0; masked rows may hold anything.
       mask: [N] bool; None for all rows.
-      share: of the rows that are dropped.
-      neighbours: nearest rows whose median squared distance is the score, the row itself counted; all there are where
-        they are fewer.
-      sample: neighbours are looked for among so many random rows.
+      share: share of the rows that are dropped.
+      neighbours: number of nearest rows, the row itself included, whose median squared distance is the score; all
+        rows if there are fewer.
+      sample: number of random rows among which neighbours are searched.
       rng: PRNG key of that sample; a fixed one by default.
 
     Raises:
-      UserError: shapes or numbers that mean nothing.
+      UserError: a shape or number that has no meaning.
 
     >>> inliers(jnp.array([[0.0], [0.1], [0.3], [9.0]]), share=0.25, neighbours=3).tolist()
     [True, True, False, False]
@@ -64,7 +64,7 @@ def inliers(x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: 
 def fit(
     x, mask=None, *, share: float = 0.4, neighbours: int = 100, sample: int = SAMPLE, rng=None
 ) -> tuple[jax.Array, Crowd]:
-    """`inliers` of these rows, with the same arguments, and what others can be told by (`near`)."""
+    """`inliers` of these rows, with the same arguments, and a `Crowd` by which `near` judges other rows."""
     x, mask = sharding.arrays(x, mask)
     if x.ndim != 2 or not len(x) or (mask is not None and mask.shape != x.shape[:1]):
         raise UserError(
@@ -83,12 +83,12 @@ def fit(
 
 
 def near(crowd: Crowd, x, mask, *, neighbours: int = 100):
-    """Which rows [n,D] other than those of `fit` are near enough, [n] bool; False where masked.
+    """Tell which rows [n,D] other than those of `fit` are near enough, [n] bool; False where masked.
 
     Args:
-      crowd: what `fit` found.
-      x: [n,D] float.
-      mask: [n] bool.
+      crowd: the result of `fit`.
+      x: [n,D] float rows.
+      mask: [n] bool, False for rows that do not count.
       neighbours: as for `fit`.
     """
     mesh = sharding.mesh_of(x)
@@ -101,7 +101,7 @@ def _fit(x, mask, rng, *, share, neighbours, sample, mesh, axis):
     wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centre = jnp.sum(wide(jnp.where(mask[:, None], x, 0)), 0) / jnp.maximum(jnp.sum(mask), 1)
     among, labels = quality.pick(rng, x, jnp.where(mask, 0, -1), sample, mesh, axis)
-    among = jnp.where(labels[:, None] >= 0, wide(among) - centre, 0)  # what is common to all would only cost digits
+    among = jnp.where(labels[:, None] >= 0, wide(among) - centre, 0)  # a common offset would cost digits
     scores = _spread_scores(x, mask, centre, among, labels >= 0, neighbours, mesh, axis)
     scores = jnp.where(mask, scores, jnp.inf)
     count = jnp.sum(mask)
@@ -112,7 +112,7 @@ def _fit(x, mask, rng, *, share, neighbours, sample, mesh, axis):
 
 
 def _spread_scores(x, mask, centre, among, there, neighbours, mesh, axis):
-    """Each device scores its own rows."""
+    """Score rows, each device its own."""
     score = functools.partial(_scores, neighbours=min(neighbours, len(among)))
     if mesh is not None and len(x) % mesh.shape[axis] == 0:
         places = (P(axis), P(axis), P(), P(), P())
@@ -121,7 +121,7 @@ def _spread_scores(x, mask, centre, among, there, neighbours, mesh, axis):
 
 
 def _scores(x, mask, centre, among, there, *, neighbours):
-    """Median squared distance of rows [n,D] to their nearest of `among` [S,D], where these are `there` [S].
+    """Median squared distance of rows [n,D] to their nearest rows of `among` [S,D] that are `there` [S].
 
     Rows are centred a chunk at a time, so that there is never a second copy of all.
     """
@@ -133,7 +133,7 @@ def _scores(x, mask, centre, among, there, *, neighbours):
         part = jnp.where(inside[:, None], part.astype(among.dtype) - centre, 0)
         cross = jnp.einsum("nd,sd->ns", part, among, precision="highest")
         square = jnp.sum(part**2, -1, keepdims=True) + squares - 2 * jnp.where(there, cross, 0)
-        nearest = -jax.lax.top_k(-square, neighbours)[0]  # [n,neighbours], rising; infinite beyond those there are
+        nearest = -jax.lax.top_k(-square, neighbours)[0]  # [n,neighbours], rising; infinite in unfilled slots
         middle = lambda at: jnp.take(nearest, jnp.maximum(at, 0), axis=1)
         return jnp.maximum((middle((found - 1) // 2) + middle(found // 2)) / 2, 0)
 

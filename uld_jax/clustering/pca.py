@@ -1,4 +1,4 @@
-"""The first principal components of many rows, without their covariance: D may be ten thousand."""
+"""The first principal components of many rows, without their covariance, so that D may be ten thousand."""
 
 import functools
 from typing import NamedTuple
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from uld_jax import sharding
 from uld_jax.errors import UserError
 
-_MORE = 8  # directions that are turned along with those wanted, which then settle sooner
+_MORE = 8  # additional directions, with which the wanted ones converge sooner
 
 
 class Components(NamedTuple):
     """Directions in which rows differ most.
 
     Attributes:
-      mean: [D] of the rows.
-      directions: [C,D] of length 1 and at right angles, the first first. Their signs mean nothing.
-      variances: [C] along them, divided by the number of rows less 1.
+      mean: [D], mean of the rows.
+      directions: [C,D] of length 1 and at right angles, by falling variance. Their signs mean nothing.
+      variances: [C], variances along the directions, divided by the number of rows less 1.
     """
 
     mean: jax.Array
@@ -29,17 +29,17 @@ class Components(NamedTuple):
 def principal(x, count: int, mask=None, *, iterations: int = 30) -> Components:
     """The `count` first principal components of rows x, by subspace iteration.
 
-    A few random directions are multiplied by the covariance and made orthogonal again, `iterations` times; what is left
-    out falls by (lambda_later / lambda_first) each time, squared for the variances.
+    A few random directions are multiplied by the covariance and made orthogonal again, `iterations` times; the error
+    falls by (lambda_later / lambda_first) each time, squared for the variances.
 
     Args:
       x: [N,D] float, on one device or split over a mesh on axis 0; masked rows may hold anything.
-      count: C, up to D.
+      count: C, number of components, up to D.
       mask: [N] bool; None for all rows.
       iterations: products with the covariance; each reads x twice.
 
     Raises:
-      UserError: shapes or numbers that mean nothing.
+      UserError: a shape or number that has no meaning.
 
     >>> principal(jnp.array([[4.0, 6.0], [-2.0, -2.0], [1.0, 2.0]]), 1).variances.round().tolist()
     [25.0]
@@ -75,7 +75,7 @@ def _principal(x, mask, *, count, iterations):
     some = min(count + _MORE, x.shape[1])
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (x.shape[1], some), x.dtype))[0]
     basis = jax.lax.fori_loop(0, iterations, turn, start)
-    # Within the subspace, exactly.
+    # Decompose exactly within the subspace.
     small = jnp.matmul(basis.T, times_covariance(basis), precision="highest")
     variances, turned = jnp.linalg.eigh((small + small.T) / 2)
     directions = jnp.matmul(basis, turned, precision="highest")

@@ -1,4 +1,4 @@
-"""How good a clustering is, jitted and masked: without knowing what it should be, and against known classes.
+"""Measures of a clustering, jitted and masked: from the rows alone, and against known classes.
 
 `silhouette` and `calinski_harabasz` look at the rows alone; `nmi`, `purity` and `pairwise_f_measure` compare labels
 with classes; `detection_f_measure` compares keypoints with annotated landmarks.
@@ -8,7 +8,7 @@ anything. Clusters may be empty. Where a measure is not defined it is 0, so that
 one and not as NaN.
 
 `clusters`, the number of slots M, may be left out where labels are known: it is then read from them, on the host, and
-each M compiles a program of its own. Inside `jax.jit` it must be given. More than there are does no harm.
+each M compiles a program of its own. Inside `jax.jit` it must be given. It may exceed the number of clusters.
 """
 
 import functools
@@ -23,11 +23,11 @@ from uld_jax.clustering import assignment
 from uld_jax.errors import UserError
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_KEYS = 8192  # rows that a block of rows is compared with at a time
+_KEYS = 8192  # rows with which a block of rows is compared at a time
 
 
 def _slots(labels, mask, given, name):
-    """How many slots labels need, at least 1: `given`, or what the labels say."""
+    """The number of slots that labels need, at least 1: `given`, or the largest label plus 1."""
     if given is not None:
         return given
     if isinstance(labels, jax.core.Tracer):
@@ -50,7 +50,7 @@ def _finite(x, mask):
 
 
 def _centred(x, labels):
-    """Rows less their mean, zeros where they count nowhere: what is common to all would only cost digits in float32."""
+    """Subtract the rows' mean, since a common offset costs digits in float32; zeros for rows that count nowhere."""
     some = labels >= 0
     x = jnp.where(some[:, None], x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
     return jnp.where(some[:, None], x - x.sum(0) / jnp.maximum(some.sum(), 1), 0)
@@ -74,20 +74,20 @@ def silhouette(
 
     On a mesh every device holds the sums [N / devices, M] of its own rows, and the rows go round in a ring: a device
     receives one block [N / devices, D] (and its labels) at a time, all of x once. No device holds N x N or all rows.
-    With `sample` no rows go round but those picked: the mask [N] and the picked rows [sample, D] are sent first.
+    With `sample` only the picked rows go round: the mask [N] and the picked rows [sample, D] are sent first.
 
     Args:
       x: [N,D] float rows, on one device, replicated, or split over `mesh`.
       labels: [N] int, cluster of every row.
-      mask: [N] bool, False for rows that count nowhere; None for none. Rows that are not finite are treated alike.
+      mask: [N] bool, False for rows that count nowhere; None if all count. Rows that are not finite do not count.
       clusters: M; see the module.
-      sample: the measure of that many rows alone, drawn without replacement from those that count (all of them if they
-        are fewer), as scikit-learn's `sample_size`: distances go to sampled rows only. None for the exact measure.
+      sample: number of rows to measure, drawn without replacement from those that count (all of them if they are
+        fewer), as scikit-learn's `sample_size`: distances go to sampled rows only. None for the exact measure.
       rng: PRNG key, needed with `sample`.
       block: rows compared at a time: memory is block * min(N, 8192) distances.
-      mesh: over whose `axis` the work is spread; by default the one that x is on, or inside `jax.jit` that of
+      mesh: mesh over whose `axis` the work is spread; by default the one that x is on, or inside `jax.jit` that of
         `jax.set_mesh`.
-      axis: of the mesh; its first by default.
+      axis: axis of the mesh; its first by default.
 
     Returns:
       A scalar in -1..1; 0 if fewer than two clusters have rows.
@@ -149,21 +149,21 @@ def _silhouette(x, labels, mask, rng, *, clusters, sample, block, mesh, axis):
         sizes = jax.lax.psum(_sizes(labels, clusters), axis)
         return _mean_width(jax.lax.psum(jnp.sum(_widths(sums, labels, sizes)), axis), sizes)
 
-    # What varies over devices is not checked: the check does not know the sums' first zeros.
+    # The check of values that vary over devices is off: it fails at the sums' initial zeros.
     split = (P(axis), P(axis), P(), P())
     ring = jax.shard_map(ring, mesh=mesh, in_specs=split, out_specs=P(), check_vma=False)
     return ring(x, labels, means, tight)
 
 
 def pick(rng, x, labels, sample, mesh, axis):
-    """`sample` random rows of [N,D] that count and their labels; -1 and zeros where there are too few.
+    """Pick `sample` random rows of [N,D] that count, and their labels; -1 and zeros where there are too few.
 
     Args:
       rng: PRNG key; on a mesh, rows are picked on their devices and only they are sent.
-      x: [N,D].
-      labels: [N] int32; rows with a negative one do not count.
-      sample: at most N.
-      mesh, axis: over which the rows are split, or None for one device.
+      x: [N,D] rows.
+      labels: [N] int32; rows with a negative label do not count.
+      sample: number of rows, at most N.
+      mesh, axis: mesh and axis over which the rows are split, or None for one device.
     """
     lot = (jax.random.bits(rng, labels.shape, jnp.uint32) >> 1).astype(jnp.int32)
     _, index = jax.lax.top_k(jnp.where(labels >= 0, lot, -1), sample)
@@ -196,8 +196,8 @@ def _distance_sums(x, labels, keys, key_labels, own, means, tight, block):
 
     Args:
       own: key i + own is row i itself, whose distance is 0 and not the root of a rounding error.
-      means: [M,D], of the clusters.
-      tight: whether distances inside a cluster are taken from its mean, for twice the products.
+      means: [M,D], means of the clusters.
+      tight: True to measure distances inside a cluster from its mean, for twice the products.
     """
     rows, count, clusters = x.shape[0], keys.shape[0], means.shape[0]
     block, width = min(block, rows), min(_KEYS, count)
@@ -248,7 +248,7 @@ def calinski_harabasz(x, labels, mask=None, *, clusters: int | None = None):
 
       (sum_m n_m |mean_m - mean|^2 / (M - 1)) / (sum_i |x_i - mean_label(i)|^2 / (N - M)),   M: clusters that have rows
 
-    Grows with N: compare at equal N only. On a mesh the rows may be split; sums of [D], [M,D] and [M] are sent.
+    It grows with N: compare at equal N only. On a mesh the rows may be split; sums of [D], [M,D] and [M] are sent.
 
     Args:
       x, labels, mask, clusters: as for `silhouette`.
@@ -279,16 +279,16 @@ def _calinski_harabasz(x, labels, mask, *, clusters):
 
 
 def contingency(labels, truth, mask=None, *, clusters: int | None = None, classes: int | None = None):
-    """How many rows of each class every cluster has, [M,C] int32: what the measures below are computed from.
+    """Number of rows of each class in every cluster, [M,C] int32, from which the measures below are computed.
 
     On a mesh the rows may be split; [M * C] is sent.
 
     Args:
       labels: [N] int, the cluster of every row; rows outside 0..M - 1 count nowhere.
-      truth: [N] int, its class; rows outside 0..C - 1 (unknown: -1) count nowhere.
-      mask: [N] bool, False for rows that count nowhere; None for none.
+      truth: [N] int, the class of every row; rows outside 0..C - 1 (unknown: -1) count nowhere.
+      mask: [N] bool, False for rows that count nowhere; None if all count.
       clusters: M; see the module.
-      classes: C, likewise.
+      classes: C, by the same rule as `clusters`.
 
     >>> contingency(jnp.array([0, 0, 1, -1]), jnp.array([1, 1, 0, 0])).tolist()
     [[0, 2], [1, 0]]
@@ -350,12 +350,12 @@ def purity(labels, truth, mask=None, *, clusters: int | None = None, classes: in
 
 
 class FMeasure(NamedTuple):
-    """Harmonic mean of precision and recall, and the two; each a scalar in 0..1, 0 where there is nothing to count.
+    """Precision, recall and their harmonic mean, each a scalar in 0..1; 0 if there is nothing to count.
 
     Attributes:
       f: 2 * precision * recall / (precision + recall).
-      precision: share of what was found that is right.
-      recall: share of what there is that was found.
+      precision: share of the found items that are right.
+      recall: share of the true items that were found.
     """
 
     f: jax.Array
@@ -399,15 +399,15 @@ def detection_f_measure(xy, mask, truth, visible, *, radius) -> FMeasure:
     """F-measure of detected keypoints against annotated landmarks, for the self-training method's detector.
 
     In every image as many keypoints and landmarks as possible are matched one to one, no further apart than `radius`.
-    Precision: the share of keypoints that are matched; recall: of landmarks. Counts are of all images together. (Mallis
-    et al. 2020 report an F-measure but its definition is not public; this one is ours, so report the radius with it.)
+    Precision is the share of keypoints that are matched, recall that of landmarks; counts are of all images together.
+    (Mallis et al. 2020 report an F-measure but not its definition; this one is ours, so report the radius with it.)
 
     Args:
       xy: [B,P,2] float, keypoints.
       mask: [B,P] bool, False for empty slots.
       truth: [B,L,2] float, landmarks.
       visible: [B,L] bool, False for landmarks that are not annotated.
-      radius: in the units of xy, inclusive.
+      radius: largest distance in the units of xy, inclusive.
 
     >>> xy, truth = jnp.array([[[0.0, 0], [5, 5], [9, 9]]]), jnp.array([[[0.0, 1], [5, 5]]])
     >>> result = detection_f_measure(xy, jnp.ones((1, 3), bool), truth, jnp.ones((1, 2), bool), radius=2)

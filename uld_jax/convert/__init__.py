@@ -1,4 +1,4 @@
-"""`uld convert`: published checkpoints to folders of weights. One small file a network; the rules are strict."""
+"""`uld convert`: published checkpoints to folders of weights, by strict rules in one small file a network."""
 
 import os
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from uld_jax.errors import UserError
 
 
 class Kind(NamedTuple):
-    """What may be converted.
+    """A kind of checkpoint that can be converted.
 
     Attributes:
-      convert: takes the entries of the file and `where`, its name in messages; returns a pytree of arrays.
-      licence: what is known of the published weights' licence.
-      has_core: whether `convert` also takes `core`, the entries of a second file.
-      beside: what a PyTorch file of this kind has beside its `state_dict`; None where that is of no interest.
-      nested: under which name a PyTorch file of this kind has its tensors, where they are nested.
-      facts: takes what `convert` returned; returns what `source.json` also says of it.
-      folder: how to read a folder of this kind; None where only a file is taken.
-      is_run: whether there is nothing but folders of this kind, and what is after a colon is a stage.
+      convert: function of the entries of the file and `where`, its name in messages; returns a pytree of arrays.
+      licence: known facts about the published weights' licence.
+      has_core: True if `convert` also takes `core`, the entries of a second file.
+      beside: entries of a PyTorch file of this kind beside its `state_dict`; None if they are not read.
+      nested: name under which a PyTorch file of this kind has its tensors, if they are nested.
+      facts: function of the result of `convert`; returns further entries of `source.json`.
+      folder: function that reads a folder of this kind; None if only a file is accepted.
+      is_run: True if the source is a finished run, `WORKDIR[:stage]`, not a file.
     """
 
     convert: Callable[..., Any]
@@ -113,20 +113,20 @@ KINDS = {
 
 
 def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str, Any]:
-    """Converts the checkpoint file `src` into the folder `dst`, which `config.weights.<kind>` then names.
+    """Convert the checkpoint file `src` into the folder `dst`, for use as `config.weights.<kind>`.
 
     Args:
       kind: one of `KINDS`.
-      src: a PyTorch, safetensors or HDF5 file, or of some kinds a folder, or a finished run; the module of the kind
-        says which entries it must have.
-      dst: the folder to make; see `uld_jax.weights` for its files. It appears when it is whole, not before.
+      src: a PyTorch, safetensors or HDF5 file, or for some kinds a folder or a finished run; the module of the kind
+        lists the entries it must have.
+      dst: the folder to make; see `uld_jax.weights` for its files. It appears only when it is complete.
       core: the core network's file, for SAIC's incremental FAN checkpoints.
 
     Returns:
-      What `dst/source.json` says.
+      The contents of `dst/source.json`.
 
     Raises:
-      UserError: for an unknown kind, a file that cannot be read or does not fit, a missing package, or a `dst` that
+      UserError: an unknown kind, a file that cannot be read or does not fit, a missing package, or a `dst` that
         holds something else than this very conversion.
     """
     if kind not in KINDS:

@@ -10,8 +10,8 @@
   the original   cls_token mask_token pos_embed register_tokens patch_embed.proj
                  blocks.N.{norm1, norm2, ls1.gamma, ls2.gamma, attn.qkv, attn.proj, mlp.fc1, mlp.fc2}  norm
 
-`mask_token` is for training and ignored. A file alone does not say how many heads there are; every published size has
-one for 64 channels.
+`mask_token` is for training and ignored. A file alone does not give the number of heads; every published size has
+one head for 64 channels.
 """
 
 import json
@@ -27,7 +27,7 @@ from uld_jax.models.dinov2 import HEAD_SIZE, PATCH, depth
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 IGNORED = (r"(?:embeddings[.])?mask_token",)
-# What config.json must say where it says anything: the parts of the architecture that the weights do not show.
+# Values that config.json must have for these keys, if it has them: parts of the architecture that weights do not show.
 FIXED = {
     "model_type": ("dinov2", "dinov2_with_registers"),
     "hidden_act": ("gelu",),
@@ -42,10 +42,10 @@ _GIANT = re.compile(r".*[.]mlp[.](?:w12|w3|weights_in|weights_out|gate_proj)[.]w
 
 
 def open_folder(path: str) -> files.Opened:
-    """A folder of transformers: its entries, and the number of heads from its `config.json`.
+    """Open a folder of transformers: its entries, and the number of heads from its `config.json`.
 
     Raises:
-      UserError: when a file is missing or cannot be read, or the folder is of another network.
+      UserError: a file that is missing or cannot be read, or a folder of another network.
     """
     weights = [os.path.join(path, name) for name in WEIGHTS if os.path.exists(os.path.join(path, name))]
     if not weights and "adapter_config.json" in os.listdir(path):
@@ -73,10 +73,10 @@ def open_folder(path: str) -> files.Opened:
 
 
 def convert(entries: rules.Entries, *, where: str, heads: int = 0):
-    """Parameters of the DINOv2 that these entries are of; `heads` 0 is one for every 64 channels.
+    """Convert the entries to the parameters of a DINOv2; `heads` 0 is one for every 64 channels.
 
     Raises:
-      UserError: for entries that do not fit.
+      UserError: entries that do not fit.
     """
     if any(_LORA.fullmatch(key) for key in entries):
         raise UserError(
@@ -129,7 +129,7 @@ def convert(entries: rules.Entries, *, where: str, heads: int = 0):
 
 
 def facts(params) -> dict[str, Any]:
-    """What `source.json` says of the network, for whoever asks before the weights are loaded."""
+    """The facts about the network for `source.json`, which can be read without the weights."""
     registers = params["register_tokens"].shape[0] if "register_tokens" in params else 0
     return {"width": params["cls_token"].shape[-1], "blocks": depth(params), "registers": registers}
 
@@ -148,7 +148,7 @@ class _Transformers:
         return f"encoder.layer.{number}"
 
     def part(self, block, part):
-        """Weight and bias of a part of the attention, its place among those in the same array, and their number."""
+        """Weight and bias of a part of the attention, its place among the parts in the same array, and their number."""
         name = f"{block}.attention.{part[0]}_proj" if self._renamed else f"{block}.attention.attention.{part}"
         return f"{name}.weight", f"{name}.bias", 0, 1
 
@@ -160,7 +160,7 @@ class _Transformers:
 
 
 class _Original:
-    """Names of the entries in the original code's files."""
+    """Names of the entries in the files of the published code."""
 
     cls, positions, registers, patches = "cls_token", "pos_embed", "register_tokens", "patch_embed.proj"
     norm, blocks, number = "norm", "blocks.", 1
@@ -182,7 +182,7 @@ class _Original:
 
 
 def _side(entries, key, axis, default) -> int:
-    """One side of an entry; the default where it is missing, which the rules then say."""
+    """One side of an entry; the default if it is missing, for which the rules then raise an error."""
     shape = entries[key].shape if key in entries else ()
     return shape[axis] if len(shape) > max(axis, 0) else default
 
@@ -206,7 +206,7 @@ def _dense(target, source, before, after) -> list[rules.Rule]:
 
 
 def _heads(cut: slice, heads: int):
-    """Of a linear layer's weight [O,I] the rows `cut`, as [I,heads,O/heads]; of a bias [O] as [heads,O/heads]."""
+    """The rows `cut` of a linear layer's weight [O,I], as [I,heads,O/heads], or of a bias [O], as [heads,O/heads]."""
     return lambda array: array[cut].T.reshape(*array.shape[1:], heads, -1)
 
 

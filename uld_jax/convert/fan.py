@@ -5,13 +5,13 @@ several GPUs), or nested under `state_dict`:
 
     conv1.{weight,bias} bn1.*                                       7x7 stem
     BLOCK.bn1.* BLOCK.conv1.weight ... BLOCK.bn3.* BLOCK.conv3.weight
-    BLOCK.downsample.0.* BLOCK.downsample.2.weight                  where a block widens: conv2, conv4
+    BLOCK.downsample.0.* BLOCK.downsample.2.weight                  in blocks that widen: conv2, conv4
         BLOCK: conv2 conv3 conv4, m0.{b1,b2,b3}_{4,3,2,1}, m0.b2_plus_1, top_m_0
     conv_last0.{weight,bias} bn_end0.* l_0.{weight,bias}            l_0 has one channel a landmark; l0 in face-alignment
         *: weight, bias, running_mean, running_var, num_batches_tracked
 
-The names stay, but for `downsample.0` -> `downsample_0`. Kernels OIHW -> HWIO; of a normalisation, weight -> scale,
-running_mean -> mean, running_var -> var.
+The names stay, except for `downsample.0` -> `downsample_0`. Kernels change from OIHW to HWIO; in a normalisation,
+weight -> scale, running_mean -> mean, running_var -> var.
 
 SAIC's incremental checkpoints (Sanchez and Tzimiropoulos 2019, eq. 1) have, for each 3x3 convolution of a block,
 `BLOCK.convN.W` [O,O] instead of its weight; the core network's weight is in a file of its own:
@@ -33,21 +33,21 @@ from uld_jax.models.fan import FAN
 
 IGNORED = (
     r".*[.]num_batches_tracked",  # PyTorch counts steps for a momentum that FAN does not use
-    r"core:.*",  # of the core, only what the rules name: its head has other landmarks, its statistics are replaced
+    r"core:.*",  # the core's other entries: its head has other landmarks, its statistics are replaced
 )
 _LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
 
 
 def convert(entries: rules.Entries, *, where: str, core: rules.Entries | None = None, width: int = 256, depth: int = 4):
-    """Variables {params, batch_stats} of a FAN of `width` and `depth`; the number of landmarks is that of `l_0`.
+    """Convert to variables {params, batch_stats} of a FAN of `width` and `depth`, with the landmarks of `l_0`.
 
     Args:
-      entries: the checkpoint's.
-      where: what error messages call it.
-      core: the core network's, for an incremental checkpoint.
+      entries: entries of the checkpoint.
+      where: name of the checkpoint in error messages.
+      core: entries of the core network, for an incremental checkpoint.
 
     Raises:
-      UserError: for entries that do not fit, or when an incremental checkpoint has no core or another one has.
+      UserError: entries that do not fit, an incremental checkpoint without a core, or another one with a core.
     """
     entries = _with_usual_head(_without_module(entries))
     if (hourglasses := _hourglasses(entries)) > 1:
@@ -74,7 +74,7 @@ def convert(entries: rules.Entries, *, where: str, core: rules.Entries | None = 
 
 
 def _with_usual_head(entries):
-    """face-alignment's `l0` by its usual name."""
+    """Rename face-alignment's `l0` to its usual name."""
     if any(key.startswith("l_0.") for key in entries):
         return entries
     return {re.sub(r"^l0[.]", "l_0.", key): value for key, value in entries.items()}

@@ -1,6 +1,6 @@
 """Checkpoint files to named arrays. No code in a file is ever run: Python objects are refused, not unpickled.
 
-PyTorch, safetensors and h5py are imported where they are needed; the rest of the library does without them.
+PyTorch, safetensors and h5py are imported only when needed; the rest of the library does without them.
 """
 
 import collections
@@ -27,11 +27,11 @@ def sha256(*paths: str) -> str:
 
 
 class Opened(NamedTuple):
-    """What a kind of checkpoint read from a folder.
+    """A checkpoint read from a folder.
 
     Attributes:
-      entries: as of a file.
-      paths: the files that they are from.
+      entries: named arrays, as from a file.
+      paths: the files that hold the entries.
       options: further arguments of the kind's `convert`.
     """
 
@@ -41,11 +41,11 @@ class Opened(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What a PyTorch file has beside its `state_dict`.
+    """Entries of a PyTorch file beside its `state_dict`.
 
     Attributes:
       arrays: names of NumPy arrays or tensors that are read too; each may be absent or None.
-      ignored: names that are the trainer's own.
+      ignored: names of the trainer's own entries, which are not read.
     """
 
     arrays: tuple[str, ...]
@@ -55,18 +55,18 @@ class Beside(NamedTuple):
 def read(
     path: str, flag: str = "--src", beside: Beside | None = None, nested: str = "state_dict"
 ) -> dict[str, np.ndarray]:
-    """Every entry of a PyTorch, safetensors or HDF5 file, told apart by their first bytes.
+    """Read every entry of a PyTorch, safetensors or HDF5 file; the type follows from the first bytes.
 
-    Names inside nested dicts and HDF5 groups are joined by dots: `data.conv1_1.0`. Of a PyTorch file that nests its
-    tensors under `state_dict` only these are read; beside them is the trainer's own (`epoch`, `optimizer`). Floating-
-    point numbers of any width come as float32 or float64. `nested` is another name than `state_dict`.
+    Names inside nested dicts and HDF5 groups are joined by dots: `data.conv1_1.0`. If a PyTorch file nests its tensors
+    under `state_dict`, only these are read, without the trainer's own entries (`epoch`, `optimizer`). Floating-point
+    numbers of any width become float32 or float64. `nested` is another name for `state_dict`.
 
-    With `beside` the arrays that it names are read as well, under these names, and whatever else is beside
-    `state_dict` is an error. Only then may a PyTorch file hold NumPy arrays, of float32, float64, int32 or int64.
+    With `beside` the arrays that it names are read as well, under these names, and any other entry beside `state_dict`
+    is an error. Only then may a PyTorch file hold NumPy arrays, of float32, float64, int32 or int64.
 
     Raises:
-      UserError: when there is no such file, it is no checkpoint, or the package that reads it is not installed; `flag`
-        is named in the message. When it holds Python objects, the first of them is named.
+      UserError: there is no such file, it is no checkpoint, or the package that reads it is not installed; the message
+        names `flag`. If the file holds Python objects, the message names the first of them.
     """
     if not os.path.exists(path):
         raise UserError(f"{flag}={path} does not exist; give the checkpoint file")
@@ -106,14 +106,14 @@ def _torch(path, beside, nested):
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The unpickler's message says what it met, among advice that does not apply here.
+        # The unpickler's message names the object, among advice that does not apply here.
         name = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
         damaged, first = ("", f" (the first: {name[1] or name[2]})") if name else ("is damaged or ", "")
         raise UserError(
             f"{path} {damaged}holds Python objects, which are not unpickled because they may run any code{first}; "
             "where you trust it, save the tensors alone: torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # whatever a damaged archive leads to
+    except Exception as error:  # a damaged archive can raise anything
         if "TorchScript" in str(error):
             raise UserError(
                 f"{path} is a TorchScript program, which is not run; where you trust it, save the tensors alone: "
@@ -139,7 +139,7 @@ def _torch(path, beside, nested):
 
 
 def _plain_globals():
-    """What the pickle of a defaultdict calls. It is read as a dict: PyTorch fills no other, whatever it is allowed."""
+    """Globals in the pickle of a defaultdict, which is read as a dict, because PyTorch's unpickler fills no other."""
 
     def defaultdict(*_):
         return collections.OrderedDict()
@@ -149,7 +149,7 @@ def _plain_globals():
 
 
 def _numpy_globals():
-    """What the pickle of a plain NumPy array calls, under NumPy 1's and NumPy 2's names, and nothing else."""
+    """Globals in the pickle of a plain NumPy array, under NumPy 1's and NumPy 2's names, and no others."""
     rebuild = np.zeros(0).__reduce__()[0]
     plain = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
     names = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
@@ -209,7 +209,7 @@ def _hdf5(path):
 
 
 def _array(tensor) -> np.ndarray:
-    """NumPy has no bfloat16; every float16 or bfloat16 number is one in float32."""
+    """Convert a tensor to NumPy, which lacks bfloat16; float32 holds every float16 or bfloat16 number."""
     return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
 
 

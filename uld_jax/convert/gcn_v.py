@@ -2,7 +2,7 @@
 
 The file is a PyTorch or safetensors state dict of 7 entries, or has them under `state_dict` or behind `module.`:
 
-    conv1.weight (2D,H)            used as x @ weight, so it is no transpose: rows 0..D-1 act on x, the others on Âx
+    conv1.weight (2D,H)            used as x @ weight, so not transposed: rows 0..D-1 act on x, the others on Âx
     conv1.bias (H)
     classifier.0.{weight (H,H), bias (H)}     linear layers: a kernel is the transposed weight
     classifier.1.weight (H)                   slopes of PReLU
@@ -18,10 +18,10 @@ from uld_jax.models.gcn_v import DESCRIPTOR_SIZE, HIDDEN
 
 
 def convert(entries: rules.Entries, *, where: str, size: int = DESCRIPTOR_SIZE, hidden: int = HIDDEN):
-    """Parameters of a GcnV for descriptors of `size`.
+    """Convert the entries to the parameters of a GcnV for descriptors of `size`.
 
     Raises:
-      UserError: for entries that do not fit.
+      UserError: entries that do not fit.
     """
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): value for key, value in entries.items()}

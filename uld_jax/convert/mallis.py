@@ -1,11 +1,11 @@
 """Published checkpoints of Mallis et al. to the parameters of `uld_jax.models.fan`, both stages and both code bases.
 
-The file is {state_dict: 220 entries, more}, as the code of the first paper (NeurIPS 2020) or of the extended one
-(TPAMI 2024) writes it; the latter has all entries behind `module.`. A bare state dict does too.
+The file is {state_dict: 220 entries, more}, as the published code of the first paper (NeurIPS 2020) or of the extended
+one (TPAMI 2024) writes it; the latter has all entries behind `module.`. A bare state dict is accepted too.
 
     conv1.{weight,bias} bn1.*                                       7x7 stem
     BLOCK.bn1.* BLOCK.conv1.weight ... BLOCK.bn3.* BLOCK.conv3.weight
-    BLOCK.downsample.0.* BLOCK.downsample.2.weight                  where a block widens: conv2, conv4
+    BLOCK.downsample.0.* BLOCK.downsample.2.weight                  in blocks that widen: conv2, conv4
         BLOCK: conv2 conv3 conv4, m0.{b1,b2,b3,b4}_{4,3,2,1}, m0.b2_plus_1, top_m_0, top_m_1
     conv_last{0,1}.{weight,bias} bn_end{0,1}.*                      the heads: 0 of the detector, 1 of the descriptors
     l0.{weight,bias} l1.{weight,bias}                               l0 has 1 channel
@@ -15,12 +15,12 @@ The file is {state_dict: 220 entries, more}, as the code of the first paper (Neu
 
     stage 1   l1 has 256 channels, the descriptors'; `centroid` (M,256) beside `state_dict`, or None before the first
               clustering
-    stage 2   l1 has one channel a cluster (M) or landmark (K), the detector's head is dead weight and left behind;
+    stage 2   l1 has one channel a cluster (M) or landmark (K); the detector's head is unused and left out;
               `active_channels`, the clusters that are still landmarks, or `flipppingCorrespondance` (K), spelt so: the
               landmark that each becomes in the mirrored image
 
-A file is of stage 2 when it has either of these two, or another number of channels than 256 in l1. The optimiser's and
-the schedule's state beside them is not looked into.
+A file is of stage 2 if it has either of these two entries, or another number of channels than 256 in l1. The state of
+the optimiser and of the schedule is not read.
 """
 
 from typing import Any
@@ -40,34 +40,34 @@ BESIDE = files.Beside(
 )
 _UNUSED = r"m0[.]b4_\d+[.].*"
 _DETECTOR = r"(?:top_m_0|conv_last0|bn_end0|l0)[.].*"
-# Of stage 2, whose network has the descriptors' head where a FAN has its only one.
+# Names in stage 2, whose network has the descriptors' head in place of a FAN's only head.
 _SECOND = dict(top_m_0="top_m_1", conv_last0="conv_last1", bn_end0="bn_end1", l_0="l1")
 _LEAVES = dict(kernel="weight", scale="weight", bias="bias")
 
 
 def convert(entries: rules.Entries, *, where: str, width: int = 256, depth: int = 4) -> dict[str, Any]:
-    """What a method starts from, float32.
+    """Convert the entries to a dict from which a method can start, float32.
 
     Args:
-      entries: the checkpoint's, with those of `BESIDE` under their names.
-      where: what error messages call it.
-      width, depth: of the network; `width` is the descriptors' size too.
+      entries: entries of the checkpoint, with those of `BESIDE` under their names.
+      where: name of the checkpoint in error messages.
+      width, depth: size of the network; `width` is also the descriptors' size.
 
     Returns:
-      {params: of a `CorrespondenceFAN` (stage 1) or, with l1's number of channels, of a `FAN` (stage 2), both with
-      group normalisation; and what the file has of
-      centroids: [M,width], of stage 1, of descriptors of length 1;
-      active: [M], 1 where a heatmap stands for a landmark and 0 elsewhere;
+      {params: parameters of a `CorrespondenceFAN` (stage 1) or, with l1's number of channels, of a `FAN` (stage 2),
+      both with group normalisation; and, if the file has them,
+      centroids: [M,width], stage 1's centroids of descriptors of length 1;
+      active: [M], 1 for heatmaps that stand for a landmark and 0 for others;
       flips: [K], whole numbers}.
 
     Raises:
-      UserError: for entries that do not fit.
+      UserError: entries that do not fit.
     """
     beside = {name: entries[name] for name in BESIDE.arrays if name in entries}
     entries = {key: value for key, value in entries.items() if key not in beside}
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): value for key, value in entries.items()}
-    # The number of channels that the last layer has, where its entries say so.
+    # The number of channels of the last layer, if its entries show it.
     sizes = [entries[key].shape for key in ("l1.weight", "l1.bias") if key in entries]
     channels = next((shape[0] for shape in sizes if shape), width)
     second = channels != width or "active_channels" in beside or "flipppingCorrespondance" in beside
@@ -97,7 +97,7 @@ def convert(entries: rules.Entries, *, where: str, width: int = 256, depth: int 
 
 
 def facts(converted: dict[str, Any]) -> dict[str, int]:
-    """What `source.json` says of a conversion besides its source: the stage.
+    """The fact about a conversion for `source.json`: its stage.
 
     >>> facts({"params": {"conv1": {}, "l1": {}}}), facts({"params": {"conv1": {}, "l_0": {}}})
     ({'stage': 1}, {'stage': 2})

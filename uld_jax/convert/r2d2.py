@@ -1,15 +1,15 @@
 """Published R2D2 checkpoints (Revaud et al.) to the parameters of `uld_jax.models.r2d2.R2D2`.
 
-The file is {net: the constructor's call as text, state_dict: 46 entries}, all behind `module.`; that of `faster2d2` is
-of PyTorch's older format and has notes of its training beside them. A bare state dict does too. `net` is not read, as
-the entries' names and shapes say which network it is:
+The file is {net: the constructor's call as text, state_dict: 46 entries}, all behind `module.`; that of `faster2d2` has
+PyTorch's older format and further entries about its training. A bare state dict is accepted too. `net` is not read, as
+the entries' names and shapes determine the network:
 
     ops.N.{weight (O,I,k,k), bias (O)}                      nine convolutions, the positions N as in `models/r2d2.plan`
     ops.N+1.{running_mean (O), running_var (O)}             batch normalisation after all but the last, not affine
     ops.N+1.num_batches_tracked                             ignored
     clf.{weight (2,128,1,1), bias (2)}  sal.{weight (1,128,1,1), bias (1)}
 
-With r = 1 / sqrt(running_var + 1e-5), a kernel is r weight and its bias r (bias - running_mean).
+With r = 1 / sqrt(running_var + 1e-5), a kernel becomes r weight and its bias r (bias - running_mean).
 
 `r2d2_WASF_N16`, `r2d2_WAF_N16` and `faster2d2_WASF_N16` have 32 channels in the first convolution, `r2d2_WASF_N8_big`
 has 48.
@@ -25,14 +25,14 @@ EPSILON = 1e-5
 
 
 def convert(entries: rules.Entries, *, where: str, size: int = DESCRIPTOR_SIZE):
-    """Parameters of the R2D2 that these entries are of, for descriptors of `size`.
+    """Convert the entries to the parameters of an R2D2 for descriptors of `size`.
 
     Raises:
-      UserError: for entries that do not fit.
+      UserError: entries that do not fit.
     """
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): value for key, value in entries.items()}
-    # Where the plain network has its fourth convolution, the fast one pools.
+    # The fast network pools at the position of the plain network's fourth convolution.
     fast = "ops.9.weight" not in entries and "ops.10.weight" in entries
     first = entries.get("ops.0.weight")
     width = 32 if first is None or not first.shape else max(first.shape[0], 1)

@@ -1,4 +1,4 @@
-"""Strict conversion: a rule for every array of the target, and an error that names what the rules do not cover."""
+"""Strict conversion: a rule for every array of the target, and an error that names entries without a rule."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +13,12 @@ Entries = Mapping[str, np.ndarray]
 
 
 def same(array: np.ndarray) -> np.ndarray:
-    """The array as it is in the file: biases, scales, statistics."""
+    """Return the array as it is in the file, for biases, scales and statistics."""
     return array
 
 
 def hwio(kernel: np.ndarray) -> np.ndarray:
-    """A convolution's kernel [O,I,h,w], as PyTorch and Caffe have it, to [h,w,I,O].
+    """Transpose a convolution's kernel from [O,I,h,w], the order of PyTorch and Caffe, to [h,w,I,O].
 
     >>> hwio(np.zeros((64, 3, 7, 5))).shape
     (7, 5, 3, 64)
@@ -27,12 +27,12 @@ def hwio(kernel: np.ndarray) -> np.ndarray:
 
 
 class Rule(NamedTuple):
-    """Where one array of the target comes from.
+    """A rule that makes one array of the target.
 
     Attributes:
-      target: its path, such as `params/conv1/kernel`.
-      sources: the entries that it is made of, with the shapes that they must have in the file.
-      transform: takes these entries, in that order, and returns the target.
+      target: path of the array, such as `params/conv1/kernel`.
+      sources: names of the entries that it is made of, with the shapes that they must have in the file.
+      transform: function of these entries, in that order, that returns the array.
     """
 
     target: str
@@ -41,17 +41,17 @@ class Rule(NamedTuple):
 
 
 def apply(rules: Iterable[Rule], entries: Entries, *, where: str, ignored: Iterable[str] = ()) -> dict[str, Any]:
-    """The target of `rules`, a nested dict of float32 arrays.
+    """Apply `rules` to make the target, a nested dict of float32 arrays.
 
     Args:
-      rules: one for every array of the target.
-      entries: the source file's.
-      where: what error messages call it.
-      ignored: patterns, each matching a whole key, of entries that the target has no use for.
+      rules: one rule for every array of the target.
+      entries: entries of the source file.
+      where: name of the file in error messages.
+      ignored: patterns, each matching a whole key, of entries that the target does not need.
 
     Raises:
-      UserError: in one sentence, for entries that are missing, have another shape, are not floating-point, or that
-        no rule uses or ignores. It names the first of each sort and says how many more there are.
+      UserError: entries that are missing, have another shape, are not floating-point, or that no rule uses or ignores.
+        The message, one sentence, names the first of each sort and the number of others.
 
     >>> rules = [Rule("conv/kernel", {"c.weight": (8, 3, 1, 1)}, hwio), Rule("conv/bias", {"c.bias": (8,)})]
     >>> found = {"c.weight": np.ones((8, 3, 1, 1)), "c.bias": np.ones(8), "c.step": np.array(3)}
@@ -85,7 +85,7 @@ def apply(rules: Iterable[Rule], entries: Entries, *, where: str, ignored: Itera
 
 
 def _make(rule, entries, where):
-    # Where entries are combined, it is done in float64; one that only moves is the same number in float32.
+    # Entries are combined in float64; an entry that is only moved stays the same number in float32.
     with np.errstate(all="ignore"):
         array = rule.transform(*(entries[key].astype(np.float64) for key in rule.sources)).astype(np.float32)
     if not np.isfinite(array).all():

@@ -2,14 +2,14 @@
 
 `src` is the run's folder, or FOLDER:STAGE; by default the last of its stages that is a `self_training.Correspondence`.
 
-  config.json                       the network's size, and how it looks at a frame
-  checkpoints/STAGE/final/state     `params`, the network's; what else is there (optimiser, labels) is left behind
+  config.json                       the network's size, and its view of a frame
+  checkpoints/STAGE/final/state     `params`, the network's; other entries (optimiser, labels) are not read
 
 The result is a nested dict,
 
-  params    of a `models.fan.CorrespondenceFAN` with group normalisation
+  params    parameters of a `models.fan.CorrespondenceFAN` with group normalisation
   view      numbers: `image_size`, side of the view in pixels; `zoom`, the fraction of the frame that it showed;
-            `downsample`, of the network
+            `downsample`, that of the network
 """
 
 import json
@@ -33,10 +33,10 @@ _SIZE = ("descriptor_size", "width", "depth", "downsample")
 
 
 def open_folder(path: str) -> files.Opened:
-    """The parameters of a run's stage by name, joined by `/`, and the stage's settings.
+    """Open a run's stage: its parameters by name, joined by `/`, and its settings.
 
     Raises:
-      UserError: when there is no run of self-training, no such stage, or it is not finished.
+      UserError: there is no run of self-training or no such stage, or it is not finished.
     """
     folder, name = _split(path)
     try:
@@ -62,10 +62,10 @@ def open_folder(path: str) -> files.Opened:
 
 
 def convert(entries, *, where: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the module's docstring lists, float32.
+    """Convert the entries to the dict in the module's docstring, float32.
 
     Raises:
-      UserError: for parameters that are not of such a network, or not finite.
+      UserError: parameters of another network, or parameters that are not finite.
     """
     usual = dict(zip(_SIZE, (256, 256, 4, 4), strict=True)) | dict(image_size=256, zoom=1.0)
     # Runs of earlier versions have these keys without sections.
@@ -89,7 +89,7 @@ def convert(entries, *, where: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def facts(converted: dict[str, Any]) -> dict[str, Any]:
-    """What `source.json` says of the network and its view, for whoever asks before the weights are loaded."""
+    """The facts about the network and its view for `source.json`, which can be read without the weights."""
     params, view = converted["params"], converted["view"]
     zoom = round(float(view["zoom"]), 6)  # as it was written before it became float32
     return {
@@ -108,7 +108,7 @@ def _split(path) -> tuple[str, str]:
 
 
 def _read(path) -> dict[str, np.ndarray]:
-    """The parameters in a state, and nothing else of it."""
+    """Read only the parameters of a state."""
     try:
         handler, path = ocp.PyTreeCheckpointHandler(), epath.Path(path)
         saved = handler.metadata(path)

@@ -3,25 +3,25 @@
 `src` is a folder of diffusers, as such models are published:
 
   unet/config.json        unet/diffusion_pytorch_model.safetensors         or .fp16.safetensors, or .bin
-  vae/config.json         vae/diffusion_pytorch_model.safetensors          likewise; its decoder is left behind
+  vae/config.json         vae/diffusion_pytorch_model.safetensors          or as for unet; its decoder is not read
   scheduler/scheduler_config.json                                          noise schedule, and what the UNet predicts
   text_encoder/config.json text_encoder/model.safetensors                  or .fp16.safetensors, or pytorch_model.bin
   tokenizer/vocab.json     tokenizer/special_tokens_map.json               or tokenizer.json, tokenizer_config.json
 
-Features are of the empty prompt alone, whose embedding is one array [77, D]: the text encoder (CLIP) is run on it here,
-once, in float32, and left behind. Where a folder has `empty_prompt.npy`, that array is taken, and neither text encoder
-nor tokenizer is needed.
+Features use only the empty prompt, whose embedding is one array [77, D]: the text encoder (CLIP) is run on it here,
+once, in float32, and not kept. If a folder has `empty_prompt.npy`, that array is used, and neither text encoder nor
+tokenizer is needed.
 
 Old autoencoders name the parts of their attention `query`, `key`, `value`, `proj_attn`, and may store them as 1 x 1
-convolutions; they are taken like `to_q`, `to_k`, `to_v`, `to_out.0`.
+convolutions; they are read like `to_q`, `to_k`, `to_v`, `to_out.0`.
 
 The result is a nested dict,
 
   unet, vae         parameters
-  empty_prompt      [77, D]
-  alphas_cumprod    [1000], of `models/stable_diffusion/schedule`
-  v_prediction      1 where the UNet predicts velocity (2.1 at 768 pixels), 0 where noise
-  scaling_factor    of latents
+  empty_prompt      [77, D], embedding of the empty prompt
+  alphas_cumprod    [1000], a_t of `models/stable_diffusion/schedule`
+  v_prediction      1 if the UNet predicts velocity (2.1 at 768 pixels), 0 if noise
+  scaling_factor    factor of latents
 """
 
 import functools
@@ -44,7 +44,7 @@ _DIFFUSERS = tuple(f"diffusion_pytorch_model{suffix}" for suffix in (".safetenso
 _TRANSFORMERS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 _PROMPT = "empty_prompt.npy"
 _LORA = re.compile(r".*(?:lora|[.]base_layer[.]).*", re.IGNORECASE)
-# What the two config.json must say where they say anything: the parts of the architecture that are fixed here.
+# Values that the two config.json must have for these keys, if they have them: the fixed parts of the architecture.
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "addition_embed_type": None,
@@ -102,9 +102,9 @@ class Settings(NamedTuple):
     """The config files of a folder, and the token numbers of the empty prompt.
 
     Attributes:
-      unet, vae, scheduler: what they say.
-      text: likewise; None where the embedding is given.
-      tokens: of the empty prompt; None where the embedding is given.
+      unet, vae, scheduler: contents of their config files.
+      text: contents of the text encoder's config file; None if the embedding is given.
+      tokens: token numbers of the empty prompt; None if the embedding is given.
     """
 
     unet: dict[str, Any]
@@ -115,10 +115,10 @@ class Settings(NamedTuple):
 
 
 def open_folder(path: str) -> files.Opened:
-    """A folder of diffusers: its entries behind `unet.`, `vae.` and `text.` or `empty_prompt`, and its `Settings`.
+    """Open a folder of diffusers: entries behind `unet.`, `vae.` and `text.` or `empty_prompt`, and its `Settings`.
 
     Raises:
-      UserError: when a file is missing or cannot be read, or the folder is of another network.
+      UserError: a file that is missing or cannot be read, or a folder of another network.
     """
     _refuse_others(path)
     settings, paths = {}, []
@@ -156,10 +156,10 @@ def open_folder(path: str) -> files.Opened:
 
 
 def convert(entries: rules.Entries, *, where: str, settings: Settings | None = None) -> dict[str, Any]:
-    """The arrays that the module's docstring lists, float32.
+    """Convert the entries to the dict in the module's docstring, float32.
 
     Raises:
-      UserError: for entries that do not fit, or those of a single file.
+      UserError: entries that do not fit, or entries of a single file.
     """
     if any(_LORA.fullmatch(key) for key in entries):
         raise UserError(
@@ -197,7 +197,7 @@ def convert(entries: rules.Entries, *, where: str, settings: Settings | None = N
 
 
 def facts(converted: dict[str, Any]) -> dict[str, Any]:
-    """What `source.json` says of the network, for whoever asks before the weights are loaded."""
+    """The facts about the network for `source.json`, which can be read without the weights."""
     network, encoder = unet.of(converted["unet"]), vae.of(converted["vae"])
     return {
         "widths": list(network.widths),
@@ -264,7 +264,7 @@ def _weights(path, part, names):
 
 
 def _tokens(path, length):
-    """Token numbers of the empty prompt: a first, a last, and padding, which versions 1.5 and 2.1 have of their own."""
+    """Token numbers of the empty prompt: a first, a last, and padding, which differs between versions 1.5 and 2.1."""
     vocabulary, used = {}, []
     for name in ("vocab.json", "tokenizer.json"):
         if os.path.exists(os.path.join(path, "tokenizer", name)):
@@ -299,7 +299,7 @@ def _tokens(path, length):
 
 def _unet(entries, config, size, where):
     widths, depth = config.get("block_out_channels", (320, 640, 1280, 1280)), config.get("layers_per_block", 2)
-    heads = config.get("attention_head_dim", 8)  # which is what diffusers calls the number of heads
+    heads = config.get("attention_head_dim", 8)  # diffusers' name for the number of heads
     levels = _widths(where, widths, depth)
     attends = "CrossAttn{}Block2D"
     for side, places in (("down", range(levels)), ("up", reversed(range(levels)))):
@@ -332,7 +332,7 @@ def _vae(entries, config, where):
 
 @functools.cache
 def _shapes(network, prompt=0):
-    """Shapes of a network's parameters; `prompt` is the size of the UNet's."""
+    """Shapes of a network's parameters; `prompt` is the size of the UNet's prompt."""
     side = 2 ** (len(network.widths) - 1)
     zeros = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     seen = (zeros(1, side, side, 4), zeros(), zeros(77, prompt)) if prompt else (zeros(1, side, side, 3),)
@@ -352,7 +352,7 @@ def _same(where, config, key, expected):
 
 
 def _rules(shapes, entries):
-    """A rule for every parameter of a network, from its path and shape."""
+    """Rules for all parameters of a network, from their paths and shapes."""
     made = []
     for path, leaf in traverse_util.flatten_dict(shapes["params"]).items():
         key = _name(path)
@@ -362,7 +362,7 @@ def _rules(shapes, entries):
 
 
 def _name(path):
-    """The entry of a parameter.
+    """The name of a parameter's entry.
 
     >>> _name(("down_blocks_0_attentions_1", "transformer_blocks_0", "attn1", "to_out_0", "kernel"))
     'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0.weight'
@@ -382,7 +382,7 @@ def _source(key, path, shape, there):
     if len(shape) == 4:
         height, width, inputs, outputs = shape
         return {key: (outputs, inputs, height, width)}, rules.hwio
-    # A linear layer, of whatever many heads, is at times stored as a 1 x 1 convolution.
+    # A linear layer, with any number of heads, may be stored as a 1 x 1 convolution.
     inputs = math.prod(shape[:-1]) if path[-2] == "to_out_0" else shape[0]
     stored = (math.prod(shape) // inputs, inputs)
     one = (1, 1) if len(there) == 4 and path[-2] in ("proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out_0") else ()
@@ -407,9 +407,9 @@ def _given(prompt, where):
 
 
 def _encode(entries, config, tokens, where):
-    """CLIP's text encoder (Radford et al., ICML 2021) on one prompt: its last hidden state [T,D] after the last norm.
+    """Apply CLIP's text encoder (Radford et al., ICML 2021) to one prompt: last hidden state [T,D] after the last norm.
 
-    Blocks of causal attention and a two-layer perceptron, each after a layer normalisation and added to its input.
+    A block has causal attention and a two-layer perceptron, each after a layer normalisation and added to its input.
     """
     entries = {key.removeprefix("text_model."): value for key, value in entries.items()}
     try:

@@ -14,10 +14,10 @@ from uld_jax.models.superpoint import DESCRIPTOR_SIZE
 
 
 def convert(entries: rules.Entries, *, where: str, width: int = 64, size: int = DESCRIPTOR_SIZE):
-    """Parameters of a SuperPoint of `width` for descriptors of `size`.
+    """Convert the entries to the parameters of a SuperPoint of `width` for descriptors of `size`.
 
     Raises:
-      UserError: for entries that do not fit.
+      UserError: entries that do not fit.
     """
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): value for key, value in entries.items()}

@@ -1,13 +1,13 @@
 """VGG16's 13 convolutions, from two publications, to {'conv1_1': {'kernel' HWIO, 'bias'}, ..., 'conv5_3': ...}.
 
-ImageNet (`vgg16`): torchvision's state dict, as PyTorch or safetensors file,
+ImageNet (`vgg16`): torchvision's state dict, as a PyTorch or safetensors file,
 
     features.N.weight [O,I,3,3]  features.N.bias [O]      N = 0 2 | 5 7 | 10 12 14 | 17 19 21 | 24 26 28
 
 The classifier is ignored: `classifier.N.*` (torchvision), `pre_logits.fcN.*` and `head.fc.*` (timm).
 
 Colourisation (`vgg16_colorization`; Larsson, Maire and Shakhnarovich 2017, as used by Jakab et al. 2018): the HDF5 file
-`vgg16.caffemodel.h5`, of grey images. Its group `data` holds a group a layer, whose arrays are numbered as Caffe does:
+`vgg16.caffemodel.h5`, for grey images. Its group `data` holds a group a layer, whose arrays have Caffe's numbers:
 
     data/convB_N/0 [O,I,3,3]       kernel; conv1_1 has one input channel
     data/convB_N/1 [O]             bias
@@ -19,9 +19,9 @@ The batch normalisation, which has neither scale nor offset, goes into the convo
 
     s = sqrt(1e-5 + m1 / m2),  kernel / s,  (bias - m0 / m2) / s
 
-A file in which no layer has a `batch_` group is taken as folded already. The fully connected `fc6` and `fc7` with their
-`batch_` groups are ignored. PyTorch and safetensors files are read too, with the names joined by dots (`conv1_1.0`),
-with or without `data.` before them.
+If no layer of a file has a `batch_` group, the normalisation counts as folded in already. The fully connected `fc6` and
+`fc7` with their `batch_` groups are ignored. PyTorch and safetensors files are read too, with the names joined by dots
+(`conv1_1.0`), with or without `data.` before them.
 """
 
 import re
@@ -37,7 +37,7 @@ IGNORED_IMAGENET = (
     r"head[.]fc[.](weight|bias)",  # timm
 )
 IGNORED_COLORIZATION = (r"fc[67][.][01]", r"batch_fc[67][.][012]")
-_EPSILON = 1e-5  # of the batch normalisation
+_EPSILON = 1e-5  # epsilon of the batch normalisation
 
 
 def layers(inputs: int, width: int = 64) -> dict[str, tuple[int, int]]:
@@ -55,9 +55,9 @@ def layers(inputs: int, width: int = 64) -> dict[str, tuple[int, int]]:
 
 
 def convert_imagenet(entries: rules.Entries, *, where: str, width: int = 64):
-    """The 13 convolutions of torchvision's `vgg16`; `width` is that of its first block.
+    """Convert the 13 convolutions of torchvision's `vgg16`; `width` is the channels of the first block.
 
-    Raises UserError for entries that do not fit; `where` is what it calls the file.
+    Raises UserError for entries that do not fit; `where` names the file in the message.
     """
     made, number = [], 0
     for name, (inputs, outputs) in layers(3, width).items():
@@ -70,9 +70,10 @@ def convert_imagenet(entries: rules.Entries, *, where: str, width: int = 64):
 
 
 def convert_colorization(entries: rules.Entries, *, where: str, width: int = 64):
-    """The 13 convolutions of the colourisation network, batch normalisation folded in; `width` is the first block's.
+    """Convert the 13 convolutions of the colourisation network, with batch normalisation folded in.
 
-    Raises UserError for entries that do not fit; `where` is what it calls the file.
+    Raises UserError for entries that do not fit; `where` names the file in the message, and `width` is the channels of
+    the first block.
     """
     if all(key.startswith("data.") for key in entries):
         entries = {key.removeprefix("data."): value for key, value in entries.items()}

@@ -1,19 +1,19 @@
-"""Do found keypoints, with the numbers of their clusters, correspond to annotated landmarks? NMI and F-measure.
+"""NMI and F-measure: agreement of found keypoints, with their cluster numbers, and annotated landmarks.
 
 Mallis et al. (NeurIPS 2020, section 4.1) follow self-training by two numbers: the normalised mutual information between
 clusters and landmarks, for the descriptors, and the F-measure, for the detector. Their definitions were in a supplement
-that is not public. Those here are ours, so the radius is to be reported with the numbers:
+that is not public. The definitions here are ours, so report the radius with the numbers:
 
   match       in every image as many found keypoints as possible are joined to annotated points, one to one and no
               further apart than `radius` of the image's normaliser; among such matchings one of least total distance
               (Hungarian method: a greedy choice by distance can join fewer)
-  precision   share of found keypoints that are matched             recall   share of annotated points that are
-  f_measure   their harmonic mean; it does not look at the cluster numbers
-  nmi         of cluster and landmark over matched keypoints, normalised by the arithmetic mean of the entropies
+  precision   share of found keypoints that are matched             recall   share of annotated points that are matched
+  f_measure   harmonic mean of precision and recall; it ignores the cluster numbers
+  nmi         mutual information of cluster and landmark over matched keypoints, over the mean of the two entropies
   purity      share of matched keypoints whose landmark is the most frequent one of their cluster
 
-Purity does not fall when one landmark is split into several clusters, and NMI falls little; both speak of matched
-keypoints alone, of which a few give a high value by chance. Read them beside `recall` and `matched`.
+Purity does not fall when one landmark is split into several clusters, and NMI falls little; both use only matched
+keypoints, and a few of these give a high value by chance. Read them beside `recall` and `matched`.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ import numpy as np
 from uld_jax.clustering import assignment, quality
 from uld_jax.errors import UserError
 
-_IMAGES = 128  # matched at a time, so that one program serves any number of images
+_IMAGES = 128  # images matched at a time, so that one program serves any number of images
 
 
 @dataclasses.dataclass(frozen=True)
 class Correspondence:
-    """Result of `correspondence`; shares are in 0..1, and 0 where there is nothing to count.
+    """Result of `correspondence`; shares are in 0..1, and 0 if there is nothing to count.
 
     Attributes:
       nmi: normalised mutual information of cluster and landmark over matched keypoints.
@@ -53,16 +53,16 @@ class Correspondence:
 
 
 def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible=None) -> Correspondence:
-    """How found keypoints correspond to annotated landmarks; the module says what is measured.
+    """Measure the agreement of found keypoints and annotated landmarks; the module's docstring defines the numbers.
 
     Args:
       found: [N,K,2] keypoints, one slot a cluster, in pixels.
-      score: [N,K]; 0 (or a NaN in `found`) means missing.
+      score: [N,K] confidences; 0 (or a NaN in `found`) means missing.
       truth: [N,L,2] annotated points, in pixels; NaN where a point is not annotated.
-      lengths: [N] the normaliser of each image in pixels, as `landmark_regression.normaliser_lengths` gives it; images
-        whose length is NaN are not counted.
-      radius: in shares of the normaliser, inclusive.
-      visible: [N,L] bool, False for annotated points that cannot be seen and so not found; None: all can.
+      lengths: [N] the normaliser of each image in pixels, from `landmark_regression.normaliser_lengths`; images of
+        length NaN are not counted.
+      radius: largest distance of a match in shares of the normaliser, inclusive.
+      visible: [N,L] bool, False for annotated points that are hidden and so cannot be found; None: all are visible.
 
     Raises:
       UserError: a radius that is not positive.
@@ -105,7 +105,7 @@ def correspondence(found, score, truth, lengths, *, radius: float = 0.1, visible
 
 
 def _match(found, there, truth, seen, radius) -> np.ndarray:
-    """The annotated point of every found one [N,K], -1 for none; `radius` [N] in pixels."""
+    """Match every found keypoint to an annotated point, [N,K], -1 for none; `radius` [N] is in pixels."""
     parts = []
     for start in range(0, len(found), _IMAGES):
         rows = slice(start, start + _IMAGES)

@@ -1,4 +1,4 @@
-"""Errors as curves and tables: how many images are below a threshold, and which groups of images are hard."""
+"""Errors as curves over thresholds and as tables over groups of images."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ CED_LIMIT = 25.0  # percent of the normaliser
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Mean errors of a group of images, in percent of the normaliser; None where no image of the group has one.
+    """Mean errors of a group of images, in percent of the normaliser; None if no image of the group has one.
 
     Attributes:
       group: label, such as `0 to 30`, `± 0 to 30`, a value of the column, `outside` or `no value`.
@@ -72,10 +72,10 @@ def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[f
     """Mean errors per group of images.
 
     With edges e0 < e1 < ... an image belongs to the bin e0 <= v < e1 and so on; the last bin holds its upper edge too.
-    When all edges are >= 0 and some value is negative, v is the *absolute* value and the label begins with ±:
-    `yaw:0,30,60,90` speaks of the distance from frontal. Without edges every distinct value is a group, but a column
+    If all edges are >= 0 and some value is negative, v is the *absolute* value and the label begins with ±:
+    `yaw:0,30,60,90` is the distance from a frontal view. Without edges every distinct value is a group, but a column
     of more than 12 different numbers is cut into fifths of equal count. Images without a value, or outside the edges,
-    are groups at the end: nothing is left out in silence.
+    form groups at the end, so that every image is in the table.
 
     Args:
       errors: [N] errors of the images by their name in `Group`; NaN means not scored.

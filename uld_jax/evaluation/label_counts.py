@@ -22,11 +22,11 @@ from uld_jax.evaluation.protocol import Protocol
 
 @dataclasses.dataclass(frozen=True)
 class LabelCount:
-    """Errors with a number of labelled images, in percent of the normaliser; None where nothing can be measured.
+    """Errors with a number of labelled images, in percent of the normaliser; None if nothing can be measured.
 
     Attributes:
       n: number of labelled images.
-      repeats: number of draws of so many images; 1 for all of them.
+      repeats: number of draws of that many images; 1 if all are used.
       forward_nme: mean forward error over the draws.
       forward_nme_std: standard deviation of the forward error over the draws, 0 for one.
       mean_shape_nme: mean error of the drawn images' mean shape.
@@ -52,16 +52,16 @@ def label_counts(
 ) -> list[LabelCount]:
     """Forward error against the number of annotated training images.
 
-    For each count n, `repeats` random draws of n training images, each fitted with the protocol's own ridge and scored
-    on all of `test`; the draws depend on (seed, n, repeat) alone. Missing points are filled in from all of `train`, as
-    that needs no annotation. 'all' is one fit. With n = 1 and an intercept the prediction is that image's annotation,
+    For each count n, `repeats` random draws of n training images are fitted with the protocol's own ridge and scored
+    on all of `test`; the draws depend only on (seed, n, repeat). Missing points are filled in from all of `train`, as
+    this needs no annotation. 'all' is one fit. With n = 1 and an intercept the prediction is that image's annotation,
     so the two columns agree.
 
     Returns:
-      One entry a count, increasing. Counts above the number of training images are left out with a warning.
+      One entry a count, in increasing order. Counts above the number of training images are left out with a warning.
 
     Raises:
-      UserError: counts that are neither positive numbers nor 'all', or what `landmark_regression.evaluate` raises.
+      UserError: counts that are neither positive numbers nor 'all', or an error of `landmark_regression.evaluate`.
     """
     check_sets(train, test)
     lengths = lengths_or_error(test, normaliser, image_side)[:, None]

@@ -1,8 +1,8 @@
-"""How often is a discovered landmark where an annotated one is? Figure 4 of Tourani et al., CVPR 2024.
+"""The share of images on which a discovered landmark is near an annotated one (figure 4 of Tourani et al., CVPR 2024).
 
-No regression stands between: a discovered landmark has to lie on the annotated one itself, within `radius` of the
-image's normaliser (there 0.2 of the distance between the eyes). Which discovered landmark is looked at is decided on
-the training images, and how often it is near is counted on the test images, in two ways:
+Without a regression, a discovered landmark has to lie on the annotated one itself, within `radius` of the image's
+normaliser (in the paper 0.2 of the distance between the eyes). Discovered landmarks are assigned to annotated ones on
+the training images, and hits are counted on the test images, in two ways:
 
   exclusive   one to one, the matching of most hits (Hungarian method); K discovered landmarks serve min(K,L) annotated
               ones, the others have no value
@@ -25,11 +25,11 @@ from uld_jax.evaluation.landmark_regression import LandmarkSet, Normaliser, norm
 from uld_jax.evaluation.missing import known_mean, or_none
 from uld_jax.evaluation.protocol import Protocol
 
-_CHUNK = 1 << 22  # distances at a time
+_CHUNK = 1 << 22  # distances computed at a time
 
 
 class Hits(NamedTuple):
-    """How discovered landmarks stand to annotated ones on some images.
+    """Shares and distances of discovered landmarks near annotated ones on some images.
 
     Attributes:
       share: [K,L] share of the images on which they are within the radius; 0 where no image has the annotated one.
@@ -43,12 +43,12 @@ class Hits(NamedTuple):
 
 
 def hits(landmarks: LandmarkSet, lengths, radius: float) -> Hits:
-    """Counts over all images; annotated points that are NaN, hidden, or on an image without a length do not count.
+    """Count hits over all images; annotated points that are NaN, hidden, or on an image without a length do not count.
 
     Args:
-      landmarks: N images.
+      landmarks: landmarks of N images.
       lengths: [N] the normaliser of each image in pixels, NaN where there is none.
-      radius: in shares of the normaliser, inclusive.
+      radius: largest distance of a hit in shares of the normaliser, inclusive.
     """
     found, truth = np.asarray(landmarks.found, np.float64), np.asarray(landmarks.truth, np.float64)
     there = (np.asarray(landmarks.score) > 0) & np.isfinite(found).all(-1)
@@ -68,8 +68,8 @@ def hits(landmarks: LandmarkSet, lengths, radius: float) -> Hits:
 
 
 def match(seen: Hits) -> tuple[np.ndarray, np.ndarray]:
-    """The discovered landmark of every annotated one: exclusive [L] (-1: none is left), and best [L]."""
-    # Shares differ by 1 / images at least; the distance decides between equal ones and is kept below that.
+    """Match a discovered landmark to every annotated one: exclusive [L] (-1: none is left), and best [L]."""
+    # Shares differ by 1 / images at least; the distance, scaled below that, decides between equal ones.
     cost = 1 - seen.share + 0.5 * seen.distance / max(seen.counted.max(initial=0), 1) / max(*seen.share.shape, 1)
     given = seen.counted > 0
     labels = np.asarray(assignment.one_per_cluster(jnp.asarray(cost[None], jnp.float32), None, jnp.asarray(given)))[0]
@@ -84,7 +84,7 @@ class Area:
 
     Attributes:
       points: number of annotated landmarks.
-      matched: how many of them the exclusive matching serves.
+      matched: number of annotated landmarks that the exclusive matching serves.
       exclusive, best: means over the landmarks that have a value, in 0..1; None if none has.
     """
 
@@ -114,12 +114,12 @@ class LandmarkAccuracy:
     """Result of `landmark_accuracy`.
 
     Attributes:
-      radius: in shares of the normaliser.
+      radius: largest distance of a hit in shares of the normaliser.
       n_train: number of images on which landmarks were matched.
       n_test: number of images on which hits were counted.
-      matched: how many annotated landmarks the exclusive matching serves.
+      matched: number of annotated landmarks that the exclusive matching serves.
       exclusive, best: means over the annotated landmarks that have a value, in 0..1; None if none has.
-      areas: by name; without named areas one entry for every point, up to 40 of them, and {} beyond.
+      areas: areas by name; without named areas one entry for every point, up to 40 of them, and {} beyond.
       per_point: values of each annotated landmark.
     """
 
@@ -143,13 +143,13 @@ def landmark_accuracy(
     names=(),
     areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
 ) -> LandmarkAccuracy:
-    """Matches on `train`, counts on `test`; the module says what the numbers mean.
+    """Match landmarks on `train` and count hits on `test`; the module's docstring defines the numbers.
 
     Args:
-      train, test: landmarks of annotated images. None may be in both.
+      train, test: landmarks of annotated images. No image may be in both.
       normaliser, image_side: see `landmark_regression.normaliser_lengths`.
-      radius: in shares of the normaliser, inclusive.
-      names: of the L annotated landmarks; () if unknown.
+      radius: largest distance of a hit in shares of the normaliser, inclusive.
+      names: names of the L annotated landmarks; () if unknown.
       areas: {name: (first, last)} of annotated landmarks, see `data.schemes.Scheme`; {} if unknown.
 
     Raises:

@@ -1,38 +1,38 @@
-"""Forward and backward error of discovered landmarks, and the curves and tables around them.
+"""Forward and backward error of discovered landmarks.
 
-A detector finds K landmarks without names. How much do they say about the L annotated ones? A ridge regression from
-one set to the other is fitted on annotated training images and scored on test images, under the choices of a
+A detector finds K landmarks without names. To compare them with the L annotated ones, a ridge regression from one set
+to the other is fitted on annotated training images and scored on test images, under the choices of a
 `protocol.Protocol`:
 
-  forward    X = discovered, Y = annotated:   can the annotation be predicted from what was discovered?
-  backward   X = annotated, Y = discovered:   do the discovered points sit at fixed places of the object?
+  forward    X = discovered, Y = annotated:   error of the annotation predicted from discovered points
+  backward   X = annotated, Y = discovered:   low if discovered points are at fixed places of the object
 
   error_ij = |prediction_ij - target_ij| / normaliser_i          NME = 100 * mean of error_ij        (percent)
 
 Both directions divide by the normaliser of the test image's *annotation* (Mallis et al., NeurIPS 2020 section 4 and
 TPAMI 2024; Sanchez & Tzimiropoulos, NeurIPS 2019, for the backward error). The backward error averages over the K
-discovered landmarks. A frozen detector has a backward error of 0 and the forward error of the mean shape, a noisy
-one is bad at both: read the two together, and beside `mean_shape_nme`, the error of predicting the training images'
-mean annotation without looking.
+discovered landmarks. A detector whose points never move has a backward error of 0 and the forward error of the mean
+shape, a noisy one is bad at both: read the two together, and beside `mean_shape_nme`, the error of predicting the
+training images' mean annotation for every image.
 
-Missing points, where the pool is all training images that were looked at, of which a fit may draw a few:
+Missing points are treated as follows; the pool is all training images that were predicted, and a fit may draw a few:
 
 * forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the images of the
   pool on which it was found; with `missing="svt"` the matrix of all coordinates of the pool is completed by singular
   value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in their code coordinates are then
-  shares of the frame's side and are not centred, and what was found keeps its place. Points that are missing now and
-  then are filled in well. Landmarks that are never found on the same image are not: nothing ties one to the other, and
-  the completion puts them near the frame's corner, far from their mean;
+  shares of the frame's side and are not centred, and found points keep their places. Points that are missing now and
+  then are filled in well. Landmarks that are never found on the same image are not: no image relates one to the other,
+  and the completion puts them near the frame's corner, far from their mean;
 * forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;
-* backward: landmark j is fitted on the drawn images and scored on the test images on which it was found. Found on none
-  of the test images, it scores 100 %; found on none of the drawn ones, it has no value;
+* backward: landmark j is fitted on the drawn images and scored on the test images on which it was found. If it is found
+  on no test image, it scores 100 %; if on no drawn image, it has no value;
 * a landmark found on no image of the pool is left out of both and reported in `left_out`.
 
-Both are as in the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which needs no annotation to complete
-and so completes before it draws. Where some point is missing there is a second result over the landmarks that are found
-often (`often_found`): that code (2020, not the paper) keeps landmarks that are missing on less than 20 % of all images,
-pool and test together, before anything is completed or fitted. Annotated points without coordinates (NaN) take no part:
-neither in the fit, nor in the score; as inputs of the backward fit they take their mean over the drawn images.
+Both directions follow the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which completes before it
+draws, because the completion needs no annotation. If some point is missing there is a second result over the landmarks
+that are found often (`often_found`): the published code (2020, not the paper) keeps landmarks that are missing on less
+than 20 % of all images, pool and test together, before any completion or fit. Annotated points without coordinates
+(NaN) take no part in the fit or the score; as inputs of the backward fit they take their mean over the drawn images.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ Normaliser = str | tuple[int, int]
 
 
 class LandmarkSet(NamedTuple):
-    """What was found on N images and what is annotated there, all in pixels of the frame.
+    """Discovered and annotated landmarks of N images, all in pixels of the frame.
 
     Attributes:
       found: [N,K,2] discovered landmarks.
-      score: [N,K]; 0 (or a NaN in `found`) means missing.
+      score: [N,K] confidences; 0 (or a NaN in `found`) means missing.
       truth: [N,L,2] annotated landmarks; NaN where a point is not annotated.
       visible: [N,L] bool, or None if the annotation does not tell.
       columns: other columns of the annotation, name -> N strings, for `group_by`.
@@ -70,7 +70,7 @@ class LandmarkSet(NamedTuple):
     columns: Mapping[str, Sequence[Any]] = {}
 
     def take(self, rows) -> "LandmarkSet":
-        """The images `rows` (indices)."""
+        """Take the images `rows` (indices)."""
         rows = np.asarray(rows, np.int64)
         return LandmarkSet(
             np.asarray(self.found)[rows],
@@ -81,7 +81,7 @@ class LandmarkSet(NamedTuple):
         )
 
     def only(self, landmarks) -> "LandmarkSet":
-        """The discovered `landmarks` (indices or [K] bool)."""
+        """Take the discovered `landmarks` (indices or [K] bool)."""
         return self._replace(found=np.asarray(self.found)[:, landmarks], score=np.asarray(self.score)[:, landmarks])
 
 
@@ -91,7 +91,7 @@ class Inputs(NamedTuple):
     Attributes:
       xy: [N,K,2] float64, in pixels of the frame.
       fill: [K,2] float64, the mean of each landmark over the images on which it was found; 0 for one never found.
-      used: [K] bool, found on some image.
+      used: [K] bool, True for landmarks found on some image.
     """
 
     xy: np.ndarray
@@ -100,13 +100,13 @@ class Inputs(NamedTuple):
 
 
 class ForwardMap(NamedTuple):
-    """The affine map from discovered to annotated landmarks, with what stands in for landmarks not found.
+    """The affine map from discovered to annotated landmarks, with the places used for landmarks not found.
 
     Attributes:
       weights: [2L,2K] float64; columns of landmarks that no training image has are 0.
       bias: [2L] float64, NaN for points that no training image has annotated.
       fill: [K,2] float64, the mean of each discovered landmark over the pool.
-      used: [K] bool, found on some image of the pool.
+      used: [K] bool, True for landmarks found on some image of the pool.
       strength: [L] float64, the ridge strength of each annotated point.
     """
 
@@ -121,12 +121,12 @@ class ForwardMap(NamedTuple):
 
 
 def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None = None) -> np.ndarray:
-    """The length in pixels by which each image's errors are divided, [N]; NaN where it cannot be told or is 0.
+    """The length in pixels by which each image's errors are divided, [N]; NaN if it is unknown or 0.
 
     Args:
       truth: [N,L,2] annotated points.
-      normaliser: two point numbers: their distance; 'box': sqrt(width * height) of the box around all annotated points;
-        'image': `image_side`.
+      normaliser: two point numbers for their distance; 'box' for sqrt(width * height) of the box around all annotated
+        points; 'image' for `image_side`.
       image_side: side of the frame in pixels.
     """
     truth = np.asarray(truth, np.float64)
@@ -145,7 +145,7 @@ def normaliser_lengths(truth, normaliser: Normaliser, image_side: float | None =
 
 
 def normaliser_name(normaliser: Normaliser) -> str:
-    """As reports call it."""
+    """The name of a normaliser in reports."""
     return normaliser if isinstance(normaliser, str) else f"points {normaliser[0]} and {normaliser[1]}"
 
 
@@ -153,7 +153,7 @@ def normaliser_name(normaliser: Normaliser) -> str:
 
 
 def _found(landmarks: LandmarkSet) -> tuple[np.ndarray, np.ndarray]:
-    """Discovered points [N,K,2] float64, NaN where missing, and where they are not, [N,K]."""
+    """Discovered points [N,K,2] float64, NaN where missing, and a mask [N,K] of those that are not missing."""
     xy = np.asarray(landmarks.found, np.float64)
     there = (np.asarray(landmarks.score) > 0) & np.isfinite(xy).all(-1)
     return np.where(there[..., None], xy, np.nan), there
@@ -164,7 +164,7 @@ def _flat(points) -> np.ndarray:
 
 
 def _patterns(there):
-    """Points that are `there` [N,J] on the same rows: (rows [N] bool, numbers of the points), if there are rows."""
+    """Groups of points that are `there` [N,J] on the same rows, if any: (rows [N] bool, numbers of the points)."""
     patterns, member = np.unique(there, axis=1, return_inverse=True)
     for p in range(patterns.shape[1]):
         if patterns[:, p].any():
@@ -172,7 +172,7 @@ def _patterns(there):
 
 
 def _fit_columns(x, y, there, strength, intercept=True):
-    """Ridge from complete x [N,I] to points y [N,J,2], each point on the rows where it is `there` [N,J].
+    """Fit a ridge from complete x [N,I] to points y [N,J,2], each point on the rows where it is `there` [N,J].
 
     Points with the same rows share one fit. Returns weights [2J,I], bias [2J] and strength [J], NaN for points without
     a row.
@@ -190,10 +190,10 @@ def _fit_columns(x, y, there, strength, intercept=True):
 
 
 def complete_inputs(pool: LandmarkSet, missing: str = "mean", image_side: float | None = None) -> Inputs:
-    """Fills in the landmarks that were not found on the images of a pool; no annotation is looked at.
+    """Fill in the landmarks that were not found on the images of a pool, without using annotation.
 
     Args:
-      pool: landmarks of all training images that were looked at.
+      pool: landmarks of all training images that were predicted.
       missing: `mean` or `svt`, see the module.
       image_side: side of the frame in pixels, for `svt`.
     """
@@ -207,7 +207,7 @@ def complete_inputs(pool: LandmarkSet, missing: str = "mean", image_side: float 
 
 
 def fit_map(inputs: Inputs, truth, rows, strength: float | None, intercept: bool = True) -> ForwardMap:
-    """The map from discovered landmarks to truth [N,L,2], fitted on some rows of a completed pool."""
+    """Fit the map from discovered landmarks to truth [N,L,2] on some rows of a completed pool."""
     x, truth = inputs.xy[rows], np.asarray(truth, np.float64)[rows]
     annotated = np.isfinite(truth).all(-1)
     weights, bias, strengths = _fit_columns(_flat(x), truth, annotated, strength, intercept)
@@ -222,39 +222,39 @@ def fit_forward(
     image_side: float | None = None,
     intercept: bool = True,
 ) -> ForwardMap:
-    """Fits the map from discovered to annotated landmarks on all images of `train`, from one image on.
+    """Fit the map from discovered to annotated landmarks on all images of `train`, at least one.
 
-    With a single image and an intercept the map is that image's annotation, whatever is found.
+    With a single image and an intercept the map predicts that image's annotation for any input.
 
     Args:
       train: landmarks of annotated images.
-      strength: ridge penalty, relative as in `ops/ridge.py`; None chooses it by the leave-one-out error, which is what
-        a few labelled images need. Evaluations use the protocol's fixed one.
-      missing: what stands in for points that were not found: `mean` or `svt`, see the module.
+      strength: ridge penalty, relative as in `ops/ridge.py`; None chooses it by the leave-one-out error, as a few
+        labelled images need. Evaluations use the protocol's fixed penalty.
+      missing: treatment of points that were not found: `mean` or `svt`, see the module.
       image_side: side of the frame in pixels, for `svt`.
-      intercept: whether the map is affine; linear in pixels of the frame otherwise.
+      intercept: True for an affine map; False for a linear one in pixels of the frame.
     """
     return fit_map(complete_inputs(train, missing, image_side), train.truth, slice(None), strength, intercept)
 
 
 def _completed(xy, there, side):
-    """[N,K,2] with what is not `there` [N,K] as matrix completion has it; landmarks that are nowhere do not matter."""
+    """Fill in points of [N,K,2] that are not `there` [N,K] by matrix completion; empty columns do not matter."""
     if not side:
         raise ValueError("missing='svt' needs image_side")
     known = np.repeat(there, 2, axis=1)
-    # The defaults of `complete` without the columns that are empty: those stay, and draws of images share a program.
+    # The defaults of `complete` for the matrix without empty columns, which stay so that draws share a program.
     rows, columns = len(xy), known.any(0).sum()
     tau, delta = 5 * (rows + columns) / 2, 1.2 * rows * columns / max(known.sum(), 1)
     share = complete(_flat(xy) / side, known, tau=tau, delta=delta).x
     filled = side * np.asarray(share, np.float64).reshape(xy.shape)
-    return np.where(there[..., None], xy, filled)  # as found, to the last digit
+    return np.where(there[..., None], xy, filled)  # found points stay exactly as they are
 
 
 def leave_one_out(train: LandmarkSet, forward: ForwardMap) -> np.ndarray:
-    """How far each annotated point of `train` is from where a map fitted without its image puts it, [N,L,2].
+    """Residuals [N,L,2] of the annotated points of `train`, each from a map fitted without its image.
 
-    For maps with missing points at their means. The ridge strengths are those of `forward`, a fit to all of `train`.
-    NaN where a point is not annotated, or on one image alone.
+    Missing points are at their means. The ridge strengths are those of `forward`, a fit to all of `train`. Residuals
+    are NaN if a point is not annotated, or annotated on only one image.
     """
     xy, there = _found(train)
     x, truth = _flat(np.where(there[..., None], xy, forward.fill)), np.asarray(train.truth, np.float64)
@@ -268,7 +268,7 @@ def leave_one_out(train: LandmarkSet, forward: ForwardMap) -> np.ndarray:
 
 
 def apply_forward(forward: ForwardMap, found, score) -> np.ndarray:
-    """Annotated landmarks [N,L,2] predicted from discovered ones [N,K,2] with score [N,K]; any N."""
+    """Predict annotated landmarks [N,L,2] from discovered ones [N,K,2] with score [N,K], for any N."""
     xy, there = _found(LandmarkSet(found, score, None))
     there &= forward.used
     x = np.where(there[..., None], xy, forward.fill)
@@ -281,9 +281,9 @@ def _pixels(predicted, truth) -> np.ndarray:
 
 
 def _backward_errors(train: LandmarkSet, test: LandmarkSet, strength: float, intercept: bool) -> np.ndarray:
-    """Pixels from the discovered landmarks of `test` to where its annotation says they should be, [N,K].
+    """Distances in pixels, [N,K], of the discovered landmarks of `test` from their prediction by its annotation.
 
-    NaN where a landmark was not found, and for landmarks that were found on no image of `train`.
+    A distance is NaN where a landmark was not found, and for landmarks that were found on no image of `train`.
     """
     y, there = _found(train)
     target, _ = _found(test)
@@ -314,7 +314,7 @@ def check_sets(train: LandmarkSet, test: LandmarkSet) -> None:
 
 
 def lengths_or_error(test: LandmarkSet, normaliser: Normaliser, image_side: float | None) -> np.ndarray:
-    """The `normaliser_lengths` [N] of the test images. Raises UserError where none of them has one."""
+    """The `normaliser_lengths` [N] of the test images. Raises UserError if no image has one."""
     lengths = normaliser_lengths(test.truth, normaliser, image_side)
     if not np.isfinite(lengths).any():
         raise UserError(
@@ -335,21 +335,21 @@ def evaluate(
     fits: Sequence[Any] | None = None,
     ced_limit: float = CED_LIMIT,
 ) -> Errors:
-    """Fits on `train`, scores on `test`; the module says what the numbers mean.
+    """Fit on `train` and score on `test`; the module's docstring defines the numbers.
 
     Args:
-      train: landmarks of the pool: all annotated training images that were looked at.
+      train: landmarks of the pool, all annotated training images that were predicted.
       test: landmarks of the test images.
       data: id of the data, see `data.specs.DatasetSpec.protocol`.
       normaliser: two point numbers, 'box' or 'image', see `normaliser_lengths`.
       image_side: side of the frame in pixels, for the normaliser 'image' and for `svt`.
-      protocol: ridge strengths, intercept, `missing` and `min_found` are taken from it; it becomes part of the id.
-      fits: images of the pool that each fit takes, as indices; None for one fit on all. Several fits are `averaged`.
+      protocol: protocol that gives ridge strengths, intercept, `missing` and `min_found`, and part of the id.
+      fits: indices of the images of the pool for each fit; None for one fit on all. Several fits are `averaged`.
       ced_limit: upper end, in percent, of the CED whose area is `ced_auc`.
 
     Raises:
-      UserError: no image in a split, splits that differ in their number of points, a normaliser that fits nowhere, or
-        a protocol that means nothing.
+      UserError: no image in a split, splits that differ in their number of points, a normaliser that no image has, or
+        a protocol with meaningless values.
       ValueError: arrays of the wrong shape.
     """
     check_sets(train, test)
@@ -389,7 +389,7 @@ def _often_found(train: LandmarkSet, test: LandmarkSet, errors, protocol: Protoc
     there_train, there_test = (_found(part)[1] for part in (train, test))
     there = np.concatenate([there_train, there_test])
     often = there_train.any(0) & (there.sum(0) > protocol.min_found * len(there))
-    # Not a mean of the errors of all: the regression sees these landmarks alone, and their matrix is completed.
+    # Not a mean of parts of the first result: regression and matrix completion see only these landmarks.
     few = errors(train.only(often), test.only(often)) if often.any() else None
     return OftenFound(
         protocol=protocol.often(data),
@@ -401,7 +401,7 @@ def _often_found(train: LandmarkSet, test: LandmarkSet, errors, protocol: Protoc
 
 
 def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_limit: float) -> Scores:
-    """The errors of `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
+    """Score `test` by maps fitted on some rows of `train`, whose landmarks are completed in `inputs`."""
     drawn, truth = train.take(rows), np.asarray(test.truth, np.float64)
     forward_map = fit_map(inputs, train.truth, rows, protocol.ridge_forward, protocol.intercept)
     predicted = apply_forward(forward_map, test.found, test.score)
@@ -439,5 +439,5 @@ def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_
 
 
 def mean_error(residuals) -> float | None:
-    """Mean over images of the mean length over their points of [N,L,2], without NaN; None if there is nothing else."""
+    """Mean over images of the mean length of their residuals [N,L,2], without NaN; None if all are NaN."""
     return or_none(known_mean(known_mean(np.linalg.norm(residuals, axis=-1), 1)))

@@ -1,4 +1,4 @@
-"""What can be measured of a stage's landmarks on a data set, as a `report.Report`."""
+"""All measures of a stage's landmarks on a data set, as a `report.Report`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from uld_jax.evaluation.report import Detected, Report
 from uld_jax.evaluation.stability import Stability, stability
 from uld_jax.method import TrainState
 
-MATCHED = 5000  # training images that decide which landmark stands for which
-SCALED = 0.0375  # deviation of log size: cut off as the rotation is, sizes of 0.9 to 1.1
+MATCHED = 5000  # training images on which discovered landmarks are matched to annotated ones
+SCALED = 0.0375  # deviation of log size; with the cut-off of the rotation, sizes are 0.9 to 1.1
 
 
 def measure(
@@ -38,23 +38,23 @@ def measure(
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
 ) -> Report:
-    """Measures a stage on the test split; `split` and `stage` of the report are left to the caller.
+    """Measure a stage on the test split; the caller sets `split` and `stage` of the report.
 
     Keypoints that are missing on some images of an annotated split are also compared with its points, see
-    `evaluation/correspondence.py`. Where a stage places landmarks that it did not detect (`Prediction.detected`),
+    `evaluation/correspondence.py`. If a stage places landmarks that it did not detect (`Prediction.detected`),
     `Report.detected` has the errors with these counted as missing.
 
-    The choices of `evaluation/protocol.py` hold, as far as there are so many training images.
+    The choices are those of `evaluation/protocol.py`, as far as there are enough training images.
 
     Args:
-      config: of the run.
-      predictor: of the stage.
-      state, frozen: of the stage.
+      config: config of the run.
+      predictor: predictor of the stage.
+      state, frozen: state and frozen weights of the stage.
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `label_counts.label_counts`.
-      thorough: the protocol's own pool of training images, and not only `eval.train_images` of them; also stability,
-        turned alone and turned and scaled, which predicts some images four times more.
+      thorough: True for the protocol's whole pool of training images instead of `eval.train_images` of them, and for
+        stability in turned and in turned and scaled views, which predicts some images four times more.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
@@ -102,19 +102,19 @@ def _against_annotation(
     """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
 
     Args:
-      config: of the run.
+      config: config of the run.
       protocol: choices under which landmarks are measured.
       test: the test split.
       sets: landmarks of the pool of training images, and of the test images.
-      detected: the same, where landmarks that were not detected are missing.
-      groups: what `_groups` gave, or None for bins of yaw where the split has a column of it.
+      detected: the same sets with landmarks that were not detected as missing.
+      groups: the result of `_groups`, or None for bins of yaw if the split has a column of it.
       counts: numbers of labelled images to fit with.
     """
     fits = draws(protocol, len(sets[0].found), config.seed)
     options = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
 
     def scored(train, test_set):
-        """Both errors, and how often landmarks are where annotated ones are."""
+        """Both errors, and the accuracy of landmarks at annotated points."""
         data, scheme = test.spec.protocol, schemes.scheme_of(test.spec.scheme)
         errors = regression.evaluate(train, test_set, data=data, protocol=protocol, fits=fits, **options)
         matched = train.take(spread(len(train.found), MATCHED))
@@ -136,7 +136,7 @@ def _against_annotation(
 
 
 def _correspondence(xy, score, test: Source, rows, protocol: Protocol) -> Correspondence:
-    """How found keypoints of some rows correspond to annotated points."""
+    """The agreement of found keypoints and annotated points of some rows."""
     truth = test.landmarks[rows]
     lengths = regression.normaliser_lengths(truth, test.spec.eyes or test.spec.normaliser, test.frame_size)
     visible = None if test.visible is None else test.visible[rows]
@@ -155,7 +155,7 @@ def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Sta
 
 
 def _lacking(data: Data) -> str:
-    """Why neither error can be measured; empty if they can."""
+    """The reason why neither error can be measured; empty if they can."""
     if data.test is None or data.test is data.train:
         return "there is no test split"
     bare = [name for name in ("train", "test") if not len(specs.labelled(getattr(data, name)))]
@@ -163,7 +163,7 @@ def _lacking(data: Data) -> str:
 
 
 def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
-    """Column, its values and edges of bins. Raises UserError for an unknown column, or edges that are no numbers."""
+    """A column, its values and edges of bins. Raises UserError for an unknown column, or edges that are no numbers."""
     column, _, edges = group_by.partition(":")
     values = test.columns.get(column)
     if values is not None and not any(str(value).strip() for value in values):
@@ -177,9 +177,10 @@ def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
 
 
 def yaw_of(source: Source) -> np.ndarray | None:
-    """Yaw of a split's images in degrees, [N], NaN where unknown; None if it cannot be told.
+    """Yaw of a split's images in degrees, [N], NaN where unknown; None if no source has it.
 
-    From the column `yaw`; without one, from the points of a scheme that tell it (`pose_clusters.yaw_of_points`).
+    The yaw is read from the column `yaw`, or without one computed from the points of a scheme that allows it
+    (`pose_clusters.yaw_of_points`).
     """
     if "yaw" in source.columns:
         try:
@@ -195,14 +196,14 @@ def yaw_of(source: Source) -> np.ndarray | None:
 
 
 def _protocol(config: Config, images: int, thorough: bool) -> Protocol:
-    """The protocol of an evaluation on a training split of so many images."""
+    """The protocol of an evaluation on a training split of `images` images."""
     protocol = Protocol.of(config)
     most = 0 if thorough else config.eval.train_images
     return protocol._replace(pool_images=min(filter(None, (most, protocol.pool_images)), default=0)).on(images)
 
 
 def _landmark_set(xy, score, source: Source, rows) -> LandmarkSet:
-    """What was found on some rows of a source, and what is annotated there."""
+    """Discovered and annotated landmarks on some rows of a source."""
     visible = None if source.visible is None else source.visible[rows]
     columns = {name: [values[i] for i in rows] for name, values in source.columns.items()}
     return LandmarkSet(xy, score, source.landmarks[rows], visible, columns)

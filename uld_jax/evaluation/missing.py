@@ -4,7 +4,7 @@ import numpy as np
 
 
 def known_mean(values, axis=None):
-    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    """Mean of the values that are not NaN; NaN, without a warning, if there are none."""
     known = ~np.isnan(values)
     count = known.sum(axis)
     total = np.where(known, values, 0.0).sum(axis)
@@ -12,5 +12,5 @@ def known_mean(values, axis=None):
 
 
 def or_none(value):
-    """NaN and infinity become None: JSON has neither."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     return float(value) if np.isfinite(value) else None

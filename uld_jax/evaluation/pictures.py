@@ -1,4 +1,4 @@
-"""Contact sheets of what an evaluation saw, and films of a stage's own pictures."""
+"""Contact sheets of the images of an evaluation, and films of a stage's own pictures."""
 
 import numpy as np
 from etils import epath
@@ -9,17 +9,17 @@ from uld_jax.evaluation.protocol import spread
 from uld_jax.evaluation.report import Report
 
 SHEET = 40  # images on a contact sheet
-POSED = 16  # images of a pose cluster
+POSED = 16  # images shown of a pose cluster
 
 
 def contact_sheet(source: Source, report: Report, count: int = SHEET):
-    """Images spread evenly over those of a source that `measure` saw, with their landmarks."""
+    """A sheet of images with their landmarks, spread evenly over those of a source that `measure` saw."""
     shown = spread(len(report.rows), count)
     return viz.contact_sheet(source.images(report.rows[shown]), report.xy[shown], report.score[shown])
 
 
 def pose_sheet(source: Source, report: Report, count: int = POSED):
-    """Up to `count` images of each pose cluster that `measure` saw, with their landmarks; None without clusters."""
+    """A sheet of up to `count` images of each pose cluster that `measure` saw; None without clusters."""
     if report.pose is None:
         return None
     yaw, sheets = report.pose_clusters.yaw, []
@@ -37,6 +37,6 @@ def pose_sheet(source: Source, report: Report, count: int = POSED):
 
 
 def film_over_steps(folder: epath.Path, ending: str) -> None:
-    """How a stage's pictures of one photo change with the steps: the first row of each, under one another."""
+    """Make a film of a stage's pictures of one photo over the steps: the first rows, under one another."""
     shots = sorted(p for p in folder.iterdir() if p.name.endswith(ending) and p.name[:8].isdigit())
     viz.save(viz.film({str(int(p.name[:8])): viz.load(p) for p in shots}), folder / f"over_steps{ending}")

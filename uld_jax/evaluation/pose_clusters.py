@@ -1,11 +1,11 @@
-"""Do clusters of images follow the pose? Purity by ranges of yaw (figure 7 of Tourani et al., CVPR 2024), and the yaw.
+"""Agreement of image clusters with pose, by ranges of yaw (figure 7 of Tourani et al., CVPR 2024), and yaw from points.
 
-A cluster stands for the range of yaw that most of its images are in. Its accuracy is the share of images that are in
-the range of their cluster; `hungarian` gives every range to one cluster at most. `chance` is the accuracy of a single
-cluster: most photos are frontal, so read the others beside it.
+A cluster stands for the range of yaw of most of its images. The accuracy is the share of images that are in the range
+of their cluster; `hungarian` gives every range to one cluster at most. `chance` is the accuracy of a single cluster:
+most photos are frontal, so read the other numbers beside it.
 
-Where the yaw of an image is not known it can be told from many annotated points, by `yaw_of_points`. No model of a head
-is needed: the points of all images together tell their shape.
+If the yaw of an image is not known, `yaw_of_points` computes it from many annotated points. No model of a head is
+needed: the points of all images together determine their shape.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ class YawRange:
 
 @dataclasses.dataclass(frozen=True)
 class YawOfClusters:
-    """How clusters go together with yaw; the module says what the shares mean. Shares are in 0..1.
+    """Agreement of clusters with yaw; shares are in 0..1 and defined in the module's docstring.
 
     Attributes:
       counted: number of images whose yaw is in a range.
       accuracy: share of images that are in the range of their cluster.
-      hungarian: the same where every range is given to one cluster at most.
+      hungarian: the accuracy if every range is given to one cluster at most.
       chance: accuracy of a single cluster.
       balanced: mean of the accuracies of the ranges that have images; NaN without any.
       nmi: normalised mutual information of cluster and range, over clustered images.
-      yaw_range: [Q] label of each cluster's range; None for one without counted images.
-      yaw_mean, yaw_std: [Q] degrees, of each cluster's counted images; None for one without any.
+      yaw_range: [Q] label of each cluster's range; None for a cluster without counted images.
+      yaw_mean, yaw_std: [Q] mean and deviation of each cluster's counted images in degrees; None without any.
       ranges: the ranges in increasing order.
     """
 
@@ -72,9 +72,9 @@ class PoseClusters:
     """Result of `pose_clusters`.
 
     Attributes:
-      sizes: [Q] number of images of each cluster, up to the last that has one.
+      sizes: [Q] number of images of each cluster, up to the last cluster that has one.
       unclustered: number of images in no cluster.
-      yaw: how the clusters go together with yaw; None where no yaw is known.
+      yaw: agreement of the clusters with yaw; None if no yaw is known.
     """
 
     sizes: list[int]
@@ -83,13 +83,13 @@ class PoseClusters:
 
 
 def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> PoseClusters:
-    """How clusters of images and their yaw go together.
+    """Measure the agreement of clusters of images with their yaw.
 
     Args:
-      clusters: [N] int, 0..Q-1; negative for an image in none, which is a miss.
-      yaw: [N] degrees, NaN where unknown; None: only sizes are counted.
-      edges: increasing; a range is e0 <= yaw < e1 and so on, the last one holds its upper edge too. Images outside do
-        not count.
+      clusters: [N] int, 0..Q-1; negative for an image in no cluster, which is a miss.
+      yaw: [N] yaw in degrees, NaN where unknown; None to count only sizes.
+      edges: increasing edges in degrees; a range is e0 <= yaw < e1 and so on, the last one holds its upper edge too.
+        Images outside do not count.
 
     >>> found = pose_clusters([0, 0, 1, 1, 1], [-70.0, -80.0, 5.0, 10.0, 40.0])
     >>> found.sizes, found.yaw.accuracy, found.yaw.yaw_range
@@ -103,7 +103,7 @@ def pose_clusters(clusters, yaw=None, edges: Sequence[float] = EDGES) -> PoseClu
 
 
 def _yaw_of_clusters(clusters, count: int, yaw, edges: Sequence[float]) -> YawOfClusters:
-    """How `count` clusters [N] and yaw [N] go together."""
+    """Measure the agreement of `count` clusters [N] with yaw [N]."""
     labels = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     ranges = np.searchsorted(edges, yaw, side="right") - 1  # NaN comes last
     ranges = np.where(yaw == edges[-1], len(labels) - 1, ranges)
@@ -147,10 +147,10 @@ class Turned(NamedTuple):
     """Result of `yaw_of_points`.
 
     Attributes:
-      yaw: [N] degrees, positive where the nose is turned to the image's right; NaN where it cannot be told.
-      pitch: [N] degrees above the mean pitch of all images, positive where the nose is lifted.
-      shape: [L',3], the points used, in the head's own frame: x to the image's right where the head faces the camera,
-        y down, z AWAY from the camera; symmetric. None if nothing can be told.
+      yaw: [N] degrees, positive if the nose is turned to the image's right; NaN if the points do not determine it.
+      pitch: [N] degrees above the mean pitch of all images, positive if the nose is lifted.
+      shape: [L',3], the points used, symmetric, in the head's own frame: x to the image's right for a head that faces
+        the camera, y down, z AWAY from the camera. None if the points do not determine it.
     """
 
     yaw: np.ndarray
@@ -159,24 +159,24 @@ class Turned(NamedTuple):
 
 
 def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 1000) -> Turned:
-    """Yaw of heads from their annotated points alone, if there are many images and these are turned differently.
+    """Compute the yaw of heads from their annotated points alone, for many images with different poses.
 
-    Structure from motion of one rigid, symmetric shape S [L,3] under weak perspective: up to noise and to what is not
-    rigid in a face, the points of image n are s_n R_n S + t_n with R_n the first two rows of a rotation. A mirror
-    permutation m splits the coordinates into an odd part, (w_i - w_m(i)) / 2, which holds x alone, and an even part,
-    which holds y and z. So the shape is known up to a scale of x and a linear map of (y, z); that the rows of R_n are
-    of equal length and at right angles determines both, but for a turn in the plane of y and z. Poses and shape are
-    then refined in turn, points that fit badly counting less.
+    The method is structure from motion of one rigid, symmetric shape S [L,3] under weak perspective: up to noise and
+    movements of the face, the points of image n are s_n R_n S + t_n with R_n the first two rows of a rotation. A mirror
+    permutation m splits the coordinates into an odd part, (w_i - w_m(i)) / 2, which holds only x, and an even part,
+    which holds y and z. So the shape is known up to a scale of x and a linear map of (y, z). Both are determined,
+    except for a rotation in the plane of y and z, because the rows of R_n are of equal length and at right angles.
+    Poses and shape are then refined in turn, with lower weights for points that fit badly.
 
-    Three things that no picture can tell are agreed upon: the mean pitch of all images is 0; heads are upright and face
-    the camera, rather than upside down or turned away; and the face bulges towards the camera.
+    Three properties that no picture shows are set by convention: the mean pitch of all images is 0; heads are upright
+    and face the camera; and the face bulges towards the camera.
 
     Args:
       points: [N,L,2] `(x, y)` in pixels, NaN where not annotated.
       mirror: [L] permutation of the points in a mirrored image, as `data.specs.DatasetSpec.mirror`.
-      use: numbers of the points to use, mirror partners with them; None: all.
-      rounds: of refinement.
-      most: images that the shape is made of, spread evenly; the poses of all are given.
+      use: numbers of the points to use, including their mirror partners; None for all.
+      rounds: number of rounds of refinement.
+      most: number of images, spread evenly, from which the shape is made; poses are computed for all.
     """
     points, mirror = np.asarray(points, np.float64), np.asarray(mirror)
     if use is not None:
@@ -192,7 +192,7 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
     weights = np.ones(points.shape[1])
     for _ in range(rounds):
         scale, turns, away = _poses(points[whole], np.broadcast_to(weights, known[whole].shape), shape)
-        target = away / np.maximum(scale, 1e-12)[:, None, None]  # at the size of the shape: all images count alike
+        target = away / np.maximum(scale, 1e-12)[:, None, None]  # scaled to the shape, for equal weights
         inner = np.einsum("nci,ncj->ij", turns, turns) + 1e-9 * np.eye(3)
         shape = _symmetric(np.linalg.solve(inner, np.einsum("nci,nlc->il", turns, target)).T, mirror)
         variance = ((np.einsum("nci,li->nlc", turns, shape) - target) ** 2).sum(-1).mean(0)
@@ -200,13 +200,13 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
         weights = 1 / (variance + 0.25 * np.median(variance) + 1e-12)
         shape -= weights @ shape / weights.sum()
     scale, turns, _ = _poses(np.where(known[..., None], points, 0), known * (weights / weights.mean()), shape)
-    forward = np.cross(turns[:, 0], turns[:, 1])  # where the camera looks, in the head's frame
+    forward = np.cross(turns[:, 0], turns[:, 1])  # direction of the camera's view, in the head's frame
     good = (known.sum(1) >= 4) & (scale > 0)
     # The turn about x that makes the mean pitch 0.
     up = np.arctan2(forward[good, 1].mean(), forward[good, 2].mean())
     about_x = np.array([[1, 0, 0], [0, np.cos(up), -np.sin(up)], [0, np.sin(up), np.cos(up)]])
     forward, shape = forward @ about_x.T, shape @ about_x.T
-    if np.cov(np.abs(shape[:, 0]), shape[:, 2])[0, 1] < 0:  # what is at the sides lies farther back
+    if np.cov(np.abs(shape[:, 0]), shape[:, 2])[0, 1] < 0:  # points at the sides must lie farther back
         forward, shape = forward * (-1, -1, 1), shape * (1, 1, -1)
     yaw = np.degrees(np.arctan2(forward[:, 0], forward[:, 2]))
     pitch = -np.degrees(np.arcsin(np.clip(forward[:, 1], -1, 1)))
@@ -214,19 +214,19 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
 
 
 def _symmetric(shape, mirror):
-    """[L,3] and its mirror image, averaged."""
+    """Average the shape [L,3] and its mirror image."""
     return (shape + shape[mirror] * (-1, 1, 1)) / 2
 
 
 def _factorise(points, mirror):
-    """A first shape [L,3] from images that have all points; None if they do not determine one."""
+    """An initial shape [L,3] from images that have all points; None if they do not determine one."""
     away = points - points.mean(1, keepdims=True)
     size = np.sqrt((away**2).sum((1, 2), keepdims=True))
     away = away[size[:, 0, 0] > 0] / size[size[:, 0, 0] > 0]
     odd, even = (away - away[:, mirror]) / 2, (away + away[:, mirror]) / 2
 
     def factor(part, rank):
-        """[N,L,2] to coefficients [N,2,rank] and a basis [rank,L], of which the coefficients have unit size."""
+        """Factorise [N,L,2] into coefficients [N,2,rank] of unit size and a basis [rank,L]."""
         rows = np.moveaxis(part, -1, 1).reshape(-1, part.shape[1])
         u, s, v = np.linalg.svd(rows, full_matrices=False)
         if len(s) < rank or s[rank - 1] < 1e-6 * max(s[0], 1e-300):
@@ -238,7 +238,7 @@ def _factorise(points, mirror):
     if first is None or second is None:
         return None
     (p, x), (e, yz) = first, second
-    # Both rows of (a p, e B) of one length and at right angles: linear in q = a^2 and Q = B B'.
+    # Both rows of (a p, e B) have one length and are at right angles: linear equations in q = a^2 and Q = B B'.
     products = lambda i, j: np.stack(
         [
             p[:, i, 0] * p[:, j, 0],
@@ -257,12 +257,13 @@ def _factorise(points, mirror):
     values, vectors = np.linalg.eigh(np.array([[q[1], q[2]], [q[2], q[3]]]))
     if q[0] <= 0 or values[1] <= 0:
         return None
-    # Noise may leave the smaller one below 0: then depth is small, and refined later.
+    # Noise may make the smaller eigenvalue negative: depth is then set small and refined later.
     values = np.maximum(values, 1e-3 * values[1])
     root = vectors * np.sqrt(values)
     shape = np.concatenate([x / np.sqrt(q[0]), np.linalg.solve(root, yz)]).T  # [L,3]
     rows = np.concatenate([p * np.sqrt(q[0]), e @ root], -1)  # [N,2,3] s_n R_n
-    # Upright: y is what the mean vertical row reads. Facing the camera: so is x of the mean horizontal one.
+    # Heads are upright, so y is the direction of the mean vertical row; they face the camera, so x is that of the
+    # mean horizontal row.
     down = rows[:, 1, 1:].mean(0)
     down /= max(np.linalg.norm(down), 1e-12)
     shape[:, 1:] = shape[:, 1:] @ np.array([[down[0], -down[1]], [down[1], down[0]]])
@@ -273,7 +274,7 @@ def _factorise(points, mirror):
 def _poses(points, weights, shape):
     """Weak-perspective poses of points [N,L,2] with weights [N,L]: scale [N], rows R [N,2,3], centred points.
 
-    The affine map of least squares, and the scaled rotation nearest to it. Points are centred as the shape then is.
+    A pose is the scaled rotation nearest to the affine map of least squares. Points are centred like the shape.
     """
     total = np.maximum(weights.sum(1), 1e-12)[:, None]
     middle = np.einsum("nl,nlc->nc", weights, points) / total
@@ -286,6 +287,6 @@ def _poses(points, weights, shape):
     affine = np.linalg.solve(inner, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
     u, s, v = np.linalg.svd(affine, full_matrices=False)
     turns = u @ v
-    # Points relative to the shape's own origin, which need not be the centre of the points that an image has.
+    # The points are relative to the shape's origin, which need not be the centre of an image's annotated points.
     scale = s.mean(1)
     return scale, turns, away + scale[:, None, None] * np.einsum("nci,ni->nc", turns, centre)[:, None]

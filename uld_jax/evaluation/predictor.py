@@ -1,4 +1,4 @@
-"""A stage's predictions, compiled once: what a finished run and an evaluation share."""
+"""A stage's predictions, compiled once, for finished runs and evaluations."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,8 +15,8 @@ class Found(NamedTuple):
 
     Attributes:
       xy: [N,K,2] float32 in pixels of the frame.
-      score: [N,K] float32; 0 where a landmark is missing.
-      detected: [N,K] bool.
+      score: [N,K] float32 confidences; 0 where a landmark is missing.
+      detected: [N,K] bool, False for landmarks that were filled in.
     """
 
     xy: np.ndarray
@@ -30,13 +30,13 @@ class Predictor:
     Args:
       method: the stage.
       mesh: all devices.
-      check: called several times a second while anything is computed; it may raise to leave.
-      say: is told now and then how many images have been predicted.
+      check: function called several times a second during computations; it may raise to stop them.
+      say: function called now and then with the number of images predicted so far.
 
-    Landmarks that the stage does not use (`Method.landmarks`) are left out of all it gives.
+    Landmarks that the stage does not use (`Method.landmarks`) are left out of all results.
 
     Attributes:
-      devices: how many there are.
+      devices: number of devices.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class Predictor:
         self._pictures = jax.jit(method.pictures)
 
     def _get(self, program, *given):
-        """What a program gives, on the host."""
+        """Run a program and fetch its result to the host."""
         return interrupts.attended(lambda: sharding.to_host(program(*given)), self._check)
 
     def used(self, state) -> np.ndarray | None:
-        """Which slots of a prediction are landmarks in use, [K] bool; None for all of them.
+        """The slots of a prediction that are landmarks in use, [K] bool; None for all of them.
 
-        A stage that uses none has no point either: then all its slots are given, empty.
+        A stage that uses no landmark has no points either, and then all its slots are returned, empty.
         """
         used = self._landmarks(state)
         used = None if used is None else np.asarray(sharding.to_host(used), bool)
         return used if used is not None and used.any() else None
 
     def count(self, state, frozen, side: int) -> int:
-        """How many landmarks it gives for images of [side,side,3]. Only shapes are computed."""
+        """The number of landmarks for images of [side,side,3]; only shapes are computed."""
         used = self.used(state)
         if used is not None:
             return int(used.sum())
@@ -92,12 +92,12 @@ class Predictor:
         return jax.eval_shape(self._predict, state, frozen, images).xy.shape[1]
 
     def _in_use(self, state, *arrays) -> tuple[np.ndarray, ...]:
-        """Arrays [N,K,...] without the landmarks that are not in use."""
+        """Drop the landmarks of arrays [N,K,...] that are not in use."""
         used = self.used(state)
         return arrays if used is None else tuple(a[:, used] for a in arrays)
 
     def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> Found:
-        """Landmarks of every row, or of increasing `rows`, in pixels of the frame."""
+        """Predict landmarks of every row, or of increasing `rows`, in pixels of the frame."""
         parts, patience, passes = [], interrupts.Patience(), reader.passes(rows=rows)
         for payload in reader.ordered(rows=rows):
             parts.append(self._get(self._rows, state, frozen, reader.store, payload, reader))
@@ -108,7 +108,7 @@ class Predictor:
         return Found(*self._in_use(state, *(x[order] for x in found)))
 
     def poses(self, state, frozen, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
-        """Pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""
+        """Predict the pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""
         parts = []
         for payload in reader.ordered(rows=rows):
             given = state, frozen, reader.store, payload, reader
@@ -119,14 +119,14 @@ class Predictor:
         return pose[np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]]
 
     def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
-        """What the network sees of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
+        """The network's views of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
         local = images[sharding.local_rows(self._mesh, len(images))]
         found = self._get(self._heatmaps, state, frozen, sharding.put_batch(self._mesh, local))
         if found is None:
             return None
         seen, maps = found
         used = self.used(state)
-        # The maps may be of something else: a map of all keypoints, say, has a single channel.
+        # The maps need not be those of landmarks: a map of all keypoints has a single channel.
         return seen, maps if used is None or maps.shape[-1] != len(used) else maps[..., used]
 
     def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ class Predictor:
         return self._get(self._pictures, state, frozen, sharding.put_batch(self._mesh, local))
 
     def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks of [B,F,F,3] uint8 host images, the same on every process. Each new B compiles anew."""
+        """Predict landmarks of [B,F,F,3] uint8 host images, the same on every process; each new B compiles anew."""
         n = len(images)
         whole = -(-n // self._mesh.size) * self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])

@@ -1,15 +1,15 @@
-"""Choices under which landmarks are measured, those of each paper, and the id that a number is reported with.
+"""Choices under which landmarks are measured, those of each paper, and the id under which a number is reported.
 
 Errors may be compared only under one id. The id begins with the data (`data.specs.DatasetSpec.protocol`: data set,
 annotated points, normaliser) and names every choice that departs from `Protocol()`, which is the protocol of CGB:
 
   folder_68_eyes                                   ridge 0.01 both ways, with intercept, one fit on all training images
   folder_68_eyes+ridge_0.001_0.1+fit_300x5         ridge forward and backward; five fits on 300 images each
-  folder_68_eyes+pool_1000+fit_300x10+missing_svt  1,000 training images are looked at; missing points are completed
+  folder_68_eyes+pool_1000+fit_300x10+missing_svt  a pool of 1,000 training images; missing points are completed
 
-What is left to the data: the normaliser (`config.data.normaliser`). For 68 points of a face the published code of
-Mallis et al. divides by the distance of the lower lids (`41,46`), that of CGB by that of the outer corners of the eyes
-(`36,45`).
+The normaliser belongs to the data (`config.data.normaliser`). For 68 points of a face the published code of Mallis et
+al. divides by the distance of the lower lids (`41,46`), the published code of CGB by that of the outer corners of the
+eyes (`36,45`).
 """
 
 from typing import Any, NamedTuple
@@ -22,21 +22,21 @@ MISSING = ("mean", "svt")
 
 
 class Protocol(NamedTuple):
-    """Keys of `config.eval` that say what is measured.
+    """Keys of `config.eval` that define the measurement.
 
     Attributes:
       ridge_forward: strength of the ridge from discovered to annotated landmarks, see `ops/ridge.py`.
       ridge_backward: strength of the ridge from annotated to discovered landmarks.
-      intercept: whether both regressions have an intercept.
-      pool_images: training images whose landmarks are looked at, spread evenly over the split; 0 for all. Landmarks
-        are completed, filled in and counted on all of these, whatever each fit draws.
-      fit_images: training images of the pool that each fit draws; 0 for all.
+      intercept: True if both regressions have an intercept.
+      pool_images: number of training images in the pool, spread evenly over the split; 0 for all. Landmarks are
+        completed, filled in and counted on the whole pool, for all draws of a fit.
+      fit_images: number of training images of the pool that each fit draws; 0 for all.
       repeats: number of fits, each on `fit_images` images drawn anew; errors are means over the fits. One fit takes
         images spread evenly over the pool.
-      missing: what stands in for landmarks that were not found, see `landmark_regression`.
+      missing: treatment of landmarks that were not found, see `landmark_regression`.
       min_found: share of the pool and the test images above which a landmark counts as found often.
-      match_radius: how far a keypoint may be from an annotated point that it matches, in shares of the normaliser.
-      accuracy_radius: how far a discovered landmark may be from an annotated one, in shares of the normaliser.
+      match_radius: largest distance of a keypoint from an annotated point that it matches, in shares of the normaliser.
+      accuracy_radius: largest distance of a discovered landmark from an annotated one, in shares of the normaliser.
     """
 
     ridge_forward: float = 0.01
@@ -52,10 +52,10 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of(cls, config) -> "Protocol":
-        """The protocol of a config, checked.
+        """Read and check the protocol of a config.
 
         Keys that the config of an older run lacks have the defaults above; its single `eval.ridge` stands for both
-        strengths. Raises UserError for values that mean nothing.
+        strengths. Raises UserError for meaningless values.
         """
         given = {name: config.eval[name] for name in cls._fields if name in config.eval}
         if "ridge" in config.eval:
@@ -63,7 +63,7 @@ class Protocol(NamedTuple):
         return cls(**given).checked()
 
     def checked(self) -> "Protocol":
-        """The protocol itself. Raises UserError for values that mean nothing."""
+        """Return the protocol itself. Raises UserError for meaningless values."""
         for name in ("ridge_forward", "ridge_backward"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"eval.{name} is {getattr(self, name)}; use 0 or more")
@@ -87,9 +87,9 @@ class Protocol(NamedTuple):
         return self
 
     def on(self, images: int) -> "Protocol":
-        """The protocol where the training split has no more than `images` images.
+        """Simplify the protocol for a training split of `images` images.
 
-        A pool or a fit of as many images as there are is one of all images, and fits on all images are all the same.
+        A pool or a fit of at least that many images is one of all images, and fits on all images are all the same.
 
         >>> Protocol(pool_images=1000, fit_images=300, repeats=10).on(200) == Protocol()
         True
@@ -104,7 +104,7 @@ class Protocol(NamedTuple):
 
         Args:
           data: id of the data, `DatasetSpec.protocol`.
-          complete: whether every landmark was found on every image, so that `missing` does not matter.
+          complete: True if every landmark was found on every image, so that `missing` does not matter.
 
         >>> MALLIS_2020.id("mafl_68_41-46", complete=False)
         'mafl_68_41-46+pool_1000+fit_300x10+missing_svt'
@@ -127,7 +127,7 @@ class Protocol(NamedTuple):
         return "+".join(parts)
 
     def often(self, data: str) -> str:
-        """The id of a number of the landmarks that are found often, see `landmark_regression.evaluate`.
+        """The id of a number measured on landmarks that are found often, see `landmark_regression.evaluate`.
 
         >>> Protocol().often("folder_68_eyes")
         'folder_68_eyes+missing_mean+found_above_0.8'
@@ -140,17 +140,17 @@ class Protocol(NamedTuple):
 
 
 # Jakab et al., NeurIPS 2018, published code: scikit-learn's Ridge(alpha=0, fit_intercept=False) on all training images.
-# The code measures forward alone; the backward error is ours, under the same choices.
+# The published code has only the forward error; the backward error is ours, under the same choices.
 JAKAB_2018 = Protocol(ridge_forward=0.0, ridge_backward=0.0, intercept=False)
 
 # Mallis et al., NeurIPS 2020, published code: 1,000 training images, ten draws of 300 of them, the matrix of all 1,000
-# completed, landmarks missing on less than 20 % of all images. Its 1,000 are the first of a list and its backward fit
-# takes the first 300, once; ours are spread over the split, and both directions take the same draws.
+# completed, landmarks missing on less than 20 % of all images. The published code takes the first 1,000 of a list, and
+# its backward fit the first 300, once; ours are spread over the split, and both directions take the same draws.
 MALLIS_2020 = Protocol(pool_images=1000, fit_images=300, repeats=10, missing="svt")
 MALLIS_2020_BODIES = MALLIS_2020._replace(fit_images=800)  # Human3.6M
 
 # Mallis et al., TPAMI 2024, published code, on MAFL: 300 images for 68 points and all 19,000 for 5, ten times; missing
-# points are completed on all training images. The code draws one image more than its number says: fit_images=301.
+# points are completed on all training images. The published code draws one image more than its number: fit_images=301.
 # LS3D has a pool of 1,000 images and one strength.
 MALLIS_2024 = Protocol(ridge_forward=0.001, ridge_backward=0.1, fit_images=300, repeats=10, missing="svt")
 MALLIS_2024_LS3D = MALLIS_2024._replace(ridge_forward=0.1, pool_images=1000)
@@ -159,7 +159,7 @@ MALLIS_2024_LS3D = MALLIS_2024._replace(ridge_forward=0.1, pool_images=1000)
 AWAN_2023 = Protocol()
 
 # Tourani et al., CVPR 2024, section 4: the protocol of Mallis et al. 2024, random subsets of 300 images (table 1),
-# averaged over five evaluations. For MAFL's 5 points table 1 speaks of all images: fit_images=0, repeats=1.
+# averaged over five evaluations. For MAFL's 5 points table 1 uses all images: fit_images=0, repeats=1.
 TOURANI_2024 = MALLIS_2024._replace(repeats=5)
 TOURANI_2024_LS3D = MALLIS_2024_LS3D._replace(repeats=5)
 
@@ -183,7 +183,7 @@ def published(name: str, field: str = "protocol") -> Protocol:
 
 
 def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:
-    """The images of a pool that each fit takes, increasing indices; see `Protocol.repeats`.
+    """The increasing indices of the images of a pool for each fit; see `Protocol.repeats`.
 
     >>> [draw.tolist() for draw in draws(Protocol(fit_images=3), 9, seed=0)]
     [[0, 4, 8]]
@@ -197,7 +197,7 @@ def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:
 
 
 def spread(rows: int, most: int) -> np.ndarray:
-    """At most `most` row numbers, evenly spread over all; 0 for all of them.
+    """At most `most` row numbers, evenly spread over all rows; a `most` of 0 gives all of them.
 
     >>> spread(9, 3).tolist(), spread(3, 0).tolist()
     ([0, 4, 8], [0, 1, 2])

@@ -1,4 +1,4 @@
-"""The result of an evaluation, and what it leaves in a folder: numbers, a table of landmarks, and plots."""
+"""The result of an evaluation, and its files in a folder: numbers, a table of landmarks, and plots."""
 
 import dataclasses
 import json
@@ -22,11 +22,11 @@ from uld_jax.evaluation.stability import Stability
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detected:
-    """What is measured where landmarks that were filled in count as missing.
+    """Measures for which landmarks that were filled in count as missing.
 
     Attributes:
-      errors: both errors and what goes with them.
-      accuracy: how often landmarks are where annotated ones are.
+      errors: forward and backward error, with their tables.
+      accuracy: share of images on which landmarks are near annotated ones.
     """
 
     errors: Errors
@@ -35,26 +35,26 @@ class Detected:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """Everything that was measured of a stage on one split; a part that was not measured is None.
+    """All measures of a stage on one split; a part that was not measured is None.
 
     Attributes:
-      landmarks: K, number of discovered landmarks, which some methods find out themselves.
-      xy: [N,K,2] discovered landmarks of the N images that were looked at, in pixels of the frame.
-      score: [N,K]; 0 means that the landmark was not found.
+      landmarks: K, number of discovered landmarks, which some methods determine themselves.
+      xy: [N,K,2] discovered landmarks of the N images that were predicted, in pixels of the frame.
+      score: [N,K] confidences; 0 means that the landmark was not found.
       rows: [N] int, numbers of these images in their split.
-      split: name of the split; None where that is not known yet, as `stage`.
+      split: name of the split; None until the caller sets it, like `stage`.
       stage: name of the stage.
-      not_measured: why there are no errors, the end of a sentence.
+      not_measured: the reason why there are no errors, as the end of a sentence.
       errors: forward and backward error, and the tables behind them.
-      detected: the same where landmarks that the stage filled in count as missing; None where it filled in none.
-      accuracy: how often discovered landmarks are where annotated ones are.
-      groups: mean errors of groups of images, by the column of the annotation that tells the groups.
+      detected: measures for which landmarks that the stage filled in count as missing; None if it filled in none.
+      accuracy: share of images on which discovered landmarks are near annotated ones.
+      groups: mean errors of groups of images, by the name of the annotation's column that defines the groups.
       label_counts: errors with fewer labelled images, in increasing order.
-      correspondence: keypoints against annotated points; None where every landmark was found on every image.
-      stability: how far landmarks move in turned images.
-      stability_scaled: the same in turned and scaled images.
+      correspondence: keypoints against annotated points; None if every landmark was found on every image.
+      stability: movement of landmarks in turned images.
+      stability_scaled: movement of landmarks in turned and scaled images.
       pose: [N] int, pose cluster of every image; negative for none. None for a stage without pose clusters.
-      pose_clusters: how the clusters of poses go together with yaw.
+      pose_clusters: agreement of the clusters of poses with yaw.
     """
 
     landmarks: int
@@ -79,7 +79,7 @@ class Report:
 def metrics(report: Report) -> dict[str, Any]:
     """The numbers of a report as in `metrics.json`: plain JSON values, None for NaN and infinity.
 
-    Keys up to `label_counts` are always there, and None where nothing was measured; the others only with their part.
+    Keys up to `label_counts` are always there, None if nothing was measured; other keys are there only with their part.
     """
     errors, stability = report.errors, report.stability
 
@@ -126,7 +126,7 @@ def _detected(detected: Detected) -> dict[str, Any]:
 
 
 def _accuracy(accuracy: LandmarkAccuracy) -> dict[str, Any]:
-    """Without the values of every point, which are in `per_landmark.csv`."""
+    """The accuracy as in `metrics.json`, without the values of every point, which are in `per_landmark.csv`."""
     names = (field.name for field in dataclasses.fields(accuracy))
     return {name: getattr(accuracy, name) for name in names if name != "per_point"}
 
@@ -137,7 +137,7 @@ def _pose_clusters(clusters: PoseClusters) -> dict[str, Any]:
 
 
 def _plain(value):
-    """A value as JSON has it."""
+    """Convert a value to plain JSON values."""
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -154,14 +154,14 @@ def _plain(value):
 
 
 def write_report(report: Report, folder) -> dict[str, Any]:
-    """Writes a report to a folder: `metrics.json`, `per_landmark.csv` and the plots that it has data for.
+    """Write a report to a folder: `metrics.json`, `per_landmark.csv` and the plots for which it has data.
 
     Args:
-      report: without errors there is no csv and no CED.
+      report: the report; without errors there is no csv and no CED.
       folder: path, local or gs://; made if it does not exist.
 
     Returns:
-      What was written to metrics.json.
+      The contents of metrics.json.
 
     Files: `ced.png` (over images, and over landmarks), `group_<column>.png`, `label_counts.png`,
     `landmark_accuracy.png`.
@@ -173,7 +173,7 @@ def write_report(report: Report, folder) -> dict[str, Any]:
         *(folder / f"{name}.png" for name in ("ced", "label_counts", "landmark_accuracy", "pose_clusters")),
         folder / "per_landmark.csv",
     ]:
-        old.unlink(missing_ok=True)  # of an earlier evaluation that asked for other things
+        old.unlink(missing_ok=True)  # an earlier evaluation may have written other plots
     written = metrics(report)
     files.write(folder / "metrics.json", json.dumps(written, indent=2, allow_nan=False) + "\n")
     if report.errors:
@@ -202,7 +202,7 @@ def _ced_plot(errors: Errors):
 
 
 def summary(numbers: Mapping[str, Any]) -> str:
-    """A result in one line; `numbers` are as in `metrics.json`."""
+    """Summarise a result in one line; `numbers` are as in `metrics.json`."""
 
     def percent(value):
         return "-" if value is None else f"{value:.2f} %"  # nothing was found
@@ -225,10 +225,10 @@ def summary(numbers: Mapping[str, Any]) -> str:
 
 
 def _per_landmark_csv(errors: Errors, accuracy: LandmarkAccuracy | None) -> str:
-    """One row a landmark: annotated ones with their forward error, discovered ones with their backward error.
+    """Write one row a landmark: annotated ones with their forward error, discovered ones with their backward error.
 
-    Annotated ones also have how often a discovered one is where they are, and which: of the exclusive matching, and the
-    best one, see `landmark_accuracy`.
+    Rows of annotated landmarks also have the share of images on which a discovered one is near, and its number, for the
+    exclusive matching and for the best one, see `landmark_accuracy`.
     """
     more = [] if accuracy is None else ["exclusive", "exclusive_of", "best", "best_of"]
     rows = [["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test", *more]]

@@ -1,4 +1,4 @@
-"""Evaluations and what they leave in a run's folder: the loop's on the way, and `uld evaluate` of a finished run."""
+"""Evaluations and their files in a run's folder: those of the training loop, and `uld evaluate` of a finished run."""
 
 import dataclasses
 import functools
@@ -41,13 +41,13 @@ def evaluate_run(
     reading: Mapping[str, Any] = types.MappingProxyType({}),
     overrides: Sequence[str] = (),
 ) -> tuple[dict[str, Any], epath.Path]:
-    """`uld evaluate`: measures a finished stage on a split and writes the report into its run's folder.
+    """Measure a finished stage on a split and write the report into its run's folder (`uld evaluate`).
 
-    `protocol`, the name of a paper's (`evaluation/protocol.py`), and then `settings` stand in for those keys of the
-    run's `config.eval`, `reading` for those of `config.data`; last come `overrides`,
-    `KEY=VALUE` of `eval` and of `MEASURED_BY`. Raises UserError for other keys.
+    `protocol`, the name of a paper's protocol (`evaluation/protocol.py`), and then `settings` replace keys of the run's
+    `config.eval`, and `reading` replaces keys of `config.data`; `overrides`, `KEY=VALUE` of `eval` and of
+    `MEASURED_BY`, are applied last. Raises UserError for other keys.
 
-    Returns the numbers as in `metrics.json`, and the folder that they are in.
+    Returns the numbers as in `metrics.json`, and the folder with the files.
     """
     config = finished.config.copy_and_resolve_references().unlock()
     for key, value in ((published(protocol, "--protocol").asdict() if protocol else {}) | dict(settings)).items():
@@ -61,7 +61,7 @@ def evaluate_run(
         )
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
-    # Images alone, or a train split alone: then there is stability to measure and nothing else.
+    # With images alone, or a train split alone, only stability can be measured.
     alone = split == "test" and train.spec.splits == ("train",)
     test = None if alone else open_split(config, split, name, where)
     reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
@@ -77,7 +77,7 @@ def evaluate_run(
         label_counts=label_counts,
     )
     report = dataclasses.replace(report, split=split, stage=finished.stage)
-    # Numbers on other data do not replace those of the run's own.
+    # Numbers on other data must not replace those on the run's own data.
     other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
     folder = finished.workdir / "eval" / (f"{other}_{split}" if other else split)
     if finished.stage != config.stages[-1]:
@@ -92,7 +92,7 @@ def evaluate_run(
 
 
 def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
-    """The evaluation of the loop: numbers, a contact sheet, and when the stage is done its report.
+    """Evaluate in the training loop: numbers, a contact sheet, and at the end of the stage its report.
 
     Returns the numbers as in `metrics.json`.
     """
@@ -132,14 +132,14 @@ def in_training(config, workdir, stage, step, predictor, state, frozen, data: Da
 
 
 def _override(config: Config, changes: Sequence[str]) -> None:
-    """Sets keys that say what is measured; all others are those that the run was trained with."""
+    """Set keys that define the measurement; all others are those that the run was trained with."""
     for change in changes:
         if not change.startswith(("eval.", *(f"data.{key}=" for key in MEASURED_BY))):
             known = ", ".join(f"--config.data.{key}" for key in MEASURED_BY)
             raise UserError(
                 f"--config.{change}: a run keeps its config; evaluation can change --config.eval.KEY, {known}"
             )
-    if changes:  # runs from before lack some of the keys
+    if changes:  # older runs lack some of the keys
         config.eval.update({k: type(Protocol._field_defaults[k])(v) for k, v in Protocol.of(config)._asdict().items()})
         config.data.update({key: config.data.get(key, default) for key, default in MEASURED_BY.items()})
         config_lib.override(config, changes)

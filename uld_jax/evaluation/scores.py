@@ -1,4 +1,4 @@
-"""Results of `landmark_regression`: errors of one fit or of several as one, under a protocol."""
+"""Results of `landmark_regression`: errors of one fit, or the means of several, under a protocol."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from uld_jax.evaluation.missing import known_mean, or_none
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """How far the results of several fits are apart, as sample standard deviations; None where it cannot be told.
+    """Spread of the results of several fits, as sample standard deviations; None if it is unknown.
 
     Attributes:
       repeats: number of fits, 2 or more.
-      forward_nme, backward_nme: in percent of the normaliser.
+      forward_nme, backward_nme: standard deviations of the errors in percent of the normaliser.
     """
 
     repeats: int
@@ -28,9 +28,9 @@ class PerLandmark:
     """Mean errors of each landmark in percent of the normaliser; NaN where there is none.
 
     Attributes:
-      forward: [L], of each annotated point.
-      mean_shape: [L], of the training images' mean annotation.
-      backward: [K], of each discovered landmark.
+      forward: [L], forward error of each annotated point.
+      mean_shape: [L], error of the training images' mean annotation for each annotated point.
+      backward: [K], backward error of each discovered landmark.
     """
 
     forward: np.ndarray
@@ -49,13 +49,13 @@ class PerImage:
 
 @dataclasses.dataclass(frozen=True)
 class OftenFound:
-    """Errors that come of the landmarks that are found often alone.
+    """Errors of only those landmarks that are found often.
 
     Attributes:
       protocol: id of these numbers, `protocol.Protocol.often`.
       min_found: share of all images, of pool and test together, above which a landmark is found often; 0..1.
-      landmarks: how many are.
-      forward_nme, backward_nme: in percent of the normaliser; None without any landmark.
+      landmarks: number of landmarks that are found often.
+      forward_nme, backward_nme: errors in percent of the normaliser; None without any landmark.
     """
 
     protocol: str
@@ -76,15 +76,15 @@ class Scores:
       forward_nme: mean forward error over all annotated points.
       backward_nme: mean backward error over the discovered landmarks.
       mean_shape_nme: mean error of predicting the training images' mean annotation.
-      forward_nme_visible, mean_shape_nme_visible: the same over the visible points; None if the annotation does not
-        tell which are.
+      forward_nme_visible, mean_shape_nme_visible: the two errors over visible points; None if the annotation does not
+        tell which points are visible.
       ced_auc: area under the share of test images whose forward error is below a threshold, for thresholds from 0 to
         `ced_limit`, divided by that range; 0..1, and 1 is best.
-      ced_limit: percent of the normaliser.
+      ced_limit: upper end of the thresholds in percent of the normaliser.
       not_annotated: numbers of the annotated points that no drawn image has; they are not scored.
       per_landmark, per_image: tables of errors.
       predicted: [N,L,2] annotated landmarks as the (first) forward map places them, in pixels of the frame.
-      spread: how far several fits are apart; None for a single one.
+      spread: spread of the results of several fits; None for a single one.
     """
 
     n_train: int
@@ -104,22 +104,22 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Errors(Scores):
-    """Result of `landmark_regression.evaluate`: the scores under a protocol, and what they are scores of.
+    """Result of `landmark_regression.evaluate`: scores under a protocol, with the protocol, the data and the counts.
 
     Attributes:
-      protocol: id of the numbers, `protocol.Protocol.id`; `+missing_...` is in it where points are missing.
+      protocol: id of the numbers, `protocol.Protocol.id`; it contains `+missing_...` if points are missing.
       settings: the choices of the protocol by name.
-      normaliser: what errors are divided by, `landmark_regression.normaliser_name`.
-      n_pool: number of training images that were looked at.
+      normaliser: name of the length that divides errors, `landmark_regression.normaliser_name`.
+      n_pool: number of training images in the pool.
       n_test: number of test images.
       landmarks: K, number of discovered landmarks.
       annotated: L, number of annotated landmarks.
       left_out: numbers of the discovered landmarks that no image of the pool has.
-      found_train, found_test, found_share: share of the landmarks that were found on the pool, on the test images, and
+      found_train, found_test, found_share: shares of the landmarks that were found on the pool, on the test images, and
         on both together; 0..1.
       found_train_each, found_test_each: [K] the share of images on which each landmark was found; 0..1.
       not_scored: number of test images whose normaliser is missing.
-      often_found: errors of the landmarks that are found often; None where every point was found.
+      often_found: errors of the landmarks that are found often; None if every point was found.
     """
 
     protocol: str
@@ -140,10 +140,10 @@ class Errors(Scores):
 
 
 def averaged(results: Sequence[Any]) -> Any:
-    """Several `Scores` of the same test images, of fits on different training images, as one.
+    """Average several `Scores` of the same test images by fits on different training images.
 
-    Errors and shares, the tables by landmark and by image among them, are means over the results that have a value;
-    counts, names and `predicted` are those of the first. `spread` tells how far they are apart.
+    Errors and shares, also in the tables by landmark and by image, are means over the results that have a value;
+    counts, names and `predicted` are those of the first result. `spread` has the standard deviations.
 
     Raises:
       ValueError: no results.

@@ -1,4 +1,4 @@
-"""Do the landmarks follow the image, and are they worth the name? Two checks that need no annotation."""
+"""Two checks of landmarks without annotation: stability under rotation and scale, and degenerate landmarks."""
 
 import warnings
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import numpy as np
 from uld_jax.evaluation.missing import known_mean
 from uld_jax.ops import warp
 
-STABILITY_SIDE = 128  # errors are told in pixels of an image of this side
-CONSTANT = 0.005  # of the frame's side
-COINCIDENT = 0.01  # of the frame's side
+STABILITY_SIDE = 128  # errors are in pixels of an image of this side
+CONSTANT = 0.005  # share of the frame's side
+COINCIDENT = 0.01  # share of the frame's side
 
 
 class LandmarkWarning(UserWarning):
-    """Landmarks that carry no information of their own: constant, coincident or never found."""
+    """A warning of landmarks without information of their own: constant, coincident or never found."""
 
 
 class Stability(NamedTuple):
@@ -58,25 +58,25 @@ def stability(
     max_rotation: float = 40.0,
     scale: float = 0.0,
 ) -> Stability:
-    """How far the landmarks of a turned image are from the turned landmarks of the image.
+    """Measure the distance of the landmarks of a turned image from the turned landmarks of the image.
 
       e_k = |Psi_k(A x) - A Psi_k(x)|,      A a random similarity about the image's centre, one an image
 
     (Consistency of Sanchez & Tzimiropoulos, NeurIPS 2019, in pixels at 128 px; also Awan et al., "stability analysis",
-    and Tourani et al., CVPR 2024, section 8.) As in these the distance is averaged over images for each landmark and
-    then over landmarks, so that a landmark that is found rarely weighs as much as any other. Where the turned frame
-    reaches beyond the image, the border goes on. A landmark counts on an image if it was found in both views and A
-    moves it to a place inside the frame. A frozen detector does not pass: its points stay where they are.
+    and Tourani et al., CVPR 2024, section 8.) As in these papers the distance is averaged over images for each landmark
+    and then over landmarks, so that a landmark that is rarely found has the weight of any other. If the turned frame
+    reaches beyond the image, the border is repeated. A landmark counts on an image if it was found in both views and A
+    moves it to a place inside the frame. A detector whose points never move has a large error.
 
     Args:
-      predict_fn: [B,F,F,3] uint8 -> (xy [B,K,2] in pixels of the frame, score [B,K], 0 = missing). It always sees
-        `batch_size` images: the last batch is filled up with copies of its last image, which are not counted.
-      images: [N,F,F,3] uint8.
-      seed: of the similarities; image i has the same one for any batch size.
+      predict_fn: function [B,F,F,3] uint8 -> (xy [B,K,2] in pixels of the frame, score [B,K], 0 = missing). It always
+        sees `batch_size` images: the last batch is filled up with copies of its last image, which are not counted.
+      images: [N,F,F,3] uint8 square frames.
+      seed: seed of the similarities; image i has the same one for any batch size.
       batch_size: images a call.
       rotation: standard deviation in degrees of a normal distribution cut off at `max_rotation`.
-      max_rotation: degrees.
-      scale: standard deviation of the logarithm of the size. 0 in the published measure.
+      max_rotation: largest angle in degrees.
+      scale: standard deviation of the logarithm of the size; 0 in the published measure.
 
     Raises:
       ValueError: images that are not square uint8 frames, or none.
@@ -122,15 +122,16 @@ class Health(NamedTuple):
 
 
 def landmark_health(found, score, frame_size: float) -> Health:
-    """Warns, with `LandmarkWarning`, of landmarks that tell nothing of their own.
+    """Find landmarks without information of their own, and warn of them with `LandmarkWarning`.
 
-    Missing: found on no image. Constant: found on at least two images, and the root mean square distance from its mean
-    position is below 0.5 % of the frame's side (0.8 px of 160). Coincident: two moving landmarks found together on at
-    least two images, whose median distance there is below 1 % of the side. One warning a kind, naming the landmarks.
+    A missing landmark is found on no image. A constant landmark is found on at least two images, and its root mean
+    square distance from its mean position is below 0.5 % of the frame's side (0.8 px of 160). Two moving landmarks are
+    coincident if they are found together on at least two images with a median distance below 1 % of the side. There is
+    one warning a kind, naming the landmarks.
 
     Args:
-      found: [N,K,2] in pixels of the frame.
-      score: [N,K], 0 = missing.
+      found: [N,K,2] landmarks in pixels of the frame.
+      score: [N,K] confidences, 0 = missing.
       frame_size: side of the frame in pixels.
 
     >>> import warnings; warnings.simplefilter("ignore", LandmarkWarning)

@@ -10,8 +10,8 @@ Awan et al., "Unsupervised Landmark Discovery Using Consistency Guided Bottlenec
                in VGG16's features
     round   6) the descriptors of the last steps, or of a pass over the photos, are clustered     (section 3.2)
 
-The detector sees the target alone, the generator the source alone: what it knows of the target's geometry is where the
-landmarks are.
+The detector sees only the target, the generator only the source: the landmarks are all that the generator knows of the
+target's geometry.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from uld_jax.models.heads import LandmarkDescriptors
 from uld_jax.models.stargan_generator import StarGanGenerator
 from uld_jax.ops import color, heatmaps, keypoints, views, warp
 
-MEASURED = 8192  # rows that the quality of a clustering is measured on
+MEASURED = 8192  # rows on which the quality of a clustering is measured
 
 
 class Ring(NamedTuple):
@@ -55,21 +55,21 @@ class Ring(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a pass collects: the landmarks' descriptors [B,K,D], of any length."""
+    """The landmarks' descriptors [B,K,D] of any length, collected by a pass."""
 
     z: jax.Array
 
 
 class Consensus(NamedTuple):
-    """Where descriptors gather.
+    """The clusters of descriptors.
 
     Attributes:
       round: int32, clusterings done.
       centroids: [M,D] float32 of length 1.
       used: [M] bool, False for an empty cluster.
-      found: int32, T, how many clusters there are; a graph may find more than the M that have a centroid.
-      silhouette, calinski_harabasz: float32, how well the clusters stand apart (Table 5).
-      ring: what the next clustering may see.
+      found: int32, T, number of clusters; a graph may find more than the M that have a centroid.
+      silhouette, calinski_harabasz: float32, measures of the clusters' separation (Table 5).
+      ring: descriptors for the next clustering.
     """
 
     round: jax.Array
@@ -88,53 +88,57 @@ class CGB(Stage):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
-      start: `previous` takes over all of the stage before, generator and optimisers included; `zeroshot` the detector
-        that the stage before, or `init_from`, has trained; `checkpoint` the converted MPII weights of
-        `config.weights.fan`, but for layers of other shapes; `scratch` nothing.
+      start: initial state: `previous` for all of the stage before, with generator and optimisers; `zeroshot` for the
+        detector that the stage before, or `init_from`, has trained; `checkpoint` for the converted MPII weights of
+        `config.weights.fan`, except layers of other shapes; `scratch` for random weights.
       bottleneck: `adaptive` Gaussians (eq. 4), or `fixed` ones (the baseline).
-      clustering: every `round_every` steps, first before step 0, by `gcn`, the graph of nearest neighbours with the
-        confidences of a GCN-V (paper); `density`, the same with the mean similarity to the neighbours as confidence,
-        also used for `gcn` where the network is for another descriptor_size; or `kmeans` (Table 7). `none` only
-        gathers descriptors.
-      labels_from: clusters are formed of the `ring`, as in the published code, or of a `pass` over all photos, whose
-        views are still and use running statistics.
-      steps: of the stage.
-      view: of the frame. The published code crops to the annotated landmarks' box and a margin, which is annotation;
-        here nothing but the frame is known.
+      clustering: clustering every `round_every` steps, first before step 0, by `gcn`, the graph of nearest neighbours
+        with the confidences of a GCN-V (paper); `density`, the graph with the mean similarity to the neighbours as
+        confidence, also used for `gcn` if the network is for another descriptor_size; or `kmeans` (Table 7). `none`
+        only gathers descriptors.
+      labels_from: source of clustered descriptors: the `ring`, as in the published code, or a `pass` over all photos,
+        with unwarped views and running statistics.
+      steps: number of steps of the stage.
+      view: view of the frame. The published code crops to the annotated landmarks' box and a margin, which is
+        annotation; here only the frame is known.
       rotation: standard deviation in degrees of the source view's rotation; the target's is twice as much (published
-        code; the paper says "random similarity").
-      max_rotation: angles are cut off there.
-      jitter: standard deviation of the logarithm of a view's size (4 % of the landmarks' box a side in the code).
-      shift, bend: of the views, as in `ops/warp.py`; none in the paper.
+        code; the paper has a "random similarity").
+      max_rotation: largest angle in degrees.
+      jitter: standard deviation of the logarithm of a view's size (4 % of the landmarks' box a side in the published
+        code).
+      shift, bend: shift and bend of the views, as in `ops/warp.py`; none in the paper.
       net: the FAN's size.
-      norm: of the FAN, `batch` or `group`.
-      generator_width, generator_blocks: of the generator.
-      vgg_width: of the VGG16 with random weights that is used when `config.weights.vgg16` is empty.
-      dtype: of the networks' arithmetic.
-      standardise: whether the detector sees a view less its mean and contrast: the foundation's detector does.
-      temperature: of the soft-argmax (0.1 in the code).
-      fixed_sigma: in heatmap pixels; 0.5 is the code's exp(-r^2 / 0.5).
-      sigma: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1) + 0.2.
-      detach_d: whether d is a constant to the gradient (ours). The code lets it through, so that the detector can widen
-        or narrow a Gaussian by moving its descriptor. Measured, it widens them: d falls, where figure 5 has it rise,
-        and no error gains (docs/methods/cgb.md).
-      descriptor: how features are pooled (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
-      projection: the 1x1 convolution below the descriptors is `trained`, or `frozen_random` as in the code. The two
-        are the same unless detach_d=False and bottleneck=adaptive: it has no other gradient.
-      descriptor_size: D.
-      clusters: M of k-means (T = 80 in section 4.3).
-      graph: 80 neighbours, 0.8, `gcn_hidden` in the published code, which counts a row among its own 80 neighbours.
-      ring_every, ring_size: every so many steps a batch's descriptors are kept, and how many times.
+      norm: normalisation of the FAN, `batch` or `group`.
+      generator_width, generator_blocks: size of the generator.
+      vgg_width: width of the random VGG16 that is used when `config.weights.vgg16` is empty.
+      dtype: type of the networks' arithmetic.
+      standardise: True if the detector sees a view less its mean and contrast, as the foundation's detector does.
+      temperature: temperature of the soft-argmax (0.1 in the published code).
+      fixed_sigma: deviation of fixed Gaussians in heatmap pixels; 0.5 is exp(-r^2 / 0.5) of the published code.
+      sigma: law of adaptive Gaussians: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1)
+        + 0.2.
+      detach_d: True if d is a constant to the gradient (ours). The published code has a gradient through d, so that the
+        detector can widen or narrow a Gaussian by moving its descriptor. In measurements it widens them: d falls, but
+        rises in figure 5, and no error improves (docs/methods/cgb.md).
+      descriptor: pooling of features (`models/heads.py`): `softmax_pool`, `elementwise_max`, `matmul_max`.
+      projection: state of the 1x1 convolution below the descriptors: `trained`, or `frozen_random` as in the published
+        code. Both are equivalent unless detach_d=False and bottleneck=adaptive, because the projection receives no
+        other gradient.
+      descriptor_size: D, size of a descriptor.
+      clusters: M, number of clusters of k-means (T = 80 in section 4.3).
+      graph: neighbours, threshold and space of links; 80, 0.8 and `gcn_hidden` in the published code, which counts a
+        row among its own 80 neighbours.
+      ring_every, ring_size: steps between batches whose descriptors are kept, and number of batches kept.
       round_every: steps between clusterings.
-      loss_window: the loss looks at this central fraction of the view; 1 in the paper.
-      perceptual: weight of each of the VGG16 terms; 1 in the code, 0 leaves VGG16 out.
-      detector_rate, generator_rate: of Adam.
-      generator_first: steps during which the generator alone learns, though the detector's batch statistics follow
-        its views; 0 in the paper. This and the decay count from the start of the warm-up.
-      decay_every, decay: of both rates.
-      beta1, beta2, l2, clip: of both; the gradient's norm is clipped a network.
-      bn_eval: predictions by `running` statistics, or those of the `batch`, as published (batches of 30 there); a
-        photo's landmarks then depend on the others, and on what fills the last batch.
+      loss_window: central fraction of the view that the loss compares; 1 in the paper.
+      perceptual: weight of each of the VGG16 terms; 1 in the published code, 0 leaves VGG16 out.
+      detector_rate, generator_rate: learning rates of Adam.
+      generator_first: steps during which only the generator learns, though the detector's batch statistics follow
+        its views; 0 in the paper. These steps and those of the decay count from the start of the warm-up.
+      decay_every, decay: decay of both rates.
+      beta1, beta2, l2, clip: options of both optimisers; the gradient's norm is clipped for each network.
+      bn_eval: statistics of predictions: `running`, or those of the `batch`, as published (batches of 30 there); a
+        photo's landmarks then depend on the other photos, and on the padding of the last batch.
       weights: folders of converted weights by kind; without `gcn_v` the network that ships with the library is used.
     """
 
@@ -198,12 +202,12 @@ class CGB(Stage):
 
     @property
     def uses_previous(self) -> bool:
-        """Whether `init` takes anything from the stage before."""
+        """Tell whether `init` takes anything from the stage before."""
         return self.start in ("previous", "zeroshot")
 
     @property
     def _slots(self) -> int:
-        """M."""
+        """M, the number of slots for clusters."""
         return self.graph.slots if self.clustering in ("gcn", "density") else self.clusters
 
     @property
@@ -226,13 +230,13 @@ class CGB(Stage):
 
     @property
     def weight_kinds(self):
-        """See `method.Stage`."""
+        """The kinds of converted weights that the stage uses; see `method.Stage`."""
         asked = {"fan": self.start == "checkpoint", "vgg16": self.perceptual, "gcn_v": self.clustering == "gcn"}
         return frozenset(kind for kind, read in asked.items() if read)
 
     def frozen(self, purpose="train"):
         if purpose != "train":
-            return {}  # VGG16 judges what training generates, and the MPII weights are where it starts
+            return {}  # VGG16 is only for the loss, and the MPII weights only for the start of training
         folders, loaded = dict(self.weights), {}
         if self.start == "checkpoint":
             if not folders.get("fan"):
@@ -265,7 +269,7 @@ class CGB(Stage):
         ring = Ring(jnp.zeros((self.ring_size, rows_a_step, self.descriptor_size), wide), jnp.int32(0))
         if self.start == "previous":
             going_on = previous is not None and isinstance(previous.aux, Consensus)
-            # The projection may learn in one of the stages alone: its moments start, or end, between them.
+            # The projection may learn in only one of the stages: its moments then start, or end, between them.
             kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()} if going_on else {}
             if not going_on or not same_shapes((previous.params, kept, previous.aux.ring), (params, opt_state, ring)):
                 raise UserError(
@@ -311,7 +315,7 @@ class CGB(Stage):
             updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name], params[name])
             params[name] = optax.apply_updates(params[name], updates)
         if self._projection_learns:
-            # Before the first round no Gaussian depends on a descriptor: L2 alone would wear the projection away.
+            # Before the first round no Gaussian depends on a descriptor, and L2 alone would shrink the projection.
             for new, old in ((params, state.params), (opt_state, state.opt_state)):
                 new["projection"] = jax.tree.map(
                     lambda a, b: jnp.where(state.aux.round > 0, a, b), new["projection"], old["projection"]
@@ -331,7 +335,7 @@ class CGB(Stage):
         )
         xy = heatmaps.soft_argmax(out.logits, self.temperature)
         z = self._descriptors(params, out)
-        # Steps 3), 4) Consistency, and Gaussians as wide as it is low.
+        # Steps 3), 4) Consistency, and Gaussians that are wider for lower consistency.
         d = self._consistency(aux, z)
         maps = heatmaps.gaussian(xy, self._geometry.heat, self._sigma(aux, d))
         # Step 5) The target again.
@@ -392,7 +396,7 @@ class CGB(Stage):
             centroids=jnp.where(some, centroids, aux.centroids),
             used=jnp.where(some, jnp.arange(self._slots) < found, aux.used),
             found=jnp.where(some, found, aux.found),
-            # Told from some rows: its cost grows with their square.
+            # The silhouette is measured on some rows, because its cost grows with their square.
             silhouette=quality.silhouette(unit, **quantities, sample=MEASURED, rng=measuring),
             calinski_harabasz=quality.calinski_harabasz(unit, **quantities),
             ring=aux.ring._replace(count=jnp.int32(0)),
@@ -400,13 +404,13 @@ class CGB(Stage):
         return state.replace(aux=aux)
 
     def _cluster(self, z, unit, mask, frozen, rng):
-        """Labels [N] and centroids [M,D] of rows z [N,D], and how many clusters there are, which come first.
+        """Cluster rows z [N,D]: labels [N], centroids [M,D] with used ones first, and the number of clusters.
 
         `unit` are the rows at length 1.
         """
         if self.clustering == "kmeans":
             found = kmeans(unit, self.clusters, rng=rng, mask=mask)
-            # Empty clusters, of which there are some where rows are few, go last.
+            # Move empty clusters (they occur with few rows) to the end.
             rank = jnp.argsort(jnp.argsort(found.counts == 0, stable=True))
             labels = jnp.where(found.labels >= 0, rank[found.labels], -1)
             centroids = mean_directions(z, labels, self.clusters)
@@ -428,7 +432,7 @@ class CGB(Stage):
 
     def predict(self, state, frozen, images):
         out, d, _ = self._read(state, self._geometry.look(images))
-        # Before there are clusters nothing is known of a landmark's consistency. A score of 0 would say "missing".
+        # Before the first clusters a landmark's consistency is unknown, and a score of 0 would mean "missing".
         score = jnp.where(state.aux.round > 0, jnp.clip(d, 1e-3, 1), 1)
         return Prediction(self._landmarks(out), score.astype(jnp.float32), features=out.features)
 
@@ -437,10 +441,10 @@ class CGB(Stage):
         return color.to_uint8(seen), self._read(state, seen)[2]
 
     def pictures(self, state, frozen, images):
-        """Columns: source, target, the bottleneck over it, the target generated, and with the next photo's appearance.
+        """Pictures in columns: source, target, bottleneck, generated target, target in the next photo's appearance.
 
-        In the bottleneck a landmark's Gaussian is as wide as the generator gets it, and the redder the higher d (figure
-        6): blue is 0.5 and below, red 1.
+        In the bottleneck, drawn over the target, a landmark's Gaussian has the generator's width, and its colour shows
+        d (figure 6): blue is 0.5 and below, red 1.
         """
         geometry, count = self._geometry, len(images)
         turned = lambda degrees: jax.vmap(warp.turned)(geometry.still(count), jnp.full(count, degrees))
@@ -473,7 +477,7 @@ class CGB(Stage):
 
     @property
     def _optimizers(self):
-        """Of what learns, by name."""
+        """The optimisers of the networks that learn, by name."""
 
         def adam(rate, first=0):
             decayed = optax.exponential_decay(rate, max(self.decay_every, 1), self.decay, staircase=True)
@@ -486,7 +490,7 @@ class CGB(Stage):
 
     @property
     def _projection_learns(self) -> bool:
-        """Whether the loss has a gradient by it: only through d, and only where a Gaussian depends on d."""
+        """Tell whether the loss has a gradient by the projection: only through d, if a Gaussian depends on d."""
         return self.projection == "trained" and not self.detach_d and self.bottleneck == "adaptive"
 
     def _warps(self, keys, rotation):
@@ -504,7 +508,7 @@ class CGB(Stage):
         return jax.vmap(draw)(keys)
 
     def _keep(self, ring: Ring, z, step) -> Ring:
-        """The ring with this step's descriptors, if it is one of those that are kept."""
+        """Add this step's descriptors to the ring, if it is one of the steps that are kept."""
         kept, slot = step % self.ring_every == 0, ring.count % self.ring_size
         z = jax.lax.stop_gradient(z).reshape(ring.descriptors.shape[1:])
         return Ring(
@@ -517,7 +521,7 @@ class CGB(Stage):
         return self._describe.apply({"params": params["projection"]}, low, out.logits)
 
     def _consistency(self, aux: Consensus, z):
-        """d [B,K] = max_t cos(z, centroid_t)  (eq. 2)."""
+        """The consistency d [B,K] = max_t cos(z, centroid_t)  (eq. 2)."""
         cosines = jnp.einsum(
             "bkd,md->bkm", keypoints.l2_normalize(z), aux.centroids.astype(z.dtype), precision="highest"
         )
@@ -525,7 +529,7 @@ class CGB(Stage):
         return jax.lax.stop_gradient(d) if self.detach_d else d
 
     def _sigma(self, aux: Consensus, d):
-        """Of the Gaussians [B,K], in heatmap pixels (eq. 3)."""
+        """The deviations [B,K] of the Gaussians in heatmap pixels (eq. 3)."""
         fixed = jnp.full_like(d, self.fixed_sigma)
         if self.bottleneck == "fixed":
             return fixed
@@ -555,7 +559,7 @@ class CGB(Stage):
         return out, d, heatmaps.gaussian(xy, self._geometry.heat, self._sigma(state.aux, d))
 
     def _landmarks(self, out):
-        """Of still views, [B,K,2] float32 in pixels of the frame."""
+        """The landmarks of unwarped views, [B,K,2] float32 in pixels of the frame."""
         return self._geometry.to_frame(heatmaps.soft_argmax(out.logits, self.temperature)).astype(jnp.float32)
 
 
@@ -569,7 +573,7 @@ def _middle(x, fraction: float):
 
 
 def _loaded(fan, params, model_state):
-    """Parameters and statistics of a converted FAN. The last layer stays as drawn if its K is another."""
+    """Take parameters and statistics of a converted FAN; the last layer stays as drawn if its K differs."""
     given, own = {"params": fan["params"]}, {"params": params}
     given["batch_stats"], own["batch_stats"] = fan["batch_stats"], model_state.get("batch_stats")
     if not same_shapes(given["params"]["l_0"], params["l_0"]):

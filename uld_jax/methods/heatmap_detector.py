@@ -1,10 +1,10 @@
 """A landmark detector that learns from a table of pseudo-labels and refines it; the last stage of several configs.
 
-It is no paper's method by itself, but the last stage of the self-training papers (Mallis et al., NeurIPS 2020, section
-3.3), trained on whatever table of landmarks the stage before leaves in `aux.labels`, such as that of `ZeroShot`.
+The detector is not a paper's method by itself, but the last stage of the self-training papers (Mallis et al., NeurIPS
+2020, section 3.3), trained on the table of landmarks that the stage before leaves in `aux.labels`, such as `ZeroShot`.
 
     1) warp image and landmarks alike   2) K heatmaps, soft-argmax   3) distance to the warped landmarks
-    4) every round: a new table, the mean over several warps of what the network itself predicts
+    4) every round: a new table, the mean of the network's own predictions over several warps
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from uld_jax.ops import color, heatmaps, keypoints, views
 
 
 class Refined(NamedTuple):
-    """What the detector learns from.
+    """The labels from which the detector learns.
 
     Attributes:
-      round: int32, how often the labels were replaced.
+      round: int32, number of times that the labels were replaced.
       labels: landmarks of the training images.
-      key: [2] uint32, the run's, which the views of a prediction are drawn by; None where it looks once.
+      key: [2] uint32, the run's key for the views of a prediction; None if a prediction has one view.
     """
 
     round: jax.Array
@@ -49,27 +49,27 @@ class HeatmapDetector(Stage):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
-      steps: of the whole stage, for the schedule.
-      view: of the frame.
+      steps: number of steps of the whole stage, for the schedule.
+      view: view of the frame.
       net: the FAN's size.
-      norm: of the FAN, `batch` or `group`.
-      dtype: of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
+      norm: normalisation of the FAN, `batch` or `group`.
+      dtype: type of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
       loss: `position`, the smooth L1 distance of the soft-argmax; or `heatmap`, the mean squared
         difference to a Gaussian (Mallis et al., section 3.3), decoded by its peak.
-      temperature: of the soft-argmax (0.1 in Sanchez and Tzimiropoulos, NeurIPS 2019).
-      delta: distance from which `loss=position` grows no longer as a square, as a fraction of the view's side.
-      sigma: of the Gaussian in heatmap pixels, for `loss=heatmap`.
-      round_every: steps between refreshes of the labels; 0 keeps the first ones.
-      relabel_warps: views that a new label is the mean of.
-      relabel_spread: their size, as a fraction of the training warps'.
-      labels_from: `previous` starts from the table of the stage before; `self` from what the network given by
-        `init_from` predicts, which allows other images.
+      temperature: temperature of the soft-argmax (0.1 in Sanchez and Tzimiropoulos, NeurIPS 2019).
+      delta: distance from which `loss=position` is linear instead of quadratic, as a fraction of the view's side.
+      sigma: deviation of the Gaussian in heatmap pixels, for `loss=heatmap`.
+      round_every: steps between refreshes of the labels; 0 keeps the first labels.
+      relabel_warps: number of views whose mean is a new label.
+      relabel_spread: strength of the relabelling warps, as a fraction of the training warps'.
+      labels_from: source of the first labels: `previous` for the table of the stage before; `self` for predictions of
+        the network given by `init_from`, which allows other images.
       augment: the training views; warps are normally distributed.
-      bend: of their thin-plate part; 0 for none.
-      standardise: whether a view is shown to the network with its own mean and contrast taken out.
-      optimizer: Adam; with rounds its schedule starts again at each.
-      predict_warps: views that a prediction is the mean of, the same ones of every image; 1 looks once, at the image as
-        it is.
+      bend: strength of the warps' thin-plate part; 0 for none.
+      standardise: True if the network sees a view less its mean, over its contrast.
+      optimizer: options of Adam; with rounds its schedule starts again at each round.
+      predict_warps: number of views whose mean is a prediction, the same views for every image; 1 uses only the
+        unwarped image.
       accumulate_steps: pieces of a batch.
     """
 
@@ -97,7 +97,7 @@ class HeatmapDetector(Stage):
 
     @property
     def needs_previous_rows(self) -> bool:
-        """Whether `previous` must come from the same images."""
+        """Tell whether `previous` must come from the same images."""
         return self.labels_from == "previous"
 
     @property
@@ -184,7 +184,7 @@ class HeatmapDetector(Stage):
         if self.predict_warps == 1:
             return found
         key = jax.random.wrap_key_data(state.aux.key)
-        keys = jnp.tile(jax.random.split(key, self.predict_warps), len(images))  # the same of every image
+        keys = jnp.tile(jax.random.split(key, self.predict_warps), len(images))  # the same for every image
         return self._several(state, images, keys, self.predict_warps)._replace(features=found.features)
 
     def heatmaps(self, state, frozen, images):
@@ -226,7 +226,7 @@ class HeatmapDetector(Stage):
         )
 
     def _shown(self, seen):
-        """What the network is given of views [B,S,S,3] in 0..1."""
+        """The network's input for views [B,S,S,3] in 0..1."""
         return views.standardise(seen) if self.standardise else seen
 
     def _apply(self, state, seen):
@@ -240,11 +240,11 @@ class HeatmapDetector(Stage):
         return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
 
     def _detect(self, state, warps, images) -> Prediction:
-        """Landmarks of warped views, in pixels of the frame."""
+        """Detect the landmarks of warped views, in pixels of the frame."""
         out = self._apply(state, self._geometry.look(images, warps))
         if self.loss == "position":
             cells = heatmaps.soft_argmax(out.logits, self.temperature)
-            # How much of the heatmap lies within two cells of the landmark.
+            # The score is the share of the heatmap within two cells of the landmark.
             logits = out.logits.astype(cells.dtype) / self.temperature
             weight = jax.nn.softmax(logits, (1, 2))
             near = heatmaps.gaussian(cells, self._geometry.heat, 2.0)

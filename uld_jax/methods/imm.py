@@ -5,18 +5,18 @@ NeurIPS 2018, and its published TensorFlow code.
 
     1) x' is a random thin-plate warp of the photo, x one of x'     2) pose of x': K points, through a separable
     softmax, drawn as Gaussians     3) x' again, from the features of x and the Gaussians of x'     4) perceptual loss,
-    each layer divided by the running mean of its own value, where the warp kept inside the photo
+    each layer divided by the running mean of its own value, inside the warped photo
 
-Where this departs from the code:
+Differences from the published code:
 
-    outside     where a warp leaves the photo, its border goes on; in the code there is black
-    units       a view 2 wide has its borders at -1 and 1, in the code its outer pixels' centres: warps move 128 / 127
-                as far here. The Gaussians are the code's
+    outside     outside a warped photo its border is repeated; the published code has black there
+    units       a view 2 wide has its borders at -1 and 1, in the published code its outer pixels' centres: warps move
+                128 / 127 as far here. The Gaussians are the same
     mask        resized to the features' size with pixel centres in the middle; TensorFlow 1 has them in the corner
     balance     `FIRST_BALANCE` fits the trained VGG16; with random weights the terms are uneven until the running means
                 have followed, a few times 1 / balance_rate steps
-    prediction  a point in cell i of n lies at (i + 1/2) / n of the view, in the code at i / (n - 1); a linear
-                regression to annotation makes up for the difference
+    prediction  a point in cell i of n lies at (i + 1/2) / n of the view, in the published code at i / (n - 1); a linear
+                regression to annotation compensates for the difference
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ from uld_jax.methods.shared import View
 from uld_jax.models import imm_net, layers, vgg
 from uld_jax.ops import color, heatmaps, views, warp
 
-FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # of the image itself and of the layers, in the code
+FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # for the image and for the layers, in the published code
 
 
 class Balance(NamedTuple):
-    """What the terms of the loss are divided by.
+    """The divisors of the terms of the loss.
 
     Attributes:
       mean: [6] running means of the terms: the image itself, then `vgg.IMM_TAPS`.
@@ -55,20 +55,20 @@ class IMM(Stage):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
-      view: of the frame, of a multiple of 8 pixels; the published code crops 160 pixels to 128.
+      view: view of the frame, a multiple of 8 pixels; the published code crops 160 pixels to 128.
       width: channels of the encoders' first stage.
-      vgg_width: of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
-      dtype: of the networks' arithmetic.
-      gauss_std: exp(-|u - mu|^2 / gauss_std^2) in units in which the view is 2 wide.
+      vgg_width: width of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
+      dtype: type of the networks' arithmetic.
+      gauss_std: width of the Gaussians exp(-|u - mu|^2 / gauss_std^2) in units in which the view is 2 wide.
       control: n of the n x n control points of the thin-plate warps.
       target_warp: standard deviations of the warp from photo to target: rotation in degrees, scale, shift (the view is
         2 wide), and the thin-plate weights' two (every weight moves by the first, every second one by the second too).
-      source_warp: from target to source.
-      balance_rate: of the running means of the loss's terms.
-      detach_balance: whether the divisor is a constant to the gradient. In the code it is not.
-      learning_rate, decay, decay_every: of Adam.
-      clip: of each variable's gradient norm by itself.
-      l2: on convolution kernels.
+      source_warp: standard deviations of the warp from target to source.
+      balance_rate: rate of the running means of the loss's terms.
+      detach_balance: True if the divisor is a constant to the gradient; in the published code it is not.
+      learning_rate, decay, decay_every: learning rate of Adam and its decay.
+      clip: largest norm of each variable's own gradient.
+      l2: weight of the L2 loss on convolution kernels.
       weights: folders of converted weights by kind.
     """
 
@@ -122,7 +122,7 @@ class IMM(Stage):
 
     def frozen(self, purpose="train"):
         if purpose != "train":
-            return {}  # VGG16 judges what training generates
+            return {}  # VGG16 is only for the loss in training
         folder = dict(self.weights).get("vgg16_colorization")
         return {"vgg": perceptual.load("vgg16_colorization", folder, self.vgg_width, channels=1)}
 
@@ -140,7 +140,7 @@ class IMM(Stage):
         return TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), aux)
 
     def train_step(self, state, frozen, batch, rng):
-        # Step 1) Two warps, one upon the other; images are 0..255 here, as in the code.
+        # Step 1) Two warps, one upon the other; images are 0..255 here, as in the published code.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(jax.random.split)(keys)
         photo = 255 * self._geometry.look(batch["image"])
@@ -171,7 +171,7 @@ class IMM(Stage):
             out, new_state[name] = self._nets[name].apply(variables, *inputs, train=True, mutable=["batch_stats"])
             return out
 
-        # Step 2) Where the points of the target are.
+        # Step 2) The points of the target.
         cells = heatmaps.separable_soft_argmax(run("pose", target))
         # Step 3) The target again.
         made = run("renderer", run("appearance", source), self._maps(cells))
@@ -201,7 +201,7 @@ class IMM(Stage):
         return color.to_uint8(seen), self._maps(cells)
 
     def pictures(self, state, frozen, images):
-        """Columns: source, target, its Gaussians, the target generated, and with the next photo's appearance."""
+        """Pictures in columns: source, target, Gaussians, generated target, target in the next photo's appearance."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(images)))
         target, cells, _ = self._look(state, images)
         source = self._warped(keys, self.source_warp, target)
@@ -218,7 +218,7 @@ class IMM(Stage):
         return {"generated": color.to_uint8(shown)}
 
     def _look(self, state, images):
-        """The views of photos as they are, their points [B,K,2] in heatmap cells, and the pose head's logits."""
+        """The views of unwarped photos, their points [B,K,2] in heatmap cells, and the pose head's logits."""
         seen = self._geometry.look(images)
         variables = {"params": state.params["pose"], **state.model_state["pose"]}
         logits = self._nets["pose"].apply(variables, 255 * seen, train=False)
@@ -230,12 +230,12 @@ class IMM(Stage):
         return heatmaps.gaussian(cells, heat, self.gauss_std / 2**0.5 / cell)
 
     def _features(self, frozen, images):
-        """What is compared: the image in 0..255, and its features in VGG16."""
+        """The terms that the loss compares: the image in 0..255, and its features in VGG16."""
         found = vgg.vgg16(frozen["vgg"], vgg.gray_input(images), vgg.IMM_TAPS, jnp.dtype(self.dtype))
         return [images, *(found[name] for name in vgg.IMM_TAPS)]
 
     def _warped(self, keys, deviations, images):
-        """Each image [B,S,S,C] under a random thin-plate warp of its own, the weights drawn directly as in the code."""
+        """Warp each image [B,S,S,C] by its own thin-plate warp, its weights drawn as in the published code."""
         rotation, scale, shift, bend, more = deviations
         dtype = layers.wide(self.dtype)
 
@@ -256,7 +256,10 @@ class IMM(Stage):
 
 
 def _edge_mask(side: int) -> np.ndarray:
-    """[S,S]: 0 at the border, 1 in the middle, a tanh ramp between; the code's 10 and 20 of 128 pixels to scale."""
+    """A mask [S,S]: 0 at the border, 1 in the middle, a tanh ramp between.
+
+    Its widths are the 10 and 20 of 128 pixels of the published code, to scale.
+    """
     margin, ramp = round(side * 10 / 128), round(side * 20 / 128)
     rise = 0.5 + 0.5 * np.tanh(np.linspace(-1, 1, ramp) / 0.4)
     line = np.concatenate([np.zeros(margin), rise, np.ones(side - 2 * (margin + ramp)), rise[::-1], np.zeros(margin)])

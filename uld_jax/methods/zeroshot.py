@@ -4,7 +4,7 @@ Tourani et al., "Pose-Guided Self-Training with Two-Stage Clustering for Unsuper
 section 3.1.
 
     1) describe pixels of the training images by a frozen backbone   2) k-means: K clusters
-    3) a landmark is where its cluster is best matched in an image   4) table of landmarks
+    3) a landmark is at the best match of its cluster in an image    4) table of landmarks
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from uld_jax.ops import color, coordinates, keypoints, shape_model
 
 
 class Reading(NamedTuple):
-    """How K landmarks are read off M candidates: landmark_k = mean_k + sum_m weights_km (candidate_m - centre_m).
+    """The map from M candidates to K landmarks: landmark_k = mean_k + sum_m weights_km (candidate_m - centre_m).
 
     Attributes:
-      chosen: [K] int32, the candidate that a landmark stems from; its score is the landmark's.
-      centre: [M,2] mean of the candidates, in unit coordinates of the frame.
-      weights: [K,2,M,2].
+      chosen: [K] int32, the candidate of each landmark, whose score is the landmark's.
+      centre: [M,2] means of the candidates, in unit coordinates of the frame.
+      weights: [K,2,M,2], weights of candidates' coordinates in landmarks' coordinates.
     """
 
     chosen: jax.Array
@@ -39,15 +39,15 @@ class Reading(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """What ZeroShot finds.
+    """The result of ZeroShot.
 
     Attributes:
       round: int32, passes done: 0 none, 1 clustered, 2 placed; with `region=foreground` -1 before its own pass.
-      centroids: [M,D] float32.
-      reading: from candidates to landmarks.
+      centroids: [M,D] float32 centroids of the clusters.
+      reading: map from candidates to landmarks.
       labels: landmarks of the training images.
-      key: [2] uint32, the run's, which an image's random pixels are drawn by when it is predicted; None with `dense`.
-      foreground: what tells the object from what is behind it; None but with `region=foreground`.
+      key: [2] uint32, the run's key for an image's random pixels in predictions; None with `dense`.
+      foreground: rule that separates object from background; None without `region=foreground`.
     """
 
     round: jax.Array
@@ -59,13 +59,13 @@ class Clusters(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a pass collects.
+    """The data that a pass collects.
 
     Attributes:
-      descriptors: [B,P,D] float32, of random pixels of the image.
-      cells: [B,P,2] float32, where these are on the map.
-      xy: [B,M,2] float32, the candidates by the clusters that there are, in pixels of the frame.
-      score: [B,M] float32 of those; 0 if missing.
+      descriptors: [B,P,D] float32, descriptors of random pixels of the image.
+      cells: [B,P,2] float32, places of these pixels on the map, in cells.
+      xy: [B,M,2] float32, candidates of the present clusters, in pixels of the frame.
+      score: [B,M] float32, scores of the candidates; 0 if missing.
     """
 
     descriptors: jax.Array
@@ -79,39 +79,40 @@ class ZeroShot(Stage):
     """K-means over the descriptors of a frozen backbone; a stage of zero steps.
 
     With `candidates` above k (ours, not the paper's) more clusters are formed than landmarks wanted. A factor model of
-    how their places move together tells the steady ones from those that wander, and k are chosen from which the places
-    of all can be predicted best. No annotation is involved.
+    their joint movement tells steady clusters from unsteady ones, and the k clusters are chosen that best predict the
+    places of all. No annotation is involved.
 
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
       backbone: module and class below `uld_jax.backbones`.
-      backbone_kwargs: its hyper-parameters.
+      backbone_kwargs: hyper-parameters of the backbone.
       position: weight of the place in a descriptor. A descriptor has length 1; from one side of the frame to the
         other a place moves by `position`. 0 clusters by appearance alone, as the paper does on Stable Diffusion.
-      roi: landmarks are looked for in this central fraction of the frame.
-      region: where in there, `none` for everywhere; or `box`, in training images, that of the csv, which then takes the
-        place of `roi` (the paper's region of interest is a detector's box); or `foreground`, in training images and
-        others, the largest region that the first principal component of the backbone's maps tells from the rest
-        (ours). That takes one pass more, and `pictures/` shows the region.
-      pixels: random pixels an image that are clustered (P).
-      dense: whether a landmark is looked for at all cells of the region, or, as in the paper, at P random places in it,
-        which depend on the image and the run's seed alone. There an exemplar must be nearer to its cluster's centroid
-        than to others', and landmarks without any are missing.
-      place: `mean` weighs all pixels by exp(-sharpness * squared distance to the centroid); `exemplar` takes the
-        nearest (paper, section 3.1).
-      sharpness: see `place`.
+      roi: central fraction of the frame in which landmarks are searched.
+      region: part of `roi` that is searched: `none` for all of it; `box` for the csv's box, which in training images
+        replaces `roi` (the paper's region of interest is a detector's box); or `foreground` for the largest region that
+        the first principal component of the backbone's maps separates from the rest, in training and other images
+        (ours). `foreground` takes one pass more, and `pictures/` shows the region.
+      pixels: P, number of random pixels of an image that are clustered.
+      dense: True to search landmarks at all cells of the region; False to search, as in the paper, at P random places,
+        which depend only on the image and the run's seed. An exemplar must then be nearer to its cluster's centroid
+        than to other centroids, and a landmark without an exemplar is missing.
+      place: rule of the place: `mean` weighs all pixels by exp(-sharpness * squared distance to the centroid);
+        `exemplar` takes the nearest (paper, section 3.1).
+      sharpness: sharpness of the weights of `place=mean`.
       candidates: M, number of clusters; 0 for the paper's k.
-      factors: of the factor model: about as many as the object's poses and shapes have dimensions (8 for faces). With
-        more, factors are spent on single candidates, wandering ones too.
-      denoise: whether a landmark is where the factor model expects its candidate, given all candidates of the image, or
-        where the candidate was found.
-      iterations: of k-means, at most.
-      bank_gib: descriptors kept of a pass, in GiB. Where those of P pixels an image are more, fewer are clustered of
-        each, the first of those drawn. Ours: 4 GiB are a million descriptors of 1024 numbers, for tens of clusters.
+      factors: number of factors of the factor model, about the number of dimensions of the object's poses and shapes (8
+        for faces). With more, factors are spent on single candidates, including unsteady ones.
+      denoise: True to place a landmark where the factor model expects its candidate, given all candidates of the image;
+        False to place it where the candidate was found.
+      iterations: largest number of iterations of k-means.
+      bank_gib: size in GiB of the descriptors kept of a pass. If P pixels an image need more, fewer pixels of each
+        image are clustered, the first of those drawn. Ours: 4 GiB hold a million descriptors of 1024 numbers, enough
+        for tens of clusters.
       weights: folders of converted weights by kind, for backbones that have any.
       cache: folder of the backbone's maps or latents of the training images (`uld features`), which the passes over
-        these then read; predictions compute them. "" computes them in every pass.
+        these images then read; predictions compute them. "" computes them in every pass.
     """
 
     uses_previous = False
@@ -154,7 +155,7 @@ class ZeroShot(Stage):
         return self.candidates or self.k
 
     def _kept(self, aux) -> int:
-        """Pixels of an image whose descriptors are kept; all of them if they fit."""
+        """Number of pixels of an image whose descriptors are kept; all of them if they fit."""
         num_images, width = len(aux.labels.xy), aux.centroids.shape[1]
         fit = int(self.bank_gib * 2**30) // (num_images * width * aux.centroids.dtype.itemsize)
         return min(self.pixels, max(fit, 1))
@@ -186,16 +187,16 @@ class ZeroShot(Stage):
         return TrainState(step=jnp.int32(0), aux=aux)
 
     def round_at(self, step):
-        # Cluster, then place; the foreground before.
+        # One pass clusters and one places; the foreground needs another before them.
         return Round(passes=3 if self.region == "foreground" else 2) if step == 0 else None
 
     def observe(self, state, frozen, batch, rng):
         described = self._describe(frozen, batch["image"], batch.get("features"))
-        # Step 1) P random pixels an image, the same for an image whatever batch it comes in.
+        # Step 1) P random pixels an image, which do not depend on the image's batch.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         boxes = batch["boxes"] if self.region == "box" else None
         cells = self._draw(keys, self.pixels, state.aux, described, boxes)[:, : self._kept(state.aux)]
-        # Step 3) Candidates, which mean something once there are clusters.
+        # Step 3) Candidates; they have no meaning before the first clustering.
         found = self._place(state.aux, described, batch["image"], boxes)
         sampled = keypoints.sample(described, cells).astype(state.aux.centroids.dtype)  # maps from files have their own
         return Seen(sampled, cells, *found)
@@ -208,7 +209,7 @@ class ZeroShot(Stage):
         known = aux.round >= 0
         cluster = lambda: kmeans(x, count, rng=rng, mask=real, iterations=self.iterations).centroids
         centroids = jax.lax.cond(clustered | ~known, lambda: aux.centroids, cluster)
-        # Step 4) The candidates of all images, which of them are landmarks, and where.
+        # Step 4) The candidates of all images, the choice of landmarks among them, and the landmarks' places.
         score = jnp.where(bank.real[..., None], seen.score, 0)
         choose = lambda: self._choose(seen.xy, jnp.all(score > 0, -1))
         reading = jax.lax.cond(clustered, choose, lambda: aux.reading) if self.candidates else aux.reading
@@ -217,7 +218,7 @@ class ZeroShot(Stage):
         new = aux._replace(reading=reading, labels=labels)
         aux = jax.tree.map(lambda placed, old: jnp.where(clustered, placed, old), new, aux)
         if self.region == "foreground":
-            # Before all else) What is object, from all sampled pixels.
+            # Before step 2) The foreground, from all sampled pixels.
             image = jax.ShapeDtypeStruct((1, *self._frame, 3), jnp.uint8)
             size = jax.eval_shape(self._describe, frozen, image).shape[1:3]
             unit = coordinates.to_unit(seen.cells.reshape(-1, 2), size)
@@ -230,7 +231,7 @@ class ZeroShot(Stage):
         return Prediction(*self._read(state.aux.reading, xy, score))
 
     def pictures(self, state, frozen, images):
-        """Columns: the photo, the component that tells the object from the rest, grey between them, and the region."""
+        """Pictures in columns: the photo, the component of the object (grey at its threshold), the region."""
         if self.region != "foreground":
             return {}
         described, aux = self._describe(frozen, images), state.aux
@@ -244,16 +245,16 @@ class ZeroShot(Stage):
     def _describe(self, frozen, images, maps=None):
         """Descriptors [B,h,w,D]: all taps at the finest one's resolution, each of length 1, and the place.
 
-        `maps` are the backbone's for these images, where they or its latents are known.
+        `maps` are the backbone's maps or latents of these images, if they are known.
         """
         backbone = self._backbone
         maps = backbone.features(frozen, images) if maps is None else finished(backbone, frozen, maps)
-        # By name, since a dict that comes into a jitted program is sorted.
+        # Sorted by name, since a dict that enters a jitted program is sorted.
         names = sorted(maps)
         taps = [maps[name].astype(jnp.promote_types(maps[name].dtype, jnp.float32)) for name in names]
         height, width = max(t.shape[1:3] for t in taps)
         parts = [jax.image.resize(t, (len(t), height, width, t.shape[-1]), "bilinear", antialias=False) for t in taps]
-        # Joined backbones weigh the same, and so do the maps of each.
+        # Joined backbones have equal weights, and so do the maps of each.
         of = [name.rpartition("/")[0] for name in names]
         parts = [
             keypoints.l2_normalize(t) / (len(set(of)) * of.count(o)) ** 0.5 for t, o in zip(parts, of, strict=True)
@@ -268,14 +269,14 @@ class ZeroShot(Stage):
         return side / 2 - half, side / 2 + half - 1
 
     def _box_bounds(self, boxes, size):
-        """First and last place (x, y) of boxes [B,4] in pixels of the frame, in cells: two of [B,2]."""
+        """First and last place (x, y) in cells, two arrays [B,2], of boxes [B,4] in pixels of the frame."""
         corners = coordinates.rescale_points(boxes.reshape(-1, 2, 2), self._frame, size)
         last = jnp.array([size[1], size[0]], corners.dtype) - 0.5
         low, high = jnp.clip(corners[:, 0], -0.5, last), jnp.clip(corners[:, 1], -0.5, last)
         return low, jnp.maximum(low, high)
 
     def _inside(self, aux, described, boxes=None):
-        """Cells [B,h,w] or [1,h,w] of the region of interest; all of `roi` where the region would have none."""
+        """Cells [B,h,w] or [1,h,w] of the region of interest; all of `roi` if the region would be empty."""
         height, width = described.shape[1:3]
         grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype)
         low, high = self._roi_bounds(height)
@@ -290,7 +291,7 @@ class ZeroShot(Stage):
         return jnp.where(jnp.any(found, (1, 2), keepdims=True), found, roi)
 
     def _draw(self, keys, count: int, aux, described, boxes=None):
-        """Random places [B,count,2] in each image's region of interest, in cells, by a key for each."""
+        """Draw random places [B,count,2], in cells, in each image's region of interest, by a key for each image."""
         size, dtype = described.shape[1:3], described.dtype
         if self.region == "foreground":
             inside = self._inside(aux, described).reshape(len(described), -1)
@@ -312,7 +313,7 @@ class ZeroShot(Stage):
         return jax.vmap(lambda key: jax.random.uniform(key, (count, 2), dtype, low, high))(keys)
 
     def _place(self, aux, described, images, boxes=None):
-        """Where each cluster is in each image: xy [B,M,2] in pixels of the frame, score [B,M] in 0..1, 0 if missing."""
+        """Place each cluster in each image: xy [B,M,2] in pixels of the frame, score [B,M] in 0..1, 0 if missing."""
         batch, height, width, depth = described.shape
         if self.dense:
             grid = jnp.asarray(coordinates.pixel_grid(height, width), described.dtype).reshape(-1, 2)
@@ -332,7 +333,7 @@ class ZeroShot(Stage):
                 weight = jax.nn.softmax(-self.sharpness * square, 1)
                 cells = jnp.einsum("bpm,bpc->bmc", weight, drawn, precision="highest")
             else:
-                # Step 4) of the paper: of the pixels that are in a cluster, the nearest to its centroid.
+                # Step 4) of the paper: the nearest to the centroid among the pixels of a cluster.
                 own = jnp.argmin(square, -1)[..., None] == jnp.arange(len(aux.centroids))
                 square = jnp.where(own, square, jnp.inf)
                 cells = jnp.take_along_axis(drawn, jnp.argmin(square, 1)[..., None], 1)
@@ -345,7 +346,7 @@ class ZeroShot(Stage):
         return jnp.sum(x**2, -1, keepdims=True) - 2 * cross + jnp.sum(centroids**2, -1)
 
     def _choose(self, xy, there) -> Reading:
-        """K of M candidates [...,M,2] in pixels of the frame, from the images that are `there` [...]."""
+        """Choose K of M candidates [...,M,2] in pixels of the frame, from the images that are `there` [...]."""
         points = coordinates.to_unit(xy, self._frame).reshape(-1, 2 * self._clusters)
         mean, cov = shape_model.covariance(points, there.reshape(-1))
         model = shape_model.factor_analysis(cov, min(self.factors, 2 * self._clusters - 1))
@@ -362,19 +363,19 @@ class ZeroShot(Stage):
         own = jnp.sum(model.variances.reshape(count, 2), 1) / jnp.sum(jnp.diagonal(cov).reshape(count, 2), 1)
         chosen = shape_model.choose_points(
             source.reshape(blocks), crossed.reshape(count, 2, -1), self.k, prefer=-own
-        )  # of equally good ones the steadiest
+        )  # a tie goes to the steadiest candidate
         read = expect if self.denoise else jnp.eye(2 * count, dtype=cov.dtype)
         return Reading(chosen, mean.reshape(count, 2), read.reshape(blocks)[chosen])
 
     def _read(self, reading: Reading, xy, score):
-        """Candidates [...,M,2] in pixels of the frame with score [...,M] to landmarks [...,K,2] with score [...,K]."""
+        """Map candidates [...,M,2] in pixels of the frame, score [...,M], to landmarks [...,K,2], score [...,K]."""
         away = coordinates.to_unit(xy, self._frame) - reading.centre
         unit = jnp.einsum("kcmd,...md->...kc", reading.weights, away, precision="highest")
         return coordinates.from_unit(unit + reading.centre[reading.chosen], self._frame), score[..., reading.chosen]
 
 
 def _content_keys(key, images):
-    """A key [B] for each of [B,H,W,3] uint8 images, which depends on its pixels and `key` alone."""
+    """Keys [B] of [B,H,W,3] uint8 images, each of which depends only on the image's pixels and `key`."""
     flat = images.reshape(len(images), -1).astype(jnp.uint32)
     factors = jnp.arange(flat.shape[1], dtype=jnp.uint32) * jnp.uint32(2654435761) + 1  # the sum wraps around
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.sum(flat * factors, 1, dtype=jnp.uint32))

@@ -1,11 +1,11 @@
-"""One map from many of a frozen backbone's: the aggregation network of diffusion hyperfeatures.
+"""The aggregation network of diffusion hyperfeatures: one map from many maps of a frozen backbone.
 
 Luo et al., "Diffusion Hyperfeatures", NeurIPS 2023, section 3.1; the feature network of Tourani et al., CVPR 2024.
 
     aggregated = sum_tl w_tl B_l(maps_tl),  w = softmax over all (t, l)
 
-for timesteps t and taps l, where B_l is a bottleneck of Detectron2's on the map brought up to the grid. A backbone
-without timesteps counts as having one. The order of the sum, and so of the mixing weights, is that of `order`.
+for timesteps t and taps l, where B_l is a Detectron2 bottleneck on the map resized to the grid. A backbone without
+timesteps counts as having one. The order of the sum, and so of the mixing weights, is that of `order`.
 """
 
 import math
@@ -25,14 +25,14 @@ _TIMED = re.compile(r"t(-?\d+)[.](.+)")
 
 
 def order(names: Iterable[str]) -> list[list[str]]:
-    """Names of maps by timestep: a list a timestep, from low (clean) to high, each with the same taps in one order.
+    """Sort names of maps by timestep: a list a timestep, from low (clean) to high, with the same taps in one order.
 
-    `t<step>.<tap>` is a tap at a timestep; if no name looks so, there is one timestep. Taps come in natural order:
-    numbers in them count as numbers. The names alone decide, since a dict that comes into a jitted program is sorted.
-    Of Stable Diffusion's maps the order is that of the published checkpoints.
+    `t<step>.<tap>` is a tap at a timestep; if no name has this form, there is one timestep. Taps come in natural order:
+    numbers in them count as numbers. The names alone decide, since a dict that enters a jitted program is sorted.
+    For Stable Diffusion's maps the order is that of the published checkpoints.
 
     Raises:
-      UserError: when there are no names, or not the same taps at each timestep.
+      UserError: no names, or timesteps with different taps.
 
     >>> order(["t60.up0.1", "t-1.up0.0", "t60.up0.0", "t-1.up0.1"])
     [['t-1.up0.0', 't-1.up0.1'], ['t60.up0.0', 't60.up0.1']]
@@ -55,14 +55,14 @@ class Aggregator(nn.Module):
     """Maps of any resolution to one map of `projection` channels.
 
     A bottleneck's first two convolutions are 1 x 1 and without bias, so that they commute with a bilinear change of
-    resolution: both are applied where there are fewer cells. That is exact, a third of the arithmetic, and the
-    backbone's wide maps are never brought up to the grid.
+    resolution: both are applied where there are fewer cells. The result is exact at a third of the arithmetic, and the
+    backbone's wide maps are never resized to the grid.
 
     Attributes:
       projection: channels of the result, a multiple of 4.
-      timesteps: how many the maps are of; 0 for as many as their names say.
-      dtype: of the computation, None for that of the parameters and the maps; the sum is never below float32.
-      param_dtype: of the parameters.
+      timesteps: number of timesteps of the maps; 0 for the number in their names.
+      dtype: type of the computation, None for that of the parameters and the maps; the sum is never below float32.
+      param_dtype: type of the parameters.
 
     >>> maps = {"up0.0": jnp.zeros((2, 4, 4, 32)), "up1.0": jnp.zeros((2, 8, 8, 16))}
     >>> network = Aggregator(projection=16)
@@ -78,7 +78,7 @@ class Aggregator(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Mapping[str, jax.Array], grid: Sequence[int]):
-        """Maps {name: [B,h,w,C]} and the sides (height, width) of the result, [B,height,width,projection] float32.
+        """Mix maps {name: [B,h,w,C]} into one of sides `grid` (height, width), [B,height,width,projection] float32.
 
         Parameters: `bottleneck_<tap>` and `mixing` [T,L], both in the order of `order`. Raises UserError for names
         that `order` refuses, another number of timesteps, or a projection that is no multiple of 4.
@@ -92,7 +92,7 @@ class Aggregator(nn.Module):
         weight = jax.nn.softmax(mixing, (0, 1))
         total = 0
         for tap, steps in enumerate(zip(*names, strict=True)):
-            # All timesteps share a tap's bottleneck, which sees each map on its own: they go through it together.
+            # All timesteps share a tap's bottleneck, which treats each map on its own, so they form one batch.
             stacked = jnp.concatenate([maps[name] for name in steps])
             block = _Bottleneck(self.projection, self.dtype, self.param_dtype, name=f"bottleneck_{tap}")
             out = block(stacked, tuple(grid))
@@ -105,7 +105,7 @@ class Aggregator(nn.Module):
 class _Bottleneck(nn.Module):
     """relu(norm3(conv3(relu(norm2(conv2(relu(norm1(conv1(x)))))))) + shortcut(x)), with group normalisation.
 
-    The shortcut is a convolution and its normalisation, or x itself where that has the result's channels already.
+    The shortcut is a convolution and its normalisation, or x itself if x already has the result's channels.
     """
 
     projection: int
@@ -139,13 +139,13 @@ _msra = nn.initializers.variance_scaling(2, "fan_out", "normal")
 
 
 def initialize(network: Aggregator, key, maps, grid) -> dict[str, Any]:
-    """Parameters of the law of `network.init`, from ONE random draw, which compiles in a fraction of the time.
+    """Draw parameters by the law of `network.init`, but in ONE random draw, which compiles in a fraction of the time.
 
     Args:
-      network: of which projection and types.
-      key: of the random numbers.
-      maps: as arrays or shapes.
-      grid: sides of the result.
+      network: the network, which gives the projection and the types.
+      key: PRNG key.
+      maps: {name: [B,h,w,C]} as arrays or shapes.
+      grid: sides (height, width) of the result.
 
     Returns:
       Kernels N(0, 2 / fan_out), mixing weights and scales 1, biases 0.
@@ -167,5 +167,5 @@ def initialize(network: Aggregator, key, maps, grid) -> dict[str, Any]:
 
 
 def _natural(name: str):
-    """Sorts `block9` before `block10`."""
+    """A sort key that puts `block9` before `block10`."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

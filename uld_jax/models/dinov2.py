@@ -8,9 +8,9 @@ through blocks of attention and a two-layer perceptron, each scaled channel by c
 
 Only patch tokens come out: the class and register tokens have no place in the image.
 
-Position embeddings were learned on a grid of 37 x 37 (518 pixels) and are interpolated to that of the image at hand: by
+Position embeddings were learned on a grid of 37 x 37 (518 pixels) and are interpolated to the grid of the image: by
 the cubic kernel with a = -0.75 and repeated borders, as PyTorch does, or with registers by PyTorch's antialiased one,
-whose kernel has a = -0.5, widens where the grid shrinks, and leaves out what lies beyond the border.
+whose kernel has a = -0.5, widens where the grid shrinks, and leaves out cells beyond the border.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from uld_jax.errors import UserError
 
 PATCH = 14  # pixels
 HEAD_SIZE = 64  # channels of a head in every published size
-EPSILON = 1e-6  # of the layer normalisations
+EPSILON = 1e-6  # epsilon of the layer normalisations
 
 
 class Dinov2(nn.Module):
@@ -32,15 +32,15 @@ class Dinov2(nn.Module):
 
     Attributes:
       width: C, channels of a token: 384 (ViT-S), 768 (B), 1024 (L).
-      heads: of the attention.
+      heads: heads of the attention.
       hidden: channels within the perceptron.
-      registers: register tokens; 0 for the variant without.
+      registers: number of register tokens; 0 for the variant without them.
       grid: side of the grid that position embeddings were learned on.
       taps: blocks whose output is returned, counted from 0; those after the last are not computed.
       offset: see `cubic_weights`; the original code has 0.1 without registers, transformers has 0.
-      dtype: of the arithmetic, None for that of the parameters and the image; norms and softmax have float32 at least.
-      param_dtype: of the parameters.
-      precision: of all products: accelerators' float32 is rounded to 10 bits or fewer by default.
+      dtype: type of the arithmetic, None for the parameters' and the image's; norms and softmax have float32 at least.
+      param_dtype: type of the parameters.
+      precision: precision of all products; accelerators round float32 to 10 bits or fewer by default.
 
     >>> images = jax.ShapeDtypeStruct((1, 28, 42, 3), jnp.float32)
     >>> network = Dinov2(width=384, heads=6, hidden=1536, taps=(0, 1))
@@ -62,10 +62,10 @@ class Dinov2(nn.Module):
 
     @nn.compact
     def __call__(self, images) -> tuple[jax.Array, ...]:
-        """`images` [B,H,W,3], less ImageNet's mean and over its deviation (`models.r2d2.normalize`).
+        """Return one map a tap, [B,H/14,W/14,C], of `images` [B,H,W,3] normalised by `models.r2d2.normalize`.
 
-        Returns one map a tap, [B,H/14,W/14,C], after the last normalisation, which as in the original code every tap
-        gets. UserError for sides that are no multiples of 14.
+        Every tap passes through the last normalisation, as in the published code. Raises UserError for sides that are
+        no multiples of 14.
         """
         batch, height, width, channels = images.shape
         if channels != 3 or height % PATCH or width % PATCH or not height or not width:
@@ -87,7 +87,7 @@ class Dinov2(nn.Module):
         tokens = (patches + place.astype(patches.dtype)).reshape(batch, height * width, -1)
         special = jnp.broadcast_to(special.astype(tokens.dtype), (batch, *special.shape))
         tokens = jnp.concatenate([special, tokens], 1)
-        # Step 2) The blocks, and the last normalisation on what is tapped.
+        # Step 2) The blocks, and the last normalisation of the tapped outputs.
         last = _norm("norm", **options)
         maps = {}
         for number in range(max(self.taps) + 1):
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[B,T,C] to [B,T,C]."""
+        """Tokens [B,T,C] to tokens [B,T,C]."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         size = self.width // self.heads
         y = _norm("norm1", **options)(x)
@@ -139,7 +139,7 @@ def _norm(name, precision, **options):
 
 
 def of(params, **options) -> Dinov2:
-    """The network that these parameters are of; `options` are `taps`, `offset` and types. All blocks' last by default.
+    """The network of these parameters; `options` are `taps` (the last block by default), `offset` and types.
 
     >>> images = jax.ShapeDtypeStruct((1, 14, 14, 3), jnp.float32)
     >>> network = Dinov2(width=128, heads=2, hidden=512, registers=4, grid=5, taps=(2,))
@@ -159,12 +159,12 @@ def of(params, **options) -> Dinov2:
 
 
 def depth(params) -> int:
-    """How many blocks these parameters have."""
+    """The number of blocks in these parameters."""
     return sum(name.startswith("block_") for name in params)
 
 
 def interpolate(table, size: tuple[int, int], offset: float = 0.0, antialias: bool = False):
-    """Position embeddings [g,g,C] at a grid of another size [h,w,C]; those of the learned size stay as they are.
+    """Interpolate position embeddings [g,g,C] to a grid of another size, [h,w,C]; an equal size leaves them unchanged.
 
     >>> interpolate(jnp.ones((37, 37, 2)), (12, 20)).shape
     (12, 20, 2)
@@ -178,12 +178,12 @@ def interpolate(table, size: tuple[int, int], offset: float = 0.0, antialias: bo
 
 
 def cubic_weights(old: int, new: int, offset: float = 0.0, antialias: bool = False) -> np.ndarray:
-    """[new,old] weights of PyTorch's bicubic `interpolate` along one axis, `align_corners=False`.
+    """The weights [new,old] of PyTorch's bicubic `interpolate` along one axis, `align_corners=False`.
 
     Args:
-      old, new: cells before and after.
-      offset: what the scale factor counts `new` larger than it is, (new + offset) / old.
-      antialias: whether the kernel widens with the cells that a new one covers.
+      old, new: numbers of cells before and after.
+      offset: number added to `new` in the scale factor, (new + offset) / old.
+      antialias: True for a kernel that widens with the cells that a new one covers.
 
     >>> cubic_weights(4, 4).round(6).tolist() == np.eye(4).tolist()
     True
@@ -198,7 +198,7 @@ def cubic_weights(old: int, new: int, offset: float = 0.0, antialias: bool = Fal
     first = np.floor(centre).astype(int)
     for tap in range(-1, 3):
         place = first + tap
-        # What lies beyond the border counts for the border's cell.
+        # Places beyond the border count for the border's cell.
         np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1)), _cubic(place - centre, -0.75))
     return weights
 

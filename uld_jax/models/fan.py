@@ -17,12 +17,12 @@ from uld_jax.models import layers
 
 
 class FanOutput(NamedTuple):
-    """What the network computes.
+    """Output of a `FAN`.
 
     Attributes:
       logits: [B,h,w,K] float32 or wider, unbounded.
       features: [B,h,w,width], the last hidden layer: `logits` is a linear map of it.
-      taps: the hourglass from within: `low1`, `low2`, `low3` [B,h/2,w/2,width], the three stages of its outermost
+      taps: inner maps of the hourglass: `low1`, `low2`, `low3` [B,h/2,w/2,width], the three stages of its outermost
         level on the way down, at the bottom and on the way up; `hourglass` [B,h,w,width], its output.
     """
 
@@ -32,13 +32,13 @@ class FanOutput(NamedTuple):
 
 
 class CorrespondenceOutput(NamedTuple):
-    """What the network with two heads computes.
+    """Output of a `CorrespondenceFAN`.
 
     Attributes:
-      logits: [B,h,w] float32 or wider, of the detector: its sigmoid is how sure it is of a keypoint in that cell.
+      logits: [B,h,w] float32 or wider, output of the detector; the sigmoid is its confidence of a keypoint in the cell.
       descriptors: [B,h,w,D] float32 or wider, unbounded and of any length.
       features: [B,h,w,width], the last hidden layer of the descriptors' head: `descriptors` is a linear map of it.
-      taps: the hourglass from within, as in `FanOutput`.
+      taps: inner maps of the hourglass, as in `FanOutput`.
     """
 
     logits: jax.Array
@@ -107,11 +107,11 @@ class FAN(nn.Module):
     Attributes:
       landmarks: K.
       width: channels of the hourglass; a multiple of 8. The stem has width / 4, then width / 2.
-      depth: how often the hourglass halves the resolution.
+      depth: number of times that the hourglass halves the resolution.
       downsample: 4 as published, a strided convolution and a 2 x 2 mean; 2 without the mean, for small images.
       norm: `batch` or `group`.
-      dtype: of the computation, None for that of the parameters and the image; the last layer is never below float32.
-      param_dtype: of the parameters.
+      dtype: type of the computation, None for the parameters' and the image's; the last layer is never below float32.
+      param_dtype: type of the parameters.
 
     >>> images = jnp.zeros((1, 64, 64, 3))
     >>> fan = FAN(landmarks=10, width=32, downsample=2)
@@ -144,7 +144,7 @@ class CorrespondenceFAN(nn.Module):
     Attributes:
       descriptor_size: D.
       width, depth, downsample, dtype, param_dtype: as in `FAN`.
-      norm: `group` as published; training and inference are then the same. Or `batch`.
+      norm: `group` as published, which makes training and inference the same, or `batch`.
 
     >>> images = jnp.zeros((1, 64, 64, 3))
     >>> fan = CorrespondenceFAN(descriptor_size=16, width=32, downsample=2)
@@ -172,15 +172,15 @@ class CorrespondenceFAN(nn.Module):
 
 
 def descriptor_branch(params, landmarks: int, key):
-    """The trunk and the descriptors' head of a `CorrespondenceFAN` as a `FAN` for K landmarks.
+    """Make a `FAN` for K landmarks from the trunk and the descriptors' head of a `CorrespondenceFAN`.
 
-    Mallis et al. 2020, section 3.3: the second stage goes on with everything but the last layer, which is new and
-    starts as PyTorch has it by default, U(+-1 / sqrt(fan_in)). The detector's head is left behind.
+    Mallis et al. 2020, section 3.3: the second stage keeps all layers except the last, which is new and has PyTorch's
+    default initialisation, U(+-1 / sqrt(fan_in)). The detector's head is dropped.
 
     Args:
-      params: of the `CorrespondenceFAN`.
-      landmarks: K.
-      key: of the new layer's random numbers.
+      params: parameters of the `CorrespondenceFAN`.
+      landmarks: K, the number of landmarks.
+      key: PRNG key for the new layer.
 
     Returns:
       Parameters of a `FAN` of the same width, depth, downsample and norm; the new layer has their dtype.

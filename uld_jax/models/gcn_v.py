@@ -1,4 +1,4 @@
-"""GCN-V: how sure it is that a vertex of a kNN graph lies among others of its kind (Yang et al., CVPR 2020).
+"""GCN-V: a confidence that a vertex of a kNN graph lies among others of its kind (Yang et al., CVPR 2020).
 
 CGB (Awan et al., section 3.2) clusters landmark descriptors with it: "the confidence reflects whether a landmark
 representation belongs to a specific semantic attribute". One graph convolution with a mean-type aggregator and a head:
@@ -19,7 +19,7 @@ HIDDEN = 512
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope * min(x, 0), with a learned slope for each feature; 0.25 at first, as in PyTorch."""
+    """max(x, 0) + slope * min(x, 0), with a learned slope for each feature, initially 0.25 as in PyTorch."""
 
     @nn.compact
     def __call__(self, x):
@@ -28,7 +28,7 @@ class PReLU(nn.Module):
 
 
 class GcnV(nn.Module):
-    """The network on rows whose neighbourhood means are known. Names as in the published checkpoint.
+    """The network on rows whose neighbourhood means are known, with the names of the published checkpoint.
 
     Attributes:
       hidden: units of both hidden layers.
@@ -38,12 +38,12 @@ class GcnV(nn.Module):
 
     @nn.compact
     def __call__(self, x, mean):
-        """`x` [N,D] rows of length 1, `mean` [N,D] their Âx; returns confidence [N] and hidden h [N,hidden]."""
+        """Return confidence [N] and hidden h [N,hidden] for rows `x` [N,D] of length 1 and their `mean` Âx [N,D]."""
         options = dict(precision="highest")
         linear = lambda size, name: nn.Dense(
             size, kernel_init=layers.torch_kernel, bias_init=layers.torch_bias(self.hidden), name=name, **options
         )
-        # Glorot's uniform kernel and no bias: what graph convolutions start from in the original.
+        # The published code initialises its graph convolutions by Glorot's uniform kernel and a bias of 0.
         first = nn.Dense(self.hidden, kernel_init=nn.initializers.glorot_uniform(), name="conv1", **options)
         h = nn.relu(first(jnp.concatenate([x, mean], -1)))
         z = PReLU(name="classifier_1")(linear(self.hidden, "classifier_0")(h))

@@ -1,4 +1,4 @@
-"""Small modules that sit on a detector's feature maps."""
+"""Small modules on top of a detector's feature maps."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ class LandmarkDescriptors(nn.Module):
       elementwise_max   z_k = max_p logits_kp f_p                                    (the paper's words)
       matmul_max        z_kd = max_ij sum_u f_d[i,u] logits_k[u,j]                   (the published code)
 
-    where p runs over the heatmap's cells and f is brought up to them by repetition. Instead of repeating features the
-    heatmaps are folded: exact, and a fortieth of the published code's arithmetic.
+    where p runs over the heatmap's cells and f is brought to their resolution by repetition. The heatmaps are folded
+    instead of repeating features, which is exact and takes a fortieth of the published code's arithmetic.
 
     Attributes:
-      width: D.
-      pooling: one of the three.
-      temperature: of softmax_pool.
-      dtype: of the convolution; pooling is never below float32.
-      param_dtype: of the parameters.
+      width: D, size of a descriptor.
+      pooling: one of the three names above.
+      temperature: temperature of softmax_pool.
+      dtype: type of the convolution; pooling is never below float32.
+      param_dtype: type of the parameters.
     """
 
     width: int = 256
@@ -40,7 +40,7 @@ class LandmarkDescriptors(nn.Module):
 
     @nn.compact
     def __call__(self, taps, logits):
-        """`taps` three maps [B,h/2,w/2,C], `logits` [B,h,w,K]; returns [B,K,D], not normalised."""
+        """Return descriptors [B,K,D], not normalised, from `taps`, three maps [B,h/2,w/2,C], and `logits` [B,h,w,K]."""
         if self.pooling not in POOLINGS:
             raise UserError(f"descriptor is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -63,7 +63,7 @@ class LandmarkDescriptors(nn.Module):
 
 
 def _cells(x):
-    """[B,h,w,K] as cells of 2 x 2: [B,h/2,2,w/2,2,K]."""
+    """Reshape [B,h,w,K] to cells of 2 x 2, [B,h/2,2,w/2,2,K]."""
     batch, height, width, count = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, count)
 
@@ -71,14 +71,14 @@ def _cells(x):
 class DenseHead(nn.Module):
     """A value, or a descriptor, for every cell of a map: 3 x 3 convolutions with group normalisation, then 1 x 1.
 
-    The heads of D-ULD (Tourani et al., CVPR 2024), whose layers the paper leaves open.
-    From 384 channels with width 256: 0.89 million parameters for one number a cell, 0.95 million for 256.
+    D-ULD (Tourani et al., CVPR 2024) has two such heads; the paper leaves their layers open. From 384 channels with
+    width 256 a head has 0.89 million parameters for one number a cell, 0.95 million for 256.
 
     Attributes:
       features: numbers a cell.
       width: channels in between.
       depth: 3 x 3 convolutions.
-      dtype, param_dtype: of the arithmetic, of the parameters; the result is never below float32.
+      dtype, param_dtype: types of the arithmetic and of the parameters; the result is never below float32.
     """
 
     features: int
@@ -89,7 +89,7 @@ class DenseHead(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[B,h,w,C] to [B,h,w,features]."""
+        """Maps [B,h,w,C] to [B,h,w,features]."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for _ in range(self.depth):
             x = layers.conv(x, self.width, 3, **options)

@@ -1,9 +1,9 @@
 """The three networks of IMM: an appearance encoder, a pose encoder and a renderer.
 
 Jakab, Gupta, Bilen and Vedaldi, "Unsupervised Learning of Object Landmarks through Conditional Image Generation", 2018,
-as in their TensorFlow code: images are 0..255, as they come and as they are rendered; convolutions have biases and
-TensorFlow's padding; normalisation is TensorFlow's (epsilon 1e-3, running statistics keep 0.99). Landmarks are read off
-the pose logits by `ops.heatmaps.separable_soft_argmax`. Initialise with
+as in their TensorFlow code: input and rendered images are in 0..255; convolutions have biases and TensorFlow's padding;
+normalisation is TensorFlow's (epsilon 1e-3, running statistics keep 0.99). Landmarks are read off the pose logits by
+`ops.heatmaps.separable_soft_argmax`. Initialise with
 `layers.initialize(..., law=imm_net.INITIAL)`: one program instead of one for every parameter.
 """
 
@@ -20,10 +20,10 @@ INITIAL = layers.truncated_normal(STD)
 
 
 def legacy_upsample(x):
-    """Doubles [B,h,w,C] bilinearly to [B,2h,2w,C] as TensorFlow 1 did: output row i reads input row i / 2.
+    """Double [B,h,w,C] bilinearly to [B,2h,2w,C] as TensorFlow 1 did: output row i reads input row i / 2.
 
     There is no half-pixel shift, so even rows are the input's rows, odd ones the means of two neighbours, and the
-    last row comes twice; likewise columns. `jax.image.resize` puts pixel centres elsewhere.
+    last row comes twice; columns follow the same rule. `jax.image.resize` puts pixel centres elsewhere.
 
     >>> legacy_upsample(jnp.array([[1.0, 3.0]]).reshape(1, 1, 2, 1))[0, :, :, 0].tolist()
     [[1.0, 2.0, 3.0, 3.0], [1.0, 2.0, 3.0, 3.0]]
@@ -53,12 +53,12 @@ def _last_conv(x, features, name, kernel, param_dtype):
 
 
 class ImmEncoder(nn.Module):
-    """Images to features at an eighth of the resolution; the appearance of an object.
+    """Encoder of an object's appearance: images to features at an eighth of the resolution.
 
     Attributes:
       width: channels of the first stage; each of the three others has twice as many as the one before.
-      dtype: of the computation, None for that of the parameters and the image.
-      param_dtype: of the parameters.
+      dtype: type of the computation, None for that of the parameters and the image.
+      param_dtype: type of the parameters.
     """
 
     width: int = 32
@@ -113,8 +113,9 @@ class ImmRenderer(nn.Module):
     """Appearance features and landmark maps to an image of eight times their resolution.
 
     Attributes:
-      width: of the encoder; the stages have 8, 4, 2 and 1 times as many channels, the last one layer, the others two.
-      channels: of the last layer. The published code has 9, of which nothing reads the last six; the weights of those
+      width: width of the encoder; the stages have 8, 4, 2 and 1 times as many channels, the last stage one layer, the
+        others two.
+      channels: channels of the last layer. The published code has 9 and reads only the first three; the other weights
         learn nothing but count in the published size.
       dtype, param_dtype: as in `ImmEncoder`; the last layer is never below float32.
     """

@@ -13,7 +13,7 @@ NORMS = ("batch", "group")
 
 
 def wide(dtype: str):
-    """Of parameters, statistics, geometry and losses, where networks compute in `dtype`: float32, or float64 with it.
+    """The type of parameters, statistics, geometry and losses if networks compute in `dtype`: float32 or float64.
 
     >>> wide("bfloat16").__name__, wide("float64").__name__
     ('float32', 'float64')
@@ -22,7 +22,7 @@ def wide(dtype: str):
 
 
 def precision(dtype: str) -> dict:
-    """A network's options that let it compute in `dtype` (float32, bfloat16 or float64), its parameters being `wide`.
+    """Options of a network that computes in `dtype` (float32, bfloat16 or float64) with parameters of type `wide`.
 
     >>> precision("bfloat16")["dtype"].name
     'bfloat16'
@@ -47,8 +47,8 @@ def torch_bias(fan_in: int):
 def conv(x, features: int, kernel: int, *, stride: int = 1, bias: bool = False, **options):
     """Square convolution of [B,h,w,C], padded by (kernel - 1) // 2 on every side; called inside a compact module.
 
-    `options` are `nn.Conv`'s and come first: padding="SAME" pads as TensorFlow does, which differs for an odd kernel
-    at stride 2 (an even image gets one row less above than below).
+    `options` are those of `nn.Conv` and take precedence: padding="SAME" pads as TensorFlow does, which differs for an
+    odd kernel at stride 2 (an even image gets one row less above than below).
     """
     margin = (kernel - 1) // 2
     defaults = dict(
@@ -80,18 +80,18 @@ def average_pool(x):
 
 
 def upsample(x):
-    """Every cell four times, [B,h,w,C] to [B,2h,2w,C]."""
+    """Repeat every cell four times, [B,h,w,C] to [B,2h,2w,C]."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class Law(NamedTuple):
-    """How `initialize` fills kernels and their biases: scale(name, fan_in) * draw(key, shape, dtype).
+    """A law by which `initialize` fills kernels and their biases: scale(name, fan_in) * draw(key, shape, dtype).
 
     Attributes:
-      draw: independent numbers of one distribution for all layers.
-      scale: their factor, for `name` "kernel" or "bias" of a layer whose kernel has this fan-in; 0 leaves zeros.
+      draw: function that gives independent numbers of one distribution for all layers.
+      scale: function that gives a layer's factor for `name` "kernel" or "bias" and the kernel's fan-in; 0 gives zeros.
     """
 
     draw: Callable
@@ -106,9 +106,9 @@ TORCH = Law(_symmetric, lambda name, fan_in: 1 / math.sqrt(fan_in))
 
 
 def truncated_normal(std: float) -> Law:
-    """Kernels normal with standard deviation `std`, drawn again beyond 2 std (so they spread 0.88 std); biases 0.
+    """The law of normal kernels of standard deviation `std`, redrawn beyond 2 std (so they spread 0.88 std); biases 0.
 
-    TensorFlow's `truncated_normal_initializer`.
+    It is TensorFlow's `truncated_normal_initializer`.
     """
 
     def draw(key, shape, dtype):
@@ -118,10 +118,10 @@ def truncated_normal(std: float) -> Law:
 
 
 def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
-    """Variables of a network made of the layers above: the law of `module.init`, but from ONE random draw.
+    """Draw the variables of a network of the layers above by the law of `module.init`, but in ONE random draw.
 
     Linen draws every parameter with a key of its own, and each such draw is a program: a jitted `init` of FAN compiles
-    for a minute on CPU, this one for a second. `args` and `kwargs` are the network's, as arrays or shapes.
+    for a minute on CPU, this one for a second. `args` and `kwargs` are the network's inputs, as arrays or shapes.
 
     Returns:
       {collection: nested dict}. Kernels and their biases follow `law`, by default U(+-1 / sqrt(fan_in)); normalisation
@@ -130,7 +130,7 @@ def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
     shapes = jax.eval_shape(lambda k, *a: module.init(k, *a, **kwargs), key, *args)
     flat = traverse_util.flatten_dict(shapes)
     kernels = {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
-    # The last axis of a kernel is no part of its fan-in, also where a transposed convolution's is that of its input.
+    # The last axis of a kernel is no part of its fan-in, even in a transposed convolution, where it is the input's.
     factors = {path: law.scale(path[-1], math.prod(kernels[path[:-1]][:-1])) for path in flat if path[:-1] in kernels}
     drawn = {path: flat[path] for path, factor in factors.items() if factor}
     total = sum(math.prod(leaf.shape) for leaf in drawn.values())
@@ -152,7 +152,7 @@ def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
 
 
 def split(variables):
-    """A network's variables {collection: ...} as (params, model_state): what is learned, and all other collections.
+    """Split a network's variables {collection: ...} into the learned `params` and all other collections.
 
     >>> split({"params": {"a": 1}, "batch_stats": {"b": 2}})
     ({'a': 1}, {'batch_stats': {'b': 2}})

@@ -1,6 +1,6 @@
 """Variational autoencoder of one-channel heatmaps: a map of keypoints to a pose code and back.
 
-Tourani et al., CVPR 2024, section 3.3 and supplement section 7, which give the code's size alone; the layers are ours:
+Tourani et al., CVPR 2024, section 3.3 and supplement section 7, give only the size of the code; the layers are ours:
 strided convolutions down to 2 x 2 cells, and nearest-neighbour upsampling on the way back.
 """
 
@@ -37,13 +37,13 @@ def _norm(x, **options):
 class Encoder(nn.Module):
     """Maps [B,S,S] to mean and log-variance of the code, [B,latent] each.
 
-    4 x 4 convolutions of stride 2, group normalisation (8) and SiLU down to 2 x 2 cells; one dense layer. S is a power
-    of two. With S = 64, width 32 and a code of 64 this has 1.87 million parameters.
+    The layers are 4 x 4 convolutions of stride 2, group normalisation (8) and SiLU down to 2 x 2 cells, then one dense
+    layer. S is a power of two. With S = 64, width 32 and a code of 64 there are 1.87 million parameters.
 
     Attributes:
       latent: size of the code.
       width: channels after the first convolution; they double up to 8 times as many.
-      dtype, param_dtype: of the arithmetic, of the parameters; the results are never below float32.
+      dtype, param_dtype: types of the arithmetic and of the parameters; the results are never below float32.
     """
 
     latent: int = LATENT
@@ -66,7 +66,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Codes [B,latent] to logits of maps [B,S,S].
 
-    Dense to 2 x 2 cells; repetition of cells, 3 x 3 convolution, normalisation and SiLU up to S; 3 x 3 to one map.
+    The layers are a dense one to 2 x 2 cells; repetition of cells, 3 x 3 convolution, normalisation and SiLU up to S;
+    and a 3 x 3 convolution to one map.
 
     Attributes:
       side: S, a power of two.
@@ -110,9 +111,9 @@ def reconstruction(logits, target, deviation: float = 0.1):
 
 
 def active_units(codes, mask, least: float = 0.01):
-    """How many units of codes [N,latent] vary by more than `least` (their variance) over the rows of `mask` [N].
+    """The number of units of codes [N,latent] whose variance over the rows of `mask` [N] exceeds `least`.
 
-    A posterior that has collapsed onto the prior has none (Burda et al. 2016, section 5.2).
+    A posterior that has collapsed onto the prior has no active unit (Burda et al. 2016, section 5.2).
 
     >>> active_units(jnp.array([[0.0, 1.0], [0.0, -1.0], [9.0, 9.0]]), jnp.array([True, True, False])).item()
     1

@@ -1,10 +1,10 @@
-"""R2D2: dense descriptors, and for every pixel how repeatable and how reliable it is (Revaud et al., NeurIPS 2019).
+"""R2D2: dense descriptors, and a repeatability and a reliability for every pixel (Revaud et al., NeurIPS 2019).
 
-Nine convolutions at full resolution, dilated where others would stride. The descriptor is the last one's output x, made
-length 1; both confidences come from linear maps of x^2:
+The network has nine convolutions at full resolution, with dilation in place of strides. The descriptor is the output x
+of the last one, scaled to length 1; both confidences come from linear maps of x^2:
 
-  repeatability = s / (1 + s), s = softplus(sal(x^2))      whether a keypoint there would be found again
-  reliability   = softmax(clf(x^2)), the second of two     whether its descriptor can be told from others
+  repeatability = s / (1 + s), s = softplus(sal(x^2))      confidence that a keypoint there would be found again
+  reliability   = softmax(clf(x^2)), the second of two     confidence that its descriptor can be told from others
 
 As published (`Quad_L2Net_ConfCFS`), the first eight convolutions are followed by a batch normalisation without affine
 parameters; with its running statistics that is a scale and a shift of each channel, which belong to the kernel and the
@@ -30,10 +30,10 @@ class Layer(NamedTuple):
     Attributes:
       name: `ops_N`, N its position in the published list.
       features: output channels.
-      kernel: side; padded evenly, so that an even kernel keeps the size too.
-      dilation: distance of its taps in cells.
-      relu: whether a ReLU follows.
-      pool: whether 2 x 2 maxima follow.
+      kernel: side of the kernel; an even one is padded so that it keeps the size too.
+      dilation: distance of the kernel's taps in cells.
+      relu: True if a ReLU follows.
+      pool: True if 2 x 2 maxima follow.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
 
 
 class R2D2Output(NamedTuple):
-    """What the network computes; float32 or wider. In `fast` networks odd sides lose their last row and column.
+    """Output of an `R2D2`, float32 or wider. In `fast` networks odd sides lose their last row and column.
 
     Attributes:
       descriptors: [B,H,W,D], of length 1.
@@ -62,9 +62,9 @@ def plan(width: int = 32, fast: bool = False, size: int = DESCRIPTOR_SIZE) -> tu
     """The convolutions in order.
 
     Args:
-      width: channels of the first: 32 as published, 48 in `r2d2_WASF_N8_big`.
-      fast: the `faster2d2` variant: half the resolution from the third convolution on.
-      size: D, of a descriptor.
+      width: channels of the first convolution: 32 as published, 48 in `r2d2_WASF_N8_big`.
+      fast: True for the `faster2d2` variant: half the resolution from the third convolution on.
+      size: D, size of a descriptor.
 
     >>> [layer.name for layer in plan()]
     ['ops_0', 'ops_3', 'ops_6', 'ops_9', 'ops_12', 'ops_15', 'ops_18', 'ops_20', 'ops_22']
@@ -83,10 +83,10 @@ class R2D2(nn.Module):
 
     Attributes:
       width, fast, size: see `plan`.
-      dtype: of the computation, None for that of the parameters and the image; the confidences, and the length of a
+      dtype: type of the computation, None for the parameters' and the image's; the confidences, and the length of a
         descriptor, are never below float32.
-      param_dtype: of the parameters.
-      precision: of the convolutions: accelerators' float32 is rounded to 10 bits or fewer by default.
+      param_dtype: type of the parameters.
+      precision: precision of the convolutions; accelerators round float32 to 10 bits or fewer by default.
 
     >>> images = jax.ShapeDtypeStruct((1, 45, 30, 3), jnp.float32)
     >>> network = R2D2()
@@ -105,7 +105,7 @@ class R2D2(nn.Module):
 
     @nn.compact
     def __call__(self, images) -> R2D2Output:
-        """`images` [B,H,W,3], `normalize`d. UserError for another number of channels."""
+        """Apply the network to `images` [B,H,W,3] from `normalize`. Raises UserError for other numbers of channels."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"R2D2 got images of shape {images.shape}; it takes colour ones, [B,H,W,3]")
         options = dict(bias=True, param_dtype=self.param_dtype, precision=self.precision)
@@ -135,7 +135,7 @@ class R2D2(nn.Module):
 
 
 def of(params, **options) -> R2D2:
-    """The network that these parameters are of; `options` are its `dtype`, `param_dtype` and `precision`.
+    """The network of these parameters; `options` are its `dtype`, `param_dtype` and `precision`.
 
     >>> images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     >>> variables = jax.eval_shape(R2D2(width=48, fast=True).init, jax.random.key(0), images)
@@ -149,6 +149,6 @@ def of(params, **options) -> R2D2:
 
 
 def normalize(images):
-    """Images [...,3] in 0..1 to what the network takes: less ImageNet's mean, over its standard deviation."""
+    """Normalise images [...,3] in 0..1: subtract ImageNet's mean and divide by its standard deviation."""
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(deviation, images.dtype)

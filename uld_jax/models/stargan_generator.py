@@ -39,7 +39,7 @@ transposed_conv.defvjp(lambda x, kernel: (transposed_conv(x, kernel), (x, kernel
 
 
 class TransposedConv(nn.Module):
-    """`transposed_conv` to `features` channels. As in PyTorch, the fan-in of its kernel [4,4,O,I] is 16 * O."""
+    """`transposed_conv` to `features` channels; as in PyTorch, the fan-in of its kernel [4,4,O,I] is 16 * O."""
 
     features: int
     dtype: Any = None
@@ -68,16 +68,16 @@ class ResidualBlock(nn.Module):
 
 
 class StarGanGenerator(nn.Module):
-    """Paints the object of one image with its landmarks where another image has them.
+    """Generator of the object of one image with its landmarks at the places of another image.
 
     The image is encoded at a quarter of its resolution, K landmark maps are put beside the features, and residual
     blocks and two transposed convolutions lead back to an image.
 
     Attributes:
       width: channels of the first layer; 4 * width + K in the residual blocks.
-      blocks: how many residual blocks.
-      dtype: of the computation, None for that of the parameters and the image; the last layer is never below float32.
-      param_dtype: of the parameters.
+      blocks: number of residual blocks.
+      dtype: type of the computation, None for the parameters' and the image's; the last layer is never below float32.
+      param_dtype: type of the parameters.
 
     >>> images, maps = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 16, 16, 10))
     >>> generator = StarGanGenerator(width=8, blocks=2)
@@ -94,9 +94,10 @@ class StarGanGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, image, maps, train: bool):
-        """Appearance `image` [B,H,W,3] in 0..1 and `maps` [B,H/4,W/4,K] of where to, to an image [B,H,W,3] in 0..1.
+        """Render `image` [B,H,W,3] in 0..1 with landmarks at `maps` [B,H/4,W/4,K], to an image [B,H,W,3] in 0..1.
 
-        The result is float32 or wider. UserError if a side is no multiple of 4 or the maps have another resolution.
+        The result is float32 or wider. Raises UserError if a side is no multiple of 4 or the maps have another
+        resolution.
         """
         self._check(image.shape, maps.shape)
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -109,7 +110,7 @@ class StarGanGenerator(nn.Module):
         for i, kernel in enumerate((7, 4, 4)):
             x = layers.conv(x, self.width * 2**i, kernel, stride=2 if i else 1, name=f"downsampling_{3 * i}", **options)
             x = nn.relu(norm(f"downsampling_{3 * i + 1}", x))
-        # Landmarks join.
+        # Landmark maps beside the features.
         x = norm("main_0", jnp.concatenate([x, maps], -1))
         for i in range(1, self.blocks + 1):
             x = ResidualBlock(**options, name=f"main_{i}")(x, train)

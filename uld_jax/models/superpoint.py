@@ -1,6 +1,6 @@
-"""SuperPoint: one network for where keypoints are and what they look like (DeTone, Malisiewicz and Rabinovich 2018).
+"""SuperPoint: one network for keypoints and their descriptors (DeTone, Malisiewicz and Rabinovich 2018).
 
-Mallis et al. start their self-training from it (section 4). An encoder to 1/8 of the resolution, and two heads:
+Mallis et al. start their self-training from it (section 4). It has an encoder to 1/8 of the resolution and two heads:
 
   detector    65 logits a cell of 8 x 8 pixels: one a pixel, in rows, and a last one, the dustbin, for no keypoint
   descriptor  256 numbers a cell, of length 1
@@ -23,10 +23,10 @@ DESCRIPTOR_SIZE = 256
 
 
 class SuperPointOutput(NamedTuple):
-    """What the network computes; h = H // 8 and w = W // 8.
+    """Output of a `SuperPoint`; h = H // 8 and w = W // 8.
 
     Attributes:
-      logits: [B,h,w,65] float32 or wider; number 8 r + c is the pixel in row r and column c of the cell, 64 none.
+      logits: [B,h,w,65] float32 or wider; number 8 r + c is the pixel in row r and column c of the cell, 64 dustbin.
       descriptors: [B,h,w,D] float32 or wider, of length 1.
     """
 
@@ -39,10 +39,10 @@ class SuperPoint(nn.Module):
 
     Attributes:
       width: channels of the first block; 64 as published, less is a narrow copy.
-      size: D, of a descriptor.
-      dtype: of the computation, None for that of the parameters and the image; the last layers are never below float32.
-      param_dtype: of the parameters.
-      precision: of the convolutions: accelerators' float32 is rounded to 10 bits or fewer by default.
+      size: D, size of a descriptor.
+      dtype: type of the computation, None for the parameters' and the image's; the last layers are never below float32.
+      param_dtype: type of the parameters.
+      precision: precision of the convolutions; accelerators round float32 to 10 bits or fewer by default.
 
     >>> images = jax.ShapeDtypeStruct((1, 218, 178, 1), jnp.float32)
     >>> network = SuperPoint()
@@ -60,7 +60,7 @@ class SuperPoint(nn.Module):
 
     @nn.compact
     def __call__(self, images) -> SuperPointOutput:
-        """`images` [B,H,W,1] float in 0..1, at least 8 pixels a side. UserError for other shapes."""
+        """Apply the network to `images` [B,H,W,1] in 0..1, sides of 8 or more. Raises UserError for other shapes."""
         _check(images.shape)
         options = dict(bias=True, param_dtype=self.param_dtype, precision=self.precision)
 
@@ -83,9 +83,9 @@ class SuperPoint(nn.Module):
 
 
 def scores(logits):
-    """How sure the network is of a keypoint at each pixel: [B,h,w,65] logits to [B,8h,8w] in 0..1.
+    """Confidence of a keypoint at each pixel: [B,h,w,65] logits to [B,8h,8w] in 0..1.
 
-    A softmax over the 65; a cell's pixels share what the dustbin leaves.
+    The confidences are a softmax over the 65 logits; those of a cell and its dustbin sum to 1.
 
     >>> scores(jnp.zeros((1, 3, 2, 65))).shape
     (1, 24, 16)

@@ -16,22 +16,22 @@ DEPTHS = (2, 2, 3, 3, 3)
 WIDTHS = (1, 2, 4, 8, 8)
 LAYERS = tuple(f"{block + 1}_{i + 1}" for block, depth in enumerate(DEPTHS) for i in range(depth))
 
-# What the perceptual losses of Awan et al. and of Jakab et al. compare.
+# Layers that the perceptual losses of Awan et al. and of Jakab et al. compare.
 CGB_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 IMM_TAPS = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
 
 
 def vgg16(params, images, taps: Sequence[str], dtype=None) -> dict[str, jax.Array]:
-    """Activations after the ReLUs named in `taps`, `relu1_1` to `relu5_3`; nothing deeper than those is computed.
+    """Activations after the ReLUs named in `taps`, `relu1_1` to `relu5_3`; no deeper layer is computed.
 
-    Block n follows n - 1 max-pools of 2 x 2 cells, which leave out the last row of an odd height. What the networks
-    of others call conv1_2 and read behind its ReLU is `relu1_2` here.
+    Block n follows n - 1 max-pools of 2 x 2 cells, which leave out the last row of an odd height. Other networks call
+    conv1_2, read after its ReLU, the layer that is `relu1_2` here.
 
     Args:
-      params: as above; layers beyond the deepest tap may be missing.
+      params: parameters as in the module's docstring; layers beyond the deepest tap may be missing.
       images: [B,H,W,C], scaled as the parameters expect, C the input channels of `conv1_1`.
-      taps: names.
-      dtype: of the computation, None for that of the parameters and the images.
+      taps: names of the ReLUs.
+      dtype: type of the computation, None for that of the parameters and the images.
 
     Returns:
       {tap: [B,h,w,channels]}. Raises UserError for an unknown tap, another number of channels, images too small.
@@ -80,9 +80,9 @@ def _max_pool(x):
 
 
 def gray_input(images):
-    """Images [B,H,W,3] in 0..255 to what the colourisation VGG16 of Larsson et al. takes, [B,H,W,1] about 0.
+    """Convert images [B,H,W,3] in 0..255 to the input of the colourisation VGG16 of Larsson et al., [B,H,W,1] about 0.
 
-    mean(R, G, B) / 255 - 114.451 / 255, as in Jakab et al.'s code.
+    The input is mean(R, G, B) / 255 - 114.451 / 255, as in the published code of Jakab et al.
     """
     return (images.mean(-1, keepdims=True) - 114.451) / 255
 
@@ -90,8 +90,8 @@ def gray_input(images):
 def random_vgg16(seed: int, width: int = 64, channels: int = 3) -> dict:
     """Untrained parameters: kernels normal with variance 2 / fan_in (He et al. 2015), biases 0, float32.
 
-    Activations keep the size of the input. `width` channels in the first block: 64 is VGG16, less is a narrow copy.
-    `channels` of the images: 3, or 1 for `gray_input`.
+    Activations keep the size of the input. `width` is the number of channels in the first block: 64 is VGG16, less is a
+    narrow copy. `channels` is the number of channels of the images: 3, or 1 for `gray_input`.
     """
     rng = np.random.default_rng(seed)
     params, before = {}, channels

@@ -1,4 +1,4 @@
-"""Random changes of colour, noise and focus: what a photograph may differ in while its landmarks stay in place."""
+"""Random changes of colour, noise and focus, which leave the landmarks of a photograph in place."""
 
 import math
 
@@ -21,9 +21,9 @@ def random_color(
     blur: float = 0.0,
     noise: float = 0.0,
 ):
-    """Changes ONE image; `jax.vmap` over keys and images makes a batch. What is 0 costs nothing.
+    """Change ONE image; `jax.vmap` over keys and images makes a batch. A change of strength 0 costs nothing.
 
-    In this order, each drawn anew for the image:
+    The changes, in this order, each drawn anew for the image:
 
       hue         turn about the grey axis by U(-hue, hue) of a full turn
       saturation  distance from grey times U(1 - saturation, 1 + saturation)
@@ -100,7 +100,7 @@ def to_grey(image):
 
 
 def to_uint8(image):
-    """Values in 0..1 of any shape to the nearest of 0..255; what lies outside is cut off.
+    """Round values in 0..1 of any shape to the nearest of 0..255; values outside 0..1 are clipped.
 
     >>> to_uint8(jnp.array([-0.1, 0.5, 1.0, 1.2])).tolist()
     [0, 128, 255, 255]
@@ -109,9 +109,9 @@ def to_uint8(image):
 
 
 def gaussian_blur(image, sigma, radius: int):
-    """Blurs [H,W,C] by a Gaussian of `sigma` pixels (may be traced), cut off at `radius` and normalised; borders go on.
+    """Blur [H,W,C] by a normalised Gaussian of `sigma` pixels (may be traced), cut off at `radius`; borders repeat.
 
-    Shifted copies, added: the kernel differs from image to image of a batch, which a convolution does not allow.
+    The result is a sum of shifted copies, because a convolution cannot have another kernel for each image of a batch.
     """
     offsets = jnp.arange(-radius, radius + 1, dtype=image.dtype)
     kernel = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 1e-3)) ** 2)

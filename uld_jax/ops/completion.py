@@ -1,9 +1,9 @@
 """Matrix completion by singular value thresholding (Cai, Candes & Shen, SIAM J. Optimization 2010).
 
 Mallis et al. (NeurIPS 2020) discover landmarks that are not found on every image. Before a regressor is fitted, the
-matrix of training coordinates, images by 2K, is completed: what is missing is chosen so that the whole has a small
-nuclear norm, as shapes of one object category lie near a subspace. Their code calls `svt_solve` of the Python package
-`matrix-completion` 0.0.2 with its defaults; the defaults here are the same.
+matrix of training coordinates, images by 2K, is completed: the missing entries are chosen so that the matrix has a
+small nuclear norm, as shapes of one object category lie near a subspace. The published code calls `svt_solve` of the
+Python package `matrix-completion` 0.0.2 with its defaults; the defaults here are the same.
 """
 
 import functools
@@ -21,8 +21,8 @@ class Completion(NamedTuple):
     """A completed matrix.
 
     Attributes:
-      x: [n,m], the known entries as they were given, and the others filled in.
-      iterations: int32, how many were done.
+      x: [n,m], the known entries as given, and the others filled in.
+      iterations: int32, number of iterations done.
       residual: relative error at the known entries, |known * (X - A)| / |known * A|, of the X that filled the others.
     """
 
@@ -32,38 +32,38 @@ class Completion(NamedTuple):
 
 
 def complete(x, known, *, tau=None, delta=None, epsilon=1e-2, iterations: int = 1000) -> Completion:
-    """Fills in what is not known of a matrix A that is nearly of low rank.
+    """Fill in the unknown entries of a matrix A that is nearly of low rank.
 
-    With P keeping the known entries, and shrink taking tau from every singular value, down to 0 at least:
+    P keeps the known entries, and shrink subtracts tau from every singular value, but goes no lower than 0:
 
       Y = 0;   repeat   X = shrink(Y, tau),   Y = Y + delta * P(A - X)   until |P(X - A)| < epsilon * |P(A)|
 
-    The limit is the matrix of least tau * |X|_nuclear + |X|^2 / 2 that agrees with A where it is known (their Theorem
-    4.2). The scale of A matters, as tau is absolute: Mallis et al. give coordinates as shares of the image's side, in
+    The limit is the matrix of least tau * |X|_nuclear + |X|^2 / 2 that agrees with A where it is known (Theorem 4.2
+    of Cai et al.). The scale of A matters, as tau is absolute: Mallis et al. give coordinates as shares of the side, in
     0..1, which are far below the default tau.
 
     X = Y V max(0, 1 - tau / s) V', with V and s^2 from the eigen-decomposition of the smaller of Y'Y and YY'. Squaring
-    costs half of the digits of small singular values, but those below tau vanish anyway. With the default tau those
-    that do not vanish are barely above it, so that float32 is enough; a tau far below the largest singular value is
-    a case for `jax.enable_x64`.
+    costs half of the digits of small singular values, but those below tau vanish anyway. With the default tau the
+    others are barely above it, so that float32 is enough; a tau far below the largest singular value needs
+    `jax.enable_x64`.
 
-    Convergence is certain for delta < 2 (their Theorem 4.2). The default exceeds that with less than 60 % known; if the
+    Convergence is certain for delta < 2 (Theorem 4.2). The default exceeds that if less than 60 % is known; if the
     residual then grows again, the X of least residual is taken.
 
     Args:
-      x: [n,m] float; what it holds at entries that are not known does not matter, NaN neither.
+      x: [n,m] float; unknown entries may hold anything, NaN too.
       known: [n,m] bool.
-      tau: what is taken from singular values; None: 5 * (n + m) / 2.
+      tau: number subtracted from singular values; None: 5 * (n + m) / 2.
       delta: step size; None: 1.2 * n * m / (number of known entries).
       epsilon: relative residual to stop at.
-      iterations: most iterations.
+      iterations: largest number of iterations.
 
     Returns:
-      Completion, float64 if `jax.enable_x64` is on and float32 otherwise. The equations say nothing of a row or column
-      without a known entry (their X is 0 there): such a row takes the means of the columns, such a column is 0.
+      Completion, float64 if `jax.enable_x64` is on and float32 otherwise. The equations do not determine a row or a
+      column without a known entry (X is 0 there): such a row gets the means of the columns, such a column is 0.
 
     Raises:
-      UserError: x or known of other shapes.
+      UserError: x or known has another shape.
 
     >>> a = jnp.outer(jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([1.0, 2.0, 1.0]))
     >>> found = complete(a, jnp.ones((4, 3), bool).at[0, 1].set(False), tau=100.0, epsilon=1e-3)
@@ -96,7 +96,7 @@ def _complete(x, known, tau, delta, epsilon, *, iterations):
 
 
 def _threshold(given, known, tau, delta, epsilon, most):
-    """The iteration, on a matrix with no more columns than rows: X of least residual, iterations and that residual."""
+    """Iterate on a matrix with no more columns than rows; return X of least residual, iterations and that residual."""
     size = jnp.linalg.norm(given)
 
     def shrunk(y):

@@ -7,15 +7,15 @@ _NEIGHBOURS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}  # the
 
 
 def label(masks, connectivity: int = 4):
-    """Numbers of the connected regions of masks [...,H,W] bool, int32: 0 outside, then 1, 2, ... by first cell in rows.
+    """Number the connected regions of masks [...,H,W], int32: 0 outside, then 1, 2, ... by first cell in reading order.
 
-    Every cell points to one of smaller or equal index, itself at first. In a step, whatever a cell points to is pointed
-    to the smallest that its neighbours' pointers point to, and all pointers are followed once more. Distances halve, so
-    that the number of steps grows with the logarithm of a region's length, however it winds.
+    Every cell points to a cell of smaller or equal index, at first to itself. In a step, the cell it points to is made
+    to point to the smallest target of its neighbours' pointers, and then all pointers are followed once more. Distances
+    halve, so the number of steps grows with the logarithm of a region's length, whatever its shape.
 
     Args:
-      masks: of any leading axes.
-      connectivity: 4, cells that share a side are connected; or 8, or a corner.
+      masks: [...,H,W] bool, with any leading axes.
+      connectivity: 4 connects cells that share a side; 8 also connects cells that share a corner.
 
     >>> label(jnp.array([[1, 1, 0, 1], [0, 0, 1, 0]], bool)).tolist()
     [[1, 1, 0, 2], [0, 0, 3, 0]]
@@ -31,9 +31,9 @@ def label(masks, connectivity: int = 4):
 
 
 def largest(masks, connectivity: int = 4):
-    """The cells [...,H,W] bool of the largest connected region of each mask; of equally large ones the first in rows.
+    """The cells [...,H,W] bool of the largest connected region of each mask; the first in reading order of a tie.
 
-    A mask without cells stays so. `connectivity` as in `label`.
+    A mask without cells stays empty. `connectivity` is that of `label`.
 
     >>> largest(jnp.array([[1, 0, 1, 1], [1, 0, 0, 1]], bool)).astype(int).tolist()
     [[0, 0, 1, 1], [0, 0, 0, 1]]
@@ -48,7 +48,7 @@ def largest(masks, connectivity: int = 4):
 
 
 def _roots(masks, connectivity):
-    """The index in rows of the first cell of each cell's region; cells outside are their own."""
+    """The index in reading order of the first cell of each cell's region; a cell outside has its own index."""
     height, width = masks.shape[-2:]
     own = jnp.arange(height * width, dtype=jnp.int32)
 
@@ -67,7 +67,7 @@ def _roots(masks, connectivity):
             least = beyond
             for shift, there in pairs:
                 least = jnp.minimum(least, jnp.where(there, jnp.roll(beyond, -shift), nowhere))
-            new = points.at[points].min(least)  # what a cell points to learns of the cell's neighbours
+            new = points.at[points].min(least)  # the cell's target learns of the cell's neighbours
             new = jnp.minimum(new, least)
             new = new[new]
             return new, jnp.any(new != points)

@@ -1,4 +1,4 @@
-"""The one place that says where a pixel is.
+"""The definition of pixel coordinates, and maps between coordinate systems.
 
 * A point is `(x, y)`: x to the right, y down.
 * Pixel centres are at integers. An image of width W covers x in [-0.5, W - 0.5].
@@ -34,7 +34,7 @@ def _per_axis(over, under, like):
 
 
 def rescale_points(xy, from_size, to_size):
-    """Points [..., 2] of an image of `from_size` (height, width) where they lie after resizing it to `to_size`.
+    """Move points [..., 2] of an image of `from_size` (height, width) to the same image resized to `to_size`.
 
     >>> rescale_points(np.zeros(2), (4, 4), (8, 8)).tolist()
     [0.5, 0.5]
@@ -43,7 +43,7 @@ def rescale_points(xy, from_size, to_size):
 
 
 def to_unit(xy, size):
-    """Pixels [..., 2] of an image of `size` (height, width) to unit coordinates, image borders at -1 and 1.
+    """Convert pixels [..., 2] of an image of `size` (height, width) to unit coordinates, image borders at -1 and 1.
 
     >>> to_unit(np.array([-0.5, 3.5]), (4, 4)).tolist()
     [-1.0, 1.0]
@@ -79,7 +79,7 @@ def frame_map(file_size, frame_size, fit: str = "pad") -> np.ndarray:
 
 
 def file_to_frame(xy, fmap):
-    """Points [..., P, 2] of original files to the frame; `fmap` [..., 4]."""
+    """Move points [..., P, 2] of original files to the frame; `fmap` [..., 4] is the frame map."""
     return xy * fmap[..., None, :2] + fmap[..., None, 2:]
 
 
@@ -89,25 +89,25 @@ def frame_to_file(xy, fmap):
 
 
 def on_file(xy, score, file_sizes, frame_maps, outside: str = "missing"):
-    """Landmarks of files, none of which lies outside its file any more.
+    """Bring landmarks inside their files.
 
     The frame may show more than the file (`pad` fills it up with the file's border), and regression may place a point
-    anywhere. A point beyond the file's edge by up to one pixel of the frame, which is as finely as anything was looked
-    at, is moved to the edge. One that lies farther out is not on the photo.
+    anywhere. A point beyond the file's edge by up to one pixel of the frame, the resolution that networks see, is moved
+    to the edge. A point farther out is not on the photo.
 
     Args:
-      xy: [N,K,2] in pixels of the files.
-      score: [N,K], 0 means missing.
+      xy: [N,K,2] landmarks in pixels of the files.
+      score: [N,K] confidences; 0 means missing.
       file_sizes: [N,2] (height, width).
-      frame_maps: [N,4] from the files to the frame.
-      outside: what becomes of points that are not on the photo: `missing` (their score is 0) or `clip` (moved to the
-        edge too).
+      frame_maps: [N,4] maps from the files to the frame.
+      outside: treatment of points that are not on the photo: `missing` (their score becomes 0) or `clip` (they are
+        moved to the edge too).
 
     Returns:
-      xy, all of it from 0 to width - 1 and height - 1; score; and which landmarks lay beyond their photos, [N,K] bool.
+      xy, within 0..width - 1 and 0..height - 1; score; and [N,K] bool, True for landmarks beyond their photos.
 
     Raises:
-      UserError: another word for `outside`.
+      UserError: `outside` is another word.
     """
     if outside not in OUTSIDE:
         raise UserError(f"outside is {outside!r}; use {' or '.join(OUTSIDE)}")

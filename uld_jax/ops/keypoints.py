@@ -1,13 +1,13 @@
-"""Reading maps at points, and the small masked helpers that go with point sets."""
+"""Functions that read maps at points, and small masked helpers for point sets."""
 
 import jax
 import jax.numpy as jnp
 
 
 def bilinear(image, xy):
-    """One map read between its cells: image [H,W,C] and points [P,2] in its pixels to values [P,C].
+    """Read one map between its cells: image [H,W,C] and points [P,2] in its pixels to values [P,C].
 
-    Outside the map the border's value goes on. The result is float32, or wider if an argument is. Four plain
+    Outside the map the border's value repeats. The result is float32, or wider if an argument is. Four plain
     gathers are the fastest form known on CPU (a windowed or stacked gather was measured slower or no faster).
 
     >>> bilinear(jnp.arange(4.0).reshape(2, 2, 1), jnp.array([[0.5, 0.5]]))[0, 0].item()
@@ -34,15 +34,15 @@ def bilinear(image, xy):
 
 
 def sample(features, xy):
-    """Descriptors at points: features [B,h,w,D], xy [B,P,2] `(x, y)` in feature-map pixels to [B,P,D].
+    """Read descriptors at points: features [B,h,w,D], xy [B,P,2] `(x, y)` in feature-map pixels to [B,P,D].
 
-    Bilinear; outside the map the border's value goes on.
+    The interpolation is bilinear; outside the map the border's value repeats.
     """
     return jax.vmap(bilinear)(features, xy)
 
 
 def take_slots(values, slots):
-    """What keypoints [...,P] or [...,P,D] have at slots [...,C]; where a slot is -1, what the first one has.
+    """Take the values [...,P] or [...,P,D] of keypoints at slots [...,C]; a slot of -1 gives the first one's value.
 
     >>> take_slots(jnp.array([[5, 6, 7]]), jnp.array([[2, -1]])).tolist()
     [[7, 5]]
@@ -55,7 +55,7 @@ def take_slots(values, slots):
 def masked_mean(x, mask, axis=None):
     """Mean of the entries of x whose `mask` is True, 0 where none is; a float mask weighs the entries.
 
-    The mask must broadcast to x. What is masked out may be NaN.
+    The mask must broadcast to x. Masked entries may be NaN.
 
     >>> masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])).item()
     2.0
@@ -77,9 +77,9 @@ def l2_normalize(x, axis: int = -1, eps: float = 1e-12):
 
 
 def unit(x):
-    """Finite vectors [...,D] of any size to length 1; zeros stay zeros. For what has no gradient: see `l2_normalize`.
+    """Scale finite vectors [...,D] to length 1; zeros stay zeros. Use `l2_normalize` where a gradient is needed.
 
-    They are scaled to a largest number of 1 first, so that no square is infinite or vanishes.
+    Vectors are first scaled to a largest entry of 1, so that no square overflows or underflows.
 
     >>> unit(jnp.array([[3e30, 4e30], [0.0, 0.0]])).round(3).tolist() == jnp.array([[0.6, 0.8], [0, 0]]).tolist()
     True

@@ -1,12 +1,12 @@
-"""Keypoints from a map of scores, or from lists of points: greedy non-maximum suppression and what goes with it.
+"""Keypoints from a map of scores or from lists of points: greedy non-maximum suppression, ordering and refinement.
 
 Mallis et al. take keypoints one by one, the surest first, and each suppresses those whose box overlaps its own (the
-code calls torchvision's `nms` with small boxes around points). A cell that is no maximum of its neighbourhood is kept
-too when all that beat it are suppressed by others, so the maxima of a window are not enough.
+published code calls torchvision's `nms` with small boxes around points). A cell that is no maximum of its neighbourhood
+is kept too when all that beat it are suppressed by others, so the maxima of a window are not enough.
 
-Here the loop over points is a few sweeps over all of them: what beats all its neighbours that are left is kept and
-suppresses them, until nothing is left. That is what the loop would do, for what beats a neighbour of a kept point
-cannot be kept later than the point itself.
+Here the loop over points is replaced by a few sweeps over all of them: a point that beats all its remaining neighbours
+is kept and suppresses them, until no point remains. The result is that of the loop, because a neighbour that beats a
+point is always decided before that point.
 """
 
 import functools
@@ -26,8 +26,8 @@ class Keypoints(NamedTuple):
     Attributes:
       xy: [...,P,2] float32 (or wider, as the scores), `(x, y)` in cells of the map; 0 in empty slots.
       score: [...,P], 0 in empty slots.
-      mask: [...,P] bool, whether a slot is filled.
-      dropped: [...] int32, how many keypoints found no slot.
+      mask: [...,P] bool, True for filled slots.
+      dropped: [...] int32, number of keypoints that found no slot.
     """
 
     xy: jax.Array
@@ -37,17 +37,17 @@ class Keypoints(NamedTuple):
 
 
 def greedy(scores, threshold: float, half: float = 1, *, iou: float = IOU):
-    """The cells of a map that greedy suppression keeps (Mallis et al., section 4; `torchvision.ops.nms` in the code).
+    """The cells of a map that greedy suppression keeps (Mallis et al., section 4; `torchvision.ops.nms` in their code).
 
-    Cells above the threshold have boxes (x - half, y - half, x + half, y + half). In descending score, of equal scores
-    in reading order, a cell is kept if its box has no intersection over union above `iou` with that of a kept one.
+    Cells above the threshold have boxes (x - half, y - half, x + half, y + half). In descending score (reading order
+    for equal scores), a cell is kept if its box has no intersection over union above `iou` with that of a kept one.
 
-    With half=1 a kept cell suppresses its 3 x 3 neighbourhood; with half=6 those up to 11 cells away in x and in y, but
-    for the offsets (10, 11), (11, 10) and (11, 11).
+    With half=1 a kept cell suppresses its 3 x 3 neighbourhood; with half=6 the cells up to 11 away in x and in y,
+    except for the offsets (10, 11), (11, 10) and (11, 11).
 
     Args:
       scores: [...,h,w] float; NaN is below every threshold.
-      threshold: exclusive.
+      threshold: lowest score, exclusive.
       half: half the side of a box, in cells.
       iou: intersection over union from which (exclusive) a box suppresses another; at 0 any overlap does.
 
@@ -87,15 +87,15 @@ def _greedy(scores, threshold, *, rectangles):
 
 
 def greedy_points(xy, score, mask, half: float = 1, *, iou: float = IOU):
-    """`greedy` for lists of points anywhere: which are kept.
+    """The points [...,P] bool that greedy suppression keeps: `greedy` for lists of points anywhere.
 
-    It merges detections at several scales; and new keypoints with old ones, which win if their scores are higher.
+    It merges detections at several scales, and new keypoints with old ones, which win if their scores are higher.
 
     Args:
-      xy: [...,P,2] float.
+      xy: [...,P,2] float points, in cells.
       score: [...,P] float; of equal scores the lower slot comes first.
-      mask: [...,P] bool, False for empty slots, which may hold anything; NaN points or scores are treated alike.
-      half, iou: as for `greedy`. P x P overlaps are computed, a few MB an image at P = 1500.
+      mask: [...,P] bool, False for empty slots, which may hold anything; a NaN point or score is treated as empty.
+      half, iou: as for `greedy`. The P x P overlaps take a few MB an image at P = 1500.
 
     Returns:
       [...,P] bool.
@@ -136,9 +136,9 @@ def points(keep, scores, most: int) -> Keypoints:
     """The surest kept cells of maps as points in slots; of equal scores the first in reading order.
 
     Args:
-      keep: [...,h,w] bool, of `greedy`.
+      keep: [...,h,w] bool, the result of `greedy`.
       scores: [...,h,w] float.
-      most: P.
+      most: P, the number of slots.
 
     Raises:
       UserError: `most` is below 1.
@@ -168,24 +168,24 @@ def points(keep, scores, most: int) -> Keypoints:
 
 
 def subpixel(scores, xy, how: str = "none"):
-    """Keypoints at whole cells moved between cells.
+    """Move keypoints from whole cells to places between cells.
 
       none      as they are (Mallis et al.'s published code)
       quarter   xy + 0.25 sign(central difference), in x and in y, where both are above 1 and below the side less 1
-                (the extended variant's code, and only when it clusters)
+                (the published code of the extended variant, and only when it clusters)
       parabola  to the top of the parabola through the cell and its two neighbours, apart in x and in y; not on the
-                border, and no farther than half a cell. As `heatmaps.peak`
+                border, and no farther than half a cell; the same as `heatmaps.peak`
 
     Args:
       scores: [...,h,w] float.
-      xy: [...,P,2] float, whole numbers inside the map; what empty slots hold does no harm.
-      how: one of the above.
+      xy: [...,P,2] float, whole numbers inside the map; empty slots may hold anything.
+      how: one of the names above.
 
     Returns:
       [...,P,2], of the dtype of xy.
 
     Raises:
-      UserError: another `how`.
+      UserError: `how` is another word.
 
     >>> scores = jnp.array([[0.0, 1.0, 4.0, 3.0, 0.0]] * 5)
     >>> xy = jnp.array([[2.0, 2.0]])
@@ -224,7 +224,7 @@ def _check(half, iou):
 
 @functools.cache
 def _rectangles(half: float, iou: float) -> tuple[tuple[int, int], ...]:
-    """The offsets (dx, dy) of suppressed cells as rectangles |dx| <= x, |dy| <= y whose union they are.
+    """Rectangles |dx| <= x, |dy| <= y whose union is the set of offsets (dx, dy) of suppressed cells.
 
     >>> _rectangles(1, 0.01), _rectangles(6, 0.01)
     (((1, 1),), ((11, 9), (10, 10), (9, 11)))
@@ -245,10 +245,10 @@ def _rectangles(half: float, iou: float) -> tuple[tuple[int, int], ...]:
 
 
 def _largest(values, most: int, group: int = 16):
-    """Places of the `most` largest numbers of [...,n], falling; of equals the lower place comes first.
+    """Places of the `most` largest numbers of [...,n] in falling order; of equals the lower place comes first.
 
-    By stable sorts: `jax.lax.top_k` would gather a batch that is split over devices. Most of the sorting is saved, for
-    the `most` largest lie in the `most` groups of the largest maxima.
+    The function uses stable sorts, because `jax.lax.top_k` would gather a batch that is split over devices. Most of the
+    sorting is saved, because the `most` largest lie in the `most` groups of the largest maxima.
     """
     if values.shape[-1] <= 2 * group * most:
         return jnp.argsort(-values, axis=-1, stable=True)[..., :most]
@@ -261,7 +261,7 @@ def _largest(values, most: int, group: int = 16):
 
 
 def _first(a, b):
-    """Of (score, cell) the one that comes first: the higher, of equal scores the earlier cell."""
+    """The pair (score, cell) that comes first: that of the higher score, or for equal scores of the earlier cell."""
     wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
     return jnp.where(wins, a[0], b[0]), jnp.where(wins, a[1], b[1])
 
@@ -271,7 +271,7 @@ def _either(a, b):
 
 
 def _around(arrays, larger, least, rectangles):
-    """The largest of each cell's rectangles: arrays [B,h,w] that `larger` compares, `least` outside the map."""
+    """The largest value in each cell's rectangles: `larger` compares arrays [B,h,w], `least` fills the outside."""
     windows = []
     for reach_x, reach_y in rectangles:
         windows.append(_running(_running(arrays, larger, least, reach_x, 2), larger, least, reach_y, 1))
@@ -279,9 +279,9 @@ def _around(arrays, larger, least, rectangles):
 
 
 def _running(arrays, larger, least, reach: int, axis: int):
-    """The largest up to `reach` cells away along an axis.
+    """The largest value up to `reach` cells away along an axis.
 
-    Windows of 2, 4, 8, ... cells are the larger of two of half the size; the last two overlap.
+    The maximum of a window of 2, 4, 8, ... cells is the larger of two of half the size; the last two overlap.
     """
     size, width, done = arrays[0].shape[axis], 2 * reach + 1, 1
     pad = [(reach, reach) if i == axis else (0, 0) for i in range(3)]

@@ -1,7 +1,7 @@
 """Ridge regression in closed form, NumPy float64 on the host.
 
-It maps discovered to annotated landmarks and back. An evaluation fits it hundreds of times on a few hundred columns:
-nothing here is worth a device, and float64 keeps the numbers equal on every machine.
+The regression maps discovered to annotated landmarks and back. An evaluation fits it hundreds of times on a few hundred
+columns: an accelerator would not help, and float64 keeps the numbers equal on every machine.
 
 The strength is *relative* by default: the penalty is `strength` times the largest entry of `X'X` (centred), as in the
 evaluators of Mallis et al. (NeurIPS 2020, TPAMI 2024), so that it depends neither on the unit of the coordinates nor,
@@ -63,10 +63,10 @@ def fit_ridge(x, y, strength: float = 0.01, relative: bool = True, weights=None,
     Args:
       x: [N,I] inputs.
       y: [N,O] outputs.
-      strength: the penalty; `relative=False` takes it as it is, which is scikit-learn's `alpha`.
-      relative: whether `strength` counts in units of the largest entry of X'WX (found on its diagonal).
-      weights: [N] row weights >= 0, or None for ones. A row of weight 0 is as good as absent.
-      intercept: whether the map is affine. Without an intercept it is linear, so the origin of x and y matters.
+      strength: the penalty; with `relative=False` it is scikit-learn's `alpha`.
+      relative: True if `strength` is in units of the largest entry of X'WX (found on its diagonal).
+      weights: [N] row weights >= 0, or None for ones. A row of weight 0 has no effect.
+      intercept: True for an affine map. Without an intercept the map is linear, so the origin of x and y matters.
 
     Returns:
       A `Ridge`. With one row and an intercept the prediction is that row's y, whatever x.
@@ -100,7 +100,7 @@ def predict(ridge: Ridge, x) -> np.ndarray:
 
 
 def leave_one_out_residuals(x, y, strengths: Sequence[float], relative: bool = True) -> np.ndarray:
-    """What each row's y differs by from a fit without that row, [S,N,O], for S strengths; no refit is needed.
+    """The difference of each row's y from a fit without that row, [S,N,O], for S strengths; no refit is needed.
 
     With the hat matrix H of the fit to all rows, intercept included:
 
@@ -116,7 +116,7 @@ def leave_one_out_residuals(x, y, strengths: Sequence[float], relative: bool = T
       relative: as in `fit_ridge`.
 
     Raises:
-      ValueError: fewer than two rows, or what `fit_ridge` raises.
+      ValueError: fewer than two rows, or an error of `fit_ridge`.
     """
     x, y = _pair(x, y)
     if len(x) < 2:
@@ -143,7 +143,7 @@ def leave_one_out(x, y, strengths: Sequence[float], relative: bool = True) -> np
 
 
 def choose_strength(x, y, strengths: Sequence[float] = STRENGTHS, relative: bool = True) -> float:
-    """The strength of the least leave-one-out error; the largest one of a tie, and for a single row.
+    """The strength of the least leave-one-out error; the largest strength for a tie or a single row.
 
     >>> x = np.arange(8.0)[:, None]
     >>> choose_strength(x, 2 * x + 1, strengths=(1e-3, 1e-1, 10.0))

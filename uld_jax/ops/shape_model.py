@@ -1,4 +1,4 @@
-"""How points move together: a linear model of shape, and the few points that tell most about all of them.
+"""A linear model of shape (how points move together), and the choice of the few points that best predict all others.
 
 Everything here needs the mean and the covariance of the points alone, so a table of any number of images, on any number
 of devices, is reduced to one small matrix first.
@@ -17,8 +17,8 @@ class FactorModel(NamedTuple):
     """x = mean + loadings z + noise, z ~ N(0, I), noise ~ N(0, diag(variances)).
 
     Attributes:
-      loadings: [P,R].
-      variances: [P].
+      loadings: [P,R], effect of R factors on P coordinates.
+      variances: [P], noise variances of the coordinates.
     """
 
     loadings: jax.Array
@@ -38,8 +38,8 @@ def covariance(x, weights):
 def factor_analysis(cov, factors: int, iterations: int = 300) -> FactorModel:
     """Maximum-likelihood factor analysis of a covariance [P,P] by expectation-maximisation (Rubin and Thayer 1982).
 
-    Unlike principal components it gives every coordinate a noise of its own: a point that wanders does not bend the
-    factors that the steady ones share.
+    Unlike principal component analysis it gives every coordinate a noise of its own, so that an unsteady point does not
+    distort the factors that the steady ones share.
 
       B = (I + W' Psi^-1 W)^-1 W' Psi^-1,   W <- S B' (I - B W + B S B')^-1,   Psi <- diag(S - W B S)
     """
@@ -63,8 +63,8 @@ def factor_analysis(cov, factors: int, iterations: int = 300) -> FactorModel:
 def _largest(cov, count: int):
     """The `count` largest eigenvalues of a covariance [P,P], rising, and their eigenvectors [P,count].
 
-    All of them take some P^3 steps one after the other: a minute on two cores where P is 2400. So of large matrices
-    they come from subspace iteration, with as many directions again to settle sooner.
+    A full decomposition takes some P^3 sequential steps, a minute on two cores for P = 2400. For large matrices the
+    eigenvectors therefore come from subspace iteration, with twice the directions for faster convergence.
     """
     if len(cov) <= 512:
         values, vectors = jnp.linalg.eigh(cov)
@@ -78,7 +78,7 @@ def _largest(cov, count: int):
 
 
 def posterior(model: FactorModel):
-    """[R,P]: takes x - mean to the expected factors."""
+    """The matrix [R,P] that maps x - mean to the expected factors."""
     scaled = model.loadings / model.variances[:, None]
     inner = jnp.eye(model.loadings.shape[1], dtype=scaled.dtype)
     inner = inner + jnp.matmul(model.loadings.T, scaled, precision=_HIGHEST)
@@ -86,28 +86,28 @@ def posterior(model: FactorModel):
 
 
 def choose_points(cov, target, k: int, strength: float = 0.01, prefer=None):
-    """The k of M points from which a ridge regression best predicts a target: greedy, one point after the other.
+    """Choose greedily the k of M points from which a ridge regression best predicts a target.
 
     With C the covariance of the chosen coordinates, X theirs with the target, and A = C + lambda I, a regression
     explains tr(X' A^-1 X) + lambda tr(X' A^-2 X) of the target's variance. A further point p borders A by the columns
     b and the corner c. With its Schur complement s = c + lambda I - b' A^-1 b and r = x - b' A^-1 X, the solution grows
-    by T = s^-1 r, so that a candidate costs products with A^-1 alone. As lambda may be another for each candidate (see
+    by T = s^-1 r, so that a candidate costs products with A^-1 alone. As lambda may differ between candidates (see
     `strength`), A^-1 comes from the eigenvectors of C, which are those of A for every lambda.
 
     Args:
       cov: [M,2,M,2] covariance of the points' coordinates.
-      target: [M,2,Q] covariance of the points with the target's Q coordinates. Turned by any matrix of orthonormal
-        columns, it gives the same choice: a target of low rank is best given by as many coordinates.
-      k: how many to choose, at most M.
-      strength: of the ridge, in units of the largest variance of the chosen coordinates.
-      prefer: [M], decides between points that are equally good to five digits; the first of them by default.
+      target: [M,2,Q] covariance of the points with the target's Q coordinates. A rotation of these coordinates does not
+        change the choice, so a target of low rank is best given by as many coordinates as its rank.
+      k: number of points to choose, at most M.
+      strength: strength of the ridge, in units of the largest variance of the chosen coordinates.
+      prefer: [M] numbers that decide between points that are equally good to five digits; the first one by default.
 
     Returns:
       [k] int32, in the order of choice.
     """
     chosen = jnp.zeros(k, jnp.int32)
     first = 0
-    while first < k:  # in stretches: the first points need not be as slow as the last
+    while first < k:  # in stretches, because the first points need fewer slots and so less time than the last
         last = min(k, max(2 * first, 16))
         add = functools.partial(_add_point, cov, target, strength, prefer, last)
         chosen, first = jax.lax.fori_loop(first, last, add, chosen), last
@@ -115,19 +115,19 @@ def choose_points(cov, target, k: int, strength: float = 0.01, prefer=None):
 
 
 def _add_point(cov, target, strength, prefer, slots, i, chosen):
-    """`chosen` [k] with its number i, which is below `slots`."""
+    """Add point number i, which is below `slots`, to `chosen` [k]."""
     points = jnp.arange(len(cov), dtype=jnp.int32)
     gains = _gains(cov, target, strength, chosen[:slots], i)
     taken = jnp.any(jnp.where(jnp.arange(slots) < i, chosen[:slots], -1)[:, None] == points, 0)
     gains = jnp.where(taken, -jnp.inf, gains)
-    # Once all is explained the rest are nearly equal: rounding, which differs between machines, must not decide.
+    # Once all variance is explained, gains are nearly equal: rounding, which differs between machines, must not decide.
     best = gains >= jnp.max(gains) - 1e-5 * jnp.abs(jnp.max(gains))
     best = best if prefer is None else jnp.where(best, prefer, -jnp.inf)
     return chosen.at[i].set(jnp.argmax(best).astype(jnp.int32))
 
 
 def _gains(cov, target, strength, chosen, count):
-    """Target variance that the first `count` of `chosen` [S] explain together with each of the M points, [M]."""
+    """The target's variance [M] that the first `count` of `chosen` [S] explain together with each of the M points."""
     product = functools.partial(jnp.einsum, precision=_HIGHEST)
     points, slots = len(cov), 2 * len(chosen)
     there = jnp.repeat(jnp.arange(len(chosen)) < count, 2)
@@ -138,7 +138,7 @@ def _gains(cov, target, strength, chosen, count):
     ridge = strength * jnp.where(largest > 0, largest, 1)  # [M]
 
     inner = jnp.where(both, cov[chosen][:, :, chosen].reshape(slots, slots), 0)
-    inner = inner + jnp.diag(jnp.where(there, 0, jnp.max(size)))  # empty slots meet nothing
+    inner = inner + jnp.diag(jnp.where(there, 0, jnp.max(size)))  # empty slots have no covariance with others
     values, vectors = jnp.linalg.eigh(inner)
     turned = jnp.where(there[:, None], vectors, 0).T
     cross = product("es,smc->mce", turned, cov[chosen].reshape(slots, points, 2))

@@ -25,8 +25,8 @@ class Warp(NamedTuple):
     """A map from view to source, in unit coordinates. Leading axes, the same on every field, are a batch.
 
     Attributes:
-      linear: [...,2,2].
-      shift: [...,2].
+      linear: [...,2,2], the linear part.
+      shift: [...,2], the shift in unit coordinates.
       bend: [...,C,2], a weight for each control point; C = n * n, or 0 for no thin-plate part.
     """
 
@@ -36,7 +36,7 @@ class Warp(NamedTuple):
 
 
 def identity(zoom: float = 1.0, dtype=jnp.float32) -> Warp:
-    """The warp that shows the central fraction `zoom` of the source, unturned."""
+    """The warp that shows the central fraction `zoom` of the source without a rotation."""
     return Warp(zoom * jnp.eye(2, dtype=dtype), jnp.zeros(2, dtype), jnp.zeros((0, 2), dtype))
 
 
@@ -53,21 +53,21 @@ def random_warp(
     limit: float | None = 0.5,
     dtype=jnp.float32,
 ) -> Warp:
-    """Draws ONE warp; `jax.vmap` over keys makes a batch.
+    """Draw ONE warp; `jax.vmap` over keys makes a batch.
 
     Args:
       key: a PRNG key.
-      rotation: standard deviation in degrees.
+      rotation: standard deviation of the angle in degrees.
       scale: standard deviation of the logarithm of the size.
-      shift: standard deviation as a fraction of the source's side, in x and in y.
+      shift: standard deviation of the shift as a fraction of the source's side, in x and in y.
       bend: standard deviation of the thin-plate weights; 0 leaves the thin-plate part out (C = 0).
       control: n, for n * n control points.
-      zoom: the view shows this fraction of the source, before the random scale.
-      clip: normal draws are cut off at this many standard deviations.
-      limit: the thin-plate part is shrunk where needed so that its slope stays below this fraction of the linear
-        part's. Below 1 the warp is one-to-one on the view and its surroundings, so that every point has one place.
-        None leaves it as drawn, as the published augmentation does.
-      dtype: of the result.
+      zoom: fraction of the source that the view shows, before the random scale.
+      clip: number of standard deviations at which normal draws are cut off.
+      limit: largest slope of the thin-plate part as a fraction of the linear part's; a steeper one is shrunk. Below 1
+        the warp is one-to-one on the view and its surroundings, so that every point has one place. None leaves the
+        part as drawn, as the published augmentation does.
+      dtype: type of the result.
     """
     turn_key, scale_key, shift_key, bend_key = jax.random.split(key, 4)
 
@@ -91,15 +91,15 @@ def random_warp(
 
 
 def uniform_warp(key, *, rotation: float, scale: float, shift: float, zoom: float = 1.0, dtype=jnp.float32) -> Warp:
-    """Draws ONE warp by the law of Mallis et al. (published code): all uniform, x and y stretched independently.
+    """Draw ONE warp by the law of Mallis et al. (published code): all uniform, x and y stretched independently.
 
     Args:
       key: a PRNG key.
-      rotation: most degrees, either way.
-      scale: x and y are enlarged by U(1 - scale, 1 + scale) each, before they are turned.
-      shift: most of it in x and in y, as a fraction of what is shown.
-      zoom: the view shows this fraction of the source, before the random part.
-      dtype: of the result.
+      rotation: largest angle in degrees, either way.
+      scale: largest relative change: x and y are each enlarged by U(1 - scale, 1 + scale) before the rotation.
+      shift: largest shift in x and in y, as a fraction of the part shown.
+      zoom: fraction of the source that the view shows, before the random part.
+      dtype: type of the result.
     """
     turn_key, scale_key, shift_key = jax.random.split(key, 3)
     draw = lambda key, shape, most: jax.random.uniform(key, shape, dtype, -most, most)
@@ -111,20 +111,20 @@ def uniform_warp(key, *, rotation: float, scale: float, shift: float, zoom: floa
 
 
 def mirrored(warp: Warp, flip) -> Warp:
-    """ONE warp without bend whose view is turned left to right where `flip` is True."""
+    """Mirror the view of ONE warp without bend left to right if `flip` is True."""
     sign = jnp.where(flip, -1, 1).astype(warp.linear.dtype)
     return warp._replace(linear=warp.linear * jnp.stack([sign, jnp.ones_like(sign)]))
 
 
 def turned(warp: Warp, degrees) -> Warp:
-    """ONE warp whose view is turned by `degrees` on top, about the view's centre."""
+    """Rotate the view of ONE warp by another `degrees` about the view's centre."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]).astype(warp.linear.dtype)
     return warp._replace(linear=jnp.sum(warp.linear[:, :, None] * turn[None], 1))
 
 
 def view_to_source(warp: Warp, unit_xy):
-    """Where the points [...,P,2] of the view lie in the source; both in unit coordinates."""
+    """Map points [...,P,2] of the view to the source; both are in unit coordinates."""
     source = _matvec(warp.linear[..., None, :, :], unit_xy) + warp.shift[..., None, :]
     if warp.bend.shape[-2]:
         source = source + _bend(warp.bend, unit_xy)
@@ -132,10 +132,10 @@ def view_to_source(warp: Warp, unit_xy):
 
 
 def source_to_view(warp: Warp, unit_xy):
-    """Where the points [...,P,2] of the source lie in the view; both in unit coordinates.
+    """Map points [...,P,2] of the source to the view; both are in unit coordinates.
 
-    In closed form without a thin-plate part, else by six Newton steps. Far outside the source, where a bend may fold
-    the plane, a point only comes back as some point outside the view.
+    The inverse has a closed form without a thin-plate part, and takes six Newton steps with one. Far outside the
+    source, where a bend may fold the plane, the result is only some point outside the view.
     """
     inverse = _inverse(warp.linear)[..., None, :, :]
     view = _matvec(inverse, unit_xy - warp.shift[..., None, :])
@@ -151,9 +151,9 @@ def source_to_view(warp: Warp, unit_xy):
 
 
 def warp_image(warp: Warp, image, size):
-    """The view of one image: [H,W,C] to [h,w,C] float32 (or wider), `size` = (h, w); `jax.vmap` makes a batch.
+    """Render the view of one image: [H,W,C] to [h,w,C] float32 (or wider), `size` = (h, w); `jax.vmap` makes a batch.
 
-    Bilinear; outside the source its border goes on. The image may be uint8: the values stay in 0..255.
+    The interpolation is bilinear; outside the source its border repeats. A uint8 image keeps its values in 0..255.
     """
     height, width = size
     dtype = jnp.result_type(warp.linear.dtype, jnp.float32)
@@ -163,12 +163,12 @@ def warp_image(warp: Warp, image, size):
 
 
 def points_to_view(warp: Warp, xy, source_size, view_size):
-    """Points [...,P,2] in source pixels to view pixels; sizes are (height, width)."""
+    """Map points [...,P,2] in source pixels to view pixels; sizes are (height, width)."""
     return coordinates.from_unit(source_to_view(warp, coordinates.to_unit(xy, source_size)), view_size)
 
 
 def points_to_source(warp: Warp, xy, source_size, view_size):
-    """Points [...,P,2] in view pixels to source pixels; sizes are (height, width)."""
+    """Map points [...,P,2] in view pixels to source pixels; sizes are (height, width)."""
     return coordinates.from_unit(view_to_source(warp, coordinates.to_unit(xy, view_size)), source_size)
 
 

@@ -2,8 +2,8 @@
 
   vae         images to latents: the encoder of the autoencoder
   unet        latents, a timestep and a prompt to feature maps of the decoder, or to the predicted noise
-  schedule    how much noise a timestep has; DDIM inversion (Song et al., ICLR 2021)
-  attention   one operation, computed by what the device does best
+  schedule    noise of the timesteps; DDIM inversion (Song et al., ICLR 2021)
+  attention   one operation, in the implementation that suits the device
 
 Modules are named as in diffusers, with `_` before and after a list's index instead of dots, so that every array has one
 place in a published folder (`uld_jax/convert/stable_diffusion.py`).

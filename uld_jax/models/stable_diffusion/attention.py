@@ -1,4 +1,4 @@
-"""Attention and the type of arithmetic, chosen by what the device can do.
+"""Attention and the type of arithmetic, chosen for the device.
 
 Attention over 64 x 64 cells has 4096 x 4096 weights for each head: written out in float32 they are 0.5 GB an image and
 layer. cuDNN and splash attention never write them out.
@@ -15,12 +15,12 @@ import numpy as np
 WAYS = ("auto", "xla", "cudnn", "splash")
 TYPES = ("auto", "float32", "bfloat16", "float16")
 _HALF = ("bfloat16", "float16")
-_LANES = 128  # of a TPU: rows and channels come in so many
+_LANES = 128  # lanes of a TPU, of which rows and channels are multiples
 _MOST = 2**30  # bytes of attention weights that may exist at once in the way `xla`
 
 
 class Device(NamedTuple):
-    """What the choice depends on.
+    """The properties of a device on which the choice depends.
 
     Attributes:
       platform: `cpu`, `gpu` or `tpu`.
@@ -34,7 +34,7 @@ class Device(NamedTuple):
 
 
 def this_device() -> Device:
-    """The first of the devices that programs run on."""
+    """The first of the devices on which programs run."""
     device = jax.devices()[0]
     try:
         capability = float(device.compute_capability) if device.platform == "gpu" else 0.0
@@ -61,14 +61,14 @@ def choose(device: Device, dtype: str, queries: int, keys: int, size: int) -> st
     """The way to compute attention: `cudnn`, `splash` or `xla`.
 
     Args:
-      device: where.
-      dtype: of queries, keys and values.
-      queries, keys: how many of them; the 77 keys of a prompt are few enough for XLA.
+      device: device on which attention is computed.
+      dtype: type of queries, keys and values.
+      queries, keys: numbers of queries and keys; the 77 keys of a prompt are few enough for XLA.
       size: channels of a head: 40, 80 and 160 in Stable Diffusion 1.5, 64 in 2.1, 512 in the autoencoder.
 
     cuDNN takes half precision and sizes up to 256 from compute capability 9.0 on, up to 128 before, in multiples of 8.
-    The splash kernel cannot be split over devices by the compiler, so it is for programs on a single one. In float32,
-    which is asked for where exactness counts, XLA alone keeps to it.
+    The splash kernel cannot be split over devices by the compiler, so it is for programs on a single one. Float32 is
+    used where exactness counts, and only XLA then computes in it.
 
     >>> choose(Device("gpu", 8.0), "bfloat16", 4096, 4096, 40), choose(Device("gpu", 8.0), "bfloat16", 1024, 1024, 160)
     ('cudnn', 'xla')
@@ -84,13 +84,13 @@ def choose(device: Device, dtype: str, queries: int, keys: int, size: int) -> st
 
 
 def attend(query, key, value, way: str = "auto", precision="highest"):
-    """softmax(query key' / sqrt(D)) value.
+    """Compute attention, softmax(query key' / sqrt(D)) value.
 
     Args:
-      query: [B,T,heads,D].
-      key, value: [B,S,heads,D].
+      query: [B,T,heads,D] queries.
+      key, value: [B,S,heads,D] keys and values.
       way: one of `WAYS`.
-      precision: of XLA's products.
+      precision: precision of XLA's products.
 
     Returns:
       [B,T,heads,D] in the type of `value`.
@@ -109,7 +109,7 @@ def attend(query, key, value, way: str = "auto", precision="highest"):
 
 
 def xla(query, key, value, precision="highest", most: int = _MOST):
-    """See `attend`; queries are taken in blocks, so that their weights have at most `most` bytes at once."""
+    """Compute `attend` by XLA, in blocks of queries whose weights have at most `most` bytes at once."""
     batch, queries, heads, size = query.shape
     wide = jnp.promote_types(query.dtype, jnp.float32)
 
@@ -127,12 +127,12 @@ def xla(query, key, value, precision="highest", most: int = _MOST):
 
 
 def splash(query, key, value, interpret: bool = False):
-    """See `attend`; `interpret` runs the TPU kernel anywhere, slowly. T and S are multiples of 128."""
+    """Compute `attend` by the TPU kernel, T and S multiples of 128; `interpret` runs it on any device, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (_, queries, heads, size), keys = query.shape, key.shape[1]
-    # Zeros in the rest of the lanes change no inner product.
+    # Zeros in the unused lanes change no inner product.
     rest = ((0, 0), (0, 0), (0, 0), (0, -size % _LANES))
     q, k, v = (jnp.pad(x, rest).transpose(0, 2, 1, 3) for x in (query / np.sqrt(size).astype(query.dtype), key, value))
     block_q, block_k = math.gcd(queries, 512), math.gcd(keys, 512)

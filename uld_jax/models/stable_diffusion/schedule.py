@@ -1,4 +1,4 @@
-"""How much noise a timestep of Stable Diffusion has, and the DDIM moves between them.
+"""The noise schedule of Stable Diffusion's timesteps, and the DDIM moves between them.
 
 At timestep t a noisy latent is
 
@@ -25,8 +25,8 @@ def alphas_cumprod(
 
     Args:
       steps: number of timesteps.
-      first, last: beta of the first and of the last one.
-      kind: `linear` in beta, or `scaled_linear`: in its square root.
+      first, last: beta of the first and of the last timestep.
+      kind: `linear` for steps linear in beta, or `scaled_linear` for steps linear in its square root.
 
     Raises UserError for another `kind`.
 
@@ -41,7 +41,7 @@ def alphas_cumprod(
 
 
 def alpha(alphas, timestep):
-    """a_t of timesteps [...], 1 for -1, from the table [steps].
+    """Look up a_t of timesteps [...] in the table `alphas` [steps]; 1 for -1.
 
     >>> alpha(jnp.array([0.9, 0.5]), jnp.array([-1, 0, 1])).tolist()
     [1.0, 0.8999999761581421, 0.5]
@@ -50,7 +50,7 @@ def alpha(alphas, timestep):
 
 
 def add_noise(latents, noise, alpha):
-    """x_t of clean latents; `noise` is standard normal, all arguments broadcast.
+    """Compute x_t of clean latents; `noise` is standard normal, all arguments broadcast.
 
     >>> float(add_noise(2.0, 5.0, jnp.float32(1)))
     2.0
@@ -59,16 +59,16 @@ def add_noise(latents, noise, alpha):
 
 
 def predicted_noise(output, noisy, alpha, velocity):
-    """The noise, from what the network says of `noisy` latents at a_t = `alpha`.
+    """Compute the noise from the network's output for `noisy` latents at a_t = `alpha`.
 
-    `velocity` (0 or 1, may be an array) tells a network that was trained to predict v = sqrt(a) noise - sqrt(1 - a) x_0
-    (Salimans and Ho, ICLR 2022), as Stable Diffusion 2.1 at 768 pixels, from one that predicts the noise itself.
+    `velocity` (0 or 1, may be an array) is 1 for a network trained to predict v = sqrt(a) noise - sqrt(1 - a) x_0
+    (Salimans and Ho, ICLR 2022), as Stable Diffusion 2.1 at 768 pixels, and 0 for one that predicts the noise itself.
     """
     return jnp.where(velocity, jnp.sqrt(alpha) * output + jnp.sqrt(1 - alpha) * noisy, output)
 
 
 def move(noisy, noise, here, there):
-    """DDIM: latents at a_t = `here`, with the noise predicted there, to a_t = `there`.
+    """Move latents by DDIM from a_t = `here`, with the noise predicted there, to a_t = `there`.
 
     >>> clean, noise = jnp.float32(3), jnp.float32(-1)
     >>> noisy = add_noise(clean, noise, jnp.float32(0.5))
@@ -80,7 +80,7 @@ def move(noisy, noise, here, there):
 
 
 def inversion(steps: int, total: int = 1000) -> tuple[list[int], list[int]]:
-    """Timesteps of DDIM inversion: where the network is asked, and where the latents go from there.
+    """Timesteps of DDIM inversion: those at which the network is evaluated, and those to which the latents then move.
 
     `steps` moves, spaced evenly from 0 (diffusers' `leading` spacing without offset); the first starts from the clean
     latents, whose timestep is -1. Raises UserError for a number of steps that `total` timesteps cannot be split into.

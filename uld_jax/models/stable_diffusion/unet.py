@@ -1,8 +1,8 @@
 """The UNet of Stable Diffusion 1.5 and 2.1, whole or up to the last feature map that is wanted.
 
-An encoder of residual blocks and transformers, a middle, and a decoder that also sees what the encoder saw. Feature
-maps ("taps") are those that diffusion hyperfeatures (Luo et al., NeurIPS 2023) read: of decoder block i and residual
-block j what the second convolution gives, BEFORE the input is added to it.
+The UNet has an encoder of residual blocks and transformers, a middle, and a decoder that also sees the encoder's maps.
+Feature maps ("taps") are those that diffusion hyperfeatures (Luo et al., NeurIPS 2023) read: the output of the second
+convolution in residual block j of decoder block i, BEFORE the input is added to it.
 
   up0 up1 up2 up3   at 1/8, 1/4, 1/2 and 1/1 of the latents' resolution, 1280 1280 640 320 channels, 3 taps each
 
@@ -27,7 +27,7 @@ _RESNET, _TRANSFORMER, _LAYER = 1e-5, 1e-6, 1e-5  # epsilons of the normalisatio
 
 
 class UNetOutput(NamedTuple):
-    """What the network computes.
+    """Output of a `UNet`.
 
     Attributes:
       taps: {"up0.0": [B,h,w,C], ...}, in the order of the decoder.
@@ -44,14 +44,14 @@ class UNet(nn.Module):
     Attributes:
       widths: channels of the encoder's blocks; the decoder has them backwards.
       depth: residual blocks in an encoder block; one more in a decoder block.
-      heads: of the attention in each encoder block; that of the last one serves the middle.
+      heads: heads of the attention in each encoder block; the middle has as many as the last one.
       taps: (decoder block, residual block) of each feature map wanted.
-      whole: whether the output is wanted; without it nothing behind the last tap is computed.
+      whole: True to compute the output; False computes nothing behind the last tap.
       attention: one of `attention.WAYS`.
-      dtype: of the arithmetic, None for that of the parameters and the latents; norms and softmax have float32 at
-        least, and so has the last convolution.
-      param_dtype: of the parameters.
-      precision: of all products: accelerators' float32 is rounded to 10 bits or fewer by default.
+      dtype: type of the arithmetic, None for that of the parameters and the latents; norms, softmax and the last
+        convolution have float32 at least.
+      param_dtype: type of the parameters.
+      precision: precision of all products; accelerators round float32 to 10 bits or fewer by default.
 
     >>> x, prompt = jax.ShapeDtypeStruct((1, 8, 16, 4), jnp.float32), jax.ShapeDtypeStruct((77, 24), jnp.float32)
     >>> network = UNet(widths=(32, 64), depth=1, heads=(2, 4), taps=((0, 0), (1, 1)))
@@ -73,7 +73,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, latents, timestep, prompt) -> UNetOutput:
-        """The network at one timestep.
+        """Apply the network at one timestep.
 
         Args:
           latents: [B,h,w,4], sides divisible by 2 for every block but the last.
@@ -148,7 +148,7 @@ def all_taps(levels: int = 4, depth: int = 2) -> tuple[tuple[int, int], ...]:
 
 
 def tap_name(block: int, i: int) -> str:
-    """What a tap is called.
+    """The name of a tap.
 
     >>> tap_name(1, 2)
     'up1.2'
@@ -157,7 +157,7 @@ def tap_name(block: int, i: int) -> str:
 
 
 def of(params, **options) -> UNet:
-    """The network that parameters are of; `options` are further attributes."""
+    """The network of these parameters; `options` are further attributes."""
     widths, depth = [], 0
     while f"down_blocks_{len(widths)}_resnets_0" in params:
         widths.append(params[f"down_blocks_{len(widths)}_resnets_0"]["conv1"]["kernel"].shape[-1])
@@ -174,7 +174,7 @@ def time_features(timestep, size: int):
     >>> time_features(jnp.array([0.0]), 4).tolist()
     [[1.0, 1.0, 0.0, 0.0]]
     """
-    # In float32 step by step, as diffusers does: at large timesteps the last bit of a frequency is seen.
+    # Every step is in float32, as in diffusers: at large timesteps the last bit of a frequency matters.
     half = size // 2
     exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
     angle = timestep.astype(jnp.float32)[:, None] * np.exp(exponent)
@@ -192,7 +192,7 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, timestep, size: int):
         """`timestep` [B] to [B,features]; `size` is the number of sinusoids."""
-        # Where this is rounded, every residual block feels it, and it is tiny.
+        # This layer is tiny, and rounding here would affect every residual block.
         options = dict(dtype=_wide(self.dtype), param_dtype=self.param_dtype, precision=self.precision)
         x = time_features(timestep, size).astype(self.param_dtype)
         x = nn.Dense(self.features, name="linear_1", **options)(x)
@@ -200,14 +200,14 @@ class TimeEmbedding(nn.Module):
 
 
 class Residual(NamedTuple):
-    """Of a residual block: what it computes, and that added to its input, both [B,h,w,C]."""
+    """Output of a residual block before and after its input is added, both [B,h,w,C]."""
 
     branch: jax.Array
     sum: jax.Array
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, convolution, twice; between them the timestep is added. The autoencoder's has none."""
+    """norm, SiLU, convolution, twice; the timestep is added in between, except in the autoencoder."""
 
     features: int
     epsilon: float
@@ -229,7 +229,7 @@ class ResnetBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A transformer block over all cells of a map, between two linear layers; added to its input."""
+    """A transformer block over all cells of a map, between two linear layers; the input is added to the result."""
 
     heads: int
     attention: str = "auto"
@@ -280,7 +280,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, seen):
-        """`x` [B,T,C], `seen` [1 or B,S,D]; [B,T,C]."""
+        """Attend from `x` [B,T,C] to `seen` [1 or B,S,D], to [B,T,C]."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         batch, width = len(x), x.shape[-1]
         shape = (self.heads, width // self.heads)
@@ -306,7 +306,7 @@ class GatedPerceptron(nn.Module):
 
 
 def _norm(options):
-    """A normalisation's options: it has no products."""
+    """Options of a normalisation, which has no products."""
     return {name: value for name, value in options.items() if name != "precision"}
 
 

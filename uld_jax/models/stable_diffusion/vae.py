@@ -1,7 +1,7 @@
 """The encoder of Stable Diffusion's variational autoencoder: images to latents of 1/8 of their resolution.
 
-The same in versions 1.5 and 2.1. Every convolution that halves the resolution is padded by one row BELOW and one column
-to the RIGHT alone, unlike the UNet's.
+Versions 1.5 and 2.1 share it. Every convolution that halves the resolution is padded only by one row BELOW and one
+column to the RIGHT, unlike the UNet's.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from uld_jax.models import layers
 from uld_jax.models.stable_diffusion.attention import xla
 from uld_jax.models.stable_diffusion.unet import LATENT, ResnetBlock
 
-_EPSILON = 1e-6  # of every group normalisation
+_EPSILON = 1e-6  # epsilon of every group normalisation
 
 
 class Moments(NamedTuple):
@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
     Attributes:
       mean: [B,h,w,4] float32 or wider.
-      logvar: [B,h,w,4], logarithm of the variance, clipped to -30..20.
+      logvar: [B,h,w,4], logarithms of the variances, clipped to -30..20.
     """
 
     mean: jax.Array
@@ -31,15 +31,15 @@ class Moments(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Images to `Moments`, not yet times the scaling factor.
+    """Images to `Moments`, not yet multiplied by the scaling factor.
 
     Attributes:
       widths: channels of the blocks; each but the last halves the resolution.
       depth: residual blocks in a block.
-      dtype: of the arithmetic, None for that of the parameters and the images; norms and softmax have float32 at least,
-        and so have the moments.
-      param_dtype: of the parameters.
-      precision: of all products.
+      dtype: type of the arithmetic, None for that of the parameters and the images; norms, softmax and the moments have
+        float32 at least.
+      param_dtype: type of the parameters.
+      precision: precision of all products.
 
     >>> images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
     >>> network = Encoder(widths=(32, 32, 64, 64), depth=1)
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images) -> Moments:
-        """`images` [B,H,W,3] in -1..1. UserError for other shapes."""
+        """Encode `images` [B,H,W,3] in -1..1. Raises UserError for other shapes."""
         multiple = 2 ** (len(self.widths) - 1)
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % multiple or images.shape[2] % multiple:
             raise UserError(
@@ -99,7 +99,7 @@ class _Body(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head over all cells; added to its input."""
+    """Attention of one head over all cells; the input is added to the result."""
 
     dtype: Any
     param_dtype: Any
@@ -117,7 +117,7 @@ class _Attention(nn.Module):
 
 
 def of(params, **options) -> Encoder:
-    """The network that parameters are of; `options` are further attributes."""
+    """The network of these parameters; `options` are further attributes."""
     body, widths, depth = params["encoder"], [], 0
     while f"down_blocks_{len(widths)}_resnets_0" in body:
         widths.append(body[f"down_blocks_{len(widths)}_resnets_0"]["conv1"]["kernel"].shape[-1])
