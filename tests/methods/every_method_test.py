@@ -21,7 +21,8 @@ from uld_jax.bank import Bank, Labels, masked
 from uld_jax.engine import loop
 from uld_jax.method import Stage, Start
 
-STAGES = tiny.stages()
+EXTENDED = "self_training:variant=extended"  # whose first stage is that of self_training
+STAGES = [*tiny.stages(), (EXTENDED, "stage1"), (EXTENDED, "stage2")]
 ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
 ROWS = 24
 
