@@ -4,7 +4,7 @@
         --workdir=runs/mine
 
 K, the number of landmarks, is found: `k` is of use to `variant=extended` alone, the method's later version (TPAMI
-2024), in which it is given. In `small` and `tiny` the generic detector is SuperPoint or R2D2 where
+2024), in which it is given; its stages are those of `self_training_extended.py`. In `small` and `tiny` the generic detector is SuperPoint or R2D2 where
 --config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted weights, else corners, which need
 none.
 
@@ -59,13 +59,13 @@ def get_config(arg=None):
     if arg.dataset == "synthetic" and arg.preset != "paper":
         # Section 4: keypoints outside the object's box are dropped. Frames are no crops around it, so rounds do so too.
         config.keypoints.region = config.stage1.region = "box"
-    merging = {}
     if arg.preset == "small":
         config.data.frame_size = 160  # generic keypoints need the detail
         update(config.keypoints, image_size=128, zoom=0.8, most=64, clusters=40)
         update(config.stage1, steps=1500, warmup=500, round_every=250, most=64, learning_rate=1e-3, descriptor_size=64)
         update(config.stage2, steps=1500, learning_rate=1e-3, scale=0.2)
-        merging = dict(merge_from=500, merge_every=250)
+        if not extended:
+            update(config.stage2, merge_from=500, merge_every=250)
         for stage in (config.stage1, config.stage2):
             update(stage, image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
         update(config.stage1, threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
@@ -79,7 +79,8 @@ def get_config(arg=None):
         update(config.keypoints, image_size=40, most=12, clusters=6, neighbours=10)
         update(config.stage1, steps=20, warmup=10, round_every=5, most=12, learning_rate=2e-3)
         update(config.stage2, steps=20, learning_rate=2e-3)
-        merging = dict(merge_from=5, merge_every=5)
+        if not extended:
+            update(config.stage2, merge_from=5, merge_every=5)
         for stage in (config.stage1, config.stage2):
             update(stage, image_size=32, width=16, depth=1, downsample=2)
         update(config.stage1, descriptor_size=16, restarts=1)
@@ -87,8 +88,7 @@ def get_config(arg=None):
     config.stage1.clusters = config.keypoints.get_ref("clusters")  # the stages speak of the same ones
     if not extended:
         config.stage2.clusters = config.keypoints.get_ref("clusters")
-        config.stage2.update(merging)
-    if extended and arg.preset != "paper":
+    elif arg.preset != "paper":
         config.stage1.optimizer.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
         config.stage2.optimizer.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
         rate = config.stage2.optimizer.learning_rate

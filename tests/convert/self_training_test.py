@@ -93,7 +93,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
 def test_a_network_that_is_not_its_configs_is_refused(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
-    config["stage1"]["width"] = 24
+    config["stage1"]["net"]["width"] = 24
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     assert "its config and its network differ (bn1/bias has shape (4,) and should have (6,))" in refusal(
         tmp_path / "run", tmp_path

@@ -1,7 +1,5 @@
 """The extended variant of self-training against loops in NumPy and the published code's arithmetic."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from tests import tiny
 from tests.methods.recovered import (
     SIDE,
+    Fixed,
     M,
     bank_of_groups,
     built,
@@ -177,16 +176,6 @@ def test_a_published_checkpoint_of_the_extended_variant_is_evaluated_as_its_code
     np.testing.assert_array_equal(asked, found["given"])
     unasked = replace(given, mirroring="exact").predict(state, {}, images).xy
     np.testing.assert_array_equal(unasked, found["exact"])
-
-
-class Fixed:
-    """Stands in for a FAN: heatmaps that no image changes."""
-
-    def __init__(self, maps):
-        self.maps = maps
-
-    def apply(self, variables, seen, train):
-        return types.SimpleNamespace(logits=jnp.asarray(self.maps)[None] + 0 * variables["params"]["w"])
 
 
 @pytest.mark.parametrize(("mirroring", "beside"), [("exact", 0.0), ("published", 0.5)])

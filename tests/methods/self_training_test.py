@@ -10,6 +10,7 @@ import pytest
 from tests import tiny
 from tests.methods.recovered import (
     SIDE,
+    Fixed,
     M,
     bank_of_groups,
     built,
@@ -262,20 +263,21 @@ def test_the_cut_drops_what_is_unlike_its_cluster():
 # Stage 2
 
 
-def test_heatmaps_without_a_label_are_not_learned():
+def test_heatmaps_without_a_label_are_not_learned(monkeypatch):
     """Section 3.3: the mean is over the maps of clusters that the image has."""
     stage = replace(built("stage2"), rotation=0.0, scale=0.0, shift=0.0, colour=0.0)
     rng = np.random.default_rng(15)
     xy, score = rng.uniform(8, SIDE - 8, (1, M, 2)).astype(np.float32), (np.arange(M)[None] % 3 > 0).astype(np.float32)
-    params = second_params(stage)
+    side = stage.view.image_size // stage.net.downsample
+    logits = rng.normal(size=(side, side, M)).astype(np.float32)
+    monkeypatch.setattr(self_training.Landmarks, "_net", property(lambda self: Fixed(logits)))
+    params = {"w": jnp.zeros(())}
     aux = Merged(jnp.int32(0), jnp.arange(M) != 4, Labels(jnp.asarray(xy), jnp.asarray(score)), None)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=stage._optimizer.init(params), aux=aux)
-    image = jnp.asarray(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8))
-    batch = {"image": image, "index": jnp.zeros(1, jnp.int32)}
+    batch = {"image": jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), "index": jnp.zeros(1, jnp.int32)}
     found = jax.jit(stage.train_step)(state, {}, batch, jax.random.key(0))[1]
-    logits = np.asarray(stage._net.apply({"params": params}, stage._geometry.look(image), train=True).logits)[0]
     cells = np.asarray(stage._geometry.to_cells(jnp.asarray(xy), stage._geometry.still(1)))[0]
-    y, x = np.mgrid[: logits.shape[0], : logits.shape[1]]
+    y, x = np.mgrid[:side, :side]
     gaussian = lambda u, v: np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * stage.sigma**2))
     errors = [((logits[..., m] - gaussian(*cells[m])) ** 2).mean() for m in (1, 2, 5)]
     assert float(found["loss"]) == pytest.approx(np.mean(errors), rel=1e-3)

@@ -207,11 +207,13 @@ class Keypoints(Clustering):
         return self._observe(frozen, batch["image"], batch)
 
     def _observe(self, frozen, images, known) -> Seen:
-        """Steps 1), 2): keypoints of frames; `known` has the images' rows of `side_tables`."""
+        """Keypoints of frames (steps 1, 2); `known` has the images' rows of `side_tables`."""
+        # Step 1)
         backbone = self._detector.build(self.weights)
         options = dict(frame_size=self.frame_size, view=self.view, most=self.most, given=known.get("keypoints"))
         found = generic_keypoints.detect(self._detector, backbone, frozen["detector"], images, **options)
         xy, score, mask, described = found
+        # Step 2) The box or the mask; what is unlike all others is dropped in `_clustered`.
         inside = on_object(xy, self.frame_size, known.get("boxes"), known.get("masks"))
         if self.background == "none":
             mask &= inside
@@ -262,7 +264,7 @@ class Keypoints(Clustering):
             # Batch by batch, as a product may round by the number of its rows.
             seen = by_batch(lambda seen: _foreground(sides, seen), seen)
         x, mask = flatten(seen.described, seen.mask)
-        if self.outliers:
+        if self.outliers:  # step 2)
             # By a key that none of those is that k-means splits `rng` into.
             drawn_by = jax.random.fold_in(rng, 1 << 20)
             kept, crowd = outliers.fit(x, mask, share=self.outliers, neighbours=self.neighbours, rng=drawn_by)
@@ -276,7 +278,7 @@ class Keypoints(Clustering):
         return seen, shaped, FirstClusters(centroids, limits, sides, crowd)
 
     def _slots(self, found, described, mask):
-        """Step 4) The keypoint [B,M] of each cluster; or without any, the first M keypoints."""
+        """The keypoint [B,M] of each cluster (step 4); or without clusters, the first M keypoints."""
         if self.assignment != "none":
             return assignment.assign(described, mask, found.centroids, found.limits, self.assignment).slots
         order = jnp.argsort(~mask, axis=-1, stable=True)[..., : self.clusters]
@@ -350,7 +352,9 @@ def map_loss(logits, views: Views, sigma: float, target: str):
 class Correspondence(Trained, Clustering):
     """Stage 1: where keypoints are, and which of them correspond (steps 5 to 7).
 
-    Attributes besides those of `Trained`; 310,000 steps in the published code, at most 300,000 in the paper:
+    It has 310,000 steps in the published code, at most 300,000 in the paper.
+
+    Attributes, besides those of `Trained`:
       pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training (figure 2c).
       descriptor_size: D.
       warmup: steps before the first clustering of its own descriptors; 20,000.
@@ -401,7 +405,7 @@ class Correspondence(Trained, Clustering):
 
     @property
     def _net(self):
-        return common.network(self)
+        return common.network(self)  # step 5)
 
     @property
     def _optimizer(self):
@@ -527,8 +531,9 @@ def negatives_of(both, same, which: Literal["cross", "shared"]):
 class Landmarks(Trained):
     """Stage 2: one heatmap a cluster, and fewer and fewer of them (steps 8, 9).
 
-    Attributes besides those of `Trained`; 80,000 steps in the published code, with a tenth of the rate from 50,000 and
-    from 65,000 on:
+    It has 80,000 steps in the published code, with a tenth of the learning rate at 50,000 and 65,000.
+
+    Attributes, besides those of `Trained`:
       clusters: M, that of stage 1.
       least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
       merge_from, merge_every: steps; the first merging and those after it. In the published code 25,000, then every
@@ -570,6 +575,7 @@ class Landmarks(Trained):
             if not start.shapes_only:
                 params, active = common.second_from_checkpoint(frozen["mallis"], params, active)
         else:
+            # Step 8) The network of stage 1 goes on, with new last layers.
             params = common.go_on_with(start.previous.params, params, self.clusters, rng)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=None)

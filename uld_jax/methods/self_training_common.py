@@ -43,12 +43,12 @@ class Recovered(NamedTuple):
 
     Attributes:
       round: int32, clusterings of this stage's own descriptors.
-      centroids: [M,D] float32; [K,D] in the extended stage.
+      centroids: [M,D] float32; [K,D] in the extended variant.
       limits: [M] float32, the squared distance to its centroid from which a keypoint is dropped; 0 for an empty
         cluster.
       labels: [N,M] keypoints that are trained on.
       fresh: [N,M] bool, the labels that the last detection found.
-      mirrored, landmarks, flips: of the extended stage, see `self_training_extended.unknown`; None here.
+      mirrored, landmarks, flips: of the extended variant, see `self_training_extended.unknown`; None else.
       counts: of the last clustering.
     """
 
@@ -68,9 +68,9 @@ class Merged(NamedTuple):
 
     Attributes:
       round: int32, mergings done.
-      active: [M] bool, heatmaps that still stand for a landmark; K of them at the end.
+      active: [M] bool, heatmaps that still stand for a landmark; K of them at the end. M is K in the extended variant.
       labels: [N,M], the points that heatmaps are trained on.
-      flips: of the extended stage, [K] int32, the mirrored partner of a landmark; None here.
+      flips: [K] int32, the mirrored partner of a landmark, in the extended variant; None else.
     """
 
     round: jax.Array
@@ -144,7 +144,7 @@ class KMeans:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(Stage):
-    """Fields of the trained stages, of this paper and of its extended variant.
+    """Fields of the trained stages of both papers, and where they start.
 
     Attributes:
       frame_size: side of the frame in pixels.
@@ -208,7 +208,7 @@ def new_network(net, geometry: views.Geometry, rng, **call):
 
 
 def on_map(cells, heat):
-    """Whether points [B,P,2] lie on a map of (h, w) cells."""
+    """Return whether points [B,P,2] lie on a map of (h, w) cells, [B,P] bool."""
     high = jnp.asarray([heat[1], heat[0]], cells.dtype) - 0.5
     return jnp.all((cells >= -0.5) & (cells <= high), -1)
 
@@ -237,7 +237,12 @@ class Detection:
 
 
 class Keys(NamedTuple):
-    """Random keys of a step: `other` [B] of examples; the rest [2B] of views, view after view of an example."""
+    """Random keys of a step.
+
+    Attributes:
+      other: [B], whether an example is of two images.
+      warps, flips, colours: [2B], of its two views, one after the other.
+    """
 
     other: jax.Array
     warps: jax.Array
@@ -274,7 +279,7 @@ def draw_keys(rng, index) -> Keys:
 
 
 def pair_up(batch, other):
-    """Images [2B,H,W,3] and dataset rows [2B]: two images where `other` [B], else one image twice."""
+    """Return images [2B,H,W,3] and dataset rows [2B]: two images where `other` [B], else one image twice."""
     index = jnp.stack([batch["index"], jnp.where(other, batch["index2"], batch["index"])], 1)
     second = jnp.where(other[:, None, None, None], batch["image2"], batch["image"])
     images = jnp.stack([batch["image"], second], 1)  # [B,2,...]: both views of an example on its device
@@ -366,7 +371,7 @@ def round_of_stage1(step: int, steps: int, warmup: int, every: int, pairs: str) 
 
 
 def network(stage) -> fan.CorrespondenceFAN:
-    """Step 5) Return the network of a stage 1."""
+    """Return the network of a stage 1: a map of where keypoints are, and a descriptor at every cell."""
     return fan.CorrespondenceFAN(
         stage.descriptor_size, **dataclasses.asdict(stage.net), **layers.precision(stage.dtype)
     )
@@ -381,7 +386,7 @@ def keypoints_of(stage, state, images):
 
 
 def confidence_maps(stage, state, images):
-    """See `method.Method.heatmaps`: of a stage 1, its one map."""
+    """Return what a stage 1 sees, and its one map; see `method.Method.heatmaps`."""
     seen = stage._geometry.look(images)
     return color.to_uint8(seen), jax.nn.sigmoid(network(stage).apply({"params": state.params}, seen).logits)[..., None]
 
@@ -398,7 +403,10 @@ def heatmap_network(stage, maps: int) -> fan.FAN:
 
 
 def go_on_with(previous, params, maps: int, rng):
-    """Step 8) The descriptor branch of stage 1 goes on; the last layer is new. Raises UserError for another network."""
+    """Return the descriptor branch of stage 1 with a new last layer; new parameters where there is no stage 1.
+
+    Raises UserError for another network.
+    """
     if not previous:
         return params
     branch = fan.descriptor_branch(previous, maps, rng)

@@ -113,7 +113,9 @@ def unknown(num_images: int, clusters: int, k: int, size: int, dtype) -> Recover
 class Correspondence(Trained, Clustering):
     """Stage 1: keypoints, their landmarks, and which landmarks mirror one another (steps 2 to 6).
 
-    Attributes besides those of `Trained`; 200,000 steps in the published code:
+    It has 200,000 steps in the published code.
+
+    Attributes, besides those of `Trained`:
       k: K, number of landmarks.
       pairs: `clusters`, or `augmented`: two views of one image alone, no clustering in training.
       descriptor_size: D.
@@ -284,7 +286,7 @@ def random_cells(keys, number: int, heat, dtype):
 
 
 def within_views(loss: Contrast, maps, described, at, there, cells, apart: float):
-    """Step 3) The sum of the loss over pairs of a view that must be apart, and the number of these pairs.
+    """Return the sum of the loss over pairs of a view that must be apart, and the number of these pairs (step 3).
 
     They are pairs of two keypoints, and of a keypoint and a random cell, farther from one another than `apart`, of
     views with three keypoints or more.
@@ -308,7 +310,7 @@ def within_views(loss: Contrast, maps, described, at, there, cells, apart: float
 
 
 def place_in(clusters: Clusters, seen: Seen):
-    """The keypoint [B,C] of each cluster, -1 for none, and the cluster [B,C] of that keypoint in the mirror image."""
+    """Return the keypoint [B,C] of each cluster, -1 for none, and the cluster [B,C] of that keypoint in the mirror image."""
     slots = assignment.assign(seen.described, seen.mask, *clusters, "nearest").slots
     cost = assignment.squared_distances(seen.turned, clusters.centroids, seen.mask)
     mirrored = jnp.argmin(jnp.where(clusters.limits > 0, cost, jnp.inf), -1)
@@ -325,7 +327,9 @@ def kept(mask, slots):
 class Landmarks(Trained):
     """Stage 2: K heatmaps (steps 7 to 9).
 
-    Attributes besides those of `Trained`; 200,000 steps in the published code:
+    It has 200,000 steps in the published code.
+
+    Attributes, besides those of `Trained`:
       k: K, number of landmarks.
       mirroring: `exact`; or `published`. The published code mirrors points by x' = 255 - x in 256 pixels that it
         divides by 4 then, so that of a mirrored view it learns to see a landmark 3/4 of a cell right of where it is;
@@ -378,6 +382,7 @@ class Landmarks(Trained):
                 params, active = common.second_from_checkpoint(given, params, active)
                 flips = take_flips(given, flips, required=not self.uses_previous)
         else:
+            # Step 7) The network of stage 1 goes on, with new last layers.
             params = common.go_on_with(start.previous.params, params, self.k, rng)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=flips)
@@ -446,7 +451,7 @@ class Landmarks(Trained):
         return color.to_uint8(seen), jnp.maximum(self._maps(state, seen), 0)
 
     def _maps(self, state, seen):
-        """Step 9) The mean of the maps of views [B,h,w,3] and of their mirror images."""
+        """The mean of the maps of views [B,h,w,3] and of their mirror images (step 9)."""
         maps = self._net.apply({"params": state.params}, seen, train=False).logits
         turned = self._net.apply({"params": state.params}, seen[:, :, ::-1], train=False).logits
         return heatmaps.mean_with_mirrored(maps, turned, state.aux.flips, shift=self._mirrors_as_published)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def on_object(xy, frame_size: int, boxes=None, masks=None):
-    """Whether points lie on the object, [B,P] bool; all do where its place is not known.
+    """Return whether points lie on the object, [B,P] bool; all do where its place is not known.
 
     Args:
       xy: [B,P,2] in pixels of the frame.
