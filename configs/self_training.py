@@ -4,9 +4,9 @@
         --workdir=runs/mine
 
 K, the number of landmarks, is found: `k` is of use to `variant=extended` alone, the method's later version (TPAMI
-2024), in which it is given; its stages are those of `self_training_extended.py`. In `small` and `tiny` the generic detector is SuperPoint or R2D2 where
---config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted weights, else corners, which need
-none.
+2024), in which it is given; its stages are those of `self_training_extended.py`. In `small` and `tiny` the generic
+detector is SuperPoint or R2D2 where --config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted
+weights, else corners, which need none.
 
 As the published code has it, where the paper says otherwise or nothing:
     --config.stage1.memory=all_rounds --config.stage1.seeding=random --config.stage1.hinge=distance

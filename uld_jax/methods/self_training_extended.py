@@ -310,7 +310,7 @@ def within_views(loss: Contrast, maps, described, at, there, cells, apart: float
 
 
 def place_in(clusters: Clusters, seen: Seen):
-    """Return the keypoint [B,C] of each cluster, -1 for none, and the cluster [B,C] of that keypoint in the mirror image."""
+    """Return the keypoint [B,C] of each cluster, -1 for none, and the keypoint's cluster [B,C] in the mirror image."""
     slots = assignment.assign(seen.described, seen.mask, *clusters, "nearest").slots
     cost = assignment.squared_distances(seen.turned, clusters.centroids, seen.mask)
     mirrored = jnp.argmin(jnp.where(clusters.limits > 0, cost, jnp.inf), -1)
