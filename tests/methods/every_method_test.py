@@ -78,7 +78,9 @@ def built(name, stage) -> Built:
 def after(name, stage):
     """The stage's state after its first round: what the next one is given, untrained."""
     one = built(name, stage)
-    if due := one.spec.method.round_at(0):
+    # The extended stage 1 finds the landmarks in its first round, which is later.
+    later = name == EXTENDED and one.spec.method.round_at(one.spec.steps)
+    if due := one.spec.method.round_at(0) or later:
         for i in range(max(due.passes, 1)):
             bank = one.bank() if due.passes else None
             one = one._replace(state=one.refresh(one.state, one.frozen, bank, jax.random.key(i)))
