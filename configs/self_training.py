@@ -4,9 +4,9 @@
         --workdir=runs/mine
 
 K, the number of landmarks, is found: `k` is of use to `variant=extended` alone, the method's later version (TPAMI
-2024), in which it is given. In `small` and `tiny` the generic detector is SuperPoint or R2D2 where
---config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted weights, else corners, which need
-none.
+2024), in which it is given; its stages are those of `self_training_extended.py`. In `small` and `tiny` the generic
+detector is SuperPoint or R2D2 where --config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted
+weights, else corners, which need none.
 
 As the published code has it, where the paper says otherwise or nothing:
     --config.stage1.memory=all_rounds --config.stage1.seeding=random --config.stage1.hinge=distance
@@ -46,22 +46,16 @@ def get_config(arg=None):
     config.save_every = 10_000
     config.stages = ("keypoints", "stage1", "stage2")
     config.keypoints = common.stage("self_training.Keypoints", steps=0)
-    config.stage1 = common.stage("self_training.Correspondence", steps=300_000)
-    config.stage2 = common.stage("self_training.Landmarks", steps=80_000)
+    extended = arg.variant == "extended"
+    paper = "self_training_extended" if extended else "self_training"
+    config.stage1 = common.stage(f"{paper}.Correspondence", steps=200_000 if extended else 300_000)
+    config.stage2 = common.stage(f"{paper}.Landmarks", steps=200_000 if extended else 80_000)
     if arg.preset == "paper":
         config.data.frame_size = 256
         update(config.keypoints, detector="superpoint", region="box")
-        config.stage2.batch_size = 64
-    if arg.variant == "extended":
-        # One scale and no clusters at first; pairs and rounds as in the later code.
-        update(config.keypoints, scales=(1.0,), threshold=0.15, assignment="none")
-        update(config.stage1, variant="extended", steps=200_000, warmup=30_000, round_every=5_000, assignment="nearest")
-        update(config.stage1, cut=0.0, memory="none", seeding="random", restarts=10, threshold=0.15, nms=2)
-        update(config.stage1, subpixel="quarter", target="pixel", hinge="distance", negatives="within")
-        update(config.stage1, schedule="steps", decay_at=(150_000, 180_000), learning_rate=1e-4)
-        update(config.stage2, variant="extended", steps=200_000, loss_over="all", cutout=80 / 256, scale=0.2)
-        config.stage2.batch_size = 0
-        update(config.stage2, schedule="steps", decay_at=(50_000, 70_000), learning_rate=1e-5, head_rate=1e-4)
+        config.stage2.batch_size = 0 if extended else 64
+    if extended:
+        update(config.keypoints, scales=(1.0,), threshold=0.15, assignment="none")  # no clusters at first
     if arg.dataset == "synthetic" and arg.preset != "paper":
         # Section 4: keypoints outside the object's box are dropped. Frames are no crops around it, so rounds do so too.
         config.keypoints.region = config.stage1.region = "box"
@@ -69,7 +63,9 @@ def get_config(arg=None):
         config.data.frame_size = 160  # generic keypoints need the detail
         update(config.keypoints, image_size=128, zoom=0.8, most=64, clusters=40)
         update(config.stage1, steps=1500, warmup=500, round_every=250, most=64, learning_rate=1e-3, descriptor_size=64)
-        update(config.stage2, steps=1500, merge_from=500, merge_every=250, learning_rate=1e-3, scale=0.2)
+        update(config.stage2, steps=1500, learning_rate=1e-3, scale=0.2)
+        if not extended:
+            update(config.stage2, merge_from=500, merge_every=250)
         for stage in (config.stage1, config.stage2):
             update(stage, image_size=64, zoom=0.8, width=32, downsample=2, rotation=30.0)
         update(config.stage1, threshold=0.1, subpixel="parabola")  # few steps leave the confidence of keypoints low
@@ -81,16 +77,18 @@ def get_config(arg=None):
     if arg.preset == "tiny":
         common.tiny(config)
         update(config.keypoints, image_size=40, most=12, clusters=6, neighbours=10)
-        update(config.stage1, steps=20, warmup=10, round_every=5, clusters=6, most=12, learning_rate=2e-3)
-        update(config.stage2, steps=20, clusters=6, merge_from=5, merge_every=5, learning_rate=2e-3)
+        update(config.stage1, steps=20, warmup=10, round_every=5, most=12, learning_rate=2e-3)
+        update(config.stage2, steps=20, learning_rate=2e-3)
+        if not extended:
+            update(config.stage2, merge_from=5, merge_every=5)
         for stage in (config.stage1, config.stage2):
             update(stage, image_size=32, width=16, depth=1, downsample=2)
-        config.stage1.descriptor_size = 16
-        config.stage1.restarts = 1
+        update(config.stage1, descriptor_size=16, restarts=1)
         config.batch_size = 8
-    for stage in (config.stage1, config.stage2):
-        stage.clusters = config.keypoints.get_ref("clusters")  # the three stages speak of the same ones
-    if arg.variant == "extended" and arg.preset != "paper":
+    config.stage1.clusters = config.keypoints.get_ref("clusters")  # the stages speak of the same ones
+    if not extended:
+        config.stage2.clusters = config.keypoints.get_ref("clusters")
+    elif arg.preset != "paper":
         config.stage1.optimizer.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
         config.stage2.optimizer.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
         rate = config.stage2.optimizer.learning_rate

@@ -138,6 +138,44 @@ def test_a_bad_stage_is_refused():
         config_lib.stage(bad(detector__wdith=3), "detector")
 
 
+# Keys that stages had when both papers of self-training were classes of one file, with a key `variant`.
+GONE = {
+    "neurips": {
+        "stage1": {"background": 128, "apart": 5.7},
+        "stage2": {
+            "merge_radius": 1.425,
+            "loss_over": "labelled",
+            "cutout": 0.0,
+            "head_rate": 0.0,
+            "mirroring": "auto",
+        },
+    },
+    "extended": {
+        "stage1": {"memory": "none", "cut": 0.0, "assignment": "nearest", "seeding": "random", "negatives": "within"},
+        "stage2": {"merge_radius": 1.425, "loss_over": "all", "clusters": 6, "threshold": 0.2, "merge_from": 5},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", GONE)
+def test_stages_of_earlier_versions_are_those_of_today(variant):
+    config = config_lib.load(f"self_training:preset=tiny,variant={variant}").copy_and_resolve_references()
+    old = config.copy_and_resolve_references().unlock()
+    for name, kind in (("stage1", "Correspondence"), ("stage2", "Landmarks")):
+        flat = config[name].to_dict()  # of a version before there were sections
+        for part in [key for key, value in flat.items() if isinstance(value, dict)]:
+            flat |= flat.pop(part)
+        old[name] = flat | GONE[variant][name] | {"variant": variant, "method": f"self_training.{kind}"}
+        assert config_lib.stage(old, name) == config_lib.stage(config, name)
+        assert config_lib.stage(config, name).method.__module__.endswith("extended") == (variant == "extended")
+    old.stage2.loss_over = "all" if variant == "neurips" else "labelled"
+    with pytest.raises(UserError, match=r"config\.stage2\.loss_over is '.*', which only earlier versions have; use "):
+        config_lib.stage(old, "stage2")
+    old.stage1 = config.stage1.to_dict() | {"variant": "other"}
+    with pytest.raises(UserError, match=r"config\.stage1\.variant is no hyper-parameter"):
+        config_lib.stage(old, "stage1")
+
+
 def test_steps_that_a_stage_cannot_take_are_refused():
     with pytest.raises(UserError, match=r"the stage zeroshot has nothing to train; set config\.zeroshot\.steps=0"):
         config_lib.stage(bad(zeroshot__steps=5), "zeroshot")

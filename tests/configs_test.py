@@ -10,7 +10,7 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax import hyperparameters
-from uld_jax.methods import duld, imm
+from uld_jax.methods import duld, imm, self_training
 
 PAPER = {
     "cgb:preset=paper": [
@@ -115,7 +115,7 @@ PAPER = {
         ("4, network architecture", "stage1.descriptor_size", 256),
         ("4, network architecture", "stage2.image_size / stage2.downsample", 64),
         ("4, training", "keypoints.detector", "superpoint"),
-        ("4, training", "keypoints._generic.scales", (1.0, 1.3, 1.6)),
+        ("4, training", "keypoints._detector.scales", (1.0, 1.3, 1.6)),
         ("4, training", "keypoints.region", "box"),
         ("4, training", "stage1.region", "none"),
         ("4, training", "stage1.warmup", 20_000),
@@ -129,7 +129,6 @@ PAPER = {
         ("4, training", "stage1.batch_size", 16),
         ("4, training", "stage2.start", "previous"),
         ("4, training", "stage2.merge_share", 0.7),
-        ("4, training; code", "1 < stage2.merge_radius < 2", True),
         ("4, training", "stage2.learning_rate", 5e-4),
         ("4, training", "stage2.schedule", "constant"),
         ("4, training", "stage2.l2", 1e-5),
@@ -138,7 +137,6 @@ PAPER = {
         ("3.2, eq. 2", "stage1.hinge", "squared"),
         ("3.2", "stage1.memory", "two_rounds"),
         ("3.2", "stage1.target", "gaussian"),
-        ("3.3", "stage2.loss_over", "labelled"),
         ("3.3", "stage2.least_images", 0),
         ("4, evaluation", "eval.missing", "svt"),
         ("code", "keypoints.outliers", 0.4),
@@ -150,7 +148,7 @@ PAPER = {
         ("code", "stage2.threshold", 0.2),
     ],
     "self_training:preset=paper,variant=extended": [  # the code alone; the text was not at hand
-        ("code", "keypoints._generic.scales", (1.0,)),
+        ("code", "keypoints._detector.scales", (1.0,)),
         ("code", "keypoints.threshold", 0.15),
         ("code", "stage1.steps", 200_000),
         ("code", "stage1.warmup", 30_000),
@@ -223,5 +221,6 @@ def test_no_preset_enlarges_its_frames_for_a_network_of_its_own(spec):
 
 
 def test_constants_that_are_not_hyper_parameters():
+    assert 1 < self_training.MERGE_RADIUS < 2  # 4, training; code
     assert imm.FIRST_BALANCE == (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # code 1.6
     assert duld.Bootstrap.trains == ("aggregator", "detector", "descriptor")  # 3.2, all but Stable Diffusion

@@ -20,8 +20,13 @@ ARGUMENTS = {"cgb": ",init=scratch"}  # without the stages that configs/zeroshot
 
 
 def config(name: str = "zeroshot", dataset: str = "synthetic", k: int = 4, more: str | None = None, **overrides):
-    """The `tiny` preset of a config, smaller still where that costs nothing; `more` arguments after the colon."""
-    more = ARGUMENTS.get(name, "") if more is None else more
+    """The `tiny` preset of a config, smaller still where that costs nothing; `more` arguments after the colon.
+
+    A name may have arguments itself, `self_training:variant=extended`.
+    """
+    name, colon, arguments = name.partition(":")
+    if more is None:
+        more = f",{arguments}" if colon else ARGUMENTS.get(name, "")
     file = ROOT / "tests/toy/config.py" if name == TOY else ROOT / f"configs/{name}.py"
     return config_lib.load(f"{file}:dataset={dataset},k={k},preset=tiny{more}", **overrides)
 

@@ -16,7 +16,7 @@ from uld_jax.errors import UserError
 
 def test_examples():
     result = doctest.testmod(assignment)
-    assert result.attempted >= 6
+    assert result.attempted >= 7
     assert result.failed == 0
 
 
@@ -208,6 +208,49 @@ def test_float64_stays_float64():
         labels = assignment.one_per_cluster(cost)
         assert labels.tolist() == [[0, 1, 2]]
         assert labels.dtype == jnp.int32
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("how", ["hungarian", "nearest"])
+def test_assignment_is_that_of_scipy_with_the_far_ones_cut_off(how):
+    rng = np.random.default_rng(0)
+    x, centroids = unit(rng.normal(size=(40, 9, 5))), unit(rng.normal(size=(6, 5)))
+    mask, limits = rng.random((40, 9)) < 0.7, rng.uniform(0.3, 2.0, 6)
+    limits[4] = 0  # an empty cluster takes nothing
+    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan), jnp.float32)
+    found = assignment.assign(poisoned, jnp.asarray(mask), jnp.asarray(centroids, jnp.float32), limits, how)
+    for b in range(40):
+        cost = ((x[b][:, None] - centroids) ** 2).sum(-1)
+        want, rows, used = -np.ones(6, int), np.flatnonzero(mask[b]), np.flatnonzero(limits > 0)
+        if how == "hungarian":
+            some = cost[np.ix_(rows, used)]
+            pairs = [(rows[i], used[j]) for i, j in zip(*optimize.linear_sum_assignment(some), strict=True)]
+        else:
+            pairs = sorted(((p, used[cost[p, used].argmin()]) for p in rows), key=lambda pc: -cost[pc])
+        for p, c in pairs:  # of several, the closest is written last
+            if cost[p, c] < limits[c]:
+                want[c] = p
+        np.testing.assert_array_equal(found.slots[b], want)
+        there = want >= 0
+        np.testing.assert_allclose(found.distance[b][there], cost[want[there], np.flatnonzero(there)], atol=1e-5)
+
+
+def test_limits_are_measured_on_the_nearest_centroid_of_all_keypoints():
+    rng = np.random.default_rng(1)
+    x, centroids = unit(rng.normal(size=(12, 8, 5))), unit(rng.normal(size=(6, 5)))
+    mask = rng.random((12, 8)) < 0.8
+    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan))
+    near = assignment.nearest_centroid(poisoned, jnp.asarray(mask), jnp.asarray(centroids))
+    limits = lambda cut: assignment.nearest_limits(*near, 6, cut)
+    cost = ((x[..., None, :] - centroids) ** 2).sum(-1)[mask]
+    found = limits(1.5)
+    for c in range(6):
+        own = cost.min(-1)[cost.argmin(-1) == c]
+        assert found[c] == (pytest.approx(own.mean() + 1.5 * own.std(), abs=1e-4) if len(own) else 0)
+    assert (np.asarray(limits(0.0)) > 1e30).any()  # no cut
 
 
 def sharded():

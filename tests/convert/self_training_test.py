@@ -62,6 +62,19 @@ def test_network_and_view_are_read_and_nothing_else(run, tmp_path, stage):
     assert convert.convert("self_training", f"{folder}{stage}", str(tmp_path / "out")) == source
 
 
+@pytest.mark.parametrize("method", ["self_training_extended.Correspondence", "self_training.Correspondence"])
+def test_runs_of_the_extended_variant_are_converted_too(run, tmp_path, method):
+    """The second name is that of earlier versions, whose classes had a key `variant`."""
+    folder, params = run
+    shutil.copytree(folder, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["stage1"] |= {"method": method} | ({} if "extended" in method else {"variant": "extended"})
+    workdir.write_json(tmp_path / "run/config.json", config)
+    convert.convert("self_training", str(tmp_path / "run"), str(tmp_path / "out"))
+    found = weights.load(tmp_path / "out", "self_training")
+    jax.tree.map(np.testing.assert_array_equal, found["params"], params)
+
+
 def test_what_is_no_finished_run_is_refused(run, tmp_path):
     folder, _ = run
     other = tmp_path / "zeroshot"

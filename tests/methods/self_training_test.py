@@ -1,15 +1,27 @@
 """Self-training correspondence against brute force, and what each switch of paper and code does."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 from tests import tiny
+from tests.methods.recovered import (
+    SIDE,
+    Fixed,
+    M,
+    bank_of_groups,
+    built,
+    changed,
+    images_of_groups,
+    net_params,
+    placed_one_by_one,
+    second_params,
+    state_of,
+    unit,
+)
 from uld_jax import config as config_lib
 from uld_jax import weights
 from uld_jax.bank import Bank, Labels
@@ -19,62 +31,16 @@ from uld_jax.errors import UserError
 from uld_jax.hyperparameters import build, replace
 from uld_jax.method import Start, TrainState
 from uld_jax.methods import self_training
-from uld_jax.methods.self_training import Peaks, Seen
-
-M, SIDE = 6, 40
-
-
-def built(stage: str, variant: str = "neurips", **changes):
-    config = tiny.config("self_training", more=f",variant={variant}")
-    return replace(config_lib.stage(config, stage).method, **changes)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-# Step 4
-
-
-@pytest.mark.parametrize("how", ["hungarian", "nearest"])
-def test_assignment_is_that_of_scipy_with_the_far_ones_cut_off(how):
-    rng = np.random.default_rng(0)
-    x, centroids = unit(rng.normal(size=(40, 9, 5))), unit(rng.normal(size=(M, 5)))
-    mask, limits = rng.random((40, 9)) < 0.7, rng.uniform(0.3, 2.0, M)
-    limits[4] = 0  # an empty cluster takes nothing
-    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan), jnp.float32)
-    found = self_training.assign(poisoned, jnp.asarray(mask), jnp.asarray(centroids, jnp.float32), limits, how)
-    for b in range(40):
-        cost = ((x[b][:, None] - centroids) ** 2).sum(-1)
-        want, rows, used = -np.ones(M, int), np.flatnonzero(mask[b]), np.flatnonzero(limits > 0)
-        if how == "hungarian":
-            some = cost[np.ix_(rows, used)]
-            pairs = [(rows[i], used[j]) for i, j in zip(*linear_sum_assignment(some), strict=True)]
-        else:
-            pairs = sorted(((p, used[cost[p, used].argmin()]) for p in rows), key=lambda pc: -cost[pc])
-        for p, c in pairs:  # of several, the closest is written last
-            if cost[p, c] < limits[c]:
-                want[c] = p
-        np.testing.assert_array_equal(found.slots[b], want)
-        there = want >= 0
-        np.testing.assert_allclose(found.distance[b][there], cost[want[there], np.flatnonzero(there)], atol=1e-5)
-
-
-def test_limits_are_measured_on_the_nearest_centroid_of_all_keypoints():
-    rng = np.random.default_rng(1)
-    x, centroids = unit(rng.normal(size=(4, 3, 8, 5))), unit(rng.normal(size=(M, 5)))
-    mask = rng.random((4, 3, 8)) < 0.8
-    poisoned = jnp.asarray(np.where(mask[..., None], x, np.nan))
-    limits = lambda cut: self_training._limits(poisoned, jnp.asarray(mask), jnp.asarray(centroids), cut)
-    cost = ((x[..., None, :] - centroids) ** 2).sum(-1)[mask]
-    found = limits(1.5)
-    for c in range(M):
-        own = cost.min(-1)[cost.argmin(-1) == c]
-        assert found[c] == (pytest.approx(own.mean() + 1.5 * own.std(), abs=1e-4) if len(own) else 0)
-    assert (np.asarray(limits(0.0)) > 1e30).any()  # no cut
-
+from uld_jax.methods import self_training_common as common
+from uld_jax.methods.self_training import Peaks
+from uld_jax.methods.self_training_common import Merged, Views
 
 # Step 6
+
+
+def interleaved(x):
+    """Values [2,B,...] of first and second views as [2B,...], view after view of an example."""
+    return np.stack(x, 1).reshape(-1, *x.shape[2:])
 
 
 def pairs_by_hand(on_a, on_b, is_a, is_b, kind):
@@ -87,15 +53,16 @@ def pairs_by_hand(on_a, on_b, is_a, is_b, kind):
         in_b = [on_a[i] and any(on_b[j] and is_b[j] == is_a[i] for j in range(M)) for i in range(M)]
         in_a = [on_b[j] and any(on_a[i] and is_a[i] == is_b[j] for i in range(M)) for j in range(M)]
         apart &= np.outer(in_b, in_a)
-    return same, apart & (kind != "within")
+    return same, apart
 
 
-@pytest.mark.parametrize("negatives", ["cross", "shared", "within"])
+@pytest.mark.parametrize("negatives", ["cross", "shared"])
 def test_pairs_never_join_other_labels_nor_points_that_are_not_there(negatives):
     rng = np.random.default_rng(2)
     there = rng.random((2, 50, M)) < 0.6
     number = np.stack([np.stack([rng.permutation(M) for _ in range(50)]) for _ in range(2)])  # as mirrored views have
-    same, apart = built("stage1", negatives=negatives)._pairs(*there, *number)
+    both, same = common.pairs_of(interleaved(there), interleaved(number))
+    apart = self_training.negatives_of(both, same, negatives)
     for b in range(50):
         want = pairs_by_hand(there[0, b], there[1, b], number[0, b], number[1, b], negatives)
         np.testing.assert_array_equal(same[b], want[0])
@@ -110,9 +77,9 @@ def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading)
     seen = jnp.asarray(rng.random((4, stage.view.image_size, stage.view.image_size, 3)), jnp.float32)
     cells = rng.integers(0, heat, (4, M, 2)).astype(np.float32)
     there, number = rng.random((4, M)) < 0.7, np.tile(np.arange(M), (4, 1))
-    examples = dict(seen=seen, cells=jnp.asarray(cells), there=jnp.asarray(there), number=jnp.asarray(number))
+    views = Views(seen, jnp.asarray(cells), jnp.asarray(there), jnp.ones(4, bool), jnp.asarray(number), keys=None)
     compiled = jax.jit(stage._loss)
-    loss, metrics = compiled(params, examples | {"learned": jnp.ones(4, bool)})
+    loss, metrics = compiled(params, views)
     out = stage._net.apply({"params": params}, seen)
     target, values = np.zeros((4, heat, heat)), []
     for b in range(4):
@@ -133,7 +100,7 @@ def test_the_loss_is_that_of_a_list_of_pairs_and_a_map_of_points(hinge, reading)
     # A view of an image with too few labels is no picture without keypoints: nothing is learned of its map.
     learned = np.array([True, False, True, True])
     there[1] = False
-    few = examples | {"there": jnp.asarray(there), "learned": jnp.asarray(learned)}
+    few = views._replace(there=jnp.asarray(there), learned=jnp.asarray(learned))
     assert float(compiled(params, few)[1]["detector"]) == pytest.approx(2 * detector[learned].mean(), rel=1e-4)
 
 
@@ -146,9 +113,9 @@ def test_images_with_few_labels_are_not_learned_from():
     stage_loss = type(stage)._loss
 
     class Noted(type(stage)):
-        def _loss(self, params, examples):
-            seen.update(learned=examples["learned"], there=examples["there"])
-            return stage_loss(self, params, examples)
+        def _loss(self, params, views):
+            seen.update(learned=views.learned, there=views.there)
+            return stage_loss(self, params, views)
 
     noted = Noted(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
     images = jnp.zeros((4, SIDE, SIDE, 3), jnp.uint8)
@@ -164,24 +131,7 @@ def test_images_with_few_labels_are_not_learned_from():
     assert np.asarray(there)[np.asarray(learned)].any()
 
 
-def net_params(stage):
-    from uld_jax.models import layers
-
-    shape = jax.ShapeDtypeStruct((1, stage.view.image_size, stage.view.image_size, 3), jnp.float32)
-    return layers.initialize(stage._net, jax.random.key(0), shape)["params"]
-
-
 # Step 7
-
-
-def state_of(stage, num_images: int, labels: Labels | None = None):
-    batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
-    width = 16
-    aux = self_training._empty(num_images, M, width, jnp.float32)
-    previous = jax.tree.map(lambda x: x, self_training.TrainState(jnp.int32(0), aux=aux))
-    if labels is not None:
-        previous = previous.replace(aux=aux._replace(labels=labels))
-    return stage.init(jax.random.key(0), batch, {}, Start(previous, num_images))
 
 
 @pytest.mark.parametrize(("memory", "from_memory"), [("two_rounds", 1), ("all_rounds", 2), ("none", 0)])
@@ -253,26 +203,6 @@ def test_descriptors_are_those_of_keypoints_and_know_the_landmark_that_is_predic
             assert score[landmark[p]] == pytest.approx(np.exp(-away), rel=1e-4)
 
 
-def bank_of_groups(rng, groups, images: int, noise: float = 0.05):
-    """Every image shows some of the groups' directions once, at the group's place."""
-    p, size = len(groups) + 2, groups.shape[1]
-    x, xy = np.zeros((images, 1, p, size), np.float32), np.zeros((images, 1, p, 2), np.float32)
-    mask, truth = np.zeros((images, 1, p), bool), -np.ones((images, p), int)
-    for n in range(images):
-        some = rng.permutation(len(groups))[: rng.integers(2, len(groups) + 1)]
-        slots = rng.permutation(p)[: len(some)]
-        x[n, 0, slots] = unit(groups[some] + noise * rng.normal(size=(len(some), size)))
-        xy[n, 0, slots] = np.stack([some * 5 + 2, some * 3 + 4], -1)
-        mask[n, 0, slots], truth[n, slots] = True, some
-    seen = Seen(jnp.asarray(xy), jnp.asarray(mask), jnp.asarray(x))
-    return Bank(seen, jnp.arange(images)[:, None], jnp.ones((images, 1), bool)), truth
-
-
-def changed(bank, **values):
-    """A bank with other values."""
-    return bank._replace(values=bank.values._replace(**values))
-
-
 def test_a_round_recovers_groups_and_goes_on_with_its_centroids():
     rng = np.random.default_rng(4)
     groups = unit(rng.normal(size=(M, 16)))
@@ -291,37 +221,21 @@ def test_a_round_recovers_groups_and_goes_on_with_its_centroids():
     assert np.abs(other.aux.centroids - state.aux.centroids).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["keypoints", "background", "stage1", "extended"])
+@pytest.mark.parametrize("name", ["keypoints", "background", "stage1"])
 def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_bank(name):
     rng = np.random.default_rng(12)
-    images, slots = 40, 14
-    groups = unit(rng.normal(size=(8, 16)))
-    x = unit(groups[rng.integers(0, 8, (2, images // 2, slots))] + 0.4 * rng.normal(size=(2, images // 2, slots, 16)))
-    mask, xy = rng.random(x.shape[:3]) < 0.8, rng.uniform(0, SIDE, (*x.shape[:3], 2))
-    seen = Seen(jnp.asarray(xy, jnp.float32), jnp.asarray(mask), jnp.asarray(x, jnp.float32))
-    if name == "extended":
-        turned = unit(groups[rng.integers(0, 8, x.shape[:3])] + 0.4 * rng.normal(size=x.shape))
-        seen = seen._replace(turned=jnp.asarray(turned, jnp.float32))
+    bank, _ = images_of_groups(rng)
+    images, slots = bank.index.size, bank.values.mask.shape[2]
     if name == "background":
-        seen = seen._replace(inside=jnp.asarray(rng.random(x.shape[:3]) < 0.7))
-    index = jnp.asarray(rng.permutation(images).reshape(2, -1), jnp.int32)
-    bank = Bank(seen, index, jnp.ones_like(index, bool))
-    if name in ("keypoints", "background"):
+        bank = changed(bank, inside=jnp.asarray(rng.random(bank.values.mask.shape) < 0.7))
+    if name == "stage1":
+        stage = built("stage1")
+        state = state_of(stage, images)
+    else:
         options = dict(background="clusters", region="box", background_clusters=(5, 7)) if name == "background" else {}
         stage = build(self_training.Keypoints, frame_size=SIDE, clusters=M, most=slots, neighbours=10, **options)
-        state = TrainState(step=jnp.int32(0), aux=self_training._empty(images, M, 16, jnp.float32))
-    else:
-        stage = built("stage1", "extended" if name == "extended" else "neurips")
-        state = state_of(stage, images)
-    key = jax.random.key(2)
-    whole = jax.jit(stage.refresh)(state, {}, bank, key).aux
-
-    found, locate = jax.jit(stage.form)(state, {}, bank, key), jax.jit(stage.locate)
-    cut = lambda t: jax.tree.map(lambda x: x[:, t], seen)
-    batches = [locate(state, found, cut(t)) for t in range(images // 2)]
-    placed = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *batches)
-    assert all(16 not in x.shape[2:] for x in jax.tree.leaves(placed))  # no descriptors
-    parts = jax.jit(stage.settle)(state, found, bank._replace(values=placed)).aux
+        state = TrainState(step=jnp.int32(0), aux=common.unknown(images, M, 16, jnp.float32))
+    whole, parts = placed_one_by_one(stage, state, bank)
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     assert 0 < float(whole.counts.labelled) < float(whole.counts.keypoints)
 
@@ -349,12 +263,33 @@ def test_the_cut_drops_what_is_unlike_its_cluster():
 # Stage 2
 
 
+def test_heatmaps_without_a_label_are_not_learned(monkeypatch):
+    """Section 3.3: the mean is over the maps of clusters that the image has."""
+    stage = replace(built("stage2"), rotation=0.0, scale=0.0, shift=0.0, colour=0.0)
+    rng = np.random.default_rng(15)
+    xy, score = rng.uniform(8, SIDE - 8, (1, M, 2)).astype(np.float32), (np.arange(M)[None] % 3 > 0).astype(np.float32)
+    side = stage.view.image_size // stage.net.downsample
+    logits = rng.normal(size=(side, side, M)).astype(np.float32)
+    monkeypatch.setattr(self_training.Landmarks, "_net", property(lambda self: Fixed(logits)))
+    params = {"w": jnp.zeros(())}
+    aux = Merged(jnp.int32(0), jnp.arange(M) != 4, Labels(jnp.asarray(xy), jnp.asarray(score)), None)
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=stage._optimizer.init(params), aux=aux)
+    batch = {"image": jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), "index": jnp.zeros(1, jnp.int32)}
+    found = jax.jit(stage.train_step)(state, {}, batch, jax.random.key(0))[1]
+    cells = np.asarray(stage._geometry.to_cells(jnp.asarray(xy), stage._geometry.still(1)))[0]
+    y, x = np.mgrid[:side, :side]
+    gaussian = lambda u, v: np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * stage.sigma**2))
+    errors = [((logits[..., m] - gaussian(*cells[m])) ** 2).mean() for m in (1, 2, 5)]
+    assert float(found["loss"]) == pytest.approx(np.mean(errors), rel=1e-3)
+    assert found["landmarks"] == M - 1
+
+
 def test_labels_move_to_the_target_of_their_cluster():
     rng = np.random.default_rng(6)
     target, rank = np.array([0, 0, 2, 0, 4, -1]), np.array([1, 0, 2, 3, 4, 6])
     merged = merge.Merge(jnp.asarray(target), jnp.asarray(target == np.arange(6)), jnp.int32(3), jnp.asarray(rank))
     there, xy = rng.random((30, 6)) < 0.6, rng.uniform(0, 40, (30, 6, 2)).astype(np.float32)
-    labels = self_training._merged_labels(Labels(jnp.asarray(xy), jnp.asarray(there, jnp.float32)), merged)
+    labels = self_training.merged_labels(Labels(jnp.asarray(xy), jnp.asarray(there, jnp.float32)), merged)
     for n in range(30):
         for t in range(6):
             members = [m for m in range(6) if there[n, m] and target[m] == t]
@@ -454,7 +389,6 @@ def test_given_keypoints_take_the_place_of_detected_ones(images):
         ("stage1", {"region": "circle"}, "region"),
         ("stage1", {"round_every": 0}, "round_every"),
         ("stage2", {"merge_share": 1.5}, "merge_share"),
-        ("stage2", {"mirroring": "shifted"}, "mirroring"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(stage, changes, word):
@@ -491,129 +425,7 @@ def first_size(config, num_images):
     return stage.init(jax.random.key(0), batch, stage.frozen("shapes"), start).aux.centroids.shape
 
 
-# The extended variant
-
-
-def test_the_extended_variant_finds_k_landmarks_and_their_mirrored_partners():
-    """Groups 2i and 2i + 1: a keypoint of one looks in the mirrored image like a keypoint of the other."""
-    rng = np.random.default_rng(9)
-    k, size = 4, 16
-    groups = unit(rng.normal(size=(k, size)))
-    stage = built("stage1", "extended", restarts=3)
-    assert stage.k == k
-    bank, truth = bank_of_groups(rng, groups, 60)
-    partner = np.array([1, 0, 3, 2])
-    turned = np.where((truth >= 0)[..., None], groups[partner[truth]] + 0.05 * rng.normal(size=(*truth.shape, size)), 0)
-    bank = changed(bank, turned=jnp.asarray(unit(turned + 1e-9)[:, None], jnp.float32))
-    state = jax.jit(stage.refresh)(state_of(stage, 60), {}, bank, jax.random.key(0))
-    aux = state.aux
-    there, xy = np.asarray(aux.landmarks.score) > 0, np.asarray(aux.landmarks.xy)
-    assert there.sum() == (truth >= 0).sum()
-    name = np.array([np.unique(np.round((xy[there[:, c], c, 0] - 2) / 5)).item() for c in range(k)]).astype(int)
-    assert sorted(name) == list(range(k))
-    np.testing.assert_array_equal(name[np.asarray(aux.flips)], partner[name])
-    # What is trained on has clusters of its own, with a mirrored cluster for each label.
-    labelled = np.asarray(aux.labels.score) > 0
-    groups_of = np.round((np.asarray(aux.labels.xy)[..., 0] - 2) / 5).astype(int)
-    mirrored = np.asarray(aux.mirrored)
-    for n, m in zip(*np.nonzero(labelled), strict=True):
-        other = groups_of[labelled[:, mirrored[n, m]], mirrored[n, m]]
-        assert (other == partner[groups_of[n, m]]).all()
-
-
-@pytest.mark.slow
-def test_the_extended_variant_trains_from_end_to_end(tmp_path):
-    from uld_jax.engine import loop
-
-    short = {"stage1.steps": 4, "stage1.warmup": 2, "stage1.round_every": 2, "stage2.steps": 2}
-    config = tiny.config("self_training", more=",variant=extended", eval_every=0, save_every=0, log_every=1, **short)
-    found = loop.run(config, tmp_path)
-    assert found.report["landmarks"] == config.k
-    assert found.report["found_share"] == 1  # no visibility threshold
-
-
-PARTNERS = np.array([1, 0, 3, 0])  # of landmarks in the mirror: 2 says 3, and 3 says 0
-
-
-def published_map(image_maps, mirror_maps):
-    """Maps [K,h,w] of a photo and of its mirror image to the mean, as the TPAMI code has it, in PyTorch."""
-    torch = pytest.importorskip("torch")
-    one, other = (torch.tensor(np.asarray(x).copy()) for x in (image_maps, mirror_maps))
-    back = other.flip(2)[torch.tensor(PARTNERS)]
-    moved = back.clone()
-    moved[:, :, 1:] = back[:, :, :-1]
-    return ((one + moved) * 0.5).numpy()
-
-
-def test_a_published_checkpoint_of_the_extended_variant_is_evaluated_as_its_code_does():
-    rng = np.random.default_rng(12)
-    images = jnp.asarray(rng.integers(0, 256, (6, SIDE, SIDE, 3), np.uint8))
-    exact, given = built("stage2", "extended"), built("stage2", "extended", start="checkpoint")
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), second_params(given))
-    aux = self_training.Merged(jnp.int32(0), jnp.ones(4, bool), None, jnp.asarray(PARTNERS))
-    state = TrainState(step=jnp.int32(0), params=params, aux=aux)
-    seen = given._geometry.look(images)
-    own, mirrored = (
-        np.moveaxis(np.asarray(given._net.apply({"params": params}, x, train=False).logits), -1, 1)
-        for x in (seen, seen[:, :, ::-1])
-    )
-    maps = np.stack([published_map(*pair) for pair in zip(own, mirrored, strict=True)])
-    cells = np.stack(np.unravel_index(maps.reshape(6, 4, -1).argmax(-1), maps.shape[2:])[::-1], -1)
-    want = np.asarray(given._geometry.to_frame(jnp.asarray(cells, jnp.float32)))
-    found = {name: s.predict(state, {}, images).xy for name, s in (("given", given), ("exact", exact))}
-    np.testing.assert_allclose(found["given"], want, atol=1e-4)
-    assert (np.abs(found["exact"] - want).max(-1) > 0.5).any()
-    asked = replace(exact, mirroring="published").predict(state, {}, images).xy
-    np.testing.assert_array_equal(asked, found["given"])
-    unasked = replace(given, mirroring="exact").predict(state, {}, images).xy
-    np.testing.assert_array_equal(unasked, found["exact"])
-
-
-class Fixed:
-    """Stands in for a FAN: heatmaps that no image changes."""
-
-    def __init__(self, maps):
-        self.maps = maps
-
-    def apply(self, variables, seen, train):
-        return types.SimpleNamespace(logits=jnp.asarray(self.maps)[None] + 0 * variables["params"]["w"])
-
-
-@pytest.mark.parametrize(("mirroring", "beside"), [("exact", 0.0), ("published", 0.5)])
-def test_labels_of_mirrored_views_are_those_of_the_published_code(monkeypatch, mirroring, beside):
-    """Point by point, as there: a mirrored point with number k becomes one of number PARTNERS[k]."""
-    rng = np.random.default_rng(13)
-    stage = built("stage2", "extended", mirroring=mirroring, rotation=0.0, scale=0.0, shift=0.0, colour=0.0, cutout=0.0)
-    stage = replace(stage, head_rate=0.0)
-    side, sigma = stage.view.image_size // stage.net.downsample, stage.sigma
-    logits = rng.normal(size=(side, side, 4)).astype(np.float32)
-    monkeypatch.setattr(self_training.Landmarks, "_net", property(lambda self: Fixed(logits)))
-    xy = rng.uniform(8, SIDE - 8, (1, 4, 2)).astype(np.float32)
-    score = np.array([[0.0, 1.0, 1.0, 1.0]], np.float32)  # of which 1 and 3 both become 0
-    cells = np.asarray(stage._geometry.to_cells(jnp.asarray(xy), stage._geometry.still(1)))[0]
-
-    def loss(flipped):
-        y, x = np.mgrid[:side, :side]
-        maps, labelled = np.zeros((side, side, 4)), np.zeros(4, bool)
-        for k, (u, v) in enumerate(cells):
-            if not score[0, k]:
-                continue
-            u, number = (side - 1 - u + beside, PARTNERS[k]) if flipped else (u, k)
-            maps[:, :, number] += np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * sigma**2))
-            labelled[number] = True
-        return 0.5 * np.mean(((logits - maps) ** 2).mean((0, 1)) * labelled)
-
-    params = {"w": jnp.zeros(())}
-    aux = self_training.Merged(jnp.int32(0), jnp.ones(4, bool), Labels(xy, score), jnp.asarray(PARTNERS))
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=stage._optimizer.init(params), aux=aux)
-    batch = {"image": jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), "index": jnp.zeros(1, jnp.int32)}
-    step = jax.jit(stage.train_step)
-    found = np.array([step(state, {}, batch, jax.random.key(n))[1]["loss"] for n in range(12)])
-    want = np.array([loss(False), loss(True)])
-    which = np.abs(found[:, None] - want).argmin(1)
-    np.testing.assert_allclose(found, want[which], rtol=1e-4)
-    assert set(which) == {0, 1}
-    assert abs(want[0] - want[1]) > 1e-3
+# Published weights
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
@@ -672,10 +484,3 @@ def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
         config = tiny.config("self_training", **keys, **{"weights.mallis": str(tmp_path / "o")})
         with pytest.raises(UserError, match="have centroids of 0 clusters, and stage1 without steps needs those of 6"):
             loop.run(config, tmp_path / "other")
-
-
-def second_params(stage):
-    from uld_jax.models import layers
-
-    shape = jax.ShapeDtypeStruct((1, stage.view.image_size, stage.view.image_size, 3), jnp.float32)
-    return layers.initialize(stage._net, jax.random.key(0), shape, train=False)["params"]

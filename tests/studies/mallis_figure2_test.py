@@ -55,7 +55,7 @@ def test_every_figure_plans_its_runs(tmp_path):
     assert [c.config.stage1.pairs for c in cells] == ["clusters", "augmented"]
     assert {c.config.stages for c in cells} == {("keypoints", "stage1")}
     cells, left_out = mallis_figure2.plan("2b", SMALL, tmp_path, overrides=["weights.r2d2=/weights/r2d2"])
-    assert [c.config.keypoints.detector for c in cells] == ["r2d2", "corners"]
+    assert [c.config.keypoints.generic.detector for c in cells] == ["r2d2", "corners"]
     assert {c.config.stages for c in cells} == {("keypoints", "stage1", "stage2")}
     assert list(left_out) == ["detector=superpoint"]
     assert "--config.weights.superpoint=FOLDER" in left_out["detector=superpoint"]
@@ -86,6 +86,7 @@ def test_nonsense_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert "given twice" in said("2d", "--grid=true=1", "--grid=true=2")
     assert "give --grid=seed one value" in said("2a", "--grid=seed=0,1")
     assert "use --grid=clusters=..." in said("2d", "--config.keypoints.clusters=8")
+    assert "use --grid=detector=..." in said("2b", "--config.keypoints.detector=corners")
     assert "leave it out" in said("2d", "--config.keypoints.points=mine.csv")
     assert "use --grid=seed=..." in said("2c", "--config.seed=1")
     assert "wdith" in said("2c", "--config.stage1.wdith=3")

@@ -7,7 +7,7 @@ slots and a mask; there are M cluster slots and, where some are empty, `used`. E
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
 from uld_jax.errors import UserError
+from uld_jax.ops import keypoints
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -294,3 +295,69 @@ def distance_cut(distances, labels, clusters: int, *, deviations=1.0, limits=Non
     limits = distance_limits(distances, labels, clusters, deviations=deviations) if limits is None else limits
     inside = (labels >= 0) & (labels < clusters)
     return inside & (distances < limits[jnp.where(inside, labels, 0)])
+
+
+def nearest_centroid(descriptors, mask, centroids):
+    """The squared distance [B,P] of keypoints to their nearest centroid, and which [B,P] that is; -1 in masked slots.
+
+    Args:
+      descriptors: [B,P,D] float.
+      mask: [B,P] bool, False for slots without a keypoint.
+      centroids: [M,D].
+    """
+    cost = squared_distances(descriptors, centroids, mask)
+    return jnp.min(cost, -1), jnp.where(mask, jnp.argmin(cost, -1), -1)
+
+
+def nearest_limits(distances, labels, clusters: int, deviations: float):
+    """The limits [M] of `assign`, measured on each keypoint's nearest centroid; 0 for a cluster without keypoints.
+
+    Args:
+      distances, labels: of any shape, what `nearest_centroid` gave.
+      clusters: M.
+      deviations: standard deviations beyond the mean; 0 for no limit.
+
+    >>> nearest_limits(jnp.array([[1.0, 3.0, 7.0]]), jnp.array([[0, 0, -1]]), 2, deviations=1.0).tolist()
+    [3.0, 0.0]
+    """
+    some = jnp.any((labels[..., None] == jnp.arange(clusters)).reshape(-1, clusters), 0)
+    if deviations:
+        # A cluster of equal descriptors has limit 0 up to rounding, yet they are close to it.
+        limits = distance_limits(distances, labels, clusters, deviations=deviations)
+        return jnp.where(some, jnp.maximum(limits, 1e-6), 0)
+    return jnp.where(some, jnp.asarray(jnp.finfo(distances.dtype).max, distances.dtype), 0)
+
+
+class Assigned(NamedTuple):
+    """Where each cluster is in each image.
+
+    Attributes:
+      slots: [B,M] int32, the keypoint that has the cluster; -1 where the image does not use it.
+      distance: [B,M] float32, its squared distance to the centroid.
+    """
+
+    slots: jax.Array
+    distance: jax.Array
+
+
+def assign(descriptors, mask, centroids, limits, how: Literal["hungarian", "nearest"]) -> Assigned:
+    """Assign the keypoints of each image to clusters, each used once at most; what is beyond its limit is dropped.
+
+    Args:
+      descriptors: [B,P,D] float.
+      mask: [B,P] bool, False for slots without a keypoint.
+      centroids: [M,D].
+      limits: [M] squared distances, exclusive; 0 for a cluster that takes nothing.
+      how: `hungarian`, the least total distance (Mallis et al. 2020, eq. 1); or `nearest`, each keypoint to the nearest
+        centroid, of which a cluster keeps the closest (their later code).
+    """
+    cost = squared_distances(descriptors, centroids, mask)
+    used = limits > 0
+    if how == "hungarian":
+        labels = one_per_cluster(cost, mask, used)
+    else:
+        labels = jnp.where(mask & used.any(), jnp.argmin(jnp.where(used, cost, jnp.inf), -1), -1)
+    own = jnp.take_along_axis(cost, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+    keep = distance_cut(own, labels, len(limits), limits=limits)
+    slots = best_slots(jnp.where(keep, labels, -1), -own, len(limits)).slots
+    return Assigned(slots, keypoints.take_slots(own, slots))

@@ -1,6 +1,7 @@
 """A finished run of self-training (`configs/self_training.py`) to the frozen network of its first stage.
 
-`src` is the run's folder, or FOLDER:STAGE; by default the last of its stages that is a `self_training.Correspondence`.
+`src` is the run's folder, or FOLDER:STAGE; by default the last of its stages that is a `self_training.Correspondence`,
+or the extended one.
 
   config.json                       the network's size, and its view of a frame
   checkpoints/STAGE/final/state     `params`, the network's; other entries (optimiser, labels) are not read
@@ -28,6 +29,7 @@ from uld_jax.errors import UserError, flag
 from uld_jax.models.fan import CorrespondenceFAN
 
 METHOD = "self_training.Correspondence"
+METHODS = (METHOD, "self_training_extended.Correspondence")
 _VIEW = ("image_size", "zoom", "downsample")
 _SIZE = ("descriptor_size", "width", "depth", "downsample")
 
@@ -48,7 +50,7 @@ def open_folder(path: str) -> files.Opened:
             f"--src={path} is no run ({type(error).__name__} at its config.json); give the folder of a finished "
             "`uld train --config=configs/self_training.py`"
         ) from error
-    known = [stage for stage, method in stages.items() if method == METHOD]
+    known = [stage for stage, method in stages.items() if method in METHODS]
     name = name or (known[-1] if known else "")
     if name not in known:
         what = f"no stage {name!r} that is one" if name else "none"

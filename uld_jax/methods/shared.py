@@ -4,13 +4,18 @@ A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag 
 """
 
 import dataclasses
-from typing import Literal
+import logging
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from uld_jax import optimizers
+from uld_jax.bank import Labels
+from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
+from uld_jax.method import Start, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import views, warp
 
@@ -145,3 +150,87 @@ class Graph:
     tau: float = 0.8
     link_space: Literal["gcn_hidden", "descriptor"] = "gcn_hidden"
     slots: PositiveInt = 512
+
+
+def region_tables(region: Literal["none", "box", "mask"], frame_size: int) -> dict[str, tuple]:
+    """Return the `side_tables` of a stage that asks for the place of objects; see `ops/on_object.py`."""
+    return {"box": {"boxes": ()}, "mask": {"masks": (max(frame_size // 4, 1),)}}.get(region, {})
+
+
+def take_labels(start: Start, field: str, slots: int, *, left_by: type, needed: str, same: str) -> Labels:
+    """Return the labels [N,slots] that the stage before left.
+
+    Args:
+      start: of the stage that takes them.
+      field: of the `aux` of the stage before.
+      slots: M or K, landmarks of the table.
+      left_by: class of that `aux`.
+      needed: the error's sentence where the stage before is none that leaves such an `aux`.
+      same: what must be the same in both stages for `slots` to be.
+
+    Raises:
+      UserError: there is no such table, or it is of other images or other slots.
+    """
+    labels = getattr(start.previous.aux, field) if start.previous and isinstance(start.previous.aux, left_by) else None
+    if labels is None:
+        raise UserError(needed)
+    images, given = labels.xy.shape[:2]
+    if (images, given) != (start.num_images, slots):
+        raise UserError(
+            f"the stage before left {given} clusters of {images} images, not {slots} of {start.num_images}; use the "
+            f"same images, and {same}"
+        )
+    return labels
+
+
+def take_network(given: Any, params: Any, other: str) -> Any:
+    """Return the parameters `given`, in the types of `params`, which are new ones of the same network.
+
+    Raises UserError with the sentence `other` where the shapes differ.
+    """
+    if not same_shapes(given, params):
+        raise UserError(other)
+    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
+
+
+def take_centroids(given: Any, centroids: jax.Array, *, required: bool) -> jax.Array | None:
+    """Return the centroids [C,D] of a converted stage 1 of self-training; None where there are none that fit.
+
+    Args:
+      given: what `uld convert --kind=mallis` wrote.
+      centroids: [C,D], the stage's own.
+      required: whether the stage can do nothing without.
+
+    Raises:
+      UserError: they are required, and missing or of another number.
+    """
+    found = given.get("centroids")
+    fits = found is not None and found.shape == centroids.shape
+    if required and not fits:
+        raise UserError(
+            f"the weights of config.weights.mallis have centroids of {0 if found is None else len(found)} clusters, "
+            f"and stage1 without steps needs those of {len(centroids)}; set keypoints.clusters to theirs, or train "
+            "stage1 after keypoints"
+        )
+    if found is not None and not fits:
+        logging.warning(
+            "config.weights.mallis has %d clusters and stage1 %d: its centroids are left out, and found anew",
+            len(found),
+            len(centroids),
+        )
+    return jnp.asarray(found, centroids.dtype) if fits else None
+
+
+def take_flips(given: Any, flips: jax.Array, *, required: bool) -> jax.Array:
+    """Return the mirrored partners [K] int32 of a converted stage 2 of extended self-training, or else `flips`.
+
+    Raises UserError where they are required and missing.
+    """
+    if "flips" in given:
+        return jnp.asarray(given["flips"], jnp.int32)
+    if required:
+        raise UserError(
+            "the weights of config.weights.mallis do not say which landmarks mirror one another; convert a file of the "
+            "extended variant, or leave out variant=extended"
+        )
+    return flips
