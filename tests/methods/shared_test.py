@@ -1,0 +1,105 @@
+"""What stages share: labels in views, what a stage takes from the one before, a step of some parts, running means."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from uld_jax.bank import Labels
+from uld_jax.errors import UserError
+from uld_jax.method import TrainState
+from uld_jax.methods import shared
+from uld_jax.ops import views
+
+N, K = 6, 3
+
+
+class Left(NamedTuple):
+    """What a stage before left."""
+
+    labels: Labels | None
+
+
+def left(count=K, images=N):
+    return TrainState(jnp.int32(0), aux=Left(Labels(jnp.ones((images, count, 2)), jnp.ones((images, count)))))
+
+
+def test_labels_are_where_the_view_shows_them():
+    """Still views of 16 pixels show the middle of frames of 32; cells are two pixels wide."""
+    geometry = views.Geometry(frame_side=32, view_side=16, stride=2, zoom=0.5)
+    rng = np.random.default_rng()
+    labels = Labels(
+        jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(rng.random((N, K)) < 0.7, float)
+    )
+    index = np.array([4, 0, 4])
+    cells, there = shared.labels_in_views(labels, index, geometry.still(3), geometry)
+    want = (np.asarray(labels.xy)[index] + 0.5 - 8) / 2 - 0.5
+    np.testing.assert_allclose(cells, want, atol=1e-5)
+    seen = ((want > -0.5) & (want < 7.5)).all(-1)
+    np.testing.assert_array_equal(there, seen & (np.asarray(labels.score)[index] > 0))
+
+
+def test_the_labels_of_the_stage_before_are_taken_if_they_fit():
+    state = left()
+    assert shared.take_labels(state, K, N) is state.aux.labels
+    for previous in (None, TrainState(jnp.int32(0)), left(count=4), left(images=7)):
+        assert shared.take_labels(previous, K, N) is None
+    for previous in (None, TrainState(jnp.int32(0)), TrainState(jnp.int32(0), aux=Left(None))):
+        with pytest.raises(UserError, match="put a stage before it"):
+            shared.take_labels(previous, K, N, "put a stage before it")
+    with pytest.raises(UserError, match="left 4 landmarks of 6 images, not 3 of 6; use the same k and images"):
+        shared.take_labels(left(count=4), K, N, "put a stage before it")
+
+
+def test_the_parts_of_the_network_before_are_taken():
+    own, known = {"a": jnp.zeros(2), "b": jnp.zeros(3)}, {"b": jnp.ones(3), "c": jnp.ones(4)}
+    found = shared.take_network(own, known, "width")
+    assert set(found) == {"a", "b"}
+    assert found["a"] is own["a"]
+    assert found["b"] is known["b"]
+    with pytest.raises(UserError, match="another b; give both stages the same width and depth"):
+        shared.take_network(own, {"b": jnp.ones(4)}, "width and depth")
+
+
+def test_converted_weights_are_taken_in_the_networks_types():
+    given = {"params": {"kernel": np.ones((2, 3), np.float16)}}
+    found = shared.take_weights({"kernel": jnp.zeros((2, 3))}, given, "use another")
+    assert found["kernel"].dtype == jnp.float32
+    np.testing.assert_array_equal(found["kernel"], 1)
+    with pytest.raises(UserError, match="use another"):
+        shared.take_weights({"kernel": jnp.zeros((3, 2))}, given, "use another")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_step_moves_the_parts_that_learn_alone(pieces):
+    params = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}
+    state = TrainState(jnp.int32(5), params=params, opt_state=optax.sgd(0.5).init({"a": params["a"]}))
+    loss = lambda p, x: (jnp.mean(p["a"] * p["b"] * x), {"mean": jnp.mean(x)})
+    new, metrics = shared.descend(state, loss, jnp.array([1.0, 3.0]), ("a",), optax.sgd(0.5), pieces)
+    assert {name: float(value) for name, value in new.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3}
+    assert {name: float(value) for name, value in metrics.items()} == {"loss": 12, "mean": 2}
+    assert int(new.step) == 5
+
+
+def test_a_running_mean_forgets_faster_at_first():
+    mean, new = {"a": jnp.float32(1.0)}, {"a": jnp.float32(3.0)}
+    found = [float(shared.running_mean(mean, new, 0.9, jnp.int32(step), "float32")["a"]) for step in (0, 8, 10**6)]
+    np.testing.assert_allclose(found, [0.1 + 0.9 * 3, 0.5 + 0.5 * 3, 0.9 + 0.1 * 3], rtol=1e-5)
+
+
+def test_maps_in_pieces_are_those_of_the_whole_batch():
+    class Means:
+        """A backbone."""
+
+        def features(self, frozen, images):
+            assert images.dtype == jnp.uint8
+            return {"mean": frozen["scale"] * images.mean(-1, keepdims=True)}
+
+    seen, frozen = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3)), {"scale": jnp.float32(2.0)}
+    whole, pieces, odd = (shared.backbone_maps(Means(), frozen, seen, n, "float32")["mean"] for n in (1, 2, 3))
+    np.testing.assert_allclose(whole, 2 * np.floor(np.asarray(seen) * 255 + 0.501).mean(-1, keepdims=True), atol=1e-3)
+    np.testing.assert_array_equal(whole, pieces)
+    np.testing.assert_array_equal(whole, odd)  # 3 does not divide 4: one piece
