@@ -27,14 +27,16 @@ from uld_jax.method import Method, Stage
 Config = ml_collections.ConfigDict
 # Where stages of earlier versions are now: the configs of finished runs name them as they were.
 MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
-# Hyper-parameters of earlier versions that are constants now: the configs of finished runs have them.
+# Hyper-parameters of earlier versions that are constants now, by module: the configs of finished runs have them.
 CONSTANTS = {
-    "code_margin": 0.8,
-    "code_sigma": 1.5,
-    "code_squared": False,
-    "freeze_aggregator": True,
-    "least_share": 0.05,
-    "normalize_codes": True,
+    "duld": {
+        "code_margin": 0.8,
+        "code_sigma": 1.5,
+        "code_squared": False,
+        "freeze_aggregator": True,
+        "least_share": 0.05,
+        "normalize_codes": True,
+    },
 }
 KWARGS = "backbone_kwargs"  # a section of another class's hyper-parameters
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
@@ -202,9 +204,9 @@ def stage(config: Config, name: str) -> StageSpec:
     fields = {f.name for f in dataclasses.fields(cls)}
     if steps and config.accumulate_steps > 1 and "accumulate_steps" not in fields:
         raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
-    for key in set(values) & set(CONSTANTS) - fields:
-        if (given := values.pop(key)) != CONSTANTS[key]:
-            raise UserError(f"config.{name}.{key} is {given}; this version has it at {CONSTANTS[key]}")
+    for key, constant in CONSTANTS.get(path.partition(".")[0], {}).items():
+        if (given := values.pop(key, constant)) != constant:
+            raise UserError(f"config.{name}.{key} is {given}; this version has it at {constant}")
     usual = getattr(cls, "backbone", None)
     if values.get("backbone", usual) != usual:
         # `--config.STAGE.backbone=OTHER` leaves the hyper-parameters of the usual one behind.

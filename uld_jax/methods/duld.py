@@ -65,7 +65,8 @@ class Bootstrap(DuldStage):
     """Step 1) Aggregator and heads learn dense correspondence under warps; then the first clusters are formed.
 
     Attributes:
-      temperature: of similarities of descriptors of length 1; 0.1 between descriptors of length 1.41 in SiLK.
+      temperature: divisor of the similarities of descriptors of length 1; 0.1 between descriptors of length 1.41 in
+        SiLK.
       block: rows of a pair's similarities that exist at a time; 0 for all, enough for a grid of 64.
     """
 
@@ -84,7 +85,7 @@ class Bootstrap(DuldStage):
 
     @property
     def uses_previous(self):
-        """Whether anything of the stage before is used."""
+        """Whether `init` takes anything from the stage before."""
         return self.start == "labels"
 
     def round_at(self, step):
@@ -135,15 +136,15 @@ def out_of_pairs(examples):
 
 
 class Seen(NamedTuple):
-    """What a pass collects.
+    """Keypoints and descriptors that a pass collects.
 
     Attributes:
       xy: [B,P,2], keypoints in pixels of the frame.
       mask: [B,P] bool, False in empty slots.
       described: [B,P,D], their descriptors of length 1, with their place; 0 in empty slots.
-      turned: [B,P,D], the same of the mirrored image; None without mirrored views.
+      turned: [B,P,D], descriptors of the same keypoints in the mirrored image; None without mirrored views.
       codes: [B,Z], the image's pose code; None without codes.
-      between: [B,K,2], where each landmark is by the clusters that there are, in pixels of the frame; None but with
+      between: [B,K,2], the place of each landmark by the clusters so far, in pixels of the frame; None but with
         `place=mean`.
     """
 
@@ -156,10 +157,11 @@ class Seen(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """What a round forms, of all images or of a sample; see `Discovery` for the first four.
+    """Clusters that a round forms, of all images or of a sample.
 
     Attributes:
-      more: [M,D], clusters that are trained on beside the K landmarks (`train_clusters`), or None.
+      anchors, centroids, used, poses: see `Discovery`.
+      more: [M,D], centroids of the clusters that are trained on beside the K landmarks (`train_clusters`), or None.
       memory: codes that the next steps are compared with, or None.
       moved, active_units: see `Counts`.
     """
@@ -175,11 +177,11 @@ class Clusters(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where images are among these clusters.
+    """The place of images among the clusters of a round.
 
     Attributes:
       xy, mask, between: as in `Seen`.
-      pose: [B] int32, or None without codes.
+      pose: [B] int32, each image's cluster of codes, or None without codes.
       slots: [B,K] int32, the keypoint that stands for each landmark, -1 for none.
       trained: [B,M] int32, the keypoint of each cluster that is trained on; `slots` unless those are more.
       mirrored: [B,M] int32, the cluster of that keypoint in the mirrored image; None without mirrored views.
@@ -370,7 +372,7 @@ class Duld(DuldStage):
 
     Attributes:
       round_every: steps between clusterings; 5,000 in section 4.
-      sigma: of the Gaussians that the detector learns, in cells.
+      sigma: width of the Gaussians that the detector learns, in cells.
       train_clusters: M; landmarks' keypoints are clustered once more into so many, which are trained on, while K stand
         for landmarks (the row "Mallis (D)" of the ablation: 100). 0: the K themselves (section 3.2).
       contrast: the loss of descriptors.
@@ -604,7 +606,7 @@ class DuldPP(DuldStage):
       code_weight: weight of eq. 3.
       memory: S, codes that a batch is compared with: those of the last round, then of the images seen since.
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
-      contrast: of that, the loss of descriptors.
+      contrast: the loss of descriptors with `train_descriptors`; keypoints are pushed apart within a view.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
     """
 

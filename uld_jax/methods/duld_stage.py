@@ -40,16 +40,16 @@ class Memory(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How a round went; float32 scalars.
+    """Numbers that tell how a round went; float32 scalars.
 
     Attributes:
       keypoints: mean number of keypoints an image.
-      labelled: of those that stand for a landmark.
-      full: images that filled every slot for keypoints, so that some may have been lost: raise `most`.
-      absent: pairs of pose and landmark that are not seen together.
-      moved: identities that the check of step 7 gave back to another cluster of a pose.
+      labelled: mean number of those that stand for a landmark.
+      full: number of images that filled every slot for keypoints, so that some may have been lost: raise `most`.
+      absent: number of pairs of pose and landmark that are not seen together.
+      moved: number of identities that the check of step 7 gave back to another cluster of a pose.
       margin: mean squared distance from a pose's centroid to the other landmarks' nearest, less that to its own.
-      active_units: units of the pose code that vary over the images; 0 if the code has collapsed.
+      active_units: number of units of the pose code that vary over the images; 0 if the code has collapsed.
     """
 
     keypoints: jax.Array
@@ -62,7 +62,7 @@ class Counts(NamedTuple):
 
 
 class Discovery(NamedTuple):
-    """What is known of landmarks and poses.
+    """Landmarks and poses that a stage has found: its state.
 
     Attributes:
       round: int32, clusterings done, those of the stages before included.
@@ -70,13 +70,13 @@ class Discovery(NamedTuple):
       anchors: [K,D] float32, the landmarks' centroids over all images.
       centroids: [G,K,D], those of each pose; G is 1 without poses.
       used: [G,K] bool, False for a landmark that is not seen in a pose.
-      labels: what is trained on, [N,M]; M is K unless training clusters are more (`train_clusters`).
+      labels: [N,M], the pseudo-labels that are trained on; M is K unless training clusters are more (`train_clusters`).
       mirrored: [N,M] int32, the cluster of a label in the mirrored image; None without mirrored views.
       poses: [Q,Z], centroids of codes, of length 1; None before there are any.
-      pose: [N] int32, the pose of each image; None likewise.
-      teacher: mean of the parameters over the last steps; None without.
-      memory: of codes; None but in the last stage.
-      counts: of the last round.
+      pose: [N] int32, the pose of each image; None before there are any.
+      teacher: running mean of the parameters; None without (`ema=0`).
+      memory: remembered codes; None but in the last stage.
+      counts: how the last round went.
     """
 
     round: jax.Array
@@ -101,8 +101,8 @@ class Net:
       grid: side of the maps in cells; it divides the view's `image_size`. 64 in diffusion hyperfeatures, 128 to
         localise better.
       projection: channels of the aggregated map.
-      width, depth: of the heads (`heads.DenseHead`).
-      descriptor_size: D.
+      width, depth: channels and 3 x 3 convolutions of the two heads (`heads.DenseHead`).
+      descriptor_size: D, numbers a descriptor.
     """
 
     grid: PositiveInt = 64
@@ -117,12 +117,12 @@ class Detect:
     """How keypoints are read off the detector's map.
 
     Attributes:
-      threshold: of the detector's confidence, exclusive; 0.15 in the code of Mallis et al. Until the detector has
+      threshold: least confidence, exclusive; 0.15 in the published code of Mallis et al. Until the detector has
         learnt landmarks, `most` keypoints of highest confidence are taken without a threshold, because confidence after
         bootstrapping is unreliable.
-      nms: half the side of a keypoint's box in cells.
+      nms: half the side of a keypoint's box, in cells.
       most: P, keypoints an image; those of highest confidence are kept.
-      subpixel: see `ops.nms.subpixel`.
+      subpixel: how keypoints move between cells (`ops.nms.subpixel`).
     """
 
     threshold: float = 0.15
@@ -213,27 +213,28 @@ class DuldStage(Clustering):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
-      steps: of the stage, for the schedule.
+      steps: number of the stage's steps, for the schedule.
       backbone, backbone_kwargs: frozen features, module and class below `uld_jax.backbones`.
-      view: of the frame, that the backbone is given.
+      view: what the backbone is given of the frame.
       net: the trained network's size.
-      dtype: of the trained networks' arithmetic.
+      dtype: type of the trained network's arithmetic.
       roi: keypoints are looked for in this central fraction of the frame.
-      region: and, on training images, in the csv's `box` (section 3.1 has a detector's), or `none`.
-      detect: keypoints.
+      region: `box`: on training images, also in the csv's box alone (section 3.1 has a detector's); or `none`.
+      detect: how keypoints are read off the detector's map.
       position: weight of the place in a descriptor, for clustering alone; ours, see `zeroshot.ZeroShot`. 0: none.
       start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
         table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
       localise: where a landmark is.
-      iterations, restarts: of k-means; restarts of the first one.
+      iterations, restarts: of k-means, at most; the first one is done from so many random starts.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
-      ema: of the parameters that round and prediction use, per step; 0 for the newest ones.
-      augment: the training views; warps are uniformly distributed, as in the code of Mallis et al.
+      ema: share that the running mean of the parameters keeps a step; rounds and prediction use that mean. 0: the
+        newest parameters.
+      augment: the training views; warps are uniformly distributed, as in the published code of Mallis et al.
       mirror: whether views are mirrored at random (paper). Of two views that correspond, both are or none: else the
         loss asks for equal descriptors of the left eye and the right one.
-      optimizer: Adam.
-      accumulate_steps: pieces of a batch.
+      optimizer: Adam and its schedule.
+      accumulate_steps: pieces of a batch, computed one after the other to save memory.
       cache: folder of the backbone's maps or latents (`uld features`) for the passes over the training images, which
         then need zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
       weights: folders of converted weights by kind; `dhf_aggregator` starts the aggregator from published weights,
@@ -287,7 +288,7 @@ class DuldStage(Clustering):
 
     @property
     def plan(self) -> Plan:
-        """What this stage does otherwise than the others."""
+        """What tells this stage from the others."""
         raise NotImplementedError
 
     # -- network ------------------------------------------------------------------------------------------------------
