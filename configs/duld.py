@@ -98,5 +98,5 @@ def get_config(arg=None):
         for name in SHARED:
             stage[name] = first[name] if isinstance(first[name], ConfigDict) else first.get_ref(name)
     for name in ("pose_clusters", "latent", "vae_width"):
-        config.duldpp[name] = config.proxy.get_ref(name)
+        config.duldpp.pose[name] = config.proxy.pose.get_ref(name)
     return config.lock()

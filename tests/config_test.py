@@ -243,6 +243,23 @@ def test_keys_are_set_in_a_config_that_there_is():
             config_lib.override(config.copy_and_resolve_references().unlock(), [change])
 
 
+def test_keys_of_finished_runs_that_are_constants_now():
+    config = config_lib.load("duld:preset=tiny").unlock()
+    now = config_lib.stage(config, "duldpp").method
+    config.duldpp.update(code_margin=0.8, code_squared=False, freeze_aggregator=True)
+    pose = config.duldpp.pose.to_dict()
+    del config.duldpp.pose  # of such runs they were no section
+    config.duldpp.update(pose)
+    assert config_lib.stage(config, "duldpp").method == now
+    config.duldpp.code_margin = 0.9
+    with pytest.raises(UserError, match=r"config\.duldpp\.code_margin is 0\.9; this version has it at 0\.8"):
+        config_lib.stage(config, "duldpp")
+    config = config_lib.load(SPEC).unlock()
+    config.detector.code_margin = 0.8
+    with pytest.raises(UserError, match="code_margin is no hyper-parameter"):
+        config_lib.stage(config, "detector")
+
+
 def test_every_config_loads_with_every_data_set_it_names():
     for name in tiny.SHIPPED:
         for preset in ("paper", "small", "tiny"):

@@ -94,7 +94,6 @@ PAPER = {
         ("4, training details", "duld.steps", 100_000),
         ("4, training details", "duld.round_every", 5_000),
         ("4, training details", "duld.margin", 0.8),
-        ("4, training details", "duldpp.code_margin", 0.8),
         ("4, training details", "proxy.learning_rate", 5e-5),
         ("4, training details", "proxy.steps", 50_000),
         ("4, training details", "duldpp.steps", 100_000),
@@ -102,7 +101,6 @@ PAPER = {
         ("3.3.1", "proxy.latent", 64),
         ("3.3.2", "duldpp.code_loss", "contrast"),
         ("3.3.2", "duldpp.train_descriptors", False),
-        ("3.3.2, eq. 3", "duldpp.code_squared", False),
         ("5, table 3", "duldpp.pose_clusters", 10),
         ("4, training details", "eval.repeats", 5),
         ("4.1, table 1", "eval.fit_images", 300),
@@ -223,4 +221,8 @@ def test_no_preset_enlarges_its_frames_for_a_network_of_its_own(spec):
 def test_constants_that_are_not_hyper_parameters():
     assert 1 < self_training.MERGE_RADIUS < 2  # 4, training; code
     assert imm.FIRST_BALANCE == (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # code 1.6
-    assert duld.Bootstrap.trains == ("aggregator", "detector", "descriptor")  # 3.2, all but Stable Diffusion
+    stage = resolved("duld:preset=paper")
+    assert stage["bootstrap"].plan.trains == ("aggregator", "detector", "descriptor")  # 3.2, all but Stable Diffusion
+    assert stage["proxy"].plan.keeps == stage["duldpp"].plan.keeps == ("aggregator", "descriptor")  # 4 and 3.3.2
+    assert duld.CODE_MARGIN == 0.8  # 4, training details
+    assert not duld.CODE_SQUARED  # 3.3.2, eq. 3

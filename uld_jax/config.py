@@ -18,35 +18,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from uld_jax import hyperparameters
+from uld_jax import hyperparameters, legacy
 from uld_jax.backbones import build
 from uld_jax.errors import UserError
 from uld_jax.lookup import find_class
 from uld_jax.method import Method, Stage
 
 Config = ml_collections.ConfigDict
-# New paths of stages that have moved: the configs of finished runs name the old ones.
-MOVED = {"zeroshot.HeatmapDetector": "heatmap_detector.HeatmapDetector"}
-ANY = object()  # a value that has made no difference
-# Both papers of self-training were classes with a key `variant`. The class of each, and the keys that it no longer has,
-# with the only value that runs can go on with.
-VARIANTS = {
-    ("self_training.Correspondence", "neurips"): ("self_training.Correspondence", {"background": ANY, "apart": ANY}),
-    ("self_training.Correspondence", "extended"): (
-        "self_training_extended.Correspondence",
-        {"assignment": ANY, "cut": ANY, "seeding": ANY, "memory": "none", "negatives": "within"},
-    ),
-    ("self_training.Landmarks", "neurips"): (
-        "self_training.Landmarks",
-        {"mirroring": ANY, "merge_radius": 1.425, "loss_over": "labelled", "cutout": 0, "head_rate": 0},
-    ),
-    ("self_training.Landmarks", "extended"): (
-        "self_training_extended.Landmarks",
-        {"loss_over": "all"}
-        | dict.fromkeys(("clusters", "least_images", "threshold"), ANY)
-        | dict.fromkeys(("merge_from", "merge_every", "merge_share", "merge_radius"), ANY),
-    ),
-}
 KWARGS = "backbone_kwargs"  # section with hyper-parameters of another class
 SHARED = ("k", "frame_size", "dtype", "accumulate_steps", "steps", "weights")
 
@@ -207,7 +185,7 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(f"there is no stage {name!r} in this config; its stages are {', '.join(known)}")
     values = config[name].to_dict()
     steps, path = int(values.pop("steps")), values.pop("method")
-    path, values = _as_now(name, path, values)
+    path, values = legacy.as_now(name, path, values)
     if steps < 0:
         raise UserError(f"config.{name}.steps is {steps}; use 0 or more")
     batch_size = batch_of(config, name)
@@ -243,21 +221,6 @@ def stage(config: Config, name: str) -> StageSpec:
     if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):
         raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")
     return StageSpec(name, steps, batch_size, method)
-
-
-def _as_now(name: str, path: str, values: dict) -> tuple[str, dict]:
-    """The class and the keys of a stage `name` as they are now, from those of this or of an earlier version.
-
-    Raises UserError for a value that only an earlier version can use.
-    """
-    path = MOVED.get(path, path)
-    if (path, values.get("variant")) not in VARIANTS:
-        return path, values
-    path, gone = VARIANTS[path, values["variant"]]
-    for key, only in gone.items():
-        if only is not ANY and values.get(key, only) != only:
-            raise UserError(f"config.{name}.{key} is {values[key]!r}, which only earlier versions have; use {only!r}")
-    return path, {key: value for key, value in values.items() if key != "variant" and key not in gone}
 
 
 def batch_of(config: Config, name: str) -> int:

@@ -9,13 +9,14 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from uld_jax.bank import Bank, Labels
-from uld_jax.clustering import two_stage
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import build, replace
 from uld_jax.method import Round, Start, TrainState
-from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Memory, Proxy, Psi, Seen
+from uld_jax.methods import duld
+from uld_jax.methods.duld import Bootstrap, Duld, DuldPP, Proxy, Seen
+from uld_jax.methods.duld_stage import Memory
 from uld_jax.models import pose_vae
-from uld_jax.ops import warp
+from uld_jax.ops import heatmaps
 
 K, P, D = 3, 6, 8
 B, T = 4, 10
@@ -112,24 +113,6 @@ def test_a_round_finds_the_clusters_and_keeps_them():
     assert identity_of(again.labels, number, xy) == first
 
 
-def test_exemplars_equal_loops():
-    rng = np.random.default_rng()
-    z, mask = unit(rng.normal(size=(5, P, D))), rng.random((5, P)) < 0.7
-    centroids, used = unit(rng.normal(size=(2, K, D))), np.array([[True] * K, [True, False, True]])
-    pose = rng.integers(0, 2, 5)
-    slots, _ = two_stage.exemplars(*map(jnp.asarray, (z, mask, pose, centroids, used)))
-    want = np.full((5, K), -1)
-    for b in range(5):
-        distance = np.sum((z[b][:, None] - centroids[pose[b]]) ** 2, -1)
-        distance[:, ~used[pose[b]]] = np.inf
-        label = np.argmin(distance, 1)
-        for k in range(K):
-            of = [p for p in range(P) if mask[b, p] and label[p] == k]
-            if of:
-                want[b, k] = min(of, key=lambda p: distance[p, k])
-    np.testing.assert_array_equal(slots, want)
-
-
 def test_given_labels_become_the_first_clusters():
     rng = np.random.default_rng()
     method = build(Duld, **SIZES | dict(start="labels"))
@@ -165,22 +148,6 @@ def test_a_second_pass_places_the_landmarks_that_have_an_exemplar():
     there = seen[:, [cluster[k] for k in range(K)]]
     np.testing.assert_array_equal(np.asarray(second.labels.score) > 0, there)
     np.testing.assert_allclose(second.labels.xy, np.where(there[..., None], where, 0), rtol=1e-6)
-
-
-def test_places_between_cells_equal_loops():
-    rng = np.random.default_rng()
-    method = build(Duld, **SIZES | dict(place="mean", sharpness=7.0))
-    logits, z = rng.normal(size=(2, 16, 16)), rng.normal(size=(2, 16, 16, D))
-    centroids, inside = unit(rng.normal(size=(2, K, D))), rng.random((2, 16, 16)) < 0.5
-    xy, least = method._where(Psi(jnp.asarray(logits), jnp.asarray(z)), jnp.asarray(inside), jnp.asarray(centroids))
-    for b in range(2):
-        for k in range(K):
-            square = np.sum((unit(z[b]) - centroids[b, k]) ** 2, -1)
-            weight = np.where(inside[b], np.exp(-7 * square) / (1 + np.exp(-logits[b])), 0)
-            y, x = np.mgrid[:16, :16]
-            want = np.array([np.sum(weight * x), np.sum(weight * y)]) / np.sum(weight)
-            np.testing.assert_allclose(xy[b, k], want, atol=1e-3)
-            np.testing.assert_allclose(least[b, k], square[inside[b]].min(), atol=1e-4)
 
 
 def test_labels_know_their_cluster_in_the_mirror():
@@ -282,7 +249,9 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
     z = unit(anchors[number] + 0.02 * rng.normal(size=(B, T, P, D))).astype(np.float32)
     seen = bank_of(z.reshape(N, P, D), np.zeros((N, P, 2)), np.ones((N, P), bool)).values
     group = rng.integers(0, 2, (B, T))
-    centroids, used, moved = jax.jit(method._centroids)(seen, jnp.asarray(anchors), jnp.asarray(group))
+    limits = 2, method.least_keypoints, method.iterations
+    by_pose = jax.jit(lambda seen, anchors, group: duld.clusters_by_pose(seen, anchors, group, *limits))
+    centroids, used, moved = by_pose(seen, jnp.asarray(anchors), jnp.asarray(group))
     for q in range(2):
         for k in range(K):
             np.testing.assert_allclose(centroids[q, k], z[(number == k) & (group[..., None] == q)].mean(0), atol=1e-5)
@@ -371,7 +340,6 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
 
 def test_contrast_of_codes_equals_loops():
     rng = np.random.default_rng()
-    method = build(DuldPP, **POSED)
     codes, known = rng.normal(size=(5, 4)), rng.normal(size=(9, 4))
     pose, known_pose = rng.integers(0, 2, 5), rng.integers(-1, 2, 9)
     near, far = [], []
@@ -382,37 +350,10 @@ def test_contrast_of_codes_equals_loops():
                 near.append(distance)
             elif known_pose[j] >= 0:
                 far.append(max(0.8 - distance, 0))
-    loss, values = method._code_contrast(*map(jnp.asarray, (codes, pose, known, known_pose)))
+    loss, values = duld.code_contrast(*map(jnp.asarray, (codes, pose, known, known_pose)))
     mean = lambda x: np.mean(x) if x else 0
     assert loss == pytest.approx(mean(near) + mean(far), rel=1e-4)
     assert values["same_pose"] == pytest.approx(mean(near), rel=1e-4)
-
-
-def test_cells_match_where_warps_say():
-    method = build(Bootstrap, **SIZES)
-    draw = lambda key: warp.uniform_warp(key, rotation=40, scale=0.2, shift=0.1)
-    warps = jax.vmap(draw)(jax.random.split(jax.random.key(np.random.default_rng().integers(1 << 30)), 4))
-    found = np.asarray(method._matches(warps)).reshape(2, 2, 256)
-    grid = np.stack(np.meshgrid(np.arange(16), np.arange(16)), -1).reshape(-1, 2) * 2 + 0.5  # cells' centres in pixels
-    size = (32, 32)
-
-    def other(a, b, xy):
-        one = lambda w, i: jax.tree.map(lambda x: x[i], w)
-        source = warp.points_to_source(one(warps, a), jnp.asarray(xy, jnp.float32), size, size)
-        return np.floor((np.asarray(warp.points_to_view(one(warps, b), source, size, size)) + 0.5) / 2).astype(int)
-
-    for pair in range(2):
-        for view in range(2):
-            there = other(2 * pair + view, 2 * pair + 1 - view, grid)
-            back = other(2 * pair + 1 - view, 2 * pair + view, grid)
-            want = np.full(256, -1)
-            for i, (x, y) in enumerate(there):
-                if 0 <= x < 16 and 0 <= y < 16 and tuple(back[16 * y + x]) == (i % 16, i // 16):
-                    want[i] = 16 * y + x
-            assert np.mean(found[pair, view] == want) > 0.99  # rounding at a cell's border
-            assert np.mean(want >= 0) > 0.2
-    still = jax.tree.map(lambda x: jnp.stack([x, x]), warp.identity())
-    np.testing.assert_array_equal(method._matches(still), np.broadcast_to(np.arange(256), (2, 256)))
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +423,7 @@ def test_what_was_not_detected_is_filled_in_or_missing(trained):
     missing = jax.jit(replace(sure, fill="none").predict)(state, {}, batch["image"])
     assert not np.any(missing.score)
     # Where it is filled in, no other cell is nearer to the centroid.
-    psi, _, _ = method._look(state, {}, batch["image"])
+    psi, _, _ = method.look(state, {}, batch["image"])
     z = unit(np.asarray(psi.descriptors).reshape(4, -1, D))
     cell = np.argmin(np.sum((z[:, :, None] - np.asarray(described)) ** 2, -1), 1)
     np.testing.assert_allclose(filled.xy, np.stack([cell % 16, cell // 16], -1) * 2 + 0.5, atol=1e-4)
@@ -494,7 +435,7 @@ def test_the_landmarks_that_have_an_exemplar_are_described(trained):
     state = state.replace(
         aux=state.aux._replace(centroids=described, used=jnp.array([[True] * K, [True, False, True]]))
     )
-    method = replace(method, threshold=0.0)
+    method = replace(method, threshold=0.0, subpixel="none")  # at whole cells
     predicted, seen = jax.jit(lambda *given: (method.predict(*given), method.describe(*given)))(
         state, {}, batch["image"]
     )
@@ -502,7 +443,7 @@ def test_the_landmarks_that_have_an_exemplar_are_described(trained):
     assert 0 < there.sum() < there.size
     np.testing.assert_array_equal(seen.mask, there)
     np.testing.assert_array_equal(seen.landmark, np.where(there, np.arange(K), -1))
-    psi, _, _ = method._look(state, {}, batch["image"])
+    psi, _, _ = method.look(state, {}, batch["image"])
     cell = np.round((np.asarray(predicted.xy) - 0.5) / 2).astype(int)
     z = unit(np.asarray(psi.descriptors))[np.arange(4)[:, None], cell[..., 1], cell[..., 0]]
     np.testing.assert_allclose(np.asarray(seen.z)[there], z[there], atol=1e-4)
@@ -526,7 +467,7 @@ def test_both_losses_of_the_last_stage_and_its_options(trained):
         new, metrics = jax.jit(other.train_step)(start, {}, batch, jax.random.key(0))
         assert all(np.isfinite(v) for v in metrics.values())
         assert set(new.params) - set(state.params) == ({"decoder"} if "code_loss" in changes else set())
-        assert ("descriptor" in other.trains) == ("train_descriptors" in changes)
+        assert ("descriptor" in other.plan.trains) == ("train_descriptors" in changes)
 
 
 def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
@@ -560,7 +501,7 @@ def test_each_weight_of_the_last_stage_scales_its_own_loss(trained):
 def test_a_code_does_not_depend_on_the_box(trained):
     method, state, batch = trained
     boxes = jnp.tile(jnp.array([[8.0, 8.0, 20.0, 24.0]]), (4, 1))
-    look = jax.jit(method._look)
+    look = jax.jit(method.look)
     free, boxed = look(state, {}, batch["image"]), look(state, {}, batch["image"], boxes)
     assert (np.asarray(free[1]).sum((1, 2)) > np.asarray(boxed[1]).sum((1, 2))).all()
     np.testing.assert_array_equal(free[2], boxed[2])
@@ -575,17 +516,16 @@ def test_the_bound_is_that_of_the_pose_network(trained):
     _, state, batch = trained
     method = build(Proxy, **POSED)
     first = jax.jit(lambda b: method.init(jax.random.key(0), b, {}, Start(state_of(build(Duld, **SIZES)), N)))(batch)
-    examples = method._seen(
-        first.replace(aux=first.aux._replace(labels=state.aux.labels)), {}, batch, jax.random.key(0), False
-    )
+    labelled = first.replace(aux=first.aux._replace(labels=state.aux.labels))
+    examples = duld.posed_examples(method, method.pose, labelled, {}, batch, jax.random.key(0), mirror=False)
     examples["beta"] = jnp.full(4, 0.5)
-    psi = method._psi(first.params, examples["maps"])
-    bound, _ = method._bound(first.params, psi, examples)
+    psi = method.network.psi(first.params, examples["maps"])
+    bound, _ = duld.pose_bound(method.network, first.params, psi, examples, into_detector=True)
     confidence = np.where(examples["inside"], 1 / (1 + np.exp(-np.asarray(psi.logits))), 0)
-    encoder, decoder = method._nets["encoder"], method._nets["decoder"]
+    encoder, decoder = method.network.parts["encoder"], method.network.parts["decoder"]
     mean, log_variance = encoder.apply({"params": first.params["encoder"]}, jnp.asarray(confidence))
     decoded = decoder.apply({"params": first.params["decoder"]}, mean + jnp.exp(log_variance / 2) * examples["noise"])
-    target = np.asarray(method._target(examples["cells"], examples["there"], method.code_sigma))
+    target = np.asarray(heatmaps.keypoint_map(examples["cells"], examples["there"], (16, 16), 1.5))
     fit = np.sum((1 / (1 + np.exp(-np.asarray(decoded))) - target) ** 2, (1, 2)) / 0.02
     want = float(np.mean(fit + 0.5 * np.sum(pose_vae.kl_divergence(mean, log_variance), 1)) * 0.02 / 256)
     assert bound == pytest.approx(want, rel=1e-4)

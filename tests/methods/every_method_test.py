@@ -93,7 +93,7 @@ def test_every_method_class_has_a_config():
     for module in pkgutil.iter_modules(uld_jax.methods.__path__):
         for name, cls in vars(importlib.import_module(f"uld_jax.methods.{module.name}")).items():
             own = inspect.isclass(cls) and cls.__module__.endswith(module.name) and not name.startswith("_")
-            if own and hasattr(cls, "predict"):
+            if own and hasattr(cls, "predict") and not cls.__subclasses__():  # what stages share is no method
                 found.add(f"{module.name}.{name}")
     assert found == named
 

@@ -1,69 +1,105 @@
-"""What a stage takes from the one before, or from published weights."""
+"""What stages share: labels in views, what a stage takes from the one before, a step of some parts, running means."""
 
-import typing
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.method import Start, TrainState
+from uld_jax.method import TrainState
 from uld_jax.methods import shared
+from uld_jax.ops import views
+
+N, K = 6, 3
 
 
-class Left(typing.NamedTuple):
+class Left(NamedTuple):
+    """What a stage before left."""
+
     labels: Labels | None
-    more: Labels | None = None
 
 
-def test_labels_are_those_that_the_stage_before_left():
-    options = dict(left_by=Left, needed="put A before it", same="the same k in A and B")
-    labels = Labels(jnp.ones((4, 3, 2)), jnp.ones((4, 3)))
-    start = Start(TrainState(jnp.int32(0), aux=Left(labels)), 4)
-    assert shared.take_labels(start, "labels", 3, **options) is labels
-    nothing = [Start(None, 4), Start(TrainState(jnp.int32(0), aux=labels), 4)]
-    for bad, field in (*((one, "labels") for one in nothing), (start, "more")):
-        with pytest.raises(UserError, match=r"^put A before it$"):
-            shared.take_labels(bad, field, 3, **options)
-    said = "left 3 clusters of 4 images, not {} of {}; use the same images, and the same k in A and B"
-    for slots, images in ((5, 4), (3, 7)):
-        with pytest.raises(UserError, match=said.format(slots, images)):
-            shared.take_labels(start._replace(num_images=images), "labels", slots, **options)
+def left(count=K, images=N):
+    return TrainState(jnp.int32(0), aux=Left(Labels(jnp.ones((images, count, 2)), jnp.ones((images, count)))))
 
 
-def test_a_network_is_taken_in_the_types_of_the_new_one():
-    new = {"a": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}
-    found = shared.take_network({"a": {"kernel": np.ones((2, 3))}}, new, "other")
-    assert found["a"]["kernel"].dtype == jnp.bfloat16
-    assert found["a"]["kernel"].tolist() == np.ones((2, 3)).tolist()
-    for other in ({"a": {"kernel": np.ones((3, 3))}}, {"b": {"kernel": np.ones((2, 3))}}):
-        with pytest.raises(UserError, match=r"^other$"):
-            shared.take_network(other, new, "other")
+def test_labels_are_where_the_view_shows_them():
+    """Still views of 16 pixels show the middle of frames of 32; cells are two pixels wide."""
+    geometry = views.Geometry(frame_side=32, view_side=16, stride=2, zoom=0.5)
+    rng = np.random.default_rng()
+    labels = Labels(
+        jnp.asarray(rng.uniform(0, 31, (N, K, 2)), jnp.float32), jnp.asarray(rng.random((N, K)) < 0.7, float)
+    )
+    index = np.array([4, 0, 4])
+    cells, there = shared.labels_in_views(labels, index, geometry.still(3), geometry)
+    want = (np.asarray(labels.xy)[index] + 0.5 - 8) / 2 - 0.5
+    np.testing.assert_allclose(cells, want, atol=1e-5)
+    seen = ((want > -0.5) & (want < 7.5)).all(-1)
+    np.testing.assert_array_equal(there, seen & (np.asarray(labels.score)[index] > 0))
 
 
-def test_centroids_are_taken_where_they_fit(caplog):
-    own = jnp.zeros((3, 2), jnp.float32)
-    found = shared.take_centroids({"centroids": np.ones((3, 2))}, own, required=True)
-    assert (found.dtype, found.shape, float(found.min())) == (jnp.float32, (3, 2), 1)
-    assert shared.take_centroids({}, own, required=False) is None
-    assert not caplog.text
-    assert shared.take_centroids({"centroids": np.ones((4, 2))}, own, required=False) is None
-    assert "has 4 clusters and stage1 3" in caplog.text
-    for given, number in (({}, 0), ({"centroids": np.ones((4, 2))}, 4)):
-        with pytest.raises(UserError, match=rf"have centroids of {number} clusters, .* needs those of 3"):
-            shared.take_centroids(given, own, required=True)
+def test_the_labels_of_the_stage_before_are_taken_if_they_fit():
+    state = left()
+    assert shared.take_labels(state, K, N) is state.aux.labels
+    for previous in (None, TrainState(jnp.int32(0)), left(count=4), left(images=7)):
+        assert shared.take_labels(previous, K, N) is None
+    for previous in (None, TrainState(jnp.int32(0)), TrainState(jnp.int32(0), aux=Left(None))):
+        with pytest.raises(UserError, match="put a stage before it"):
+            shared.take_labels(previous, K, N, "put a stage before it")
+    with pytest.raises(UserError, match="left 4 landmarks of 6 images, not 3 of 6; use the same k and images"):
+        shared.take_labels(left(count=4), K, N, "put a stage before it")
 
 
-def test_mirrored_partners_are_taken_where_there_are_some():
-    own = jnp.zeros(3, jnp.int32)
-    assert shared.take_flips({"flips": np.array([1.0, 0, 2])}, own, required=True).tolist() == [1, 0, 2]
-    assert shared.take_flips({}, own, required=False) is own
-    with pytest.raises(UserError, match="do not say which landmarks mirror one another"):
-        shared.take_flips({}, own, required=True)
+def test_the_parts_of_the_network_before_are_taken():
+    own, known = {"a": jnp.zeros(2), "b": jnp.zeros(3)}, {"b": jnp.ones(3), "c": jnp.ones(4)}
+    found = shared.take_network(own, known, "width")
+    assert set(found) == {"a", "b"}
+    assert found["a"] is own["a"]
+    assert found["b"] is known["b"]
+    with pytest.raises(UserError, match="another b; give both stages the same width and depth"):
+        shared.take_network(own, {"b": jnp.ones(4)}, "width and depth")
 
 
-def test_the_place_of_objects_is_asked_for_by_region():
-    assert shared.region_tables("none", 40) == {}
-    assert shared.region_tables("box", 40) == {"boxes": ()}
-    assert shared.region_tables("mask", 40) == {"masks": (10,)}
+def test_converted_weights_are_taken_in_the_networks_types():
+    given = {"params": {"kernel": np.ones((2, 3), np.float16)}}
+    found = shared.take_weights(given["params"], {"kernel": jnp.zeros((2, 3))}, "use another")
+    assert found["kernel"].dtype == jnp.float32
+    np.testing.assert_array_equal(found["kernel"], 1)
+    with pytest.raises(UserError, match="use another"):
+        shared.take_weights(given["params"], {"kernel": jnp.zeros((3, 2))}, "use another")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_step_moves_the_parts_that_learn_alone(pieces):
+    params = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}
+    state = TrainState(jnp.int32(5), params=params, opt_state=optax.sgd(0.5).init({"a": params["a"]}))
+    loss = lambda p, x: (jnp.mean(p["a"] * p["b"] * x), {"mean": jnp.mean(x)})
+    new, metrics = shared.descend(state, loss, jnp.array([1.0, 3.0]), ("a",), optax.sgd(0.5), pieces)
+    assert {name: float(value) for name, value in new.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3}
+    assert {name: float(value) for name, value in metrics.items()} == {"loss": 12, "mean": 2}
+    assert int(new.step) == 5
+
+
+def test_a_running_mean_forgets_faster_at_first():
+    mean, new = {"a": jnp.float32(1.0)}, {"a": jnp.float32(3.0)}
+    found = [float(shared.running_mean(mean, new, 0.9, jnp.int32(step), "float32")["a"]) for step in (0, 8, 10**6)]
+    np.testing.assert_allclose(found, [0.1 + 0.9 * 3, 0.5 + 0.5 * 3, 0.9 + 0.1 * 3], rtol=1e-5)
+
+
+def test_maps_in_pieces_are_those_of_the_whole_batch():
+    class Means:
+        """A backbone."""
+
+        def features(self, frozen, images):
+            assert images.dtype == jnp.uint8
+            return {"mean": frozen["scale"] * images.mean(-1, keepdims=True)}
+
+    seen, frozen = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3)), {"scale": jnp.float32(2.0)}
+    whole, pieces, odd = (shared.backbone_maps(Means(), frozen, seen, n, "float32")["mean"] for n in (1, 2, 3))
+    np.testing.assert_allclose(whole, 2 * np.floor(np.asarray(seen) * 255 + 0.501).mean(-1, keepdims=True), atol=1e-3)
+    np.testing.assert_array_equal(whole, pieces)
+    np.testing.assert_array_equal(whole, odd)  # 3 does not divide 4: one piece

@@ -102,3 +102,20 @@ def test_equal_descriptors_have_a_finite_gradient():
     for squared in (True, False):
         grad = jax.grad(lambda z, s=squared: jnp.sum(contrast.repulsion(contrast.square_distances(z, z), 0.8, s)))(z)
         assert np.isfinite(grad).all()
+
+
+def test_repulsion_within_views_equals_loops():
+    rng = np.random.default_rng()
+    z, random = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 3, 4))
+    cells, places, mask = rng.uniform(0, 8, (2, 5, 2)), rng.uniform(0, 8, (2, 3, 2)), rng.random((2, 5)) < 0.7
+    total, count = 0, 0
+    for b in range(2):
+        for i in np.flatnonzero(mask[b]):
+            others = [(z[b, j], cells[b, j]) for j in np.flatnonzero(mask[b]) if j > i]
+            for other, place in [*others, *zip(random[b], places[b], strict=True)]:
+                if np.linalg.norm(cells[b, i] - place) > 3:
+                    total, count = total + max(2.5 - np.linalg.norm(z[b, i] - other), 0) ** 2, count + 1
+    given = [jnp.asarray(x) for x in (z, cells, mask, random, places)]
+    found = contrast.repelled_within(*given, least=3.0, margin=2.5, squared=True)
+    assert found[0] == pytest.approx(total, rel=1e-3, abs=1e-4)
+    assert found[1] == count

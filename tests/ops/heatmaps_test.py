@@ -104,3 +104,15 @@ def test_peak_equals_brute_force_also_on_borders_and_plateaus():
                         expected[axis] += np.clip(0.5 * (before - after) / (before - 2 * top + after), -0.5, 0.5)
             np.testing.assert_allclose(xy[b, k], expected, atol=1e-6)
             assert score[b, k] == m.max()
+
+
+def test_a_map_of_keypoints_has_the_highest_bump_at_every_cell():
+    rng = np.random.default_rng()
+    xy, mask = rng.uniform(0, 7, (2, 4, 2)), rng.random((2, 4)) < 0.6
+    found = heatmaps.keypoint_map(jnp.asarray(xy), jnp.asarray(mask), (6, 8), 1.5)
+    y, x = np.mgrid[:6, :8]
+    for b in range(2):
+        want = np.zeros((6, 8))
+        for at in xy[b][mask[b]]:
+            want = np.maximum(want, np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * 1.5**2)))
+        np.testing.assert_allclose(found[b], want, atol=1e-5)

@@ -64,3 +64,42 @@ def test_the_geometry_takes_points_where_it_takes_pixels():
     cells = np.asarray(geometry.to_cells(jnp.asarray(xy), warps))
     np.testing.assert_allclose(cells[:, 0], (centre + 0.5) / 4 - 0.5, atol=0.05)
     np.testing.assert_allclose(geometry.to_frame(jnp.asarray(cells), warps), xy, atol=1e-3)
+
+
+def test_the_region_of_interest_is_that_of_the_frame():
+    """A view of 16 pixels shows the frame of 32 from (8, 8) on; cells are two of its pixels wide."""
+    geometry = views.Geometry(frame_side=32, view_side=16, stride=2, zoom=0.5)
+    x, y = np.meshgrid(8.5 + 2 * np.arange(8), 8.5 + 2 * np.arange(8))  # cells' centres in pixels of the frame
+    still, edge = geometry.still(2), np.array([[10.0, 8.0, 20.0, 14.0], [0.0, 0.0, 31.0, 31.0]])
+    central = (np.abs(x - 15.5) <= 4) & (np.abs(y - 15.5) <= 4)
+    found = geometry.inside(still, 0.25, jnp.asarray(edge, jnp.float32))
+    np.testing.assert_array_equal(found[0], central & (x >= 10) & (x <= 20) & (y >= 8) & (y <= 14))
+    np.testing.assert_array_equal(found[1], central)
+    assert np.all(geometry.inside(still))
+
+
+def test_cells_match_where_warps_say():
+    geometry = views.Geometry(frame_side=32, view_side=32, stride=2)
+    draw = lambda key: warp.uniform_warp(key, rotation=40, scale=0.2, shift=0.1)
+    warps = jax.vmap(draw)(jax.random.split(jax.random.key(np.random.default_rng().integers(1 << 30)), 4))
+    found = np.asarray(geometry.matches(warps)).reshape(2, 2, 256)
+    grid = np.stack(np.meshgrid(np.arange(16), np.arange(16)), -1).reshape(-1, 2) * 2 + 0.5  # cells' centres in pixels
+    size = (32, 32)
+
+    def other(a, b, xy):
+        one = lambda w, i: jax.tree.map(lambda x: x[i], w)
+        source = warp.points_to_source(one(warps, a), jnp.asarray(xy, jnp.float32), size, size)
+        return np.floor((np.asarray(warp.points_to_view(one(warps, b), source, size, size)) + 0.5) / 2).astype(int)
+
+    for pair in range(2):
+        for view in range(2):
+            there = other(2 * pair + view, 2 * pair + 1 - view, grid)
+            back = other(2 * pair + 1 - view, 2 * pair + view, grid)
+            want = np.full(256, -1)
+            for i, (x, y) in enumerate(there):
+                if 0 <= x < 16 and 0 <= y < 16 and tuple(back[16 * y + x]) == (i % 16, i // 16):
+                    want[i] = 16 * y + x
+            assert np.mean(found[pair, view] == want) > 0.99  # rounding at a cell's border
+            assert np.mean(want >= 0) > 0.2
+    still = jax.tree.map(lambda x: jnp.stack([x, x]), warp.identity())
+    np.testing.assert_array_equal(geometry.matches(still), np.broadcast_to(np.arange(256), (2, 256)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import assign, kmeans
-from uld_jax.ops import contrast, keypoints
+from uld_jax.ops import contrast, coordinates, keypoints
 
 
 class Groups(NamedTuple):
@@ -111,6 +111,42 @@ def nearest_pose(codes, poses):
     """Nearest of the clusters [Q,Z] to codes [...,Z], [...] int32."""
     labels, _ = assign(codes.reshape(-1, codes.shape[-1]), poses)
     return jnp.maximum(labels, 0).reshape(codes.shape[:-1])
+
+
+def matches(described, inside, centroids):
+    """Where on a map each centroid is matched best: (x, y) [B,K,2] in cells, and its squared distance [B,K].
+
+    Args:
+      described: [B,h,w,D], a descriptor for every cell.
+      inside: [B,h,w] bool, the cells to look at.
+      centroids: [B,K,D], of each image.
+    """
+    grid, cost = _cell_costs(described, inside, centroids)
+    return grid[jnp.argmin(cost, 1)], jnp.min(cost, 1)
+
+
+def mean_matches(described, inside, centroids, logits, sharpness: float):
+    """The mean over a map's cells, weighted by how sure and how near to each centroid they are; else as `matches`.
+
+      xy_k = sum_p w_kp p / sum_p w_kp,    w_kp = sigmoid(logit_p) exp(-sharpness |z_p - c_k|^2)
+
+    Args:
+      described, inside, centroids: as in `matches`.
+      logits: [B,h,w], of the confidence of each cell.
+      sharpness: see the formula.
+    """
+    grid, cost = _cell_costs(described, inside, centroids)
+    sure = jax.nn.log_sigmoid(logits).reshape(len(cost), -1, 1)
+    weight = jax.nn.softmax(sure - sharpness * cost, 1)
+    return jnp.einsum("bpk,pc->bkc", weight, grid, precision="highest"), jnp.min(cost, 1)
+
+
+def _cell_costs(described, inside, centroids):
+    """Cells [h*w,2] of a map, and their squared distances [B,h*w,K] to centroids, infinite outside."""
+    batch, height, width = inside.shape
+    grid = jnp.asarray(coordinates.pixel_grid(height, width), centroids.dtype).reshape(-1, 2)
+    cost = assignment.squared_distances(described.reshape(batch, height * width, -1), centroids)
+    return grid, jnp.where(inside.reshape(batch, -1, 1), cost, jnp.inf)
 
 
 def margin(centroids, used):

@@ -36,7 +36,7 @@ from uld_jax.method import Clustering, Prediction, Round, TrainState
 from uld_jax.methods import generic_keypoints
 from uld_jax.methods import self_training_common as common
 from uld_jax.methods.self_training_common import Detection, KMeans, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Augment, View, region_tables, take_labels
+from uld_jax.methods.shared import Augment, View, region_tables, required_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms
 from uld_jax.ops.on_object import on_object
@@ -587,7 +587,7 @@ class Landmarks(Trained):
             return common.no_labels(start.num_images, self.clusters, jnp.float32)
         same = "the same clusters in stage1 and stage2"
         options = dict(left_by=Recovered, needed=common.NEEDS_STAGE1, same=same)
-        labels = take_labels(start, "labels", self.clusters, **options)
+        labels = required_labels(start, "labels", self.clusters, **options)
         if self.least_images >= start.num_images:
             raise UserError(
                 f"stage2.least_images={self.least_images} leaves out every cluster of {start.num_images} images; use a "

@@ -17,7 +17,7 @@ from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.hyperparameters import Positive, PositiveInt
 from uld_jax.method import Described, Prediction, Round, Stage
-from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, take_centroids, take_labels, take_network
+from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, required_labels, take_centroids, take_weights
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, keypoints, nms, views
 
@@ -335,7 +335,7 @@ def described_clusters(described, mask, aux: Recovered, how: str) -> Described:
 def learn_from(aux: Recovered, start) -> Recovered:
     """Return the state with the labels that the stage before left. Raises UserError where there are none that fit."""
     dtype, slots = aux.labels.xy.dtype, aux.labels.score.shape[1]
-    labels = take_labels(
+    labels = required_labels(
         start,
         "labels",
         slots,
@@ -352,7 +352,7 @@ def start_from_checkpoint(given, params, aux: Recovered, *, centroids_required: 
         "the weights of config.weights.mallis are of another network; give a file of stage 1, and set stage1's width, "
         "depth and descriptor_size to theirs (the published ones: 256, 4, 256)"
     )
-    params = take_network(given["params"], params, other)
+    params = take_weights(given["params"], params, other)
     centroids = take_centroids(given, aux.centroids, required=centroids_required)
     if centroids is not None:
         limits = jnp.full(aux.limits.shape, jnp.finfo(aux.limits.dtype).max, aux.limits.dtype)
@@ -411,7 +411,7 @@ def go_on_with(previous, params, maps: int, rng):
         return params
     branch = fan.descriptor_branch(previous, maps, rng)
     other = "stage2 goes on with stage1's network; give both the same width, depth and downsample"
-    return take_network(branch, params, other)
+    return take_weights(branch, params, other)
 
 
 def second_from_checkpoint(given, params, active):
@@ -423,7 +423,7 @@ def second_from_checkpoint(given, params, active):
         "the weights of config.weights.mallis are of another network; set stage2's width, depth and clusters (k in the "
         "extended variant) to theirs and give a file of stage 2"
     )
-    params = take_network(given["params"], params, other)
+    params = take_weights(given["params"], params, other)
     return params, jnp.asarray(given["active"]) > 0 if "active" in given else jnp.ones_like(active)
 
 

@@ -37,7 +37,7 @@ from uld_jax.method import Clustering, TrainState
 from uld_jax.methods import self_training_common as common
 from uld_jax.methods.self_training import Clusters, Contrast, map_loss
 from uld_jax.methods.self_training_common import Detection, KMeans, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Rmsprop, region_tables, take_flips, take_labels
+from uld_jax.methods.shared import Rmsprop, region_tables, required_labels, take_flips
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, warp
 from uld_jax.ops.on_object import on_object
@@ -400,7 +400,7 @@ class Landmarks(Trained):
                 "config.stage1.method=self_training_extended.Correspondence"
             )
         options = dict(left_by=Recovered, needed=needed, same="the same k in stage1 and stage2")
-        return take_labels(start, "landmarks", self.k, **options), previous.aux.flips
+        return required_labels(start, "landmarks", self.k, **options), previous.aux.flips
 
     def train_step(self, state, frozen, batch, rng):
         aux, geometry = state.aux, self._geometry

@@ -5,6 +5,7 @@ A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag 
 
 import dataclasses
 import logging
+import math
 from typing import Any, Literal
 
 import jax
@@ -12,12 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from uld_jax import optimizers
+from uld_jax.backbones import Backbone
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Start, same_shapes
+from uld_jax.method import Start, TrainState, same_shapes
 from uld_jax.models import layers
-from uld_jax.ops import views, warp
+from uld_jax.ops import color, views, warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +154,116 @@ class Graph:
     slots: PositiveInt = 512
 
 
+def backbone_maps(backbone: Backbone, frozen: Any, seen: jax.Array, pieces: int, dtype: str) -> dict[str, jax.Array]:
+    """Return a frozen backbone's maps {tap: [B,h,w,C]} of views [B,S,S,3] in 0..1; nothing flows back into them.
+
+    They are computed in as many of `pieces` as divide B, to save memory.
+    """
+    parts = math.gcd(pieces, len(seen))
+    # Add 0.001 / 255 before rounding to uint8: resampled values often lie exactly between two bytes, and this makes
+    # them all round the same way.
+    seen = color.to_uint8(seen + 1e-3 / 255)
+    done = []
+    for piece in jnp.moveaxis(seen.reshape(-1, parts, *seen.shape[1:]), 1, 0):
+        done.append(backbone.features(frozen, piece))
+        if parts > 1:  # one after the other, see `optimizers.accumulated_gradients`
+            done, frozen = jax.lax.optimization_barrier((done, frozen))
+    joined = lambda *x: jnp.stack(x, 1).reshape(len(seen), *x[0].shape[1:]).astype(layers.wide(dtype))
+    return jax.lax.stop_gradient(jax.tree.map(joined, *done))
+
+
+def labels_in_views(labels: Labels, index: jax.Array, warps: warp.Warp, geometry: views.Geometry):
+    """Labels of training images [B] in their views: (cells [B,K,2], which of them are labelled and seen [B,K])."""
+    rows = jax.tree.map(lambda table: table[index], labels)
+    cells = geometry.to_cells(rows.xy, warps)
+    high = jnp.asarray([geometry.heat[1], geometry.heat[0]], cells.dtype) - 0.5
+    return cells, (rows.score > 0) & jnp.all((cells >= -0.5) & (cells <= high), -1)
+
+
+def take_labels(previous: TrainState | None, k: int, num_images: int, needed: str = "") -> Labels | None:
+    """Return the table of labels that the stage before left, if it is of K landmarks of these images; else None.
+
+    Raises UserError if they are `needed`, a text that says what to do without any.
+    """
+    labels = getattr(previous.aux, "labels", None) if previous is not None else None
+    if labels is None:
+        if needed:
+            raise UserError(needed)
+        return None
+    if labels.xy.shape[:2] != (num_images, k):
+        if needed:
+            raise UserError(
+                f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, not {k} of "
+                f"{num_images}; use the same k and images"
+            )
+        return None
+    return labels
+
+
+def take_network(params: dict[str, Any], known: dict[str, Any], same: str) -> dict[str, Any]:
+    """Return the parameters, by part of the network, with those of the stage before for all parts that it has.
+
+    Raises UserError for a part of other shapes; `same` names the hyper-parameters that give both the same.
+    """
+    for name in set(params) & set(known):
+        if not same_shapes(known[name], params[name]):
+            raise UserError(f"the stage before has another {name}; give both stages the same {same}")
+    return params | {name: known[name] for name in set(params) & set(known)}
+
+
+def take_weights(given: Any, params: Any, remedy: str) -> Any:
+    """Return the converted parameters `given`, in the types of `params`, which are new ones of the same network.
+
+    Raises UserError with the sentence `remedy` where the shapes differ.
+    """
+    if not same_shapes(given, params):
+        raise UserError(remedy)
+    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
+
+
+def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.GradientTransformation, pieces: int):
+    """Take one step of the optimiser for the parts `names` of the parameters; the other parts stay.
+
+    Args:
+      state: of which `params` is by part.
+      loss: `(params, examples) -> (value, metrics)`, a mean over examples.
+      examples: pytree [B,...].
+      names: of the parts that learn; `opt_state` is of these.
+      optimizer: for these.
+      pieces: of the batch, computed one after the other; they divide B.
+
+    Returns:
+      The state with new `params` and `opt_state`, and metrics with `loss`.
+    """
+    trained = {name: state.params[name] for name in names}
+    rest = {name: part for name, part in state.params.items() if name not in trained}
+
+    def partial(trained, _, examples):
+        value, metrics = loss(trained | rest, examples)
+        return value, ({}, metrics)
+
+    grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, pieces)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    return state.replace(params=optax.apply_updates(trained, updates) | rest, opt_state=opt_state), metrics
+
+
+def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) -> Any:
+    """Return the running mean of parameters after a step.
+
+      mean = a mean + (1 - a) new,    a = min(keep, (1 + step) / (10 + step))
+
+    It forgets faster at first, when there is little to remember.
+    """
+    kept = jnp.minimum(keep, (1 + step) / (10 + step)).astype(layers.wide(dtype))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, mean, new)
+
+
 def region_tables(region: Literal["none", "box", "mask"], frame_size: int) -> dict[str, tuple]:
     """Return the `side_tables` of a stage that asks for the place of objects; see `ops/on_object.py`."""
     return {"box": {"boxes": ()}, "mask": {"masks": (max(frame_size // 4, 1),)}}.get(region, {})
 
 
-def take_labels(start: Start, field: str, slots: int, *, left_by: type, needed: str, same: str) -> Labels:
+def required_labels(start: Start, field: str, slots: int, *, left_by: type, needed: str, same: str) -> Labels:
     """Return the labels [N,slots] that the stage before left.
 
     Args:
@@ -181,16 +287,6 @@ def take_labels(start: Start, field: str, slots: int, *, left_by: type, needed: 
             f"same images, and {same}"
         )
     return labels
-
-
-def take_network(given: Any, params: Any, other: str) -> Any:
-    """Return the parameters `given`, in the types of `params`, which are new ones of the same network.
-
-    Raises UserError with the sentence `other` where the shapes differ.
-    """
-    if not same_shapes(given, params):
-        raise UserError(other)
-    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
 
 
 def take_centroids(given: Any, centroids: jax.Array, *, required: bool) -> jax.Array | None:

@@ -36,6 +36,32 @@ def masked_pair_mean(values, mask):
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
+def repelled_within(described, cells, mask, random, random_cells, *, least: float, margin: float, squared: bool):
+    """Repulsion inside views: of every two keypoints, and of every keypoint and random cell.
+
+      sum of `repulsion` over the pairs that are more than `least` cells apart
+
+    Args:
+      described: [B,M,D] descriptors of keypoints.
+      cells: [B,M,2], where they are.
+      mask: [B,M] bool, False in empty slots.
+      random: [B,R,D] descriptors at random cells.
+      random_cells: [B,R,2], where they are.
+      least: pairs nearer than this are left out, in cells.
+      margin, squared: as in `repulsion`.
+
+    Returns:
+      The sum over all views, and the number of pairs.
+    """
+    total, count = 0, 0
+    once = ~jnp.tri(mask.shape[1], dtype=bool)  # every two of them once
+    for others, places, pairs in ((described, cells, mask[:, None] & once), (random, random_cells, True)):
+        negative = mask[..., None] & (square_distances(cells, places) > least**2) & pairs
+        push = repulsion(square_distances(described, others), margin, squared)
+        total, count = total + jnp.sum(jnp.where(negative, push, 0)), count + jnp.sum(negative)
+    return total, count
+
+
 class Reciprocal(NamedTuple):
     """Losses of dense correspondence between two views.
 

@@ -69,6 +69,18 @@ def gaussian(xy, size, sigma):
     return jnp.exp(factor * along_y**2)[..., :, None, :] * jnp.exp(factor * along_x**2)[..., None, :, :]
 
 
+def keypoint_map(xy, mask, size, sigma):
+    """One map [...,h,w] of bumps at points [...,K,2] where `mask` [...,K]: at every cell the highest of them.
+
+      map_p = max_{k: mask_k} exp(-|p - xy_k|^2 / (2 sigma^2))
+
+    >>> keypoint_map(jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.array([True, False]), (1, 3), 0.1).round(2).tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    places = jnp.where(mask[..., None], xy, -100)  # so far outside that nothing is drawn
+    return jnp.max(gaussian(places, size, sigma), -1)
+
+
 def renumbered(maps, numbers):
     """Maps [B,h,w,K] in the channels that `numbers` [B,K] int32 say; those of one channel are added.
 

@@ -65,6 +65,41 @@ class Geometry:
         """Points [B,P,2] in pixels of the frames to cells of the heatmaps of views under one warp each."""
         return coordinates.rescale_points(warp.points_to_view(warps, xy, self.frame, self.view), self.view, self.heat)
 
+    def inside(self, warps: warp.Warp, fraction: float = 1.0, boxes=None):
+        """Which cells [B,h,w] of the views under one warp each show the region of interest.
+
+        It is the central `fraction` of the frame and, if given, the boxes [B,4] (x0, y0, x1, y1), in its pixels.
+
+        >>> geometry = Geometry(frame_side=8, view_side=8, stride=2)
+        >>> geometry.inside(geometry.still(1), fraction=0.5)[0].sum().item()
+        4
+        """
+        height, width = self.heat
+        cells = jnp.asarray(coordinates.pixel_grid(height, width), self.dtype).reshape(1, -1, 2)
+        xy = self.to_frame(jnp.broadcast_to(cells, (len(warps.shift), *cells.shape[1:])), warps)
+        inside = jnp.all(jnp.abs(coordinates.to_unit(xy, self.frame)) <= fraction, -1)
+        if boxes is not None:
+            inside &= jnp.all((xy >= boxes[:, None, :2]) & (xy <= boxes[:, None, 2:]), -1)
+        return inside.reshape(-1, height, width)
+
+    def matches(self, warps: warp.Warp):
+        """Which cell of the pair's other view shows the same place: [2B,h*w] int32, -1 for none.
+
+        Views of warps 2i and 2i + 1 are a pair. A cell's centre falls into a cell of the other view, whose own centre
+        must fall back into it.
+        """
+        height, width = self.heat
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), warps.shift.dtype).reshape(1, -1, 2)
+        grid = jnp.broadcast_to(grid, (len(warps.shift), *grid.shape[1:]))
+        swapped = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape), warps)
+        cells = jnp.floor(self.to_cells(self.to_frame(grid, warps), swapped) + 0.5)
+        inside = jnp.all((cells >= 0) & (cells < jnp.asarray([width, height])), -1)
+        index = jnp.where(inside, cells[..., 1] * width + cells[..., 0], 0).astype(jnp.int32)
+        other = index.reshape(-1, 2, height * width)[:, ::-1].reshape(index.shape)
+        there = inside.reshape(-1, 2, height * width)[:, ::-1].reshape(index.shape)
+        back = jnp.take_along_axis(other, index, 1) == jnp.arange(height * width)
+        return jnp.where(inside & jnp.take_along_axis(there, index, 1) & back, index, -1)
+
 
 def still(count: int, zoom: float, dtype=jnp.float32) -> warp.Warp:
     """The view of `count` frames as they are: the central fraction `zoom` of each."""
