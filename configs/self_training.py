@@ -3,25 +3,24 @@
     uld train --config=configs/self_training.py:dataset=folder,preset=small --config.data_dir=my_photos \
         --workdir=runs/mine
 
-K, the number of landmarks, is found: `k` is of use to `variant=extended` alone, the method's later version (TPAMI
-2024), in which it is given. In `small` and `tiny` the generic detector is SuperPoint or R2D2 where
---config.weights.superpoint=FOLDER or --config.weights.r2d2=FOLDER names converted weights, else corners, which need
-none.
+The method finds K, the number of landmarks: only `variant=extended`, the method's later version (TPAMI 2024), uses `k`.
+In `small` and `tiny` the generic detector is SuperPoint or R2D2 if --config.weights.superpoint=FOLDER or
+--config.weights.r2d2=FOLDER names converted weights, else corners, which need no weights.
 
-As the published code has it, where the paper says otherwise or nothing:
+Keys that follow the published code where the paper differs or leaves them open:
     --config.stage1.memory=all_rounds --config.stage1.seeding=random --config.stage1.hinge=distance
     --config.stage1.negatives=shared --config.stage1.target=pixel --config.stage1.reading=cell
     --config.stage1.schedule=restarts --config.stage1.least_points=9 --config.stage2.least_images=500
 
 Evaluation is the published code's (`evaluation/protocol.py`): 1,000 training images, ten draws of 300 of them; bodies:
-protocol=mallis2020_bodies after the colon. `variant=extended` has that of the later code; LS3D:
+protocol=mallis2020_bodies after the colon. `variant=extended` has the later code's evaluation; LS3D:
 protocol=mallis2024_ls3d. For MAFL's 68 points both divide by the lower lids: --config.data.normaliser=41,46.
 
 Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoint=FOLDER) in the box that the csv has,
 300,000 and 80,000 steps at 256 px in batches of 16 and 64; bodies: --config.keypoints.clusters=250. With less,
     (weights)  --config.keypoints.detector=auto       (boxes)  --config.keypoints.region=none
     (memory)   --config.stage2.accumulate_steps=4     its batches of 64 in four pieces
-`small` is what two laptop cores train in about ten minutes; `tiny` takes seconds.
+`small` trains on two laptop cores in about ten minutes; `tiny` takes seconds.
 The measured numbers are in docs/methods/self_training.md.
 """
 
@@ -30,11 +29,11 @@ from uld_jax.configs import common
 from uld_jax.config import update
 from uld_jax.errors import UserError
 
-VARIANTS = {"neurips": "mallis2020", "extended": "mallis2024"}  # and the protocol of its paper
+VARIANTS = {"neurips": "mallis2020", "extended": "mallis2024"}  # each with the protocol of its paper
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`; also `variant`."""
+    """The config for `arg`, see `common.parse`; a further key is `variant`."""
     arg = common.parse(arg, variant="neurips", protocol="")
     if arg.variant not in VARIANTS:
         raise UserError(f"variant is {arg.variant!r}; use one of {', '.join(VARIANTS)}")
@@ -53,7 +52,7 @@ def get_config(arg=None):
         update(config.keypoints, detector="superpoint", region="box")
         config.stage2.batch_size = 64
     if arg.variant == "extended":
-        # One scale and no clusters at first; pairs and rounds as in the later code.
+        # One scale and no clusters at first; pairs and rounds as in the later published code.
         update(config.keypoints, scales=(1.0,), threshold=0.15, assignment="none")
         update(config.stage1, variant="extended", steps=200_000, warmup=30_000, round_every=5_000, assignment="nearest")
         update(config.stage1, cut=0.0, memory="none", seeding="random", restarts=10, threshold=0.15, nms=2)
@@ -77,7 +76,7 @@ def get_config(arg=None):
         config.eval_every = config.save_every = 250
         if arg.dataset == "synthetic":
             for stage in (config.keypoints, config.stage1, config.stage2):
-                stage.view.zoom = 0.7  # a little more than the box, as the code's crops
+                stage.view.zoom = 0.7  # a little more than the box, as the crops of the published code
     if arg.preset == "tiny":
         common.tiny(config)
         update(config.keypoints, image_size=40, most=12, clusters=6, neighbours=10)
@@ -89,7 +88,7 @@ def get_config(arg=None):
         config.stage1.restarts = 1
         config.batch_size = 8
     for stage in (config.stage1, config.stage2):
-        stage.clusters = config.keypoints.get_ref("clusters")  # the three stages speak of the same ones
+        stage.clusters = config.keypoints.get_ref("clusters")  # the three stages have the same clusters
     if arg.variant == "extended" and arg.preset != "paper":
         config.stage1.optimizer.decay_at = (config.stage1.steps * 3 // 4, config.stage1.steps * 9 // 10)
         config.stage2.optimizer.decay_at = (config.stage2.steps // 2, config.stage2.steps * 3 // 4)
