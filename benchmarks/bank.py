@@ -1,14 +1,14 @@
-"""Memory of a pass over many images, from the compiled programs alone: nothing is computed, and no image read.
+"""Memory of a pass over many images, from the compiled programs alone, without computing or reading images.
 
 python -m benchmarks.bank                                         stage 1 of self-training, 162,000 images, one device
 python -m benchmarks.bank --config=self_training:variant=extended,preset=paper --images=300000
 python -m benchmarks.bank --config=duld:preset=paper --stage=duld --config.duld.descriptor_size=128
 
-A row is a program: `write` puts a batch into the bank, and `refresh` makes labels of it. Where a stage forms its
+A row is a program: `write` puts a batch into the bank, and `refresh` makes labels of the bank. If a stage forms its
 clusters from a sample (`Clustering`), `form` does so from a bank of these images, `locate` places all images,
-batch after batch, and `settle` makes the labels. `GiB` is what a program holds at its peak: arguments, such as the bank
-and the label tables of the state, results, and what it needs in between; `bank GiB` is the bank's part. Images are
-streamed: a resident data set comes on top.
+batch after batch, and `settle` makes the labels. `GiB` is the peak memory of a program: arguments, such as the bank
+and the label tables of the state, results, and temporaries; `bank GiB` is the bank's part. Images are streamed: a
+resident data set needs its memory in addition.
 """
 
 import argparse
@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclasses.dataclass
 class Images:
-    """Stands in for a reader of so many images: of its batches there are shapes alone."""
+    """A substitute for a reader of many images, with only the shapes of batches."""
 
     rows: int
     batch_size: int
@@ -50,7 +50,7 @@ class Images:
 
 
 def programs(rounds: Rounds, state, frozen) -> dict[str, tuple]:
-    """Jitted programs of a pass, each with the shapes that it is given, and what of these is the bank."""
+    """Jitted programs of a pass, each with the shapes of its arguments, and those of the bank among them."""
     method, reader = rounds._method, rounds._reader
     key, number = jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
     rows = rounds._sample(state, frozen, key)
@@ -69,7 +69,7 @@ def programs(rounds: Rounds, state, frozen) -> dict[str, tuple]:
 
 
 def table(observe, given, passes: int):
-    """Shapes [B,T,...] of what `observe` gives of T batches."""
+    """Shapes [B,T,...] of the results of `observe` on T batches."""
     whole = lambda s: jax.ShapeDtypeStruct((s.shape[0], passes, *s.shape[1:]), s.dtype)
     return jax.tree.map(whole, jax.eval_shape(observe, *given))
 
@@ -90,7 +90,7 @@ def first_state(config, names, images: Images):
 
 
 def benchmark(config, stage: str, images: int) -> list[dict]:
-    """A row for each program of a pass of `stage`."""
+    """Make a row for each program of a pass of `stage`."""
     reader = Images(images, config_lib.stage(config, stage).batch_size, config.data.frame_size)
     names = config.stages[: config.stages.index(stage) + 1]
     method, frozen, state = first_state(config, names, reader)
@@ -112,7 +112,7 @@ def benchmark(config, stage: str, images: int) -> list[dict]:
 
 
 def main(argv=None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="self_training:dataset=folder,preset=paper")
     parser.add_argument("--stage", default="", help="the first one with rounds in training by default")

@@ -1,16 +1,16 @@
-"""Frozen backbones: images a second, computed and from the cache of `uld features`; FLOPs and memory an image.
+"""Timings of frozen backbones: images a second, computed and from the cache of `uld features`; FLOPs; memory an image.
 
 python -m benchmarks.features                                                       without Stable Diffusion
 python -m benchmarks.features --backbones=dinov2-base,sd15@512,sd21@512 --batch_size=8                        a GPU
 
-A backbone is NAME or NAME@SIDE, the side of its images in pixels. Networks are those that are published, with random
-numbers for weights, on which neither time nor memory depends.
+A backbone is NAME or NAME@SIDE, the side of its images in pixels. Networks have the published sizes and random weights,
+as neither time nor memory depends on the weights.
 
 `cached` is the time from files to maps on the device, of a cache that was just written and is likely still in memory;
-`latents` is that of latents, and the second step of the backbone. FLOPs are XLA's count. The share of the peak is of
-the arithmetic's type: float32 is never rounded to TF32 here. Memory is what the program needs for an image besides its
-arguments: maps and temporaries, by XLA's analysis, which on CPU seems to leave out what a library takes: it finds
-hardly any temporaries in R2D2 and SuperPoint.
+`latents` is the time from files of latents, with the second step of the backbone. FLOPs are XLA's count. The share of
+the peak is that of the arithmetic's type: float32 is never rounded to TF32 here. Memory is the program's need for an
+image besides its arguments: maps and temporaries, by XLA's analysis, which on CPU seems to leave out the memory of
+libraries: it finds hardly any temporaries in R2D2 and SuperPoint.
 """
 
 import argparse
@@ -46,9 +46,9 @@ class Known(NamedTuple):
     """A backbone that can be timed.
 
     Attributes:
-      side: of its images in pixels, where none is asked for.
-      make: side -> backbone.
-      frozen: shapes of its weights, {} without.
+      side: side of its images in pixels, unless another is given.
+      make: function side -> backbone.
+      frozen: shapes of its weights, {} without any.
     """
 
     side: int
@@ -94,8 +94,8 @@ BACKBONES = {
 
 
 def random(shapes) -> Any:
-    """Arrays of these shapes, of the size that keeps activations near 1; arrays stay as they are."""
-    # As many numbers as weights would take longer than what is measured.
+    """Random arrays of these shapes, of the size that keeps activations near 1; arrays stay as they are."""
+    # Drawing as many numbers as weights would take longer than the measurement.
     some = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
 
     def fill(shape):
@@ -107,7 +107,7 @@ def random(shapes) -> Any:
 
 
 class _Noise(Source):
-    """Images that nobody has seen."""
+    """Images of random noise."""
 
     def __init__(self, rows: int, side: int):
         self.names, self.frame_size, self.fingerprint = [f"{i}.png" for i in range(rows)], side, "noise"
@@ -118,7 +118,7 @@ class _Noise(Source):
 
 @dataclasses.dataclass(frozen=True)
 class _Shaped:
-    """Maps of given shapes without their cost: how long they take to read is the same."""
+    """A backbone of given map shapes without their cost, as the time to read maps depends only on their shapes."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -133,7 +133,7 @@ class _Shaped:
 
 
 def read(shapes: dict[str, tuple[int, ...]], batch_size: int, calls: int) -> tuple[float, float]:
-    """Seconds from a cache's files to a batch of maps on the device, and MB of an image in it."""
+    """Seconds from a cache's files to a batch of maps on the device, and MB of an image in the cache."""
     rows, mesh = 4 * batch_size, sharding.make_mesh(jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         source, shaped = _Noise(rows, 8), _Shaped(tuple(sorted(shapes.items())))
@@ -148,7 +148,7 @@ def read(shapes: dict[str, tuple[int, ...]], batch_size: int, calls: int) -> tup
 
 
 def benchmark(name: str, batch_size: int, calls: int) -> list[dict]:
-    """Rows of one backbone, NAME or NAME@SIDE: computed, from cached maps, and from cached latents if it has any."""
+    """Make rows of one backbone, NAME or NAME@SIDE: computed, from cached maps, and from cached latents if any."""
     kind, _, side = name.partition("@")
     known = BACKBONES[kind]
     side = int(side or known.side)
@@ -188,7 +188,7 @@ def benchmark(name: str, batch_size: int, calls: int) -> list[dict]:
 
 
 def main(argv=None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", default=DEFAULT, help=f"NAME or NAME@SIDE; names are {', '.join(BACKBONES)}")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -203,7 +203,7 @@ def main(argv=None) -> None:
     rows = []
     for name in names:
         found = benchmark(name, args.batch_size, args.calls)
-        harness.show(found)  # a long list is seen to go on
+        harness.show(found)  # shows progress in a long list
         rows += found
     harness.report(rows, args.json)
 

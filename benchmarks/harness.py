@@ -1,4 +1,4 @@
-"""Timing a function the same way everywhere: compile apart, warm up, then the median and the spread of many calls."""
+"""One way to time functions: separate compilation, warm-up, then the median and the spread of many calls."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import jax
 from uld_jax import files
 
 # Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, 16 bits).
-# Vendors' data sheets, where those of NVIDIA from A100 on tell of twice as much, with sparsity: "H200 Tensor Core GPU",
+# From vendors' data sheets; those of NVIDIA from A100 on list twice as much, with sparsity: "H200 Tensor Core GPU",
 # "H100 Tensor Core GPU" (SXM), "A100 Tensor Core GPU", "L4 Tensor Core GPU", "V100" (SXM2), "T4" (its 16 bits are
 # float16); Cloud TPU's pages of system architecture. A device that is not listed reports no utilisation.
 _PEAKS = {
@@ -31,7 +31,7 @@ _PEAKS = {
 }
 
 
-# Of one device, by the start of its `device_kind`: (float32 FLOP/s without tensor cores, bytes/s), from data sheets.
+# Rates of one device by the start of its `device_kind`: (float32 FLOP/s without tensor cores, bytes/s), by data sheets.
 _WHOLE_FLOAT32 = {
     "NVIDIA H200": (67e12, 4.8e12),
     "NVIDIA H100": (67e12, 3.35e12),
@@ -47,12 +47,12 @@ class Timing:
     """Seconds of one call.
 
     Attributes:
-      median, low, high: of the calls; low and high are the 10th and 90th percentile.
-      compile: from the first call to an executable.
-      calls: how many were timed.
-      flops: of one call as XLA counts them, None where it does not say.
-      peak_bytes: of device memory during the call: the device's own count, or what the executable asks for.
-      own_bytes: of results and temporaries, by XLA's analysis; None where it does not say.
+      median, low, high: seconds of the calls; low and high are the 10th and 90th percentile.
+      compile: seconds of tracing and compilation.
+      calls: number of timed calls.
+      flops: FLOPs of one call by XLA's count, None if unknown.
+      peak_bytes: peak of device memory during the call: the device's own count, or the executable's request.
+      own_bytes: bytes of results and temporaries by XLA's analysis; None if unknown.
     """
 
     median: float
@@ -68,14 +68,15 @@ class Timing:
 def measure(
     function: Callable, *args, calls: int = 20, warmup: int = 3, donate_first: bool = False, budget: float = 60.0
 ) -> Timing:
-    """Times a jittable function.
+    """Time a jittable function.
 
     Args:
-      function: what is timed; jitted already or not.
-      *args: its arguments.
-      calls: timed calls at most.
-      warmup: untimed calls before them.
-      donate_first: the function gives back its first argument's successor first, and may destroy the argument (a step).
+      function: function to time, jitted or not.
+      *args: arguments of the function.
+      calls: largest number of timed calls.
+      warmup: number of untimed calls before them.
+      donate_first: True if the function's first result is the next first argument, and the argument may be destroyed,
+        as in a training step.
       budget: seconds after which no further call starts, once five are timed.
     """
     begin = time.perf_counter()
@@ -108,9 +109,9 @@ def measure(
 
 
 def utilisation(timing: Timing, dtype: str = "float32", exact: bool = False, devices: int = 0) -> float | None:
-    """Share of the devices' peak that the counted FLOPs reach; None where either is unknown.
+    """Share of the devices' peak that the counted FLOPs reach; None if either is unknown.
 
-    `exact` float32 is never rounded to TF32 (precision "highest"); `devices` took part, or all.
+    `exact` float32 is never rounded to TF32 (precision "highest"); `devices` is the number of devices, 0 for all.
     """
     known = lambda table: next((v for k, v in table.items() if jax.devices()[0].device_kind.startswith(k)), None)
     half = dtype in ("bfloat16", "float16")
@@ -121,7 +122,7 @@ def utilisation(timing: Timing, dtype: str = "float32", exact: bool = False, dev
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The environment on which the numbers depend."""
     device = jax.devices()[0]
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -134,7 +135,7 @@ def environment() -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Rows as a table on stdout."""
+    """Print rows as a table on stdout."""
     keys = list(dict.fromkeys(k for row in rows for k in row))
     cells = [[_cell(row.get(k)) for k in keys] for row in rows]
     widths = [max(len(k), *(len(c[i]) for c in cells)) for i, k in enumerate(keys)]
@@ -143,12 +144,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def write(path: str, rows: list[dict[str, Any]]) -> None:
-    """Rows with the environment as JSON."""
+    """Write rows with the environment as JSON."""
     files.write(path, json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
 
 
 def report(rows: list[dict[str, Any]], path: str = "") -> None:
-    """The environment and rows as a Markdown table on stdout; both as JSON in a file too, if one is named."""
+    """Print the environment and rows as a Markdown table on stdout; write both as JSON to a file, if one is named."""
     print(environment())
     print(markdown(rows))
     if path:
@@ -192,17 +193,17 @@ def _cell(value) -> str:
 
 
 def distance_share(n: int, k: int, dim: int, seconds: float) -> float | None:
-    """Share of the roofline that n * k distances of `dim` numbers in so many seconds reach; None where it is not known.
+    """Share of the roofline that n * k distances of `dim` numbers in `seconds` reach; None if the roofline is unknown.
 
     The roofline is the larger of two times: reading the n rows once, and the float32 work, 2 n k dim, at the peak of
-    the units that keep float32 whole.
+    the units that compute exact float32.
     """
     peak = next((v for kind, v in _WHOLE_FLOAT32.items() if jax.devices()[0].device_kind.startswith(kind)), None)
     return peak and max(2 * n * k * dim / peak[0], 4 * n * dim / peak[1]) / seconds
 
 
 class PeakMemory:
-    """`grown`: bytes by which the process was larger at its largest inside `with` than before; None off Linux."""
+    """A context that measures `grown`, the bytes of the process's peak in `with` above its start; None off Linux."""
 
     def __enter__(self):
         self.grown = None
@@ -224,7 +225,7 @@ def _status(key: str) -> int:
 
 
 def markdown(rows: list[dict]) -> str:
-    """Rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     cell = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(v) for v in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

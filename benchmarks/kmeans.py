@@ -1,17 +1,16 @@
-"""k-means: seconds a Lloyd iteration and peak memory, next to scikit-learn, faiss and PyTorch in the same run.
+"""Timings of k-means: seconds a Lloyd iteration and peak memory, beside scikit-learn, faiss and PyTorch in one run.
 
 python -m benchmarks.kmeans                                            10,000, 100,000 and a million rows of 256
 python -m benchmarks.kmeans --n=10000,100000 --k=80 --dim=256 --iterations=20 --repeats=3
 
-All get the same rows, the same first centroids and the same number of iterations; none stops before its labels stay.
-A time is that of the whole call, the last assignment included where there is one, over the iterations. The programs
-take turns and the median of their turns counts, so that a machine that is busier at one time than at another does not
-favour one. PyTorch (a blocked Lloyd in a few lines) and faiss are left out where they are not installed. Peers run on
-the CPU.
+All programs get the same rows, first centroids and number of iterations; none stops before its labels stay. A time is
+that of the whole call, including a last assignment if there is one, over the iterations. The programs take turns and
+the median of their turns counts, so that changes in the machine's load do not favour one. PyTorch (a blocked Lloyd in a
+few lines) and faiss are left out if they are not installed. Peers run on the CPU.
 
-Peak memory is the rows and what the call asked for beyond what the process held before; on an accelerator it is the
-device's own count. The roofline is the larger of two times: reading the rows once, and the float32 work of the
-distances (2 N k D) at the peak of the units that keep float32 whole.
+Peak memory is the rows and the call's memory beyond that of the process before; on an accelerator it is the device's
+own count. The roofline is the larger of two times: reading the rows once, and the float32 work of the distances
+(2 N k D) at the peak of the units that compute exact float32.
 """
 
 import argparse
@@ -33,7 +32,7 @@ _BLOCK = 8192  # rows of PyTorch's block
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Rows [N,D], first centroids [k,D], and how many updates to make."""
+    """Rows [N,D], first centroids [k,D], and the number of updates to make."""
 
     x: np.ndarray
     init: np.ndarray
@@ -41,7 +40,7 @@ class Problem:
 
 
 def problem(n: int, k: int, dim: int, iterations: int) -> Problem:
-    """Overlapping groups, which take many iterations to settle; the same for the same sizes."""
+    """Make overlapping groups, which take many iterations to settle; equal sizes give equal groups."""
     rng = np.random.default_rng(0)
     middle = rng.standard_normal((2 * k, dim), np.float32)
     x = rng.standard_normal((n, dim), np.float32)
@@ -51,7 +50,7 @@ def problem(n: int, k: int, dim: int, iterations: int) -> Problem:
     return Problem(x, x[rng.choice(n, k, replace=False)], iterations)
 
 
-# Each takes a Problem to a call, which returns (iterations made, inertia or None).
+# Each function takes a Problem to a call, which returns (iterations made, inertia or None).
 
 
 def ours(p: Problem) -> Callable:
@@ -93,7 +92,7 @@ def faiss(p: Problem) -> Callable:
 
 
 def pytorch(p: Problem) -> Callable:
-    """Blocked Lloyd."""
+    """Lloyd's iteration in PyTorch, in blocks of rows."""
     import torch
 
     @torch.no_grad()
@@ -121,14 +120,14 @@ PROGRAMS = {"uld_jax": (ours, "jax"), "scikit-learn": (scikit_learn, "sklearn"),
 
 
 def benchmark(n: int, k: int, dim: int, iterations: int, repeats: int) -> list[dict]:
-    """A row for each program that is installed."""
+    """Make a row for each program that is installed."""
     p = problem(n, k, dim, iterations)
     calls, seconds, peaks, results = {}, {}, {}, {}
     for name, (build, module) in PROGRAMS.items():
         if importlib.util.find_spec(module):
             calls[name], seconds[name] = build(p), []
             gc.collect()
-            with harness.PeakMemory() as peak:  # and warm
+            with harness.PeakMemory() as peak:  # which also warms up
                 results[name] = calls[name]()
             peaks[name] = peak.grown and peak.grown + p.x.nbytes
     for _ in range(repeats):
@@ -156,7 +155,7 @@ def benchmark(n: int, k: int, dim: int, iterations: int, repeats: int) -> list[d
 
 
 def main(argv=None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", default="10000,100000,1000000", help="numbers of rows")
     parser.add_argument("--k", type=int, default=80)

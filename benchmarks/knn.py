@@ -1,17 +1,16 @@
-"""Exact kNN by cosine: seconds and peak memory, next to scikit-learn, faiss and PyTorch in the same run.
+"""Timings of exact kNN by cosine: seconds and peak memory, beside scikit-learn, faiss and PyTorch in one run.
 
 python -m benchmarks.knn                                               10,000 and 30,000 rows of 256, k = 80
 python -m benchmarks.knn --n=100000,1000000 --k=80 --dim=256 --repeats=3 --peers=                for a GPU
 
-All get the same rows and return their neighbours without the rows themselves; making the rows of length 1 and building
-an index are part of the time. The programs take turns and the median of their turns counts, so that a machine that is
-busier at one time than at another does not favour one. PyTorch (blocks of rows, a product and a topk) and faiss
-(IndexFlatIP) are left out where they are not installed. Peers run on the CPU. Recall is against scikit-learn, or
-against the first peer there is.
+All programs get the same rows and return their neighbours without the rows themselves; scaling the rows to length 1 and
+building an index are part of the time. The programs take turns and the median of their turns counts, so that changes in
+the machine's load do not favour one. PyTorch (blocks of rows, a product and a topk) and faiss (IndexFlatIP) are left
+out if they are not installed. Peers run on the CPU. Recall is against scikit-learn, or against the first peer present.
 
-Peak memory is the rows and what one call asks for beyond what a process holds that has just started and made ready,
-one process for each program; on an accelerator it is the device's own count. The roofline is the work of the products
-(2 N^2 D) at the peak of the units that keep float32 whole.
+Peak memory is the rows and the memory of one call beyond that of a process that has just started and loaded its
+libraries, one process for each program; on an accelerator it is the device's own count. The roofline is the work of the
+products (2 N^2 D) at the peak of the units that compute exact float32.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from uld_jax.clustering.knn import knn_graph, recall
 
 _BLOCK = 512  # rows of PyTorch's block
 
-# Each takes rows [N,D] and k to a call, which returns the neighbours [N,k].
+# Each function takes rows [N,D] and k to a call, which returns the neighbours [N,k].
 
 
 def ours(x: np.ndarray, k: int) -> Callable:
@@ -63,7 +62,7 @@ def faiss(x: np.ndarray, k: int) -> Callable:
 
 
 def pytorch(x: np.ndarray, k: int) -> Callable:
-    """Blocks of rows against all rows."""
+    """PyTorch, in blocks of rows against all rows."""
     import torch
 
     @torch.no_grad()
@@ -75,7 +74,7 @@ def pytorch(x: np.ndarray, k: int) -> Callable:
 
 
 def _others(indices: np.ndarray) -> np.ndarray:
-    """Neighbours [N,k+1] without the row itself, or without the last one where the row is not among them."""
+    """Drop the row itself from neighbours [N,k+1], or the last neighbour if the row is not among them."""
     keep = indices != np.arange(len(indices))[:, None]
     keep[keep.all(1), -1] = False
     return indices[keep].reshape(len(indices), -1)
@@ -87,7 +86,7 @@ PEERS = [name for name in PROGRAMS if name != "uld_jax"]
 
 
 def rows(n: int, dim: int) -> np.ndarray:
-    """Overlapping groups of different lengths; the same for the same sizes."""
+    """Make rows in overlapping groups of different lengths; equal sizes give equal rows."""
     rng = np.random.default_rng(0)
     middle, x = rng.standard_normal((100, dim), np.float32), rng.standard_normal((n, dim), np.float32)
     for part in np.array_split(x, -(-n // 8192)):  # views; no second array of this size
@@ -96,9 +95,9 @@ def rows(n: int, dim: int) -> np.ndarray:
 
 
 def peak_memory(name: str, n: int, k: int, dim: int) -> int | None:
-    """Bytes at the peak of one call in this process, the rows included; None where the system does not tell."""
+    """Bytes at the peak of one call in this process, the rows included; None if the system does not tell."""
     x = rows(n, dim)
-    PROGRAMS[name][0](x[: 2 * k], k)()  # libraries and threads are there
+    PROGRAMS[name][0](x[: 2 * k], k)()  # loads libraries and starts threads
     call = PROGRAMS[name][0](x, k)
     with harness.PeakMemory() as peak:
         call()
@@ -106,7 +105,7 @@ def peak_memory(name: str, n: int, k: int, dim: int) -> int | None:
 
 
 def _peak_memory_alone(*args) -> int | None:
-    """The same in a process of its own, on the CPU: what earlier calls have freed would be used again."""
+    """`peak_memory` in a new process on the CPU, because memory freed by earlier calls would be used again."""
     code = f"from benchmarks import knn; print(knn.peak_memory{args})"
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     printed = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
@@ -114,13 +113,13 @@ def _peak_memory_alone(*args) -> int | None:
 
 
 def benchmark(n: int, k: int, dim: int, repeats: int, peers=PEERS, memory: bool = True) -> list[dict]:
-    """A row for each program that is installed; without `memory` in less time."""
+    """Make a row for each program that is installed; without `memory` in less time."""
     x = rows(n, dim)
     calls, seconds, peaks, found = {}, {}, {}, {}
     for name, (build, module) in PROGRAMS.items():
         if name == "uld_jax" or (name in peers and importlib.util.find_spec(module)):
             calls[name], seconds[name] = build(x, k), []
-            found[name] = calls[name]()  # and warm
+            found[name] = calls[name]()  # which also warms up
     for _ in range(repeats):
         for name, call in calls.items():
             begin = time.perf_counter()
@@ -148,7 +147,7 @@ def benchmark(n: int, k: int, dim: int, repeats: int, peers=PEERS, memory: bool 
 
 
 def main(argv=None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", default="10000,30000", help="numbers of rows")
     parser.add_argument("--k", type=int, default=80)

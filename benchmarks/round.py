@@ -1,15 +1,15 @@
-"""A round of pseudo-supervision beside the training between two rounds.
+"""Timings of a round of pseudo-supervision, compared with the training between two rounds.
 
 python -m benchmarks.round                                     CGB, preset small, the clustering of the paper
 python -m benchmarks.round --preset=paper --calls=3 --config.cgb.clustering=kmeans
 python -m benchmarks.round --name=self_training --images=3000  stage 1: a pass over the images, and its clustering
 
-The ring holds as many descriptors as training gathers between two rounds (8,000 in the preset `paper`), about as far
-apart as landmarks' are. A round is clustering, its quality and the new centroids; descriptors are gathered during
-training, so nothing else comes with it. The target is a share under 1 %.
+The ring holds as many descriptors as training gathers between two rounds (8,000 in the preset `paper`), with distances
+like those of landmarks. A round is clustering, its quality and the new centroids; descriptors are gathered during
+training, so a round has no other cost. The target is a share under 1 %.
 
-A round of self-training sees every image: `pass s` is detecting and describing, on so many images, and `cluster s` is
-k-means, the assignment of each image and the new table of labels.
+A round of self-training sees every image: `pass s` is detecting and describing, on `--images` images, and `cluster s`
+is k-means, the assignment of each image and the new table of labels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from uld_jax.engine.step import FirstState, compile_step
 
 
 def ring(aux, gathered: int, k: int):
-    """The aux with `gathered` steps of descriptors about 3 k directions."""
+    """Fill the ring of `aux` with `gathered` steps of descriptors about 3 k directions."""
     shape = aux.ring.descriptors.shape
     a, b, c = jax.random.split(jax.random.key(0), 3)
     kind = jax.random.randint(a, shape[:2], 0, 3 * k)
@@ -36,8 +36,8 @@ def ring(aux, gathered: int, k: int):
 
 
 def benchmark(preset: str, calls: int, changes=()) -> dict:
-    """Seconds of a step and of a round, and the round's share of the training up to the next one."""
-    # What a step costs depends on its losses: those of the preset as it is used, not as it starts from scratch.
+    """Measure the seconds of a step and of a round, and the round's share of the training up to the next one."""
+    # The cost of a step depends on its losses, so they are those of the usual preset, not of `init=scratch`.
     usual = config_lib.load(f"cgb:dataset=synthetic,preset={preset}").cgb.perceptual
     config = step.load("cgb", preset, [f"--config.cgb.perceptual={usual}", *changes])
     config.data.rows = (config.batch_size, config.batch_size)
@@ -76,7 +76,7 @@ def benchmark(preset: str, calls: int, changes=()) -> dict:
 
 
 def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> dict:
-    """The same of the first stage with steps and rounds, whose round collects a bank from `images` images."""
+    """Measure the first stage with steps and rounds, whose round collects a bank from `images` images."""
     config = step.load(name, preset, changes)
     config.data.rows = (images, config.batch_size)
     mesh = sharding.make_mesh()
@@ -92,7 +92,7 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
         state = rounds.run(state, frozen, jax.random.key(1), method.round_at(0))
     advance = compile_step(method, reader, mesh, 1)
     payload, key = next(reader.payloads(0, seed=0)), sharding.put_key(mesh, jax.random.key(2))
-    for _ in range(20):  # so that there is something to detect
+    for _ in range(20):  # so that the network detects something
         state, _ = advance(state, frozen, reader.store, payload, key)
     bank = jax.block_until_ready(rounds.collect(state, frozen, key))
     begin = time.perf_counter()
@@ -116,7 +116,7 @@ def with_pass(name: str, preset: str, images: int, calls: int, changes=()) -> di
 
 
 def main(argv=None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="cgb", choices=("cgb", "self_training"))
     parser.add_argument("--images", type=int, default=1000, help="of a round of self_training")

@@ -1,15 +1,15 @@
-"""Training steps: images a second, compile time, FLOPs, utilisation and memory of any stage in `configs/`.
+"""Timings of training steps: images a second, compile time, FLOPs, utilisation and memory of any stage in `configs/`.
 
 python -m benchmarks.step                                             every stage of every method, preset small
 python -m benchmarks.step --method=zeroshot --stage=detector --preset=paper --batch_size=64 --dtype=bfloat16
 python -m benchmarks.step --method=cgb --preset=paper --peer="python torch_cgb_step.py" --config.cgb.detach_d=False
 
-A peer is any program whose last line is JSON with `images_per_s`. It runs between two timings of ours, which shows a
-machine that is busier at one time than at another.
+A peer is any program whose last line is JSON with `images_per_s`. It runs between two timings of ours, which reveals
+changes in the machine's load.
 
-The peak memory of a device that counts its own (`peak_bytes_in_use`) is the highest since the process began: of
-several stages in one process, a later one's is never below an earlier one's. On CPU it is what the step's program
-asks for.
+The peak memory of a device with its own count (`peak_bytes_in_use`) is the highest since the process began: with
+several stages in one process, the number of a later stage is never below that of an earlier one. On CPU it is the
+request of the step's program.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from uld_jax.data.open import open_data
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
 
-# What a detector starts from does not change its step; these need no weights, and CGB no earlier stages.
+# The start of a detector does not change its step; these starts need no weights, and CGB then needs no earlier stages.
 ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
 CHANGES = {"self_training": ["--config.keypoints.detector=corners"]}
 
 
 def load(name: str, preset: str, changes=()):
-    """A config on the synthetic images; `changes` as on the command line, --config.KEY=VALUE."""
+    """Load a config on the synthetic images; `changes` are as on the command line, --config.KEY=VALUE."""
     spec = config_lib.resolve(f"{name}:dataset=synthetic,preset={preset}{ARGUMENTS.get(name, '')}")
     return config_lib.parse_flags(["step", f"--config={spec}", *CHANGES.get(name, ()), *changes])
 
@@ -44,14 +44,14 @@ def stages(only: str = "") -> list[tuple[str, str]]:
 
 
 def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int, changes=()) -> dict:
-    """One row. A stage of zero steps is timed by its `observe`, on a batch."""
+    """Make one row. A stage of zero steps is timed by its `observe` on a batch."""
     config = load(name, preset, changes)
     config.dtype = dtype
     size = batch_size or config_lib.batch_of(config, stage)
     config.batch_size = size
     for each in config.stages:
         config[each].batch_size = 0
-    config.data.rows = (size, size)  # a step does not care how many images there are
+    config.data.rows = (size, size)  # the number of images does not change a step
     mesh = sharding.make_mesh()
     data, state = open_data(config, mesh), None
     reader = data.train_reader
@@ -94,7 +94,7 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
 
 
 def peer(command: str) -> float:
-    """Images a second of another program; raises RuntimeError when it does not say."""
+    """Images a second of another program; raises RuntimeError if its output has none."""
     done = subprocess.run(shlex.split(command), capture_output=True, text=True)
     try:
         return float(json.loads(done.stdout.strip().splitlines()[-1])["images_per_s"])
@@ -105,7 +105,7 @@ def peer(command: str) -> float:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="", help="name of one config; all by default")
     parser.add_argument("--stage", default="", help="name of one stage; all by default")

@@ -3,19 +3,19 @@
     uld train --config=configs/cgb.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/cgb
     ... --config.cgb.bottleneck=fixed        the baseline: the rounds go on, for measurement only
 
-`init` after the colon says where the detector starts: `checkpoint`, the MPII weights (paper); `zeroshot`, what
-configs/zeroshot.py finds, whose stages then come first, with this batch size (small and tiny); or `scratch`. To go
-on with a detector that is there already: --config.init_from=RUN:detector --config.stages="('warmup','cgb')".
+`init` after the colon is the start of the detector: `checkpoint`, the MPII weights (paper); `zeroshot`, the result of
+configs/zeroshot.py, whose stages then come first, with this batch size (small and tiny); or `scratch`. To continue
+with a trained detector: --config.init_from=RUN:detector --config.stages="('warmup','cgb')".
 
 Presets: `paper` is 145 epochs of 2,500 steps, the first ten with fixed Gaussians, at learning rate 1e-4; the published
 scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0.1 (CelebA), 75_000, 0.1 (AFLW),
-200_000, 0.5 (Cats), 200_000, 0.1 (LS3D). Not the paper's in it:
+200_000, 0.5 (Cats), 200_000, 0.1 (LS3D). It differs from the paper in these keys:
     --config.cgb.descriptor=elementwise_max    here a sum of features over the heatmap as a probability: the paper
-                                               multiplies both and does not say what becomes of the product
-    --config.cgb.link_space=descriptor         the paper has one graph; here as in the code, whose cut `tau` would cut
-                                               hardly any link between descriptors, which are all alike
-    --config.cgb.zoom=...                      views show the frame; the code crops to the annotated landmarks
-`small` is what two laptop cores train in minutes; `tiny` takes seconds.
+                                               multiplies both and leaves the use of the product open
+    --config.cgb.link_space=descriptor         the paper has one graph; here as in the published code, whose `tau` would
+                                               cut hardly any link between descriptors, which are all alike
+    --config.cgb.zoom=...                      views show the frame; the published code crops to annotated landmarks
+`small` trains on two laptop cores in minutes; `tiny` takes seconds.
 The measured numbers are in docs/methods/cgb.md.
 """
 
@@ -29,7 +29,7 @@ INITS = ("checkpoint", "zeroshot", "scratch")
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`; also `init`, and `backbone` of `init=zeroshot`."""
+    """The config for `arg`, see `common.parse`; further keys are `init`, and `backbone` for `init=zeroshot`."""
     arg = common.parse(arg, init="", backbone="", protocol="awan2023")
     init = arg.init or ("checkpoint" if arg.preset == "paper" else "zeroshot")
     if init not in INITS:
@@ -48,10 +48,10 @@ def get_config(arg=None):
             warmup, cgb = dict(steps=1000), dict(steps=2000)
             both |= dict(detector_rate=1e-3)
         else:
-            # What keeps good landmarks (docs/methods/cgb.md): a slow detector, after a generator that has learnt to use
-            # them; a loss on the middle, of pixels, as a VGG16 with random weights pulls the landmarks away (set
-            # perceptual=1 with config.weights.vgg16); and views that bend, so that no few points tell where everything
-            # is.
+            # These values keep good landmarks (docs/methods/cgb.md): a slow detector, after a generator that has learnt
+            # to use them; a loss on the middle, of pixels, as a VGG16 with random weights pulls the landmarks away (set
+            # perceptual=1 with config.weights.vgg16); and views that bend, so that a few points do not determine the
+            # places of all others.
             both |= dict(detector_rate=3e-6, perceptual=0.0, loss_window=0.75, bend=0.03)
             warmup |= dict(generator_first=300)
         config.eval_every, config.save_every = 300, 300
@@ -63,7 +63,7 @@ def get_config(arg=None):
         common.tiny(config)
     config.stages = ("warmup", "cgb")
     if init == "zeroshot":
-        # The detector must be the one that the bottleneck goes on with.
+        # The detector must be the one with which the bottleneck continues.
         first = zeroshot.get_config(f"dataset={arg.dataset},k={arg.k},preset={arg.preset},backbone={arg.backbone}")
         config.zeroshot, config.detector = first.zeroshot, first.detector
         update(config.detector, downsample=4, image_size=both.get("image_size", 128), zoom=both.get("zoom", 1.0))
@@ -72,7 +72,7 @@ def get_config(arg=None):
     fixed = dict(start=init, bottleneck="fixed", clustering="none")
     config.warmup = common.stage("cgb.CGB", **(fixed | warmup | both))
     config.cgb = common.stage("cgb.CGB", **(cgb | both))
-    # The bottleneck goes on with the warm-up's networks: a key set in one of the two stages is set in both.
+    # The bottleneck continues with the warm-up's networks: a key set in one of the two stages is set in both.
     for name in set(config.cgb) - {"method", "steps", "start", "bottleneck", "clustering", "generator_first"}:
         shared = config.warmup[name]
         config.cgb[name] = shared if isinstance(shared, ConfigDict) else config.warmup.get_ref(name)

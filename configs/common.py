@@ -1,4 +1,4 @@
-"""What every config shares: the argument after the colon, presets, and the keys that the loop reads."""
+"""The parts shared by all configs: the argument after the colon, presets, and the keys that the loop reads."""
 
 from ml_collections import ConfigDict
 
@@ -10,9 +10,9 @@ PRESETS = ("paper", "small", "tiny")
 
 
 def parse(arg: str | None, **defaults) -> ConfigDict:
-    """`dataset=celeba,k=10,preset=small` to values; types follow the defaults.
+    """Parse `dataset=celeba,k=10,preset=small` to values; types follow the defaults.
 
-    `protocol`, a name in `evaluation/protocol.py`, is that of the evaluation.
+    `protocol`, a name in `evaluation/protocol.py`, is the protocol of the evaluation.
 
     Raises UserError for an unknown key, preset or malformed number.
     """
@@ -61,7 +61,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.preset = arg.preset
     config.k = arg.k
     config.seed = 0
-    config.dtype = "float32"  # of the networks' arithmetic: float32 | bfloat16 | float64 (tests)
+    config.dtype = "float32"  # type of the networks' arithmetic: float32 | bfloat16 | float64 (tests)
 
     config.dataset = arg.dataset  # synthetic | folder
     config.data_dir = ""
@@ -70,18 +70,18 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data.fit = "pad"  # pad | crop | stretch
     config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7
     config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | shoulders | box | image, or such as "36,45"
-    config.data.sides = "auto"  # of a body's joints: auto | object | image (human36m_32, in the published code)
+    config.data.sides = "auto"  # sides of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
     config.data.on_bad_file = "error"  # images that cannot be read: error | skip (all are decoded once to find them)
     config.data.workers = 0  # Grain worker processes; 0 reads with threads
-    config.data.partner = False  # whether batches carry a second, random image
+    config.data.partner = False  # True: batches carry a second, random image
     config.data.rows = (2000, 500)  # synthetic images: train, test
 
-    config.batch_size = 32  # images a step, of every stage that sets none of its own (config.STAGE.batch_size)
+    config.batch_size = 32  # images a step, for stages without their own (config.STAGE.batch_size)
     config.accumulate_steps = 1  # pieces of a batch that are computed one after the other, to save memory
     config.steps_per_dispatch = 0  # steps in one program; 0 chooses: 1 on CPU, up to 16 on accelerators
 
-    # Folders that `uld convert --kind=KIND` made (gcn_v: or `uld gcn`); what a method does without one is in its file.
+    # Folders made by `uld convert --kind=KIND` (gcn_v: or `uld gcn`); a method's file tells what it does without one.
     config.weights = ConfigDict(
         dict(
             dhf_aggregator="",
@@ -99,7 +99,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     )
 
     config.stages = ()
-    config.init_from = ""  # WORKDIR[:stage] of a finished run whose state the first stage starts from
+    config.init_from = ""  # WORKDIR[:stage] of a finished run with whose state the first stage starts
 
     config.log_every = 50
     config.eval_every = 1000
@@ -110,25 +110,25 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.batch_size = 64
     config.eval.stability_images = 200
-    config.eval.train_images = 5000  # training images that evaluations before a stage's last one look at; 0: all
+    config.eval.train_images = 5000  # training images of evaluations before a stage's last one; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     # The protocol, see evaluation/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's.
     config.eval.ridge_forward = 0.01  # in units of the largest entry of X'X
     config.eval.ridge_backward = 0.01
-    config.eval.intercept = True  # of both regressions
-    config.eval.pool_images = 0  # training images that are completed, filled in and counted on; 0: all
-    config.eval.fit_images = 0  # images of these that each fit draws; 0: all
+    config.eval.intercept = True  # in both regressions
+    config.eval.pool_images = 0  # training images for completion, filling in and counts; 0: all
+    config.eval.fit_images = 0  # images of the pool that each fit draws; 0: all
     config.eval.repeats = 1  # fits, each on other fit_images images
-    config.eval.missing = "mean"  # what stands in for landmarks that were not found, in the fit: mean | svt
+    config.eval.missing = "mean"  # treatment of landmarks that were not found, in the fit: mean | svt
     config.eval.min_found = 0.8  # a landmark that is found on a larger share of the images is found often
-    config.eval.match_radius = 0.1  # of the normaliser: how far a keypoint may be from an annotated point it matches
-    config.eval.accuracy_radius = 0.2  # of the normaliser: how near to an annotated point a discovered one is right
+    config.eval.match_radius = 0.1  # shares of the normaliser: largest distance of a matched keypoint
+    config.eval.accuracy_radius = 0.2  # shares of the normaliser: largest distance of a right landmark
     config.eval.update(protocol.published(arg.protocol, "protocol").asdict())
     return config
 
 
 def tiny(config: ConfigDict) -> None:
-    """What the `tiny` presets share: few small images, seconds of training."""
+    """Set the values shared by the `tiny` presets: few small images, seconds of training."""
     config.data.frame_size = 40
     config.data.rows = (48, 16)
     config.batch_size = 8

@@ -10,7 +10,7 @@ Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's ablation
     + proxy          --config.stages="('bootstrap','duld','proxy')"
     + full VAE       --config.duldpp.code_loss=elbo
     Mallis (D)       --config.stages="('bootstrap','duld')" --config.duld.train_clusters=100
-As the paper writes it, where this config does not:
+Keys that follow the paper where this config does not:
     --config.duldpp.learning_rate=5e-4         the stage before has 5e-5, as here; the paper's number comes with "the
                                                same parameters as before" and may be a misprint of that
     --config.duld.squared=False --config.duld.negatives=cross    eq. 4; here the loss of Mallis et al., cited in section
@@ -20,7 +20,7 @@ As the paper writes it, where this config does not:
 Evaluation is the paper's (`evaluation/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
 colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
 
-Presets: `paper` looks through Stable Diffusion for 300,000 steps; `small` needs no weights: it looks through gradient
+Presets: `paper` uses Stable Diffusion's features for 300,000 steps; `small` needs no weights: it uses gradient
 histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` takes seconds.
 The measured numbers are in docs/methods/duld.md.
 """
@@ -31,7 +31,7 @@ from uld_jax.configs import common
 from uld_jax.config import update
 
 STAGES = ("bootstrap", "duld", "proxy", "duldpp")
-SHARED = (  # what all stages of a run must agree on
+SHARED = (  # keys that must be equal in all stages of a run
     "backbone",
     "backbone_kwargs",
     "view",
@@ -44,7 +44,10 @@ SHARED = (  # what all stages of a run must agree on
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`; also `backbone`, with hyper-parameters `config.bootstrap.backbone_kwargs`."""
+    """The config for `arg`, see `common.parse`; a further key is `backbone`.
+
+    The backbone's hyper-parameters are `config.bootstrap.backbone_kwargs`.
+    """
     arg = common.parse(arg, backbone="", protocol="tourani2024")
     small = arg.preset != "paper"
     looks = arg.backbone or ("gradient.GradientHistograms" if small else "stable_diffusion.StableDiffusion")
@@ -77,7 +80,7 @@ def get_config(arg=None):
         for stage in (config.proxy, config.duldpp):
             update(stage, pose_clusters=5, latent=16, vae_width=16)
         for stage in every[2:]:
-            stage.start = "clusters"  # their keypoints are landmarks by then
+            stage.start = "clusters"  # at these stages keypoints are already landmarks
         config.eval_every = config.save_every = 300
     if arg.preset == "tiny":
         common.tiny(config)

@@ -1,9 +1,9 @@
-"""IMM (Jakab et al., NeurIPS 2018), the method that the others' "conditional generation" goes back to.
+"""IMM (Jakab et al., NeurIPS 2018), the source of the "conditional generation" of later methods.
 
     uld train --config=configs/imm.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/imm
 
-Presets: `paper` is the published code's network at 128 px, batch 50; the code trains until it is stopped, here for
-300,000 steps. `small` is what two laptop cores train in minutes; `tiny` takes seconds.
+Presets: `paper` is the published code's network at 128 px, batch 50; the published code trains until it is stopped,
+here for 300,000 steps. `small` trains on two laptop cores in minutes; `tiny` takes seconds.
 Evaluation is the published code's: least squares without an intercept (`evaluation/protocol.py`).
 The measured numbers are in docs/methods/imm.md.
 """
@@ -12,7 +12,7 @@ from uld_jax.configs import common
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`."""
+    """The config for `arg`, see `common.parse`."""
     arg = common.parse(arg, protocol="jakab2018")
     config = common.base(arg)
     config.batch_size = 50

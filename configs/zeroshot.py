@@ -4,14 +4,14 @@
         --workdir=runs/mine
 
 Presets: `paper` is section 3.1: Stable Diffusion's features (--config.weights.stable_diffusion=FOLDER) at random pixels
-of the box that the csv has, no place in the descriptor, exemplars. Where there is less,
+of the csv's box, no place in the descriptor, exemplars. Without weights or boxes,
     (weights)  --config=zeroshot:backbone=gradient.GradientHistograms       (boxes)  --config.zeroshot.region=none
-Ours in it: features are stacked, and not aggregated by learnt weights (eq. 2), as there is nothing yet to learn these
-from; test images have no boxes, so that their pixels are drawn in the middle (`roi`); the stage `detector`, the full
-FAN at 256 px, comes after all that the section describes, and is left out by --config.stages="('zeroshot',)".
+Ours in it: features are stacked instead of aggregated by learnt weights (eq. 2), as there is nothing yet from which to
+learn them; test images have no boxes, so that their pixels are drawn in the middle (`roi`); the stage `detector`, the
+full FAN at 256 px, is not in the section, and --config.stages="('zeroshot',)" leaves it out.
 
-`small` is what two laptop cores train in minutes, with gradient histograms, places, and candidates that are six times
-the landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
+`small` trains on two laptop cores in minutes, with gradient histograms, places, and six times as many candidates as
+landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
 """
 
 from uld_jax.configs import common
@@ -20,7 +20,10 @@ from uld_jax.config import update
 
 
 def get_config(arg=None):
-    """`arg`: see `common.parse`; also `backbone`, whose hyper-parameters `config.zeroshot.backbone_kwargs` then has."""
+    """The config for `arg`, see `common.parse`; a further key is `backbone`.
+
+    The backbone's hyper-parameters are `config.zeroshot.backbone_kwargs`.
+    """
     arg = common.parse(arg, backbone="", protocol="tourani2024")
     paper = arg.preset == "paper"
     usual = "stable_diffusion.StableDiffusion" if paper else "gradient.GradientHistograms"

@@ -38,7 +38,7 @@ def colocation(xy, found, radius) -> Colocation:
     Args:
       xy: [B,M,2] float or int, place of each cluster in each image; anything, NaN too, if the cluster is not found.
       found: [B,M] bool. Rows of padding find nothing.
-      radius: in the units of xy, exclusive.
+      radius: largest distance in the units of xy, exclusive.
 
     >>> xy = jnp.array([[[5, 5], [6, 6], [9, 9]], [[5, 5], [8, 8], [8, 9]]])
     >>> counts, totals = colocation(xy, jnp.array([[True, True, False], [True, True, True]]), 1.425)

@@ -19,8 +19,8 @@ Missing points are treated as follows; the pool is all training images that were
 
 * forward, on training images: with `missing="mean"` a landmark that was not found takes its mean over the images of the
   pool on which it was found; with `missing="svt"` the matrix of all coordinates of the pool is completed by singular
-  value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in their code coordinates are then
-  shares of the frame's side and are not centred, and found points keep their places. Points that are missing now and
+  value thresholding (Mallis et al. 2020, "evaluation"; `ops/completion.py`). As in the published code, coordinates are
+  then shares of the frame's side and not centred, and found points keep their places. Points that are missing now and
   then are filled in well. Landmarks that are never found on the same image are not: no image relates one to the other,
   and the completion puts them near the frame's corner, far from their mean;
 * forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;

@@ -37,7 +37,7 @@ class Keypoints(NamedTuple):
 
 
 def greedy(scores, threshold: float, half: float = 1, *, iou: float = IOU):
-    """The cells of a map that greedy suppression keeps (Mallis et al., section 4; `torchvision.ops.nms` in their code).
+    """Cells of a map kept by greedy suppression (Mallis et al., section 4; published code: `torchvision.ops.nms`).
 
     Cells above the threshold have boxes (x - half, y - half, x + half, y + half). In descending score (reading order
     for equal scores), a cell is kept if its box has no intersection over union above `iou` with that of a kept one.

@@ -22,7 +22,7 @@ _SUPERSAMPLE = 4
 
 
 def _rgb(image) -> Image.Image:
-    """uint8 [H,W,3] or [H,W] array, or a Pillow image, as an RGB Pillow image."""
+    """Convert a uint8 [H,W,3] or [H,W] array, or a Pillow image, to an RGB Pillow image."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image, np.uint8))
     return image.convert("RGB")
@@ -35,7 +35,7 @@ def _present(xy, score) -> np.ndarray:
 
 
 def _ranked(score, there) -> np.ndarray:
-    """Sizes of dots: from 0.8 for the least sure landmark that is there to 1.2 for the surest; 1 if all are alike."""
+    """Sizes of dots: from 0.8 for the least sure landmark present to 1.2 for the surest; 1 if all are alike."""
     sizes = np.ones(len(there))
     if score is None or not there.any():
         return sizes
@@ -47,15 +47,15 @@ def _ranked(score, there) -> np.ndarray:
 def draw_overlay(
     image, xy, score=None, *, radius: float | None = None, numbers: bool = False, colours=None
 ) -> Image.Image:
-    """The image with its landmarks as coloured, rimmed dots; the surer a landmark, the larger and higher its dot.
+    """Draw landmarks on an image as coloured, rimmed dots; a surer landmark has a larger dot above the others.
 
     Args:
       image: uint8 [H,W,3] or a Pillow image; the result has its size.
-      xy: [K,2] in pixels of the image.
-      score: [K], 0 = missing; or None.
-      radius: of a middling dot in pixels; None: 1.6 % of the image's mean side, less for more than 20 landmarks.
-      numbers: whether the landmark's number stands beside its dot.
-      colours: [K,3] uint8; None: `palette`.
+      xy: [K,2] landmarks in pixels of the image.
+      score: [K] confidences, 0 = missing; or None.
+      radius: radius of a middling dot in pixels; None: 1.6 % of the image's mean side, less for more than 20 landmarks.
+      numbers: True to write each landmark's number beside its dot.
+      colours: [K,3] uint8; None for `palette`.
     """
     image = _rgb(image)
     xy = np.asarray(xy, np.float64)
@@ -63,13 +63,13 @@ def draw_overlay(
     if radius is None:
         radius = max(1.4, 0.016 * side * (1.0 if len(xy) <= 20 else 0.75))
     colours = palette(len(xy)) if colours is None else colours
-    s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have pixels enough
+    s = _SUPERSAMPLE if side <= 1500 else 2  # large photos have enough pixels
     rim = max(0.6, 0.35 * radius)
     there = _present(xy, score)
     middle, sizes = radius, _ranked(score, there)
     for k in sorted(np.flatnonzero(there), key=lambda k: sizes[k]):
         radius = middle * sizes[k]
-        # Each dot is drawn large on a patch of its own and scaled down: smooth edges without a second large image.
+        # Each dot is drawn large on its own patch and scaled down, for smooth edges without a second large image.
         low = np.floor(xy[k] - radius - rim - 1).astype(int)
         patch = int(np.ceil(2 * (radius + rim) + 4))
         if (low + patch < 0).any() or (low > (image.width, image.height)).any():
@@ -99,7 +99,7 @@ def draw_overlay(
 
 
 def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, np.ndarray]:
-    """The whole image centred in a square cell on faint ground, and the map of its points (see `coordinates`)."""
+    """Centre the whole image in a square cell on faint ground; return it with the map of its points (`coordinates`)."""
     scale = cell / max(image.size)
     small = image.resize(tuple(max(1, round(scale * v)) for v in image.size), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (cell, cell), FAINT)
@@ -117,7 +117,7 @@ def contact_sheet(
     title: str | None = None,
     legend: bool = True,
 ) -> Image.Image:
-    """Many images with their landmarks, and a legend: the same colour is the same landmark on every image.
+    """Draw many images with their landmarks and a legend; a colour is the same landmark on every image.
 
     Args:
       images: N uint8 arrays [H,W,3] or Pillow images, of any sizes.
@@ -125,8 +125,8 @@ def contact_sheet(
       scores: N arrays [K], 0 = missing; or None.
       columns: images a row.
       cell: side of an image on the sheet in pixels.
-      title: a line above.
-      legend: whether it tells which colour is which landmark; beyond 100 landmarks it does not.
+      title: a line above the images.
+      legend: True for a legend of the landmarks' colours; with more than 100 landmarks there is none.
 
     Raises:
       ValueError: no images.
@@ -168,7 +168,7 @@ def contact_sheet(
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under one another on paper.
+    """Stack pictures under one another on paper.
 
     Raises ValueError for no pictures.
     """
@@ -183,7 +183,7 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
-    """Pictures [rows,columns,h,w,3] uint8 side by side, each scaled to `cell` pixels."""
+    """Arrange pictures [rows,columns,h,w,3] uint8 in a grid, each scaled to `cell` pixels."""
     pictures = np.asarray(pictures)
     rows, columns = pictures.shape[:2]
     sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), PAPER)
@@ -195,7 +195,7 @@ def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
 
 
 def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> Image.Image:
-    """The first row of each of several `picture_grid`s of one width, by label, under one another."""
+    """Stack the first rows of several `picture_grid`s of one width, by label, under one another."""
     row, margin = cell + gap, 7 * gap + cell // 4
     sheet = Image.new("RGB", (next(iter(shots.values())).width + margin, len(shots) * row + gap), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -206,7 +206,7 @@ def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> 
 
 
 def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Image.Image:
-    """All heatmaps in their colours on one image, then each alone on the greyed image with its number and its peak.
+    """Draw all heatmaps in their colours on one image, then each alone on the grey image with its number and peak.
 
     Args:
       image: uint8 [H,W,3] or a Pillow image.
@@ -231,7 +231,7 @@ def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Imag
     grey = np.repeat(np.asarray(square.convert("L"), np.float64)[..., None], 3, -1) * 0.45
 
     def glow(ground, m, colour):
-        light = colour + (255 - colour) * 0.55 * m**6  # a bright core, so that dark colours shine on a dark ground too
+        light = colour + (255 - colour) * 0.55 * m**6  # a bright core keeps dark colours visible on a dark ground
         return ground * (1 - 0.9 * m) + 0.9 * m * light
 
     together = np.asarray(square, np.float64) * 0.6
@@ -253,7 +253,7 @@ def heatmap_panel(image, heatmaps, *, columns: int = 8, cell: int = 128) -> Imag
 
 
 def png(picture: "Image.Image | Figure") -> bytes:
-    """A picture or a plot as the bytes of a PNG file."""
+    """Encode a picture or a plot as the bytes of a PNG file."""
     data = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(data, format="PNG")
@@ -263,11 +263,11 @@ def png(picture: "Image.Image | Figure") -> bytes:
 
 
 def save(picture: "Image.Image | Figure", path) -> None:
-    """Writes a picture or a plot as PNG, whole or not at all; folders on the way are made."""
+    """Write a picture or a plot as PNG, whole or not at all; missing folders are made."""
     files.write(path, png(picture))
 
 
 def load(path) -> Image.Image:
-    """A picture that `save` wrote, to a local or gs:// path."""
+    """Load a picture that `save` wrote to a local or gs:// path."""
     with epath.Path(path).open("rb") as file:
         return Image.open(file).convert("RGB")

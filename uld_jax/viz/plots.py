@@ -37,19 +37,19 @@ def _titles(ax, title: str | None, x: str, y: str) -> None:
 
 
 def _from_zero(ax):
-    """Lets the y axis begin at 0 and end a little above what is drawn."""
+    """Let the y axis begin at 0 and end a little above the data."""
     ax.set_ylim(0, 1.06 * max(ax.get_ylim()[1], 1e-9))
 
 
 def ced_plot(
     images: Mapping[str, tuple], landmarks: Mapping[str, tuple] | None = None, *, title: str | None = None
 ) -> Figure:
-    """Cumulative error over images, and beside it the mean error of the best 1, 2, ... landmarks.
+    """Plot the cumulative error over images, and beside it the mean error of the best 1, 2, ... landmarks.
 
     Args:
-      images: name -> (thresholds in percent, share of images), as `curves.ced` gives them.
-      landmarks: name -> (count, mean error in percent), as `ced_over_landmarks` gives them; or None.
-      title: above the first panel.
+      images: name -> (thresholds in percent, share of images), from `curves.ced`.
+      landmarks: name -> (count, mean error in percent), from `ced_over_landmarks`; or None.
+      title: title above the first panel.
     """
     figure, axes = _figure(2 if landmarks else 1)
     for name, (thresholds, share) in images.items():
@@ -70,12 +70,12 @@ def ced_plot(
 
 
 def bar_plot(groups: Sequence[Any], *, title: str | None = None, most: int = 40) -> Figure:
-    """Forward error a group as bars, with the mean shape as a line across and the number of images in the label.
+    """Plot the forward error of groups as bars, the mean shape as a line across, the number of images in the label.
 
     Args:
       groups: `evaluation.curves.Group`s.
-      title: above the plot.
-      most: with more groups than this only the worst are drawn, and the title says so.
+      title: title above the plot.
+      most: largest number of bars; of more groups only the worst are drawn, and the title says so.
     """
     shown = list(groups)
     if len(shown) > most:
@@ -97,7 +97,7 @@ def bar_plot(groups: Sequence[Any], *, title: str | None = None, most: int = 40)
     (ax.set_yticks if many else ax.set_xticks)(at, ticks)
     for i, value in enumerate(forward):
         if np.isfinite(value):
-            inside = value > 0.12 * top  # at the bar's foot where there is room: away from the tick of the mean shape
+            inside = value > 0.12 * top  # at the bar's foot if there is room, away from the mean shape's tick
             edge = (0 if inside else value) + 0.015 * top
             style = {"fontsize": 7 if many else 8, "color": PAPER if inside else INK}
             if many:
@@ -117,11 +117,11 @@ def bar_plot(groups: Sequence[Any], *, title: str | None = None, most: int = 40)
 
 
 def label_count_plot(rows: Sequence[Any], *, title: str | None = None) -> Figure:
-    """Forward error against the number of labelled images (logarithmic), with the spread over draws.
+    """Plot the forward error against the number of labelled images (logarithmic), with the spread over draws.
 
     Args:
       rows: `evaluation.label_counts.LabelCount`s.
-      title: above the plot.
+      title: title above the plot.
     """
     figure, (ax,) = _figure()
     n = np.array([r.n for r in rows])
@@ -142,11 +142,11 @@ def label_count_plot(rows: Sequence[Any], *, title: str | None = None) -> Figure
 
 
 def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequence[str]] | None = None) -> Figure:
-    """Metrics over steps, a panel for each list of names; stage borders are marked.
+    """Plot metrics over steps, a panel for each list of names; stage borders are marked.
 
     Args:
       lines: the objects of `metrics.jsonl`: `step`, `stage` and numbers.
-      panels: names of metrics a panel; None: the loss, and the errors that an evaluation wrote, where there are any.
+      panels: names of metrics a panel; None for the loss and, if an evaluation wrote any, the errors.
     """
     if panels is None:
         panels = [["loss"], ["forward_nme", "backward_nme", "mean_shape_nme"], ["consistency"], ["clusters"]]
@@ -189,13 +189,13 @@ def metrics_plot(lines: Sequence[Mapping[str, Any]], *, panels: Sequence[Sequenc
 
 
 def _steps(lines: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
-    """step -> value of a metric."""
+    """A dict step -> value of a metric."""
     values = {line["step"]: line[name] for line in lines if isinstance(line.get(name), int | float)}
     return {step: value for step, value in values.items() if np.isfinite(value)}
 
 
 def _against(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[int, tuple[float, float]]:
-    """step -> (the last x up to then in the same stage, y) of the lines that have y."""
+    """A dict step -> (the last x up to then in the same stage, y) of the lines that have y."""
     out, latest = {}, {}
     for line in lines:
         if isinstance(line.get(x), int | float):
@@ -211,13 +211,13 @@ def sweep_plot(
     names: Sequence[str] = ("consistency", "clusters", "forward_nme", "loss"),
     against: tuple[str, str] = ("consistency", "forward_nme"),
 ) -> Figure:
-    """Metrics of many runs over steps: a line for each row's mean over its runs, and a thin one for every run.
+    """Plot metrics of many runs over steps: a line for each row's mean over its runs, a thin one for every run.
 
     Args:
       rows: label -> runs, each the objects of its `metrics.jsonl`.
-      names: metrics, a panel each if some run has them.
-      against: two metrics of one more panel, the second over the first, a dot for each evaluation: CGB's figure 5, how
-        the landmarks' consistency goes together with the error of the test images.
+      names: names of metrics, a panel each if some run has them.
+      against: two metrics of one more panel, the second over the first, a dot for each evaluation; by default CGB's
+        figure 5, the error of the test images over the landmarks' consistency.
     """
     titles = {"forward_nme": "forward NME, % of the normaliser"}
     series = {n: {label: [_steps(run, n) for run in runs] for label, runs in rows.items()} for n in names}
@@ -228,7 +228,7 @@ def sweep_plot(
     styles = [series_style(i) for i in range(len(rows))]
 
     def draw(ax, runs, style, label, points, **marks):
-        """`points`: (steps, values) -> x, y."""
+        """Draw the runs of a row; `points` maps (steps, values) to x, y."""
         runs = [run for run in runs if run]
         for run in runs if len(runs) > 1 else ():
             ax.plot(*points(list(run), np.array(list(run.values()))), linewidth=0.7, alpha=0.4, **style)
@@ -251,10 +251,10 @@ def sweep_plot(
 
 
 def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
-    """Points in several panels, each coloured by a grouping: CGB's figure 6 (left), Mallis et al.'s figure 2a.
+    """Plot points in panels, each coloured by a grouping, as CGB's figure 6 (left) and Mallis et al.'s figure 2a.
 
     Args:
-      places: [R,2], such as t-SNE gives; or title of a panel -> [R,2], where panels show different points.
+      places: [R,2], for example from t-SNE; or title of a panel -> [R,2], if panels show different points.
       groups: title of a panel -> [R] int, the group of every point; -1 is drawn grey. Colours are those of `palette`.
     """
     figure, axes = _figure(len(groups), width=4.0, height=4.2)
@@ -271,11 +271,13 @@ def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
 
 
 def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
-    """Several lines in each of several panels, with bands where a value has a spread.
+    """Plot several lines in each of several panels, with bands for values that have a spread.
+
+    Equal labels have equal colours in all panels.
 
     Args:
-      panels: what a panel's y axis shows -> label of a line -> (x, mean, spread or None) of its points.
-      x: what the x axis shows. Equal labels have equal colours in all panels.
+      panels: name of a panel's y axis -> label of a line -> (x, mean, spread or None) of its points.
+      x: name of the x axis.
     """
     figure, axes = _figure(max(1, len(panels)))
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -295,10 +297,10 @@ def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -
 
 
 def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
-    """A bar for each of several runs in each of several panels.
+    """Plot a bar for each of several runs in each of several panels.
 
     Args:
-      panels: what a panel's y axis shows -> label of a bar -> (mean, spread or None).
+      panels: name of a panel's y axis -> label of a bar -> (mean, spread or None).
     """
     figure, axes = _figure(max(1, len(panels)), width=3.2)
     labels = list(dict.fromkeys(label for bars in panels.values() for label in bars))
@@ -316,11 +318,11 @@ def bars_plot(panels: Mapping[str, Mapping[str, tuple]]) -> Figure:
 
 
 def accuracy_plot(found: Any, *, title: str | None = None) -> Figure:
-    """How often discovered landmarks are where annotated ones are, two bars an area: figure 4 of Tourani et al.
+    """Plot the share of discovered landmarks near annotated ones, two bars an area: figure 4 of Tourani et al.
 
     Args:
       found: an `evaluation.landmark_accuracy.LandmarkAccuracy`.
-      title: above the plot.
+      title: title above the plot.
     """
     areas, at = found.areas, np.arange(len(found.areas))
     lying = len(areas) > 8
@@ -355,12 +357,12 @@ def accuracy_plot(found: Any, *, title: str | None = None) -> Figure:
 
 
 def grid_plot(panels: Mapping[str, Any], *, x: str, y: str, at: tuple[Sequence, Sequence]) -> Figure:
-    """Numbers over two grids as heat maps side by side, lower ones lighter: the Q x K figure of Tourani et al.
+    """Plot numbers over two grids as heat maps side by side, lower ones lighter: the Q x K figure of Tourani et al.
 
     Args:
       panels: title -> [rows,columns], NaN for a cell without a number, which stays blank.
-      x, y: what columns and rows are.
-      at: values of the columns and of the rows, as they are to be written.
+      x, y: names of columns and rows.
+      at: values of the columns and of the rows, in the form to be written.
     """
     figure, axes = _figure(max(1, len(panels)), width=max(3.4, 0.75 * len(at[0]) + 1.6), height=0.55 * len(at[1]) + 1.5)
     for ax, (title, values) in zip(axes, panels.items()):

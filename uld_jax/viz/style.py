@@ -11,7 +11,8 @@ from PIL import ImageFont
 
 INK, SOFT, FAINT, PAPER = "#22262b", "#8a9099", "#e6e8eb", "#ffffff"
 BLUE, ORANGE, GREY = "#2f6fbb", "#d9772b", "#a9afb8"
-# Chosen by hand, to have names: red, blue, yellow, green, magenta, cyan, orange, violet, lime, pink, teal, brown.
+# Chosen by hand because they have names: red, blue, yellow, green, magenta, cyan, orange, violet, lime, pink, teal,
+# brown.
 _FIRST = [
     "e41a1c",
     "2563eb",
@@ -29,7 +30,7 @@ _FIRST = [
 
 
 def _oklab(rgb) -> np.ndarray:
-    """sRGB in 0..1 [...,3] to Oklab, in which distances are close to what the eye sees."""
+    """Convert sRGB in 0..1 [...,3] to Oklab, in which distances are close to those perceived by the eye."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     cones = linear @ np.array(
         [
@@ -49,7 +50,7 @@ def _oklab(rgb) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _colours(count: int) -> np.ndarray:
-    """A dozen by hand, then vivid ones far from all before, from paper, ink and skin; [count,3] in 0..1."""
+    """A dozen colours by hand, then vivid ones far from all others, from paper, ink and skin; [count,3] in 0..1."""
     levels = np.linspace(0, 1, 17)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lab = _oklab(rgb)
