@@ -252,7 +252,7 @@ def test_keys_of_finished_runs_that_are_constants_now():
     config.duldpp.update(pose)
     assert config_lib.stage(config, "duldpp").method == now
     config.duldpp.code_margin = 0.9
-    with pytest.raises(UserError, match=r"config\.duldpp\.code_margin is 0\.9, which only earlier versions have; use 0\.8"):
+    with pytest.raises(UserError, match=r"config\.duldpp\.code_margin is 0\.9, which only earlier versions have"):
         config_lib.stage(config, "duldpp")
     config = config_lib.load(SPEC).unlock()
     config.detector.code_margin = 0.8
