@@ -5,7 +5,7 @@
         --config.weights.stable_diffusion=weights/sd15 --workdir=runs/mine
     uld train --config=configs/duld.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/mine
 
-Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's ablation are
+Stages: `bootstrap`, `duld`, `proxy`, `duldpp`; the rows of the paper's tables are
     D-ULD            --config.stages="('bootstrap','duld')"
     + proxy          --config.stages="('bootstrap','duld','proxy')"
     + full VAE       --config.duldpp.code_loss=elbo

@@ -191,6 +191,17 @@ def test_training_clusters_split_landmarks():
     assert sorted(identity_of(aux.labels, number, xy).values()) == [0, 0, 1, 1, 2, 2]
 
 
+def test_keypoints_that_stand_for_no_landmark_are_left_out_in_mirrored_images_too():
+    rng = np.random.default_rng()
+    z, turned, slots = rng.normal(size=(N, P, D)), rng.normal(size=(N, P, D)), rng.integers(-1, P, (N, K))
+    seen = bank_of(z, np.zeros((N, P, 2)), rng.random((N, P)) < 0.8, turned).values
+    mask = duld.standing(seen.mask, jnp.asarray(slots.reshape(B, T, K)))
+    x, there = duld.all_descriptors(seen, mask)
+    one = np.array([[p in slots[n] for p in range(P)] for n in range(N)]) & np.asarray(seen.mask).reshape(N, P)
+    np.testing.assert_array_equal(there, np.concatenate([one, one]).reshape(-1))
+    np.testing.assert_allclose(x, np.concatenate([z, turned]).reshape(-1, D), rtol=1e-6)
+
+
 def posed_bank(rng, prototypes, seen=None):
     """A bank of images of two poses, whose codes tell them apart."""
     pose = rng.integers(0, 2, N)

@@ -1,7 +1,8 @@
 """Clusters of poses, and of the keypoints of each pose.
 
 Tourani et al., CVPR 2024, section 3.3.2: codes of images are clustered into Q poses; then the keypoints of each pose
-are clustered by themselves, from the K centroids of all poses, so that cluster k is one landmark in all of them.
+are clustered by themselves. The start from the K centroids of all poses, the matching that gives crossed clusters back,
+and unused clusters are ours: they make cluster k one landmark in all poses.
 
 Shapes: B,T images of a pass, P keypoint slots an image, D descriptor size, K clusters, G groups (poses; 1 without), Z
 code size.

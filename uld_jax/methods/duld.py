@@ -8,18 +8,29 @@ There is no published code of it; what the paper leaves open is decided here and
     Bootstrap          1) two views of an image under a known warp: dense correspondence, and where it can be trusted
                           (SiLK; section 3.2)
     Duld               2) keypoints are the detector's maxima, described by Psi_f; k-means: K clusters
-                       3) of an image's keypoints, each cluster takes the nearest to its centroid
+                       3) each keypoint goes to its nearest cluster, and each cluster keeps the nearest of these
                        4) squared error of the detector to a map of these; contrastive loss of descriptors (eq. 4)
                        5) every round: steps 2, 3 again, from the last round's centroids                  (section 3.2)
-    Proxy              6) the detector's map is encoded into a pose code and decoded to the map of step 4
+    Proxy              6) the detector's map is encoded into a pose code and decoded to a map of the landmarks
                           (section 3.3.1)
     DuldPP             7) k-means of codes: Q poses; in each pose k-means of its own keypoints: K clusters, started from
                           those of all images, so that cluster k is one landmark in all poses
                        8) step 3 among the clusters of the image's pose; contrastive loss of codes (eq. 3; 3.3.2)
 
-Each step is here in this order: its functions, then the stage that puts them together. What the four stages share
-besides, such as the backbone, views and prediction, is in `duld_stage.py`. D-ULD is the case of one pose. Ours, and off
-in the preset `paper`: labels to start from (`start=labels`), the place as a part of descriptors (`position`).
+The file has step 1; then a round, which is steps 2, 3 and 5 and, by pose, what step 7 adds; then the losses and stages
+of steps 4, 6, 7 and 8. A round collects `Seen` of every image (`find_keypoints`), forms `Clusters` of it
+(`form_clusters`), finds each image's `Placed` among them (`locate_landmarks`), and writes the labels
+(`DuldStage.settle`); `method.Clustering` says how. What the four stages share besides, such as the backbone, views and
+prediction, is in `duld_stage.py`. D-ULD is the case of one pose.
+
+Not the paper's. Ours, and off in the preset `paper`: labels to start from (`start=labels`), the place as a part of
+descriptors (`position`), landmarks between cells (`place=mean`). From the published code of Mallis et al., on which
+section 3.2 builds: pairs of two images or of one, warps and colours, squares in eq. 4, negatives within a view and
+random cells, mirrored descriptors in k-means. Ours, where the paper leaves it open: rounds start from the centroids of
+the last one; cluster k of a pose keeps its identity (started from all images, matched back where updates crossed,
+marked unused where its landmark is hidden), where the paper has Q x K labels; codes are compared with a memory of
+codes, into which nothing flows back, and an image's own earlier code is one of them; the codes of a round are of still
+frames, those of training of turned views; parameters are averaged over steps for rounds and prediction.
 """
 
 import dataclasses
@@ -40,11 +51,11 @@ from uld_jax.models import layers, pose_vae
 from uld_jax.models.duld_net import DuldNet, Psi, unit
 from uld_jax.ops import contrast, heatmaps, keypoints
 
-CODE_MARGIN = 0.8  # m of eq. 3, between codes of length 1 (section 4, training details)
+CODE_MARGIN = 0.8  # m of eq. 3, between codes of length 1 (ours: section 4 gives 0.8 for eq. 4)
 CODE_SQUARED = False  # pairs of codes weigh by distances, not by their squares (eq. 3)
 CODE_SIGMA = 1.5  # of the Gaussians that are decoded, in cells (ours; the paper gives none)
 DEVIATION = 0.1  # of a decoded cell in the pose network's likelihood (ours)
-LEAST_SHARE = 0.05  # of a pose's images, on which a landmark must have keypoints to be seen in that pose (ours)
+LEAST_SHARE = 0.05  # a cluster with fewer keypoints than this times its pose's images is not seen there (ours)
 
 
 # -- 1) bootstrapping (section 3.2) -----------------------------------------------------------------------------------
@@ -60,8 +71,21 @@ def correspondence_loss(psi: Psi, matches, temperature: float, block: int) -> co
     return jax.tree.map(jnp.mean, jax.vmap(one)(paired(described), paired(psi.logits), paired(matches)))
 
 
+class Clustered(DuldStage):
+    """A stage of this file: its rounds are steps 2, 3, 5 and 7."""
+
+    def observe(self, state, frozen, batch, rng):
+        return find_keypoints(self, state, frozen, batch)
+
+    def form(self, state, frozen, bank, rng):
+        return form_clusters(self, state, bank, rng)
+
+    def locate(self, state, found, seen):
+        return locate_landmarks(self, state, found, seen)
+
+
 @dataclasses.dataclass(frozen=True)
-class Bootstrap(DuldStage):
+class Bootstrap(Clustered):
     """Step 1) Aggregator and heads learn dense correspondence under warps; then the first clusters are formed.
 
     Attributes:
@@ -90,15 +114,6 @@ class Bootstrap(DuldStage):
 
     def round_at(self, step):
         return self.round_if(step == self.steps)
-
-    def observe(self, state, frozen, batch, rng):
-        return find_keypoints(self, state, frozen, batch)
-
-    def form(self, state, frozen, bank, rng):
-        return form_clusters(self, state, bank, rng)
-
-    def locate(self, state, found, seen):
-        return locate_landmarks(self, state, found, seen)
 
     def train_step(self, state, frozen, batch, rng):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
@@ -141,7 +156,7 @@ class Seen(NamedTuple):
     Attributes:
       xy: [B,P,2], keypoints in pixels of the frame.
       mask: [B,P] bool, False in empty slots.
-      described: [B,P,D], their descriptors of length 1, with their place; 0 in empty slots.
+      described: [B,P,D], their descriptors of length 1, then their weighted place; 0 in empty slots.
       turned: [B,P,D], descriptors of the same keypoints in the mirrored image; None without mirrored views.
       codes: [B,Z], the image's pose code; None without codes.
       between: [B,K,2], the place of each landmark by the clusters so far, in pixels of the frame; None but with
@@ -263,10 +278,10 @@ def landmark_clusters(seen: Seen, anchors, known, rng, k_means: dict):
 
 
 def all_descriptors(seen: Seen, mask):
-    """Descriptors [n,D] of a bank and their mask [n]: of images, at keypoints of `mask`, then of mirrored images."""
-    parts = [(seen.described, mask)] if seen.turned is None else [(seen.described, mask), (seen.turned, seen.mask)]
-    x = jnp.concatenate([described.reshape(-1, described.shape[-1]) for described, _ in parts])
-    return x, jnp.concatenate([there.reshape(-1) for _, there in parts])
+    """Descriptors [n,D] of a bank at the keypoints of `mask`, and their mask [n]: images, then mirrored images."""
+    parts = [seen.described] if seen.turned is None else [seen.described, seen.turned]
+    x = jnp.concatenate([described.reshape(-1, described.shape[-1]) for described in parts])
+    return x, jnp.tile(mask.reshape(-1), len(parts))
 
 
 def locate_landmarks(stage: DuldStage, state, found: Clusters, seen: Seen) -> Placed:
@@ -327,7 +342,8 @@ def pair_loss(psi: Psi, examples, how: Contrast, negatives: str):
 
     `examples` are of neighbours in the batch. Of labels whose number in the view is unknown, -1, nothing is asked.
     """
-    # mean over pairs of  d for the same cluster,  max(0, m - d) else;  d = |f - f'|
+    # mean over pairs of  d for the same cluster,  max(0, m - d) else;  d = |f - f'|   (eq. 4: squared=False, cross)
+    # by default of  d^2,  and of max(0, m - d)^2 for labels of one view, and for labels and random cells of one view
     cells, there = examples["cells"], examples["there"]
     described = described_at(psi, jnp.where(there[..., None], cells, 0))
     pair = lambda x: (x[0::2], x[1::2])
@@ -367,14 +383,14 @@ def random_cells(keys, count: int, grid: int, dtype: str):
 
 
 @dataclasses.dataclass(frozen=True)
-class Duld(DuldStage):
+class Duld(Clustered):
     """Steps 2) to 5) Detector and descriptors learn from clusters of their own keypoints.
 
     Attributes:
       round_every: steps between clusterings; 5,000 in section 4.
       sigma: width of the Gaussians that the detector learns, in cells.
       train_clusters: M; landmarks' keypoints are clustered once more into so many, which are trained on, while K stand
-        for landmarks (the row "Mallis (D)" of the ablation: 100). 0: the K themselves (section 3.2).
+        for landmarks (the row "Mallis (D)" of table 1: 100). 0: the K themselves (section 3.2).
       contrast: the loss of descriptors.
       negatives: pairs that must be apart: `within` a view, of keypoints and of keypoints with random cells (published
         code of Mallis et al.); or `cross`, of both images' other clusters (the words of eq. 4).
@@ -402,15 +418,6 @@ class Duld(DuldStage):
 
     def round_at(self, step):
         return self.round_if(step % self.round_every == 0 or step == self.steps)
-
-    def observe(self, state, frozen, batch, rng):
-        return find_keypoints(self, state, frozen, batch)
-
-    def form(self, state, frozen, bank, rng):
-        return form_clusters(self, state, bank, rng)
-
-    def locate(self, state, found, seen):
-        return locate_landmarks(self, state, found, seen)
 
     def train_step(self, state, frozen, batch, rng):
         aux = state.aux
@@ -481,7 +488,7 @@ def posed_examples(stage: DuldStage, pose: Pose, state, frozen, batch, rng, mirr
 
 
 @dataclasses.dataclass(frozen=True)
-class Proxy(DuldStage):
+class Proxy(Clustered):
     """Step 6) The detector and the pose network learn; labels are those of plain k-means, as in `Duld`.
 
     Codes are clustered too, so that it shows how far they tell poses apart; labels do not depend on that. The last
@@ -514,15 +521,6 @@ class Proxy(DuldStage):
         due = step % self.round_every == 0 or step == self.steps
         return self.round_if(due and step > 0)  # the stage before has just made labels
 
-    def observe(self, state, frozen, batch, rng):
-        return find_keypoints(self, state, frozen, batch)
-
-    def form(self, state, frozen, bank, rng):
-        return form_clusters(self, state, bank, rng)
-
-    def locate(self, state, found, seen):
-        return locate_landmarks(self, state, found, seen)
-
     def train_step(self, state, frozen, batch, rng):
         examples = posed_examples(self, self.pose, state, frozen, batch, rng, self.mirror)
 
@@ -546,7 +544,7 @@ def pose_clusters(codes, real, poses, rng, k_means: dict):
 
 
 def clusters_by_pose(seen: Seen, anchors, group, groups: int, least_keypoints: int, iterations: int):
-    """Step 7) Centroids of each pose's keypoints, from those of all; which are seen; how many moved."""
+    """Step 7) Centroids of each pose's keypoints, from those of all; which are seen; identities that matching moved."""
     if groups == 1:
         return two_stage.Groups(anchors[None], jnp.ones((1, len(anchors)), bool), jnp.zeros((), jnp.int32))
     x, mask = all_descriptors(seen, seen.mask)
@@ -559,7 +557,8 @@ def clusters_by_pose(seen: Seen, anchors, group, groups: int, least_keypoints: i
 
 def code_contrast(codes, pose, known, known_pose):
     """Step 8, eq. 3) Codes [B,Z] of poses [B] beside remembered ones [S,Z] of poses [S], -1 for an empty place."""
-    # mean over pairs of one pose of d,  plus mean over other pairs of max(0, m - d);  d = |phi - phi'|
+    # mean over pairs of one pose of d,  plus mean over other pairs of max(0, m - d);  d = |phi - phi'|.  Nothing flows
+    # back into the memory, and codes of one batch are not compared with each other.
     square = contrast.square_distances(unit(codes), unit(known))
     same = pose[:, None] == known_pose
     other = ~same & (known_pose >= 0)
@@ -581,7 +580,7 @@ def remembered(codes, real, index, size: int) -> Memory:
 
 
 def same_pose_loss(psi: Psi, examples, how: Contrast):
-    """Algorithm 2, eq. 4) A landmark's descriptors in images of one pose are alike, and apart from others of its view.
+    """Step 8, algorithm 2, eq. 4) A landmark's descriptors in images of one pose are alike, and apart from its view's.
 
     The same landmark in another pose is no negative: it has another cluster there, and is the same place.
     """
@@ -595,14 +594,14 @@ def same_pose_loss(psi: Psi, examples, how: Contrast):
 
 
 @dataclasses.dataclass(frozen=True)
-class DuldPP(DuldStage):
+class DuldPP(Clustered):
     """Steps 7), 8) Labels come from clusters of poses and, in each, of keypoints; codes are drawn together by pose.
 
     Attributes:
       round_every, sigma: as in `Duld`.
       pose: the pose network.
-      code_loss: `contrast` (eq. 3), the decoder being left out; or `elbo`, the bound of the proxy stage goes on instead
-        (the ablation's "TSC with full VAE"), and `vae_weight` is its weight, as there.
+      code_loss: `contrast` (eq. 3), the decoder being left out; or `elbo`, the bound of the proxy stage instead (the
+        ablation's "TSC with full VAE"), weighed by `vae_weight` as there; `beta` rises anew in this stage.
       code_weight: weight of eq. 3.
       memory: S, codes that a batch is compared with: those of the last round, then of the images seen since.
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
@@ -646,15 +645,6 @@ class DuldPP(DuldStage):
     def round_at(self, step):
         return self.round_if(step % self.round_every == 0 or step == self.steps)
 
-    def observe(self, state, frozen, batch, rng):
-        return find_keypoints(self, state, frozen, batch)
-
-    def form(self, state, frozen, bank, rng):
-        return form_clusters(self, state, bank, rng)
-
-    def locate(self, state, found, seen):
-        return locate_landmarks(self, state, found, seen)
-
     def train_step(self, state, frozen, batch, rng):
         aux, size, eq3 = state.aux, len(batch["index"]), self.code_loss == "contrast"
         # A mirrored image is of another pose than its own, so views are not mirrored here.
@@ -684,7 +674,7 @@ class DuldPP(DuldStage):
             return total, {"detector": detector} | metrics
 
         state, metrics = self.learn(state, loss, examples)
-        if eq3:  # the batch's codes take the places of the oldest
+        if eq3:  # the batch's codes take the next places of the memory, in turn
             place = (state.step * size + jnp.arange(size)) % self.memory
             codes = aux.memory.codes.at[place].set(metrics.pop("codes"))
             memory = Memory(codes, aux.memory.rows.at[place].set(batch["index"]))

@@ -72,8 +72,8 @@ class Discovery(NamedTuple):
       used: [G,K] bool, False for a landmark that is not seen in a pose.
       labels: [N,M], the pseudo-labels that are trained on; M is K unless training clusters are more (`train_clusters`).
       mirrored: [N,M] int32, the cluster of a label in the mirrored image; None without mirrored views.
-      poses: [Q,Z], centroids of codes, of length 1; None before there are any.
-      pose: [N] int32, the pose of each image; None before there are any.
+      poses: [Q,Z], centroids of codes of length 1; 0 before the first round; None in stages without codes.
+      pose: [N] int32, the pose of each image; 0 before the first round; None in stages without codes.
       teacher: running mean of the parameters; None without (`ema=0`).
       memory: remembered codes; None but in the last stage.
       counts: how the last round went.

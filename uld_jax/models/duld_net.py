@@ -5,7 +5,7 @@
     Psi_f   descriptor   a head that describes every cell
     Psi_V   encoder, decoder   a variational autoencoder of the detector's map: its code is the image's pose
 
-The paper gives the sizes of descriptors and codes; layers are those of `aggregator.py`, `heads.py` and `pose_vae.py`.
+The paper gives the size of codes; layers are those of `aggregator.py`, `heads.py` and `pose_vae.py`.
 """
 
 import dataclasses
