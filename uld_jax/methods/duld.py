@@ -250,18 +250,18 @@ def new_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
     k_means = dict(iterations=stage.iterations, restarts=stage.restarts)
     pose_key, first_key, more_key = jax.random.split(rng, 3)
     group, poses, active, memory, more = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, 0, aux.memory, None
-    if plan.pose:
+    if plan.pose:  # step 7)
         poses, active = pose_clusters(seen.codes, bank.real, poses, pose_key, k_means)
     if plan.memory:
         memory = remembered(seen.codes, bank.real, bank.index, plan.memory)
     if plan.groups > 1:
         group = two_stage.nearest_pose(unit(seen.codes), poses)
-    anchors = landmark_clusters(seen, aux.anchors, aux.round > 0, first_key, k_means)
+    anchors = landmark_clusters(seen, aux.anchors, aux.round > 0, first_key, k_means)  # steps 2), 5)
     if stage.start == "labels":  # a label's slot is its landmark
         own, there = seen.described[:, :, : stage.k], seen.mask[:, :, : stage.k, None]
         anchors = jnp.where(stage.keeps_labels(state), keypoints.masked_mean(own, there, (0, 1)), anchors)
     limits = plan.groups, plan.least_keypoints, stage.iterations
-    centroids, used, moved = clusters_by_pose(seen, anchors, group, *limits)
+    centroids, used, moved = clusters_by_pose(seen, anchors, group, *limits)  # step 7)
     if plan.clusters != stage.k:  # of the keypoints that stand for one of the K landmarks (Mallis et al. 2024)
         place = lambda *described: two_stage.exemplars(*described, centroids, used)
         slots, _ = by_batch(place, seen.described, seen.mask, group)
