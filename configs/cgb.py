@@ -15,7 +15,7 @@ scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0
     --config.cgb.link_space=descriptor         the paper has one graph; here as in the published code, whose `tau` would
                                                cut hardly any link between descriptors, which are all alike
     --config.cgb.zoom=...                      views show the frame; the published code crops to annotated landmarks
-`small` trains on two laptop cores in minutes; `tiny` takes seconds.
+`small` trains on two laptop cores in minutes; `tiny` is for tests.
 The measured numbers are in docs/methods/cgb.md.
 """
 

@@ -21,7 +21,7 @@ Evaluation is the paper's (`evaluation/protocol.py`): 300 images, five times; LS
 colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
 
 Presets: `paper` uses Stable Diffusion's features for 300,000 steps; `small` needs no weights: it uses gradient
-histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` takes seconds.
+histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` is for tests.
 The measured numbers are in docs/methods/duld.md.
 """
 

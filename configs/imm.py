@@ -3,7 +3,7 @@
     uld train --config=configs/imm.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/imm
 
 Presets: `paper` is the published code's network at 128 px, batch 50; the published code trains until it is stopped,
-here for 300,000 steps. `small` trains on two laptop cores in minutes; `tiny` takes seconds.
+here for 300,000 steps. `small` trains on two laptop cores in minutes; `tiny` is for tests.
 Evaluation is the published code's: least squares without an intercept (`evaluation/protocol.py`).
 The measured numbers are in docs/methods/imm.md.
 """

@@ -21,7 +21,7 @@ Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoi
 300,000 and 80,000 steps at 256 px in batches of 16 and 64; bodies: --config.keypoints.clusters=250. With less,
     (weights)  --config.keypoints.detector=auto       (boxes)  --config.keypoints.region=none
     (memory)   --config.stage2.accumulate_steps=4     its batches of 64 in four pieces
-`small` is what two laptop cores train in about ten minutes; `tiny` takes seconds.
+`small` is what two laptop cores train in about ten minutes; `tiny` is for tests.
 The measured numbers are in docs/methods/self_training.md.
 """
 

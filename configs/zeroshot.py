@@ -11,7 +11,7 @@ learn them; test images have no boxes, so that their pixels are drawn in the mid
 full FAN at 256 px, is not in the section, and --config.stages="('zeroshot',)" leaves it out.
 
 `small` trains on two laptop cores in minutes, with gradient histograms, places, and six times as many candidates as
-landmarks; `tiny` takes seconds, for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
+landmarks; `tiny` is for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
 """
 
 from uld_jax.configs import common

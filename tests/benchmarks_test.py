@@ -17,7 +17,7 @@ def test_measure_says_what_a_call_takes():
     x = jnp.ones((side, side))
     timing = harness.measure(lambda a, b: a @ b, x, x, calls=6, warmup=1)
     assert timing.calls == 6
-    assert 0 < timing.low <= timing.median <= timing.high
+    assert timing.low <= timing.median <= timing.high  # what a call takes besides is subtracted
     assert timing.compile > 0
     assert timing.flops == pytest.approx(2 * side**3, rel=0.1)
     assert timing.peak_bytes >= 3 * side**2 * 4

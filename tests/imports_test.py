@@ -1,4 +1,4 @@
-"""Imports run one way (design: ops, clustering <- models <- backbones <- methods <- train <- __main__)."""
+"""Imports run one way (ops, clustering <- models <- backbones <- methods <- engine <- studies <- cli)."""
 
 import ast
 import pathlib

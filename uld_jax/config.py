@@ -8,6 +8,7 @@ A config is a locked `ml_collections.ConfigDict`. `config.stages` names its stag
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import pathlib
 import re
@@ -133,7 +134,46 @@ def with_whole_keys(argv: Sequence[str]) -> list[str]:
         config = load(spec)
     except Exception:  # the parser reports the error
         return list(argv)
-    return [m[1] + whole_key(config, m[2]) + m[3] if (m := flag.match(a)) else a for a in argv]
+    found = []
+    for word in argv:
+        if match := flag.match(word):
+            check_key(config, match[2])
+            word = match[1] + whole_key(config, match[2]) + match[3]
+        found.append(word)
+    return found
+
+
+UNKNOWN = "docs/configs.md and the stage's class name all keys"
+
+
+def check_key(config: Config, key: str) -> None:
+    """Check that a config has a key, which may leave out its section.
+
+    Raises UserError, which says what the key may have been meant for.
+    """
+    part, path, missing = config, whole_key(config, key).split("."), ""
+    for missing in path:
+        if not isinstance(part, Config) or missing not in part:
+            break
+        part = part[missing]
+    else:
+        return
+    if not isinstance(part, Config):
+        return  # the parser says that there is nothing within a value
+    named = path[: path.index(missing)]
+    if near := difflib.get_close_matches(missing, _keys(part), 3):
+        hint = f"did you mean {' or '.join('.'.join([*named, one]) for one in near)}?"
+    elif others := [stage for stage, one in config.items() if isinstance(one, Config) and missing in _keys(one)]:
+        hint = f"it is a key of {', '.join(sorted(others))}"
+    else:
+        hint = UNKNOWN
+    raise UserError(f"the config has no key {key!r}; {hint}")
+
+
+def _keys(part: Config) -> set[str]:
+    """Keys of a part of a config, and of the sections in it."""
+    sections = [one for name, one in part.items() if isinstance(one, Config) and name != KWARGS]
+    return {*part.keys(), *(key for one in sections for key in one)}
 
 
 def override(config: Config, changes: Sequence[str]) -> None:
@@ -143,6 +183,8 @@ def override(config: Config, changes: Sequence[str]) -> None:
     """
     values = flags.FlagValues()
     keys = [change.partition("=") for change in changes]
+    for key, _, _ in keys:
+        check_key(config, key)
     argv = ["override", *(f"--config.{whole_key(config, key)}{eq}{value}" for key, eq, value in keys)]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -160,7 +202,7 @@ def flag_error(error: Exception) -> UserError:
     if isinstance(error, flags.Error):
         return UserError(re.sub(_OURS, "", str(error).splitlines()[-1]))
     text = str(error.args[0] if error.args else error)
-    if text[:1] in ("'", '"'):  # the text of a KeyError is quoted
+    if re.fullmatch(r"(['\"]).*\1", text):  # the text of a KeyError is quoted
         text = str(ast.literal_eval(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and lines[0].startswith("Error whilst parsing config file"):
@@ -168,8 +210,7 @@ def flag_error(error: Exception) -> UserError:
         return UserError(re.sub(_OURS, "", lines[-1]))
     if isinstance(error, (AttributeError, KeyError)):
         key, *hint = (line.strip("'\"") for line in lines)
-        hint = hint[0] if hint else "configs/common.py and the method name all keys"
-        return UserError(f"the config has no key {key!r}; {hint}")
+        return UserError(f"the config has no key {key!r}; {hint[0] if hint else UNKNOWN}")
     return UserError(f"config: {lines[-1] if lines else error}")
 
 

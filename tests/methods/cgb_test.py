@@ -342,7 +342,7 @@ def test_starts(method):
     [
         ({"bottleneck": "narrow"}, "narrow"),
         ({"clustering": "none"}, "kmeans"),
-        ({"clustering": "graph"}, "gcn or density"),
+        ({"clustering": "graph"}, "use none, gcn, density or kmeans"),
         ({"link_space": "x"}, "gcn_hidden"),
         ({"image_size": 44}, "44"),
         ({"ring_size": 0}, "ring_size"),

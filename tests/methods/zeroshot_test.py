@@ -404,7 +404,7 @@ def test_bad_values_of_zeroshot_are_refused():
         clusterer(pixels=0)
     with pytest.raises(UserError, match=r"region is 'mask'; use none, box or foreground"):
         clusterer(region="mask")
-    with pytest.raises(UserError, match=r"set zeroshot\.candidates=0 or place=mean"):
+    with pytest.raises(UserError, match=r"set candidates=0 or place=mean"):
         clusterer(dense=False, place="exemplar", candidates=20)
     with pytest.raises(UserError, match=r"zeroshot\.backbone is 'gradient\.Nothing'"):
         clusterer(backbone="gradient.Nothing").frozen()

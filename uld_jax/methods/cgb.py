@@ -156,7 +156,7 @@ class CGB(Stage):
     shift: float = 0.0
     bend: float = 0.0
     net: Fan = Fan()
-    norm: str = "batch"
+    norm: Literal["batch", "group"] = "batch"
     generator_width: int = 32
     generator_blocks: int = 6
     vgg_width: int = 64
@@ -166,7 +166,7 @@ class CGB(Stage):
     fixed_sigma: float = 0.5
     sigma: Literal["paper", "code_rescaled"] = "paper"
     detach_d: bool = True
-    descriptor: str = "softmax_pool"
+    descriptor: Literal["softmax_pool", "elementwise_max", "matmul_max"] = "softmax_pool"
     projection: Literal["trained", "frozen_random"] = "trained"
     descriptor_size: int = 256
     clusters: PositiveInt = 80

@@ -78,7 +78,7 @@ class HeatmapDetector(Stage):
     steps: int
     view: View = View()
     net: Fan = Fan()
-    norm: str = "batch"
+    norm: Literal["batch", "group"] = "batch"
     dtype: str = "float32"
     loss: Literal["position", "heatmap"] = "position"
     temperature: Positive = 0.1

@@ -105,7 +105,7 @@ class Adam:
     """
 
     learning_rate: Positive = 1e-4
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
     warmup: int = 0
     decay_at: tuple[int, ...] = ()
     l2: float = 0.0
@@ -127,7 +127,7 @@ class Rmsprop:
     """
 
     learning_rate: Positive = 5e-4
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
     decay_at: tuple[int, ...] = ()
     l2: float = 1e-5
 
