@@ -76,7 +76,7 @@ def test_evaluate_takes_the_keys_that_its_messages_name(run, tmp_path, uld):
     for key, why in (
         ("seed=3", "a run keeps its config; evaluation can change --config.eval.KEY, --config.data.scheme"),
         ("data.fit=crop", "a run keeps its config"),
-        ("eval.min_fond=0.1", "no key 'min_fond'"),
+        ("eval.min_fond=0.1", "no key 'eval.min_fond'; did you mean eval.min_found"),
         ("eval.min_found=2", "eval.min_found is 2.0; use a share"),
         ("eval.fit_images=0", "set eval.fit_images to the number that each repeat draws"),
         ("data.sides=both", "data.sides is 'both'"),
