@@ -1,7 +1,6 @@
 """`uld figure`: trains the runs of a paper's figure, and writes its table and plot."""
 
 import os
-import sys
 
 from absl.flags import FlagValues
 
@@ -36,19 +35,12 @@ def define(flags: Flags) -> None:
 
 def run(args: FlagValues) -> int:
     """Train the unfinished runs, and print the table."""
-    from uld_jax.engine import stopping
     from uld_jax.studies import mallis_figure2
 
     options = dict(grids=args.grid, overrides=args.override, landmarks=args.landmarks, finished=args.run)
-    try:
-        table = mallis_figure2.run(args.figure, args.config, args.workdir, **options)
-    except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return shared.OK
-    if shared.first_process():
-        print(table.markdown)
-        print(f"written to {os.path.join(args.workdir, 'figure.md')}, figure.json, figure.png")
-    return shared.BAD_INPUT if table.failed else shared.OK
+    train = lambda: mallis_figure2.run(args.figure, args.config, args.workdir, **options)
+    files = f"{os.path.join(args.workdir, 'figure.md')}, figure.json, figure.png"
+    return shared.told_table(train, lambda table: files)
 
 
 COMMAND = shared.Command(USAGE, define, run, overrides=True, stops=True, interrupted=shared.GOES_ON)

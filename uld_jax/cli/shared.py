@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl.flags import FlagValues
 
@@ -49,6 +49,24 @@ def told(skipped, where) -> int:
     if skipped and first_process():
         print(listing.told(skipped, where), file=sys.stderr)
     return SKIPPED if skipped else OK
+
+
+def told_table(train: Callable[[], Any], written: Callable[[Any], str]) -> int:
+    """Train the runs of a `studies.table.Table` and print it, and what `written` says of it; return the exit code.
+
+    A table whose training was stopped is not printed.
+    """
+    from uld_jax.engine import stopping
+
+    try:
+        table = train()
+    except stopping.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return OK
+    if first_process():
+        print(table.markdown)
+        print(f"written to {written(table)}")
+    return BAD_INPUT if table.failed else OK
 
 
 def progress(name: str) -> Callable[[int, int], None]:

@@ -1,7 +1,5 @@
 """`uld sweep`: trains a config over grids of values, and writes one table."""
 
-import sys
-
 from absl.flags import FlagValues
 
 from uld_jax.cli import shared
@@ -21,18 +19,10 @@ def define(flags: Flags) -> None:
 
 def run(args: FlagValues) -> int:
     """Train the unfinished runs, and print the table."""
-    from uld_jax.engine import stopping
     from uld_jax.studies import sweep
 
-    try:
-        table = sweep.run(args.config, args.grid, args.workdir, overrides=args.override, columns=args.columns)
-    except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return shared.OK
-    if shared.first_process():
-        print(table.markdown)
-        print(f"written to {', '.join(table.files)} in {args.workdir}; a folder for each run")
-    return shared.BAD_INPUT if table.failed else shared.OK
+    train = lambda: sweep.run(args.config, args.grid, args.workdir, overrides=args.override, columns=args.columns)
+    return shared.told_table(train, lambda table: f"{', '.join(table.files)} in {args.workdir}; a folder for each run")
 
 
 COMMAND = shared.Command(USAGE, define, run, overrides=True, stops=True, interrupted=shared.GOES_ON)

@@ -150,7 +150,7 @@ class HeatmapDetector(Stage):
         images = jax.vmap(self._recolour)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
         target = self._geometry.to_cells(labels.xy, warps)
         # A landmark that the warp moves out of the view cannot be learned from it.
-        inside = jnp.all((target >= -0.5) & (target <= self._geometry.heat[0] - 0.5), -1)
+        inside = self._geometry.on_map(target)
         examples = {"image": images, "target": target, "weight": (labels.score > 0) & inside}
 
         grads, model_state, metrics = optimizers.accumulated_gradients(

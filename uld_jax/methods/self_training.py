@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from uld_jax.backbones import build
 from uld_jax.bank import Labels, by_batch, flatten, image_table, label_table, lookup
@@ -342,8 +341,7 @@ def map_loss(logits, views: Views, sigma: float, target: str):
       target: `gaussian`; or `pixel`, one cell a keypoint (published code).
     """
     sigma, places = (sigma, views.cells) if target == "gaussian" else (0.1, jnp.round(views.cells))
-    places = jnp.where(views.there[..., None], places, -100)  # nothing is drawn of a keypoint that is not there
-    maps = jnp.max(heatmaps.gaussian(places, logits.shape[1:3], sigma), -1)
+    maps = heatmaps.keypoint_map(places, views.there, logits.shape[1:3], sigma)
     error = jnp.mean((jax.nn.sigmoid(logits) - maps) ** 2, (1, 2))
     return 2 * keypoints.masked_mean(error, views.learned)
 
@@ -432,10 +430,7 @@ class Correspondence(Trained, Clustering):
         labels = jax.tree.map(lambda table: table[index], state.aux.labels)
         warps = self.augment.uniform_warps(keys.warps, self.view.zoom, self.dtype)
         views = common.make_views(self, images, labels, warps, keys, self.least_points)
-        (loss, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, views)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state), {"loss": loss} | metrics
+        return common.descend_at_once(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)

@@ -16,7 +16,7 @@ from uld_jax.bank import Labels
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage
+from uld_jax.method import Described, Prediction, Round, Stage, TrainState
 from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, required_labels, take_centroids, take_weights
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, keypoints, nms, views
@@ -207,12 +207,6 @@ def new_network(net, geometry: views.Geometry, rng, **call):
     return layers.split(layers.initialize(net, rng, shape, **call))[0]
 
 
-def on_map(cells, heat):
-    """Return whether points [B,P,2] lie on a map of (h, w) cells, [B,P] bool."""
-    high = jnp.asarray([heat[1], heat[0]], cells.dtype) - 0.5
-    return jnp.all((cells >= -0.5) & (cells <= high), -1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Detection:
     """Keypoints of stage 1's map.
@@ -292,11 +286,19 @@ def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_
     colour = jax.vmap(color.mild_changes, (0, 0, None))
     seen = colour(keys.colours, geometry.look(images, warps), stage.augment.colour)
     cells = geometry.to_cells(labels.xy, warps)
-    there = (labels.score > 0) & on_map(cells, geometry.heat)
+    there = (labels.score > 0) & geometry.on_map(cells)
     learned = jnp.sum(labels.score > 0, -1) >= least_points
     there &= learned[:, None]
     number = jnp.broadcast_to(jnp.arange(there.shape[1]), there.shape)
     return Views(seen, cells, there, learned, number, keys.colours)
+
+
+def descend_at_once(state: TrainState, loss, views: Views, optimizer: optax.GradientTransformation):
+    """Take a step of the optimiser by a loss `(params, views) -> (value, metrics)`; return state and metrics."""
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, views)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state), {"loss": value} | metrics
 
 
 def pairs_of(there, number):
@@ -434,9 +436,9 @@ def map_errors(logits, maps):
 
 def peak_distance(stage, found, cells, there):
     """Mean distance, in pixels of the frame, of the highest cells [B,M,2] to the labels that are to be seen."""
-    heat = stage._geometry.heat
-    pixels = stage.view.zoom * stage.frame_size / heat[0] * jnp.linalg.norm(found - cells, axis=-1)
-    return keypoints.masked_mean(pixels, there & on_map(cells, heat))
+    geometry = stage._geometry
+    pixels = stage.view.zoom * stage.frame_size / geometry.heat[0] * jnp.linalg.norm(found - cells, axis=-1)
+    return keypoints.masked_mean(pixels, there & geometry.on_map(cells))
 
 
 def descend(optimizer, pieces: int, state, loss, examples):

@@ -27,7 +27,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from uld_jax import optimizers
 from uld_jax.bank import Labels, by_batch, image_table, label_table
@@ -191,10 +190,7 @@ class Correspondence(Trained, Clustering):
         warps = jax.vmap(warp.mirrored)(warps, flips)
         views = common.make_views(self, images, labels, warps, keys, self.least_points)
         views = views._replace(number=jnp.where(flips[:, None], aux.mirrored[index], views.number))
-        (loss, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, views)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state), {"loss": loss} | metrics
+        return common.descend_at_once(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)

@@ -176,8 +176,7 @@ def labels_in_views(labels: Labels, index: jax.Array, warps: warp.Warp, geometry
     """Labels of training images [B] in their views: (cells [B,K,2], which of them are labelled and seen [B,K])."""
     rows = jax.tree.map(lambda table: table[index], labels)
     cells = geometry.to_cells(rows.xy, warps)
-    high = jnp.asarray([geometry.heat[1], geometry.heat[0]], cells.dtype) - 0.5
-    return cells, (rows.score > 0) & jnp.all((cells >= -0.5) & (cells <= high), -1)
+    return cells, (rows.score > 0) & geometry.on_map(cells)
 
 
 def take_labels(previous: TrainState | None, k: int, num_images: int, needed: str = "") -> Labels | None:

@@ -47,6 +47,11 @@ class Geometry:
         """(height, width) in cells."""
         return self.view_side // self.stride, self.view_side // self.stride
 
+    def on_map(self, cells):
+        """Tell which points [...,2] in cells lie on the view's map; a bool [...]."""
+        high = jnp.asarray([self.heat[1], self.heat[0]], cells.dtype) - 0.5
+        return jnp.all((cells >= -0.5) & (cells <= high), -1)
+
     def still(self, count: int) -> warp.Warp:
         """The warps [B,...] that show `count` frames as they are."""
         return still(count, self.zoom, self.dtype)
