@@ -443,9 +443,8 @@ def test_what_was_not_detected_is_filled_in_or_missing(trained):
 def test_the_landmarks_that_have_an_exemplar_are_described(trained):
     method, state, batch = trained
     described = jnp.asarray(unit(np.random.default_rng().normal(size=(2, K, D))), jnp.float32)
-    state = state.replace(
-        aux=state.aux._replace(centroids=described, used=jnp.array([[True] * K, [True, False, True]]))
-    )
+    used = jnp.array([[True, True, False], [True, False, True]])  # so that every image lacks one, whatever is drawn
+    state = state.replace(aux=state.aux._replace(centroids=described, used=used))
     method = replace(method, threshold=0.0, subpixel="none")  # at whole cells
     predicted, seen = jax.jit(lambda *given: (method.predict(*given), method.describe(*given)))(
         state, {}, batch["image"]
