@@ -91,7 +91,6 @@ class IMM(Stage):
     l2: float = 1e-5
     weights: Any = ()
 
-    uses_previous = False
     weight_kinds = frozenset({"vgg16_colorization"})
 
     def __post_init__(self):
