@@ -93,6 +93,9 @@ def base(arg: ConfigDict) -> ConfigDict:
             self_training="",
             stable_diffusion="",
             superpoint="",
+            lead="",
+            resnet18="",
+            resnet50="",
             vgg16="",
             vgg16_colorization="",
         )

@@ -177,8 +177,11 @@ class Method(Protocol):
     def summary(self, state: TrainState) -> dict[str, jax.Array]:
         """Return scalars about the last refresh for `metrics.jsonl`; {} for none."""
 
-    def warning(self, summary: dict[str, float]) -> str | None:
-        """Return a warning, with the remedy, if a refresh gave a degenerate result; otherwise None."""
+    def warning(self, numbers: dict[str, float]) -> str | None:
+        """Return a warning, with the remedy, if training or a refresh went wrong; otherwise None.
+
+        `numbers` are those of `summary` after a refresh, or the metrics of a step that is logged.
+        """
 
     def landmarks(self, state: TrainState) -> jax.Array | None:
         """Tell which slots of `predict` stand for a landmark, [K] bool; None for all.
@@ -256,8 +259,8 @@ class Stage:
         del state
         return {}
 
-    def warning(self, summary):
-        del summary
+    def warning(self, numbers):
+        del numbers
 
     def landmarks(self, state):
         del state

@@ -240,6 +240,7 @@ class _Run:
         progress = Progress(stage.name, stage.steps, step, stage.batch_size)
         rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, ready.tables, progress.note)
         predictor = Predictor(method, self.mesh, self.stop.check, progress.note)
+        warn = _Warner(stage)
 
         while True:
             stopping = self.stop.agreed(step % config.log_every == 0)
@@ -264,8 +265,7 @@ class _Run:
                     if found := {k: float(v) for k, v in sharding.to_host(method.summary(state)).items()}:
                         self.metrics.write(offset + step, stage.name, **found)
                         progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-                        if trouble := method.warning(found):
-                            logging.warning("%s: %s", stage.name, trouble)
+                        warn(found)
 
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
@@ -301,6 +301,7 @@ class _Run:
                 _check_finite(stage.name, step, values)
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
+                warn(values)
             lines = self.metrics.count
 
         lines = self.metrics.count
@@ -415,6 +416,19 @@ def _check_divides(mesh, config: Config, stage: StageSpec) -> None:
         sharding.local_rows(mesh, stage.batch_size)
     except UserError as error:
         raise UserError(f"config.{stage.name}.{error}") from error
+
+
+class _Warner:
+    """Warnings of a stage, once for each time that it falls into trouble."""
+
+    def __init__(self, stage: StageSpec):
+        self._stage, self._troubled = stage, False
+
+    def __call__(self, numbers: dict[str, float]) -> None:
+        trouble = self._stage.method.warning(numbers)
+        if trouble and not self._troubled:
+            logging.warning("%s: %s", self._stage.name, trouble)
+        self._troubled = bool(trouble)
 
 
 def _due(step: int, every: int) -> bool:

@@ -479,8 +479,8 @@ class DuldStage(Clustering):
         counts, poses_only = state.aux.counts._asdict(), ("active_units", "absent", "moved")
         return {name: value for name, value in counts.items() if self.plan.pose or name not in poses_only}
 
-    def warning(self, summary):
-        if summary.get("active_units") == 0:
+    def warning(self, numbers):
+        if numbers.get("active_units") == 0:
             return (
                 f"no unit of the pose code varies, it has collapsed: lower {self._name}.beta, or train the stage proxy "
                 "longer"
