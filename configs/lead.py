@@ -3,8 +3,8 @@
     uld train --config=configs/lead.py:dataset=folder,k=10,preset=small --config.data_dir=my_photos --workdir=runs/lead
     uld dense --workdir=runs/lead        # landmark matching and regression by the features
 
-Stages: `byol` (or `moco`, with stage1=moco after the colon, as ContrastLandmarks) learns features, hypercolumns of 3,840
-numbers; `compact` makes 64 of them. Cells of the paper's tables:
+Stages: `byol` (or `moco`, with stage1=moco after the colon, as ContrastLandmarks) learns features, hypercolumns of
+3,840 numbers; `compact` makes 64 of them. Cells of the paper's tables:
     table 6           stage1=byol or stage1=moco, and --config.compact.objective=alignment or equivariance
     table 3           --config.compact.head=0, 64 or 256
     BYOL + NMF        compact=nmf after the colon
@@ -12,8 +12,8 @@ numbers; `compact` makes 64 of them. Cells of the paper's tables:
 Start from published weights: --config.byol.start=checkpoint --config.weights.resnet50=FOLDER (uld convert
 --kind=resnet50), with --config.byol.steps=0 to use them as they are.
 
-Presets: `paper` is ResNet-50 at 96 px, batches of 256, 200 and 20 epochs of the 146,501 images of CelebA that are not in
-MAFL. `small` trains a narrow ResNet-18 at 64 px on two laptop cores in less than an hour; `tiny` is for tests.
+Presets: `paper` is ResNet-50 at 96 px, batches of 256, 200 and 20 epochs of the 146,501 images of CelebA that are not
+in MAFL. `small` trains a narrow ResNet-18 at 64 px on two laptop cores in less than an hour; `tiny` is for tests.
 The measured numbers are in docs/methods/lead.md.
 """
 

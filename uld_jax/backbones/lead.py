@@ -91,8 +91,8 @@ class Lead:
         compact = "size" in source
         if COMPACT in self.taps and not compact:
             raise UserError(
-                f"taps of Lead name `compact`, and config.weights.lead={self.folder} is of the first stage; convert the "
-                "second one, or use layer1 to layer4"
+                f"taps of Lead name `compact`, and config.weights.lead={self.folder} is of the first stage; convert "
+                "the second one, or use layer1 to layer4"
             )
         return self.taps or ((COMPACT,) if compact else LEVELS)
 

@@ -125,7 +125,7 @@ class Pretraining(DenseStage):
 
     start: Literal["scratch", "checkpoint"] = "scratch"
     changes: Changes = Changes()
-    optimizer: Sgd = Sgd(0.03, momentum=0.9, l2=1e-4, schedule="cosine")
+    optimizer: Sgd = Sgd()
     weights: Any = ()
 
     @property
@@ -172,7 +172,7 @@ class Pretraining(DenseStage):
 
 
 def spread(z):
-    """Deviation of unit vectors [B,C] over the batch, as a share of that of random ones, 1 / sqrt(C); 0 if collapsed."""
+    """Deviation of vectors [B,C] made length 1, as a share of that of random ones, 1 / sqrt(C); 0 if collapsed."""
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     return jnp.mean(jnp.std(keypoints.l2_normalize(z), 0)) * math.sqrt(z.shape[-1])
 
@@ -270,10 +270,8 @@ class Byol(Pretraining):
 
 def byol_loss(predicted, target):
     """Mean squared distance of vectors [B,C] made length 1; from 0 to 4 (eq. 1, and BYOL's eq. 2)."""
-    predicted, target = (
-        keypoints.l2_normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (predicted, target)
-    )
-    return jnp.mean(jnp.sum((predicted - target) ** 2, -1))
+    unit = lambda x: keypoints.l2_normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return jnp.mean(jnp.sum((unit(predicted) - unit(target)) ** 2, -1))
 
 
 def target_momentum(first: float, step, steps: int):

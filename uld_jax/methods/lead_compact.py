@@ -130,7 +130,7 @@ class Compact(DenseStage):
     equivariance: Equivariance = Equivariance()
     changes: Changes = Changes()
     warps: Augment = Augment(5.0, 0.1, 0.1)
-    optimizer: Sgd = Sgd(0.03, momentum=0.9, l2=1e-4, schedule="cosine")
+    optimizer: Sgd = Sgd()
 
     @property
     def _optimizer(self):
