@@ -1,8 +1,8 @@
 """ResNet-18 and ResNet-50 (He et al. 2016), the encoders of LEAD and C3, as torchvision has them.
 
-Modules are named as in torchvision's files, `layer1.0.downsample.0` being `layer1_0/downsample_0`. A block with stride 2
-has the stride in its 3x3 convolution (torchvision's variant 1.5), and all padding is PyTorch's: the same on every
-side, with -inf for the max-pool.
+Modules are named as in torchvision's files, `layer1.0.downsample.0` being `layer1_0/downsample_0`. A bottleneck with
+stride 2 has the stride in its 3x3 convolution (torchvision's variant 1.5), and all padding is PyTorch's: the same on
+every side, with -inf for the max-pool.
 
 Initialise with `layers.initialize(..., law=resnet.INITIAL)`: He et al.'s normal kernels of variance 2 / fan_out, as
 torchvision does, and normalisation with scale 1 in every layer (BYOL's paper has 1 in the last one of a block too).
@@ -117,11 +117,11 @@ class ResNet(nn.Module):
       precision: precision of the convolutions; accelerators round float32 to 10 bits or fewer by default.
 
     >>> images = jax.ShapeDtypeStruct((2, 96, 96, 3), jnp.float32)
-    >>> network = ResNet(depth=50, output_stride=16)
+    >>> network = ResNet(depth=18, output_stride=16)
     >>> variables = jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), images)
     >>> maps = jax.eval_shape(lambda v, x: network.apply(v, x, train=False), variables, images)
     >>> maps["stem"].shape, maps["layer3"].shape, maps["layer4"].shape
-    ((2, 24, 24, 64), (2, 6, 6, 1024), (2, 6, 6, 2048))
+    ((2, 24, 24, 64), (2, 6, 6, 256), (2, 6, 6, 512))
     """
 
     depth: int = 50
