@@ -90,6 +90,8 @@ def base(arg: ConfigDict) -> ConfigDict:
             gcn_v="",
             mallis="",
             r2d2="",
+            resnet18="",
+            resnet50="",
             self_training="",
             stable_diffusion="",
             superpoint="",
