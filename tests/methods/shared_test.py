@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from uld_jax import hyperparameters
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
 from uld_jax.method import Start, TrainState
@@ -48,6 +49,23 @@ def test_converted_weights_are_taken_in_the_networks_types():
     np.testing.assert_array_equal(found["kernel"], 1)
     with pytest.raises(UserError, match="use another"):
         shared.take_weights(given["params"], {"kernel": jnp.zeros((3, 2))}, "use another")
+
+
+def test_sgd_falls_to_zero_by_a_cosine():
+    section = shared.Sgd(learning_rate=0.2, warmup=3, momentum=0.0, l2=0.0)
+    transform = section.transform(20)
+    state, rates = transform.init(jnp.zeros(1)), []
+    for _ in range(21):
+        update, state = transform.update(jnp.ones(1), state, jnp.zeros(1))
+        rates.append(-float(update[0]))
+    expected = [0.2 * i / 3 for i in range(3)] + [0.1 * (1 + np.cos(np.pi * i / 17)) for i in range(18)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    assert rates[-1] == pytest.approx(0, abs=1e-8)
+    transform, four = shared.Sgd(l2=0.5).transform(20), jnp.full(1, 4.0)
+    moved, _ = transform.update(jnp.ones(1), transform.init(four), four)
+    np.testing.assert_allclose(moved, [-0.03 * (1 + 0.5 * 4)], rtol=1e-6)
+    with pytest.raises(UserError, match=r"momentum is 1[.]0; use a number from 0, below 1"):
+        hyperparameters.check(shared.Sgd(momentum=1.0))
 
 
 @pytest.mark.parametrize("pieces", [1, 2])

@@ -316,7 +316,6 @@ def test_the_published_size_equals_torch_and_transformers(depth, side):
     with torch.no_grad():
         for name, theirs in twin.maps(twins.to_torch(x)).items():
             worst = relative(np.asarray(found[name]), twins.to_numpy(theirs))
-            print(f"ResNet-{depth} at {side} px, {name}: {worst:.1e}")
             assert worst < 1e-4
     sizes = {} if depth == 50 else dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
     model = transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval()
@@ -325,5 +324,4 @@ def test_the_published_size_equals_torch_and_transformers(depth, side):
     with torch.no_grad():
         expected = twins.to_numpy(model(twins.to_torch(x)).last_hidden_state)
     worst = relative(np.asarray(apply(converter.convert(entries, where="model", depth=depth), x)["layer4"]), expected)
-    print(f"ResNet-{depth} at {side} px, transformers: {worst:.1e}")
     assert worst < 1e-4

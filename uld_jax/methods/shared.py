@@ -16,7 +16,7 @@ from uld_jax import optimizers
 from uld_jax.backbones import Backbone
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import Positive, PositiveInt
+from uld_jax.hyperparameters import NotNegative, Positive, PositiveInt, Share
 from uld_jax.method import Stage, Start, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import color, views, warp
@@ -135,6 +135,31 @@ class Rmsprop:
         """Return the optimiser of a stage of so many steps; `schedule=restarts` begins after `held` of them."""
         options = dict(warmup=held if self.schedule == "restarts" else 0, period=period, boundaries=self.decay_at)
         return optimizers.rmsprop(optimizers.schedule(self.schedule, self.learning_rate, steps, **options), l2=self.l2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent with momentum and its schedule (`optimizers.py`).
+
+    Attributes:
+      learning_rate, schedule, warmup, decay_at, clip: as in `Adam`; `cosine` falls to 0, step by step.
+      momentum: share of the gradients before that stays in every step; 0 for none.
+      l2: weight of all parameters in the gradient, those of normalisation and biases included, as PyTorch has it.
+    """
+
+    learning_rate: Positive = 3e-2
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    warmup: NotNegative = 0
+    decay_at: tuple[int, ...] = ()
+    momentum: Share = 0.9
+    l2: float = 1e-4
+    clip: float = 0.0
+
+    def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
+        """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
+        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.sgd(rate, momentum=self.momentum, l2=self.l2, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
