@@ -58,7 +58,8 @@ def get_config(arg=None):
         update(second, size=8)
     if arg.preset != "paper" and arg.compact == "network":
         small = arg.preset == "small"
-        update(second, fpn_width=64 if small else 8, branch_width=32 if small else 8, head=64 if small else 8)
+        second.head = 64 if small else 8
+        second.fpn.update(dict(width=64, inner=32) if small else dict(width=8, inner=8))
     config.stages = (arg.stage1, "compact")
     config[arg.stage1], config.compact = first, second
     return config.lock()

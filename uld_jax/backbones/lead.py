@@ -15,9 +15,9 @@ from uld_jax import weights
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models import lead_net, resnet
+from uld_jax.models.lead_net import LEVELS
 from uld_jax.ops import views
 
-LEVELS = ("layer1", "layer2", "layer3", "layer4")  # of the encoder, with 4, 8, 16 and 32 pixels a cell
 COMPACT = "compact"
 STRIDE = 4
 TYPES = ("float32", "bfloat16")
@@ -56,7 +56,7 @@ class Lead:
         """The maps, with strides in pixels of the resized image. Raises UserError when there are no weights."""
         source = self._source
         widest = source["width"] * (4 if source["depth"] >= 50 else 1)
-        channels = {name: widest * 2**i for i, name in enumerate(LEVELS)} | {COMPACT: source.get("size")}
+        channels = {name: widest * 2**i for i, name in enumerate(LEVELS)} | {COMPACT: source.get("fpn", {}).get("size")}
         strides = {name: STRIDE * 2**i for i, name in enumerate(LEVELS)} | {COMPACT: STRIDE}
         taps = tuple(Tap(name, channels[name], strides[name]) for name in self._names(source))
         # The fingerprint depends on the weights, not on the path of their folder.
@@ -83,12 +83,12 @@ class Lead:
         seen = (seen - jnp.asarray(mean, seen.dtype)) / jnp.asarray(deviation, seen.dtype)
         maps = encoder.apply(variables("encoder"), seen, train=False)
         if COMPACT in names:
-            fpn = lead_net.FeaturePyramid(source["size"], source["fpn_width"], source["branch_width"], dtype=dtype)
-            maps[COMPACT] = fpn.apply(variables("fpn"), lead_net.pyramid(maps), train=False)
+            fpn = lead_net.FeaturePyramid(**source["fpn"], dtype=dtype)
+            maps[COMPACT] = fpn.apply(variables("fpn"), maps, train=False)
         return {name: maps[name].astype(jnp.float32) for name in names}
 
     def _names(self, source) -> tuple[str, ...]:
-        compact = "size" in source
+        compact = "fpn" in source
         if COMPACT in self.taps and not compact:
             raise UserError(
                 f"taps of Lead name `compact`, and config.weights.lead={self.folder} is of the first stage; convert "

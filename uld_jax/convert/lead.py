@@ -22,7 +22,7 @@ from uld_jax.models import lead_net, resnet
 METHODS = ("lead_compact.Compact", "lead.Byol", "lead.Moco")
 PARTS = ("encoder", "fpn")  # heads are only for training
 TYPICAL = dict(depth=50, width=64, image_size=96, zoom=96 / 136, colours="celeba")
-_FPN = dict(size=64, fpn_width=256, branch_width=128)
+_FPN = dict(size=64, width=256, inner=128)
 
 
 def open_folder(path: str) -> files.Opened:
@@ -36,16 +36,17 @@ def convert(entries, *, where: str, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: parameters of another network, or parameters that are not finite.
     """
-    settings = {**settings, **settings.get("encoder", {}), **settings.get("view", {})}
-    values = {key: settings.get(key, value) for key, value in (TYPICAL | _FPN).items()}
+    flat = {**settings, **settings.get("encoder", {}), **settings.get("view", {})}
+    values = {key: flat.get(key, value) for key, value in TYPICAL.items()}
+    fpn = {"size": settings.get("size", _FPN["size"])} | settings.get("fpn", {})
+    fpn = {key: fpn.get(key, value) for key, value in _FPN.items()}
     encoder = resnet.ResNet(values["depth"], values["width"])
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shape = lambda network, x: jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), x)
     shapes = {"encoder": shape(encoder, image)}
     if any(key.startswith("params/fpn/") for key in entries):
-        apply = lambda variables, x: lead_net.pyramid(encoder.apply(variables, x, train=False))
-        maps = jax.eval_shape(apply, shapes["encoder"], image)
-        shapes["fpn"] = shape(lead_net.FeaturePyramid(*(values[key] for key in _FPN)), maps)
+        maps = jax.eval_shape(lambda variables, x: encoder.apply(variables, x, train=False), shapes["encoder"], image)
+        shapes["fpn"] = shape(lead_net.FeaturePyramid(**fpn), maps)
     wanted = {
         "params": {part: variables["params"] for part, variables in shapes.items()},
         "model_state": {part: {"batch_stats": variables["batch_stats"]} for part, variables in shapes.items()},
@@ -68,5 +69,5 @@ def facts(converted: dict[str, Any]) -> dict[str, Any]:
         "colours": "imagenet" if view["imagenet"] else "celeba",
     }
     if "fpn" in params:
-        found |= lead_net.sizes(params["fpn"])
+        found["fpn"] = lead_net.sizes(params["fpn"])
     return found

@@ -217,7 +217,7 @@ class Byol(Pretraining):
 
     @property
     def _heads(self):
-        head = lead_net.Mlp(self.hidden, self.projection, **layers.precision(self.dtype))
+        head = lead_net.Projector(self.hidden, self.projection, **layers.precision(self.dtype))
         return {"projector": head, "predictor": head}
 
     def init(self, rng, batch, frozen, start):

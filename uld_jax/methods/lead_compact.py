@@ -29,7 +29,7 @@ from uld_jax.methods.lead import Changes
 from uld_jax.methods.lead_common import STRIDE, DenseStage, Parts, encode
 from uld_jax.methods.shared import Augment, Sgd
 from uld_jax.models import layers, lead_net
-from uld_jax.models.lead_net import pyramid
+from uld_jax.models.lead_net import LEVELS
 from uld_jax.ops import augment, coordinates, dense_matching, hypercolumns, keypoints
 
 STAGE1 = "stage 1, lead.Byol or lead.Moco"
@@ -64,6 +64,19 @@ def encoder_before(stage, start, params, model_state):
             "encoder.depth and encoder.width"
         )
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Pyramid:
+    """A feature pyramid (`lead_net.FeaturePyramid`), of usual widths: the paper gives none.
+
+    Attributes:
+      width: channels of its levels.
+      inner: channels of the blocks that bring the levels to one size.
+    """
+
+    width: PositiveInt = 256
+    inner: PositiveInt = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +123,7 @@ class Compact(DenseStage):
     Attributes:
       size: C, numbers of a cell: 64, 128 or 256 in the paper.
       head: width of the projection head, which is dropped after training; 0 for none.
-      fpn_width: channels of the lateral maps.
-      branch_width: channels of the maps that are summed.
+      fpn: widths of the feature pyramid.
       objective: `alignment`, LEAD's; or `equivariance`, ContrastLandmarks'.
       alignment, equivariance: of these.
       changes: crops, which teacher and student share, and changes of colour, which only the student sees.
@@ -123,8 +135,7 @@ class Compact(DenseStage):
 
     size: PositiveInt = 64
     head: NotNegative = 256
-    fpn_width: PositiveInt = 256
-    branch_width: PositiveInt = 128
+    fpn: Pyramid = Pyramid()
     objective: Literal["alignment", "equivariance"] = "alignment"
     alignment: Alignment = Alignment()
     equivariance: Equivariance = Equivariance()
@@ -138,11 +149,11 @@ class Compact(DenseStage):
 
     @property
     def _fpn(self):
-        return lead_net.FeaturePyramid(self.size, self.fpn_width, self.branch_width, **layers.precision(self.dtype))
+        return lead_net.FeaturePyramid(self.size, **dataclasses.asdict(self.fpn), **layers.precision(self.dtype))
 
     @property
     def _head(self):
-        return lead_net.ProjectionHead(self.head, **layers.precision(self.dtype))
+        return lead_net.Projector(self.head, self.head, **layers.precision(self.dtype))
 
     @property
     def _uses_head(self) -> bool:
@@ -157,7 +168,7 @@ class Compact(DenseStage):
         maps = jax.eval_shape(
             lambda x: pyramid(network.apply(variables_of(encoder, statistics), x, train=False)), shown
         )
-        drawn = {"fpn": layers.initialize(self._fpn, for_fpn, maps, train=False)}
+        drawn = {"fpn": layers.initialize(self._fpn, for_fpn, dict(zip(LEVELS, maps, strict=True)), train=False)}
         if self._uses_head:
             given = jax.ShapeDtypeStruct((*maps[0].shape[:3], self.size), layers.wide(self.dtype))
             drawn["head"] = layers.initialize(self._head, for_head, given, train=False)
@@ -247,7 +258,7 @@ class Compact(DenseStage):
         maps, new["encoder"] = self.encoder.network(self.dtype).apply(
             variables, self.encoder.normalised(seen), train=True, mutable=["batch_stats"]
         )
-        given = pyramid(maps)
+        given = maps
         for name, part in (("fpn", self._fpn), ("head", self._head))[: 1 + self._uses_head]:
             variables = variables_of(params[name], model_state[name])
             given, new[name] = part.apply(variables, given, train=True, mutable=["batch_stats"])
@@ -256,7 +267,7 @@ class Compact(DenseStage):
     def features(self, state, frozen, shown):
         maps = encode(self, state.params["encoder"], state.model_state["encoder"], shown)
         variables = variables_of(state.params["fpn"], state.model_state["fpn"])
-        return (self._fpn.apply(variables, maps, train=False),)
+        return (self._fpn.apply(variables, dict(zip(LEVELS, maps, strict=True)), train=False),)
 
 
 def variables_of(params, model_state):
