@@ -228,7 +228,8 @@ def pca_lighting(key, image, deviation: float = 0.1):
     Values beyond 0..1 stay, because the published code normalises them as they are.
     """
     amounts = deviation * jax.random.normal(key, (3,), image.dtype) * jnp.asarray(_DEVIATIONS, image.dtype)
-    return image + jnp.sum(jnp.asarray(_COMPONENTS, image.dtype) * amounts, -1)
+    # A product and not a sum of products: XLA's CPU backend (jaxlib 0.10.2) fuses the latter with the image wrongly.
+    return image + jnp.matmul(jnp.asarray(_COMPONENTS, image.dtype), amounts, precision="highest")
 
 
 def _in_hsv(image, turn=None, saturation=None):
