@@ -53,7 +53,7 @@ def get_config(arg=None):
         config.eval_every = 0
         first.steps, second.steps = 40, 20 if second.steps else 0
         for stage in (first, second):
-            update(stage, image_size=32, zoom=0.8, depth=18, width=4, pixels=8, roi=0.7)
+            update(stage, image_size=32, zoom=0.8, depth=10, width=4, pixels=8, roi=0.7)
         update(first, **(dict(hidden=16, projection=8) if arg.stage1 == "byol" else dict(groups=2, queue=16)))
         update(second, size=8)
     if arg.preset != "paper" and arg.compact == "network":

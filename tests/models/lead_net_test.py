@@ -9,7 +9,6 @@ import pytest
 import scipy.ndimage
 
 from tests.models import twins
-from uld_jax.errors import UserError
 from uld_jax.models import layers, lead_net, resnet
 from uld_jax.models.lead_net import LEVELS, FeaturePyramid, Projector
 
@@ -186,11 +185,13 @@ def test_initialisation_is_pytorchs_in_one_draw():
         jax.tree.map(lambda values: check_bound(values, 128), params["fc2"])
 
 
-def test_maps_that_do_not_halve_are_named():
-    maps = {name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in maps_of(8, 8).items()}
-    maps["layer3"] = jax.ShapeDtypeStruct((2, 3, 2, 16), jnp.float32)
-    with pytest.raises(UserError, match="got maps of 8 x 8, 4 x 4, 3 x 2, 1 x 1 cells, which do not halve; use images"):
-        jax.eval_shape(lambda x: FeaturePyramid().init(jax.random.key(0), x, train=True), maps)
+def test_maps_that_do_not_halve_are_brought_to_one_size():
+    maps = {name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in maps_of(10, 10).items()}
+    maps |= {
+        name: jax.ShapeDtypeStruct((2, side, side, 8), jnp.float32) for name, side in (("layer3", 3), ("layer4", 2))
+    }
+    found = lambda key, x: FeaturePyramid(size=5, width=6, inner=3).init_with_output(key, x, train=False)[0]
+    assert jax.eval_shape(found, jax.random.key(0), maps).shape == (2, 10, 10, 5)
 
 
 def test_it_stands_on_a_resnet():

@@ -60,9 +60,9 @@ def convert(entries, *, where: str, settings: dict[str, Any]) -> dict[str, Any]:
 def facts(converted: dict[str, Any]) -> dict[str, Any]:
     """The facts about the network and its view for `source.json`, which can be read without the weights."""
     params, view = converted["params"], converted["view"]
-    bottleneck = "conv3" in params["encoder"]["layer1_0"]
+    blocks = sum(name.startswith("layer1_") for name in params["encoder"])
     found = {
-        "depth": 50 if bottleneck else 18,
+        "depth": {1: 10, 2: 18, 3: 50}[blocks],
         "width": params["encoder"]["conv1"]["kernel"].shape[3],
         "image_size": int(view["image_size"]),
         "zoom": round(float(view["zoom"]), 6),

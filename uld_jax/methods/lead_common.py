@@ -30,13 +30,13 @@ class Encoder:
     """The network whose maps are the dense features (`models/resnet.py`).
 
     Attributes:
-      depth: 50 as in the paper, or 18.
+      depth: 50 as in the paper, 18, or 10 for tests.
       width: channels of the stem; 64 as published.
       colours: the mean and deviation that images are normalised by: `celeba`, those of ContrastLandmarks; or
         `imagenet`, for weights that were trained so.
     """
 
-    depth: Literal[50, 18] = 50
+    depth: Literal[50, 18, 10] = 50
     width: PositiveInt = 64
     colours: Literal["celeba", "imagenet"] = "celeba"
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from uld_jax.errors import UserError
 from uld_jax.models import layers
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # by depth
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # by depth; 10 was never published, it is for tests
 OUTPUT_STRIDES = (8, 16, 32)
 INITIAL = layers.HE
 
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
     """Images to the maps after the stem and after each of the four layers.
 
     Attributes:
-      depth: 50 or 18.
+      depth: 50 or 18; or 10, half as deep as 18, for tests.
       width: channels of the stem; 64 as published. Layer n has 2^(n-1) times as many, and 4 times these with depth 50.
       output_stride: pixels of the image in a cell of the last map: 32 as published, or 16 or 8, see `places`. The
         parameters are the same.
