@@ -44,16 +44,20 @@ def get_config(arg=None):
         config.batch_size = 64
         config.save_every = 200
         first.steps = 1500
-        second.steps = 400 if second.steps else 0
+        second.steps = 300 if second.steps else 0
         for stage in (first, second):
-            update(stage, image_size=64, zoom=0.8, depth=18, width=32)
+            update(stage, image_size=64, zoom=0.8)
+            stage.encoder.update(depth=18, width=16)
+            if "optimizer" in stage:
+                stage.optimizer.learning_rate = 0.1  # there are few steps
         update(first, **(dict(hidden=512, projection=128) if arg.stage1 == "byol" else dict(groups=2, queue=1024)))
     if arg.preset == "tiny":
         common.tiny(config)
         config.eval_every = 0
         first.steps, second.steps = 40, 20 if second.steps else 0
         for stage in (first, second):
-            update(stage, image_size=32, zoom=0.8, depth=10, width=4, pixels=8, roi=0.7)
+            update(stage, image_size=32, zoom=0.8, pixels=8, roi=0.7)
+            stage.encoder.update(depth=10, width=4)
         update(first, **(dict(hidden=16, projection=8) if arg.stage1 == "byol" else dict(groups=2, queue=16)))
         update(second, size=8)
     if arg.preset != "paper" and arg.compact == "network":

@@ -165,9 +165,7 @@ class Compact(DenseStage):
         network = self.encoder.network(self.dtype)
         variables = jax.eval_shape(lambda key, x: network.init(key, x, train=False), for_encoder, shown)
         encoder, statistics = encoder_before(self, start, *layers.split(variables))
-        maps = jax.eval_shape(
-            lambda x: pyramid(network.apply(variables_of(encoder, statistics), x, train=False)), shown
-        )
+        maps = jax.eval_shape(lambda x: encode(self, encoder, statistics, x), shown)
         drawn = {"fpn": layers.initialize(self._fpn, for_fpn, dict(zip(LEVELS, maps, strict=True)), train=False)}
         if self._uses_head:
             given = jax.ShapeDtypeStruct((*maps[0].shape[:3], self.size), layers.wide(self.dtype))
@@ -318,9 +316,7 @@ class Nmf(DenseStage):
         network = self.encoder.network(self.dtype)
         variables = jax.eval_shape(lambda key, x: network.init(key, x, train=False), rng, shown)
         encoder, statistics = encoder_before(self, start, *layers.split(variables))
-        maps = jax.eval_shape(
-            lambda x: pyramid(network.apply(variables_of(encoder, statistics), x, train=False)), shown
-        )
+        maps = jax.eval_shape(lambda x: encode(self, encoder, statistics, x), shown)
         wide = layers.wide(self.dtype)
         factors = jnp.zeros((self.size, sum(level.shape[-1] for level in maps)), wide)
         parts = self.no_parts(start.num_images, (jax.ShapeDtypeStruct((self.size,), wide),))
