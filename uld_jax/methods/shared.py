@@ -143,13 +143,11 @@ class Graph:
 
     Attributes:
       neighbours: of a row, itself not counted.
-      tau: similarity below which an edge is cut.
       link_space: whose similarity, `gcn_hidden` or `descriptor`.
       slots: M, to be larger than any number of clusters.
     """
 
     neighbours: PositiveInt = 80
-    tau: float = 0.8
     link_space: Literal["gcn_hidden", "descriptor"] = "gcn_hidden"
     slots: PositiveInt = 512
 
