@@ -42,7 +42,7 @@ from uld_jax.ops import color, heatmaps, keypoints, views, warp
 # Of the published code; the paper has the optimiser's name, the number of neighbours and "random similarity" alone.
 ROTATION = 15.0  # standard deviation in degrees of the source view's rotation; the target's is twice as much
 MAX_ROTATION = 40.0  # largest angle in degrees
-SIZE_SPREAD = 0.033  # standard deviation of the logarithm of a view's size; there 4 % of the landmarks' box a side
+JITTER = 0.033  # standard deviation of the logarithm of a view's size; there 4 % of the landmarks' box a side
 TEMPERATURE = 0.1  # of the soft-argmax
 FIXED_SIGMA = 0.5  # deviation of fixed Gaussians in heatmap pixels; exp(-r^2 / 0.5)
 TAU = 0.8  # similarity below which an edge of the graph is cut
@@ -489,7 +489,7 @@ class CGB(Stage):
             turn, rest = jax.random.split(key)
             degrees = rotation * jax.random.normal(turn, (), dtype)
             degrees = jnp.clip(degrees, -MAX_ROTATION, MAX_ROTATION)
-            straight = warp.random_warp(rest, scale=SIZE_SPREAD, bend=self.bend, zoom=self.view.zoom, dtype=dtype)
+            straight = warp.random_warp(rest, scale=JITTER, bend=self.bend, zoom=self.view.zoom, dtype=dtype)
             return warp.turned(straight, degrees)
 
         return jax.vmap(draw)(keys)

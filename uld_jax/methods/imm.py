@@ -37,7 +37,7 @@ from uld_jax.models import imm_net, layers, vgg
 from uld_jax.ops import color, heatmaps, views, warp
 
 # Constants of the published code. A warp has standard deviations of the rotation in degrees, the scale, the shift (the
-# view is 2 wide), and two of the thin-plate weights: every weight moves by the first, every second one by the other too.
+# view is 2 wide), and two of the thin-plate weights: each moves by the first, every second one by the other too.
 TARGET_WARP = (0.0, 0.0, 0.1, 0.001, 0.005)  # from photo to target
 SOURCE_WARP = (5.0, 0.1, 0.1, 0.001, 0.01)  # from target to source
 FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # first divisors of the loss's terms: the image, then the layers

@@ -21,6 +21,8 @@ from uld_jax.method import Start, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import color, views, warp
 
+RMSPROP_L2 = 1e-5  # weight of the parameters' squares in the gradient (Mallis et al., section 4)
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -97,25 +99,21 @@ class Adam:
 
     Attributes:
       learning_rate: the highest of the schedule.
-      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      schedule: `constant` or `cosine`, see `optimizers.schedule`.
       warmup: steps of a linear rise.
-      decay_at: steps from which `schedule=steps` has a tenth each.
-      l2: weight of the parameters' squares in the gradient.
       clip: largest norm of the gradient; 0 for no limit.
     """
 
     learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
-    decay_at: tuple[int, ...] = ()
-    l2: float = 0.0
     clip: float = 0.0
 
     def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
-        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        options = dict(warmup=min(self.warmup, steps // 2), period=period)
         rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+        return optimizers.adam(rate, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +121,20 @@ class Rmsprop:
     """RMSprop and its schedule (`optimizers.py`).
 
     Attributes:
-      learning_rate, schedule, decay_at, l2: as in `Adam`.
+      learning_rate: the highest of the schedule.
+      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      decay_at: steps from which `schedule=steps` has a tenth each.
     """
 
     learning_rate: Positive = 5e-4
     schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
     decay_at: tuple[int, ...] = ()
-    l2: float = 1e-5
 
     def transform(self, steps: int, held: int = 0, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `schedule=restarts` begins after `held` of them."""
         options = dict(warmup=held if self.schedule == "restarts" else 0, period=period, boundaries=self.decay_at)
-        return optimizers.rmsprop(optimizers.schedule(self.schedule, self.learning_rate, steps, **options), l2=self.l2)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.rmsprop(rate, l2=RMSPROP_L2)
 
 
 @dataclasses.dataclass(frozen=True)
