@@ -413,8 +413,8 @@ class DuldStage(Clustering):
 
     def learn(self, state, loss, examples):
         """One step of Adam for the parts that learn; `loss` takes all parameters and examples [B,...]."""
-        trains = self.plan.trains
-        state, metrics = shared.descend(state, loss, examples, trains, self._optimizer, self.accumulate_steps)
+        how = self._optimizer, self.accumulate_steps, self.plan.trains
+        state, metrics = shared.descend(state, loss, examples, *how)
         if self.ema:
             mean = shared.running_mean(state.aux.teacher, state.params, self.ema, state.step, self.dtype)
             state = state.replace(aux=state.aux._replace(teacher=mean))

@@ -36,7 +36,7 @@ from uld_jax.method import Clustering, Prediction, Round, TrainState
 from uld_jax.methods import generic_keypoints
 from uld_jax.methods import self_training_common as common
 from uld_jax.methods.self_training_common import Detection, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Augment, View, region_tables, required_labels
+from uld_jax.methods.shared import Augment, View, descend, region_tables, required_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms
 from uld_jax.ops.on_object import on_object
@@ -422,7 +422,7 @@ class Correspondence(Trained, Clustering):
         labels = jax.tree.map(lambda table: table[index], state.aux.labels)
         warps = self.augment.uniform_warps(keys.warps, self.view.zoom, self.dtype)
         views = common.make_views(self, images, labels, warps, keys, self.least_points)
-        return common.descend_at_once(state, self._loss, views, self._optimizer)
+        return descend(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)
@@ -592,16 +592,16 @@ class Landmarks(Trained):
         there, cells = (labels.score > 0) & aux.active, geometry.to_cells(labels.xy, warps)
         examples = {"seen": seen, "cells": jnp.where(there[..., None], cells, -100), "there": there}
 
-        def loss(params, model_state, examples):
+        def loss(params, examples):
             # Step 8)
             logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
             cells, there = examples["cells"], examples["there"]
             error = common.map_errors(logits, heatmaps.gaussian(cells, geometry.heat, self.sigma))
             found, _ = heatmaps.peak(jax.lax.stop_gradient(logits), refine=False)
             metrics = {"distance_px": common.peak_distance(self, found, cells, there)}
-            return keypoints.masked_mean(error, there), (model_state, metrics)
+            return keypoints.masked_mean(error, there), metrics
 
-        state, metrics = common.descend(self._optimizer, self.accumulate_steps, state, loss, examples)
+        state, metrics = descend(state, loss, examples, self._optimizer, self.accumulate_steps)
         return state, metrics | {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
 
     def round_at(self, step):

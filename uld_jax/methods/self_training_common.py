@@ -9,13 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from uld_jax import optimizers, weights
+from uld_jax import weights
 from uld_jax.bank import Labels
 from uld_jax.clustering import assignment
 from uld_jax.hyperparameters import PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage, TrainState
+from uld_jax.method import Described, Prediction, Round, Stage
 from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, required_labels, take_centroids, take_weights
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, keypoints, nms, views
@@ -271,14 +270,6 @@ def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_
     return Views(seen, cells, there, learned, number, keys.colours)
 
 
-def descend_at_once(state: TrainState, loss, views: Views, optimizer: optax.GradientTransformation):
-    """Take a step of the optimiser by a loss `(params, views) -> (value, metrics)`; return state and metrics."""
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, views)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), {"loss": value} | metrics
-
-
 def pairs_of(there, number):
     """Pairs [B,M,M] of keypoints in an example's two views: all of keypoints that are there, and those of one cluster.
 
@@ -417,14 +408,6 @@ def peak_distance(stage, found, cells, there):
     geometry = stage._geometry
     pixels = stage.view.zoom * stage.frame_size / geometry.heat[0] * jnp.linalg.norm(found - cells, axis=-1)
     return keypoints.masked_mean(pixels, there & geometry.on_map(cells))
-
-
-def descend(optimizer, pieces: int, state, loss, examples):
-    """Return the state after one step down `loss`, over the batch in pieces, and metrics."""
-    grads, _, metrics = optimizers.accumulated_gradients(loss, state.params, {}, examples, pieces)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), metrics
 
 
 def seen_landmarks(xy, score, there) -> Prediction:

@@ -37,7 +37,7 @@ from uld_jax.method import Clustering, TrainState
 from uld_jax.methods import self_training_common as common
 from uld_jax.methods.self_training import DESCRIPTOR_WEIGHT, Clusters, Contrast, map_loss
 from uld_jax.methods.self_training_common import Detection, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Rmsprop, region_tables, required_labels, take_flips
+from uld_jax.methods.shared import Rmsprop, descend, region_tables, required_labels, take_flips
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, warp
 from uld_jax.ops.on_object import on_object
@@ -185,7 +185,7 @@ class Correspondence(Trained, Clustering):
         warps = jax.vmap(warp.mirrored)(warps, flips)
         views = common.make_views(self, images, labels, warps, keys)
         views = views._replace(number=jnp.where(flips[:, None], aux.mirrored[index], views.number))
-        return common.descend_at_once(state, self._loss, views, self._optimizer)
+        return descend(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)
@@ -416,7 +416,7 @@ class Landmarks(Trained):
         cells = jnp.where(there[..., None], cells, -100)
         examples = {"seen": seen, "cells": cells, "there": there, "number": number}
 
-        def loss(params, model_state, examples):
+        def loss(params, examples):
             logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
             cells, there, number = examples["cells"], examples["there"], examples["number"]
             maps = heatmaps.renumbered(heatmaps.gaussian(cells, geometry.heat, self.sigma), number)
@@ -426,9 +426,9 @@ class Landmarks(Trained):
             metrics = {"distance_px": common.peak_distance(self, found, cells, there)}
             # Step 7) Maps without a label count as zeros in the mean.
             error = jnp.where(labelled, common.map_errors(logits, maps), 0)
-            return 0.5 * jnp.mean(error), (model_state, metrics)
+            return 0.5 * jnp.mean(error), metrics
 
-        state, metrics = common.descend(self._optimizer, self.accumulate_steps, state, loss, examples)
+        state, metrics = descend(state, loss, examples, self._optimizer, self.accumulate_steps)
         return state, metrics | {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
 
     def landmarks(self, state):

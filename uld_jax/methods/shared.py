@@ -6,6 +6,7 @@ A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag 
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -218,22 +219,29 @@ def take_weights(given: Any, params: Any, remedy: str) -> Any:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
 
 
-def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.GradientTransformation, pieces: int):
-    """Take one step of the optimiser for the parts `names` of the parameters; the other parts stay.
+def descend(
+    state: TrainState,
+    loss,
+    examples: Any,
+    optimizer: optax.GradientTransformation,
+    pieces: int = 1,
+    names: Sequence[str] | None = None,
+):
+    """Take one step of the optimiser down a loss.
 
     Args:
-      state: of which `params` is by part.
+      state: its `opt_state` is of the parameters that learn.
       loss: `(params, examples) -> (value, metrics)`, a mean over examples.
       examples: pytree [B,...].
-      names: of the parts that learn; `opt_state` is of these.
-      optimizer: for these.
+      optimizer: for the parameters that learn.
       pieces: of the batch, computed one after the other; they divide B.
+      names: of the parts of `state.params` that learn, while the other parts stay; None if all learn.
 
     Returns:
       The state with new `params` and `opt_state`, and metrics with `loss`.
     """
-    trained = {name: state.params[name] for name in names}
-    rest = {name: part for name, part in state.params.items() if name not in trained}
+    trained = state.params if names is None else {name: state.params[name] for name in names}
+    rest = {} if names is None else {name: part for name, part in state.params.items() if name not in trained}
 
     def partial(trained, _, examples):
         value, metrics = loss(trained | rest, examples)
@@ -241,7 +249,8 @@ def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.Grad
 
     grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, pieces)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    return state.replace(params=optax.apply_updates(trained, updates) | rest, opt_state=opt_state), metrics
+    params = optax.apply_updates(trained, updates)
+    return state.replace(params=params | rest, opt_state=opt_state), metrics
 
 
 def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) -> Any:
