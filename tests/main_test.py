@@ -34,7 +34,10 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
         return error
 
     other = ("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}", "--config.seed=5")
-    assert "data_dir" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
+    assert "data_dir is not set; give the folder of" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
+    prepared = SPEC.replace("folder", "celeba")
+    assert "dataset=celeba needs data_dir, the folder" in refused("train", prepared, f"--workdir={tmp_path / 'w'}")
+    assert "a.png is a file; give the folder that holds" in training(folder(a_png=image) / "a.png")
     assert "does not exist" in training(tmp_path / "absent")
     assert "is empty" in training(folder())
     assert "holds no images" in training(folder(**{"note.txt": "hello"}))
