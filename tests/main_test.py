@@ -54,6 +54,8 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
     assert "config.stages is empty; name one stage" in training(photos, "--config.stages=()")
     assert "config.stages is empty; name one stage" in refused(*other, "--config.stages=()")
     assert "normaliser" in training(photos, "--config.data.normaliser=nose")
+    assert "eval.label_counts holds 0; give whole" in training(photos, "--config.eval.label_counts=(5,0)")
+    assert "eval.label_counts holds 25, but fits are on 24" in training(photos, "--config.eval.label_counts=(5,25)")
     synthetic = SPEC.replace("folder", "synthetic")
     for command in (
         ("train", synthetic, f"--config.data_dir={photos}", f"--workdir={tmp_path / 'w'}"),
@@ -73,6 +75,12 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
     assert "config.json is missing" in refused("evaluate", f"--workdir={tmp_path / 'w'}")
     assert "use another --workdir" in refused(*other)
     assert "no stage 'last'" in refused("evaluate", f"--workdir={run}", "--stage=last")
+    for counts, said in (
+        ("5,few", "holds 'few'; give whole"),
+        ("0", "holds '0'; give"),
+        ("25", "holds 25, but fits are on"),
+    ):
+        assert f"--label_counts {said}" in refused("evaluate", f"--workdir={run}", f"--label_counts={counts}")
     assert "does not exist" in refused(
         "predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}"
     )

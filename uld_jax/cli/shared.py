@@ -88,14 +88,6 @@ def pair(text: str, flag: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def integer(text: str, flag: str) -> int:
-    """Parse a whole number. Raises UserError, which names the flag, for any other text."""
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{flag}: {text!r} is not a whole number") from error
-
-
 def percent(value: float | None) -> str:
     """Format a number in percent."""
     return "not measured" if value is None else f"{value:.2f} %"
