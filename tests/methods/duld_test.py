@@ -260,7 +260,7 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
     z = unit(anchors[number] + 0.02 * rng.normal(size=(B, T, P, D))).astype(np.float32)
     seen = bank_of(z.reshape(N, P, D), np.zeros((N, P, 2)), np.ones((N, P), bool)).values
     group = rng.integers(0, 2, (B, T))
-    limits = 2, method.least_keypoints, method.iterations
+    limits = 2, method.least_keypoints, duld.ITERATIONS
     by_pose = jax.jit(lambda seen, anchors, group: duld.clusters_by_pose(seen, anchors, group, *limits))
     centroids, used, moved = by_pose(seen, jnp.asarray(anchors), jnp.asarray(group))
     for q in range(2):
@@ -551,7 +551,6 @@ def test_the_bound_is_that_of_the_pose_network(trained):
         (Duld, {"cache": "maps", "zoom": 0.8}, "cache holds maps of whole frames"),
         (Duld, {"ema": 1.0}, "ema is 1.0"),
         (Duld, {"train_clusters": -3}, "train_clusters is -3; use 0 or more"),
-        (Bootstrap, {"block": 7}, "block is 7; use a divisor of grid * grid = 256, or 0"),
         (Bootstrap, {"roi": 0.0}, "roi is 0.0"),
         (Proxy, {"grid": 2, "image_size": 32}, "net.grid is 2"),
         (DuldPP, {"code_loss": "mse"}, "code_loss is 'mse'"),

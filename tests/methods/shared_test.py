@@ -73,10 +73,13 @@ def test_a_step_moves_the_parts_that_learn_alone(pieces):
     params = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}
     state = TrainState(jnp.int32(5), params=params, opt_state=optax.sgd(0.5).init({"a": params["a"]}))
     loss = lambda p, x: (jnp.mean(p["a"] * p["b"] * x), {"mean": jnp.mean(x)})
-    new, metrics = shared.descend(state, loss, jnp.array([1.0, 3.0]), ("a",), optax.sgd(0.5), pieces)
+    examples, optimizer = jnp.array([1.0, 3.0]), optax.sgd(0.5)
+    new, metrics = shared.descend(state, loss, examples, optimizer, pieces, ("a",))
     assert {name: float(value) for name, value in new.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3}
     assert {name: float(value) for name, value in metrics.items()} == {"loss": 12, "mean": 2}
     assert int(new.step) == 5
+    both, _ = shared.descend(state.replace(opt_state=optimizer.init(params)), loss, examples, optimizer, pieces)
+    assert {name: float(value) for name, value in both.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3 - 0.5 * 2 * 2}
 
 
 def test_a_running_mean_forgets_faster_at_first():

@@ -15,7 +15,7 @@ from uld_jax import config as config_lib
 from uld_jax import viz
 from uld_jax.config import Config
 from uld_jax.data import make_reader
-from uld_jax.data.open import MEASURED_BY, Data, eval_batch, open_split
+from uld_jax.data.open import MEASURED_BY, Data, check_label_counts, eval_batch, open_split
 from uld_jax.errors import UserError
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.pictures import contact_sheet, film_over_steps, pose_sheet
@@ -61,6 +61,7 @@ def evaluate_run(
         )
     name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
     train = open_split(config, "train", name, where)
+    check_label_counts(label_counts, train, Protocol.of(config).pool_images, "--label_counts")
     # With images alone, or a train split alone, only stability can be measured.
     alone = split == "test" and train.spec.splits == ("train",)
     test = None if alone else open_split(config, split, name, where)

@@ -25,6 +25,8 @@ from uld_jax.models import duld_net, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, keypoints, nms, views, warp
 
 KINDS = ("dhf_aggregator",)  # of `frozen`, besides the backbone's own
+ITERATIONS = 100  # of k-means, at most (ours)
+SHARPNESS = 10.0  # of the weights of `place=mean`, exp(-SHARPNESS * squared distance to the centroid) (ours)
 
 
 class Memory(NamedTuple):
@@ -144,15 +146,13 @@ class Localise:
 
     Attributes:
       place: `exemplar`, its nearest keypoint (paper); or `mean`, the mean over the map's cells, weighted by
-        confidence * exp(-sharpness * squared distance to the centroid). Ours: it is exact to less than a cell, and
+        confidence * exp(-`SHARPNESS` * squared distance to the centroid). Ours: it is exact to less than a cell, and
         takes a second pass a round, as labels are placed by the new centroids.
-      sharpness: see `place`.
       fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
         has it), with a score below 1/2; or `none`, missing. Labels are never filled.
     """
 
     place: Literal["exemplar", "mean"] = "exemplar"
-    sharpness: float = 10.0
     fill: Literal["dense", "none"] = "dense"
 
 
@@ -225,7 +225,7 @@ class DuldStage(Clustering):
       start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
         table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
       localise: where a landmark is.
-      iterations, restarts: of k-means, at most; the first one is done from so many random starts.
+      restarts: number of random starts of the first k-means.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
       ema: share that the running mean of the parameters keeps a step; rounds and prediction use that mean. 0: the
@@ -257,7 +257,6 @@ class DuldStage(Clustering):
     position: float = 0.0
     start: Literal["clusters", "labels"] = "clusters"
     localise: Localise = Localise()
-    iterations: int = 100
     restarts: int = 3
     bank_gib: Positive = 4.0
     ema: Share = 0.999
@@ -414,8 +413,8 @@ class DuldStage(Clustering):
 
     def learn(self, state, loss, examples):
         """One step of Adam for the parts that learn; `loss` takes all parameters and examples [B,...]."""
-        trains = self.plan.trains
-        state, metrics = shared.descend(state, loss, examples, trains, self._optimizer, self.accumulate_steps)
+        how = self._optimizer, self.accumulate_steps, self.plan.trains
+        state, metrics = shared.descend(state, loss, examples, *how)
         if self.ema:
             mean = shared.running_mean(state.aux.teacher, state.params, self.ema, state.step, self.dtype)
             state = state.replace(aux=state.aux._replace(teacher=mean))
@@ -526,7 +525,7 @@ class DuldStage(Clustering):
         described = self._with_place(keypoints.l2_normalize(psi.descriptors), grid)
         if self.localise.place == "exemplar":
             return two_stage.matches(described, inside, centroids)
-        return two_stage.mean_matches(described, inside, centroids, psi.logits, self.localise.sharpness)
+        return two_stage.mean_matches(described, inside, centroids, psi.logits, SHARPNESS)
 
     def _nearest_pose(self, aux, codes):
         return jnp.argmin(contrast.square_distances(duld_net.unit(codes), aux.poses), -1).astype(jnp.int32)

@@ -6,6 +6,7 @@ A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag 
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,8 @@ from uld_jax.hyperparameters import NotNegative, Positive, PositiveInt, Share
 from uld_jax.method import Stage, Start, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import color, views, warp
+
+RMSPROP_L2 = 1e-5  # weight of the parameters' squares in the gradient (Mallis et al., section 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +100,21 @@ class Adam:
 
     Attributes:
       learning_rate: the highest of the schedule.
-      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      schedule: `constant` or `cosine`, see `optimizers.schedule`.
       warmup: steps of a linear rise.
-      decay_at: steps from which `schedule=steps` has a tenth each.
-      l2: weight of the parameters' squares in the gradient.
       clip: largest norm of the gradient; 0 for no limit.
     """
 
     learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
-    decay_at: tuple[int, ...] = ()
-    l2: float = 0.0
     clip: float = 0.0
 
     def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
-        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        options = dict(warmup=min(self.warmup, steps // 2), period=period)
         rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+        return optimizers.adam(rate, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +122,20 @@ class Rmsprop:
     """RMSprop and its schedule (`optimizers.py`).
 
     Attributes:
-      learning_rate, schedule, decay_at, l2: as in `Adam`.
+      learning_rate: the highest of the schedule.
+      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      decay_at: steps from which `schedule=steps` has a tenth each.
     """
 
     learning_rate: Positive = 5e-4
     schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
     decay_at: tuple[int, ...] = ()
-    l2: float = 1e-5
 
     def transform(self, steps: int, held: int = 0, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `schedule=restarts` begins after `held` of them."""
         options = dict(warmup=held if self.schedule == "restarts" else 0, period=period, boundaries=self.decay_at)
-        return optimizers.rmsprop(optimizers.schedule(self.schedule, self.learning_rate, steps, **options), l2=self.l2)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.rmsprop(rate, l2=RMSPROP_L2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +169,11 @@ class Graph:
 
     Attributes:
       neighbours: of a row, itself not counted.
-      tau: similarity below which an edge is cut.
       link_space: whose similarity, `gcn_hidden` or `descriptor`.
       slots: M, to be larger than any number of clusters.
     """
 
     neighbours: PositiveInt = 80
-    tau: float = 0.8
     link_space: Literal["gcn_hidden", "descriptor"] = "gcn_hidden"
     slots: PositiveInt = 512
 
@@ -259,22 +258,29 @@ def take_weights(given: Any, params: Any, remedy: str) -> Any:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
 
 
-def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.GradientTransformation, pieces: int):
-    """Take one step of the optimiser for the parts `names` of the parameters; the other parts stay.
+def descend(
+    state: TrainState,
+    loss,
+    examples: Any,
+    optimizer: optax.GradientTransformation,
+    pieces: int = 1,
+    names: Sequence[str] | None = None,
+):
+    """Take one step of the optimiser down a loss.
 
     Args:
-      state: of which `params` is by part.
+      state: its `opt_state` is of the parameters that learn.
       loss: `(params, examples) -> (value, metrics)`, a mean over examples.
       examples: pytree [B,...].
-      names: of the parts that learn; `opt_state` is of these.
-      optimizer: for these.
+      optimizer: for the parameters that learn.
       pieces: of the batch, computed one after the other; they divide B.
+      names: of the parts of `state.params` that learn, while the other parts stay; None if all learn.
 
     Returns:
       The state with new `params` and `opt_state`, and metrics with `loss`.
     """
-    trained = {name: state.params[name] for name in names}
-    rest = {name: part for name, part in state.params.items() if name not in trained}
+    trained = state.params if names is None else {name: state.params[name] for name in names}
+    rest = {} if names is None else {name: part for name, part in state.params.items() if name not in trained}
 
     def partial(trained, _, examples):
         value, metrics = loss(trained | rest, examples)
@@ -282,7 +288,8 @@ def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.Grad
 
     grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, pieces)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    return state.replace(params=optax.apply_updates(trained, updates) | rest, opt_state=opt_state), metrics
+    params = optax.apply_updates(trained, updates)
+    return state.replace(params=params | rest, opt_state=opt_state), metrics
 
 
 def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) -> Any:

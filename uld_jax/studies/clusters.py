@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import config as config_lib
-from uld_jax import files, sharding, viz
+from uld_jax import files, legacy, sharding, viz
 from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
@@ -29,6 +29,7 @@ from uld_jax.data.open import eval_batch, open_split
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation.protocol import spread
+from uld_jax.lookup import find_class
 from uld_jax.method import Stage
 from uld_jax.ops import keypoints
 
@@ -57,11 +58,11 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
 
     Raises UserError for a stage that has no descriptors.
     """
-    if not _describes(finished.method):
-        built = {name: config_lib.stage(finished.config, name).method for name in finished.config.stages}
-        stages = [name for name, method in built.items() if _describes(method)]
-        other = f"give another one with --stage: {', '.join(stages)}" if stages else "give a run of another method"
-        raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; {other}")
+    if not _describes(type(finished.method)):
+        raise UserError(
+            f"the stage {finished.stage} gives landmarks without a descriptor of each, so that there is nothing to "
+            f"cluster; {_stages_that_describe(finished.config)}"
+        )
     source = open_split(finished.config, split)
     size = eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
@@ -82,8 +83,23 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     return Descriptors(z[mask], landmark[mask] if (landmark[mask] >= 0).any() else None)
 
 
-def _describes(method) -> bool:
-    return type(method).describe is not Stage.describe
+def _describes(method: type) -> bool:
+    return method.describe is not Stage.describe
+
+
+def _stages_that_describe(config) -> str:
+    """Name the stages of a run that have descriptors; if there are none, those of the configs that ship."""
+
+    def found(config):
+        method = lambda name: legacy.as_now(name, config[name].method, {})[0]
+        return [name for name in config.stages if _describes(find_class("uld_jax.methods", method(name), name))]
+
+    if stages := found(config):
+        return f"give another one with --stage, of {', '.join(stages)}"
+    configs = {path.stem: path for path in sorted(config_lib.folder().glob("*.py"))}
+    every = {name: found(config_lib.load(name)) for name in configs if name not in ("__init__", "common")}
+    told = (f"{', '.join(stages)} of --config={name}" for name, stages in every.items() if stages)
+    return f"give a run that has one of the stages {'; '.join(told)}"
 
 
 def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0, landmark=None):
