@@ -1,11 +1,13 @@
 import doctest
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from uld_jax.errors import UserError
 from uld_jax.ops import dense_matching, hypercolumns, keypoints
 
@@ -191,3 +193,33 @@ def test_what_does_not_fit_is_refused():
         dense_matching.similarity_alignment(f, g[:, :5], teacher(2), teacher(9))
     with pytest.raises(UserError, match=r"\[B,h,w,2\]"):
         dense_matching.equivariance(f, g, jnp.zeros((3, SIDE, SIDE)))
+
+
+def sharded():
+    """Runs in a process of its own with eight devices; prints what it found."""
+    from tests import collectives
+    from uld_jax import sharding
+
+    mesh = sharding.make_mesh()
+    given = student(0, 8), student(1, 8), teacher(2, 8), teacher(9, 8)
+    loss = lambda f, g, *teachers: dense_matching.similarity_alignment(f, g, *teachers, block=6).loss
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    split = jax.device_put(given, sharding.split(mesh))
+    compiled = step.lower(*split).compile()
+    differ = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), step(*given), compiled(*split)
+    )
+    sent = collectives.list_collectives(compiled)
+    print(json.dumps(dict(devices=mesh.size, differ=jax.tree.leaves(differ), sent=sent)))
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one_and_send_one_number():
+    report = json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
+    assert report["devices"] == 8
+    assert max(report["differ"]) < 1e-6
+    assert [(kind, shape) for kind, _, shape in report["sent"]] == [("all-reduce", [])]
+
+
+if __name__ == "__main__":
+    sharded()
