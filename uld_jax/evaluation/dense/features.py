@@ -77,9 +77,9 @@ class Features:
         return [x.shape[1:] for x in jax.eval_shape(self.dense, self.state, self.frozen, images)]
 
     def batches(self, images: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, Pyramid]]:
-        """Iterate over (rows, pyramid [batch,...]) of images [N,S,S,3]; the last rows repeat in a batch that is not full.
+        """Iterate over (rows, pyramid [batch,...]) of images [N,S,S,3]; the last image fills a batch that is not full.
 
-        `rows` are the numbers of the images without the repetitions.
+        `rows` are the numbers of the images without the copies.
         """
         for start in range(0, len(images), batch):
             rows = np.arange(start, min(start + batch, len(images)))
@@ -114,7 +114,7 @@ def bytes_of(shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def check_stage(finished, side: int) -> None:
-    """Raise UserError for a stage without dense features of views of `side` pixels; name those of the run that have any.
+    """Raise UserError for a stage without dense features of views of `side` pixels, naming the run's stages with some.
 
     A stage may also refuse the side itself, for example one that is no multiple of its stride.
     """

@@ -1,7 +1,7 @@
 """Protocols of dense features: those of DVE, ContrastLandmarks and LEAD, and the ids of their numbers.
 
-Numbers may be compared only under one id. The id begins with the data (`data.specs.DatasetSpec.protocol`), and names the
-protocol, the measure, and what departs from the protocol:
+Numbers may be compared only under one id. The id begins with the data (`data.specs.DatasetSpec.protocol`), and names
+the protocol, what departs from it, and the measure:
 
   mafl_5_eyes+lead2022+matching                         pairs of images, cosine of features at 96 x 96 cells
   mafl_5_eyes+lead2022+regression_120_epochs            a regressor of all labelled training images

@@ -184,6 +184,28 @@ def epoch_rows(rows: np.ndarray, fit: Fit, labelled: int, few: bool, key: tuple[
     return np.concatenate([rows, np.full(steps * size - len(rows), -1)]).reshape(steps, size).astype(np.int32)
 
 
+class Task(NamedTuple):
+    """What regressors are trained for.
+
+    Attributes:
+      channels: channels of the pyramid's levels.
+      landmarks: L.
+      fit: training of the regressors, one of the protocol's.
+      protocol: choices of the regressor.
+      labelled: number of all labelled training images.
+      few: True repeats the images of a draw, see `Fit.images`.
+      seed: seed of the parameters, the orders and the warps; draws differ in them.
+    """
+
+    channels: tuple[int, ...]
+    landmarks: int
+    fit: Fit
+    protocol: DenseProtocol
+    labelled: int
+    few: bool = False
+    seed: int = 0
+
+
 class Trained(NamedTuple):
     """Regressors of several draws.
 
@@ -202,77 +224,54 @@ class Trained(NamedTuple):
     steps: int
 
 
-def train(
-    examples: Examples,
-    rows: np.ndarray,
-    *,
-    channels: Sequence[int],
-    landmarks: int,
-    fit: Fit,
-    protocol: DenseProtocol,
-    labelled: int,
-    few: bool = False,
-    seed: int = 0,
-    say: Callable[[int], None] = lambda epoch: None,
-) -> Trained:
-    """Train R regressors, one a draw, side by side.
+def train(examples: Examples, rows: np.ndarray, task: Task, say: Callable[[int], None] = lambda epoch: None) -> Trained:
+    """Train R regressors, one a draw; as many side by side as the memory for their batches allows.
 
     Args:
       examples: the labelled images.
       rows: [R,n] rows of `examples` of each draw.
-      channels: channels of the pyramid's levels.
-      landmarks: L.
-      fit: training of the regressors, one of the protocol's.
-      protocol: choices of the regressor.
-      labelled: number of all labelled training images.
-      few: True repeats the images of a draw, see `Fit.images`.
-      seed: seed of the parameters, the orders and the warps; draws differ in it.
+      task: what the regressors are trained for.
       say: function that is called with the number of epochs done.
     """
     count = len(rows)
-    together = max(1, min(count, _most() // max(fit.batch * examples.image_bytes, 1)))
-    parts = [range(first, min(first + together, count)) for first in range(0, count, together)]
-    done = [
-        _train_some(
-            examples, rows[list(part)], list(part), channels, landmarks, fit, protocol, labelled, few, seed, say
-        )
-        for part in parts
-    ]
-    if len(done) == 1:
-        return done[0]
-    weights = [len(part) / count for part in parts]
-    mean = lambda values: sum(w * v for w, v in zip(weights, values))
+    together = max(1, min(count, _most() // max(task.fit.batch * examples.image_bytes, 1)))
+    parts = [np.arange(first, min(first + together, count)) for first in range(0, count, together)]
+    done = [_train_together(examples, rows[part], part, task, say) for part in parts]
     regressors = jax.tree.map(lambda *x: jnp.concatenate(x), *(d.regressors for d in done))
-    return Trained(regressors, *(mean([d[i] for d in done]) for i in (1, 2, 3)), done[0].steps)
+    start, end, last = (
+        float(np.average([getattr(d, name) for d in done], weights=[len(part) for part in parts]))
+        for name in ("entropy_start", "entropy_end", "loss")
+    )
+    return Trained(regressors, start, end, last, done[0].steps)
 
 
-def _train_some(examples, rows, numbers, channels, landmarks, fit, protocol, labelled, few, seed, say) -> Trained:
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), n) for n in numbers])
-    points, options = protocol.points, options_of(protocol, landmarks, len(rows) * fit.batch)
-    regressors = jax.vmap(lambda key: init(key, channels, landmarks, points))(keys)
+def _train_together(examples: Examples, rows, numbers, task: Task, say) -> Trained:
+    """Train the regressors of the draws `numbers`, whose rows [R,n] are given, in one program."""
+    fit, protocol = task.fit, task.protocol
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(task.seed), number) for number in numbers])
+    regressors = jax.vmap(lambda key: init(key, task.channels, task.landmarks, protocol.points))(keys)
 
-    def order(epoch):
-        each = [epoch_rows(r, fit, labelled, few, (seed, n, epoch)) for r, n in zip(rows, numbers)]
+    def batches(epoch):
+        each = [
+            epoch_rows(row, fit, task.labelled, task.few, (task.seed, number, epoch))
+            for row, number in zip(rows, numbers, strict=True)
+        ]
         return np.stack(each, 1)  # [steps,R,B]
 
-    batches = order(0)
-    optimizer = fit.optimizer(len(batches))
-    opt_state = jax.vmap(optimizer.init)(regressors)
-    settings = dict(read=examples.read, options=options)
-    step = functools.partial(_step, **settings, fit=fit, steps=len(batches))
-    some = jnp.asarray(np.maximum(batches[0], 0))
-    start = _entropy(regressors, examples.data, some, keys, **settings)
-    values = []
+    first = batches(0)
+    settings = dict(read=examples.read, options=options_of(protocol, task.landmarks, len(rows) * fit.batch))
+    step = functools.partial(_step, **settings, fit=fit, steps=len(first))
+    entropy = lambda regressors: float(_entropy(regressors, examples.data, first[0], keys, **settings))
+    opt_state, start, losses = jax.vmap(fit.optimizer(len(first)).init)(regressors), entropy(regressors), []
     for epoch in range(fit.epochs):
-        batches, values = order(epoch) if epoch else batches, []
-        for number, batch in enumerate(batches):
-            now = epoch * len(batches) + number
+        losses = []
+        for number, batch in enumerate(batches(epoch)):
+            now = epoch * len(first) + number
             regressors, opt_state, value = step(regressors, opt_state, examples.data, batch, keys, now)
-            values.append(value)
-        jax.block_until_ready(values[-1])
+            losses.append(value)
+        losses = jax.device_get(losses)  # waits, so that steps do not pile up
         say(epoch + 1)
-    end = _entropy(regressors, examples.data, some, keys, **settings)
-    return Trained(regressors, float(start), float(end), float(np.mean(values)), fit.epochs * len(batches))
+    return Trained(regressors, start, entropy(regressors), float(np.mean(losses)), fit.epochs * len(first))
 
 
 class Options(NamedTuple):
