@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax.data.specs import Source
+from uld_jax.evaluation.dense.features import central, margin
 from uld_jax.evaluation.dense.protocols import CANONICAL, MARGIN, DenseProtocol
 from uld_jax.evaluation.missing import known_mean
-from uld_jax.ops import hypercolumns
+from uld_jax.ops import hypercolumns, tps
 from uld_jax.ops.hypercolumns import Pyramid
 
 TARGETS = ("same", "different")
+VERSION = 1  # of the warps and their draws
 
 
 def to_cells(xy, side: int, cells: int):
@@ -82,6 +85,45 @@ def pair_rows(names, labelled: np.ndarray, pairs: int) -> np.ndarray:
     ordered = np.array(sorted(labelled, key=lambda row: names[row]), np.int64)
     both = ordered[: len(ordered) // 2 * 2].reshape(-1, 2)
     return both[np.unique(np.linspace(0, len(both) - 1, min(pairs, len(both))).astype(int))]
+
+
+def make_sets(source: Source, rows: np.ndarray, protocol: DenseProtocol, *, seed: int = 0, batch: int = 32) -> Sets:
+    """Warp the images of pairs at random; a warp depends on the seed and the number of its pair alone.
+
+    Args:
+      source: a split whose frame is that of the protocol.
+      rows: [P,2] rows of the pairs, from `pair_rows`.
+      protocol: protocol of the view.
+      seed: seed of the warps.
+      batch: pairs at a time.
+    """
+    first, parts = margin(protocol), []
+    for start in range(0, len(rows), batch):
+        pairs = np.minimum(np.arange(start, start + batch), len(rows) - 1)
+        images = source.images(rows[pairs].ravel()).reshape(batch, 2, *[source.frame_size] * 2, 3)
+        points = jnp.asarray(source.landmarks[rows[pairs]], jnp.float32)
+        parts.append(jax.device_get(_warped(jax.random.key(seed), pairs, images, points)))
+    shown, xy = (np.concatenate(part)[: len(rows)] for part in zip(*parts, strict=True))
+    images = [central(np.ascontiguousarray(shown[:, i]), protocol) for i in range(3)]
+    return Sets(*images, *(xy[:, i] - first for i in range(3)), rows)
+
+
+@jax.jit
+def _warped(key, numbers, images, xy):
+    """Source, same and different of pairs [B,2,F,F,3] with points [B,2,L,2]: [B,3,F,F,3] uint8 and [B,3,L,2]."""
+
+    def moved(key, image, xy):
+        grid = tps.random_grid(key, tps.TEST, image.shape[0])
+        return tps.warp_image(image, grid), tps.move_points(grid, xy)
+
+    def pair(number, images, xy):
+        keys = jax.random.split(jax.random.fold_in(key, number), 3)
+        same, different = moved(keys[0], images[0].astype(jnp.float32), xy[0]), moved(keys[1], images[1], xy[1])
+        sets = moved(keys[2], *same), same, different
+        shown = jnp.stack([jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8) for image, _ in sets])
+        return shown, jnp.stack([points for _, points in sets])
+
+    return jax.vmap(pair)(numbers, images, xy)
 
 
 def match(source: Pyramid, target: Pyramid, xy, *, side: int, cells: int, similarity: str):
