@@ -86,7 +86,7 @@ def evaluate_run(
 
 
 def measured_data(config: Config, dataset: str, data_dir: str) -> tuple[str, str]:
-    """Name and folder of the data to measure on: those given, or the run's own. Raises UserError for a useless folder."""
+    """Name and folder of the data to measure on: those given, or the run's. Raises UserError for a useless folder."""
     if (dataset or config.dataset) == "synthetic" and data_dir:
         raise UserError(
             f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"

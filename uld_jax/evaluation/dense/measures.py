@@ -261,7 +261,9 @@ def examples_of(job: Job, images: np.ndarray, xy: np.ndarray) -> regression.Exam
     features, side, each = job.features, job.protocol.side, bytes_of(job.shapes)
     if each * len(images) <= job.budget:
         return regression.cached(features.all(images, job.batch), xy, side)
-    job.say(f"features of {len(images)} images take {each * len(images) / 2**30:.1f} GiB and are computed in every step")
+    job.say(
+        f"features of {len(images)} images take {each * len(images) / 2**30:.1f} GiB and are computed in every step"
+    )
     target = jnp.asarray(regression.to_unit(np.asarray(xy, np.float32), side))
     data = features.state, features.frozen, jnp.asarray(images), target
 

@@ -50,12 +50,12 @@ class Placed(NamedTuple):
     Attributes:
       xy: [B,L,2], landmarks in [-1, 1].
       keypoints: [B,L,P,2], virtual keypoints in [-1, 1].
-      entropy: [B,L], mean entropy of the landmark's softmaxes in nats.
+      entropy: [B,L], mean entropy of the landmark's softmaxes in nats; None if it is not asked for.
     """
 
     xy: jax.Array
     keypoints: jax.Array
-    entropy: jax.Array
+    entropy: jax.Array | None
 
 
 def init(key, channels: Sequence[int], landmarks: int, points: int = 50) -> Regressor:
@@ -65,7 +65,15 @@ def init(key, channels: Sequence[int], landmarks: int, points: int = 50) -> Regr
     return Regressor(filters, jax.random.uniform(first, (landmarks, points, 2, 2), minval=-0.1, maxval=0.1))
 
 
-def apply(regressor: Regressor, pyramid: Pyramid, *, cells: int, sharpness: float, at_a_time: int = 0) -> Placed:
+def apply(
+    regressor: Regressor,
+    pyramid: Pyramid,
+    *,
+    cells: int,
+    sharpness: float,
+    at_a_time: int = 0,
+    entropy: bool = False,
+) -> Placed:
     """Place the landmarks of ONE regressor on images.
 
     Args:
@@ -75,6 +83,7 @@ def apply(regressor: Regressor, pyramid: Pyramid, *, cells: int, sharpness: floa
       sharpness: beta.
       at_a_time: landmarks whose responses are in memory together, a divisor of L; 0 for all. Gradients recompute the
         responses if it is smaller than L.
+      entropy: True for the entropy of the softmaxes, too.
     """
     landmarks, points = regressor.linear.shape[:2]
     at_a_time = at_a_time or landmarks
@@ -84,21 +93,21 @@ def apply(regressor: Regressor, pyramid: Pyramid, *, cells: int, sharpness: floa
         responses = hypercolumns.linear(pyramid, kernels, cells) * sharpness
         responses = responses.reshape(len(responses), cells * cells, -1)
         share = jax.nn.softmax(responses, 1)
-        entropy = -jnp.sum(share * jax.nn.log_softmax(responses, 1), 1)
+        nats = -jnp.sum(share * jax.nn.log_softmax(responses, 1), 1) if entropy else jnp.zeros((0, share.shape[-1]))
         share = share.reshape(len(share), cells, cells, -1)
         x = jnp.einsum("byxf,x->bf", share, axis, precision="highest")
         y = jnp.einsum("byxf,y->bf", share, axis, precision="highest")
-        return jnp.stack([x, y], -1), entropy
+        return jnp.stack([x, y], -1), nats
 
     if at_a_time == landmarks:
-        keypoints, entropy = some([f.reshape(len(f), -1) for f in regressor.filters])
+        keypoints, nats = some([f.reshape(len(f), -1) for f in regressor.filters])
     else:
         split = lambda f: jnp.moveaxis(f.reshape(len(f), -1, at_a_time * points), 1, 0)
-        keypoints, entropy = jax.lax.map(jax.checkpoint(some), [split(f) for f in regressor.filters])
-        keypoints, entropy = (jnp.concatenate([*a], 1) for a in (keypoints, entropy))
+        keypoints, nats = jax.lax.map(jax.checkpoint(some), [split(f) for f in regressor.filters])
+        keypoints, nats = (jnp.concatenate([*a], 1) for a in (keypoints, nats))
     keypoints = keypoints.reshape(-1, landmarks, points, 2)
     xy = jnp.einsum("blpi,lpij->blj", keypoints, regressor.linear, precision="highest")
-    return Placed(xy, keypoints, jnp.mean(entropy.reshape(-1, landmarks, points), -1))
+    return Placed(xy, keypoints, jnp.mean(nats.reshape(-1, landmarks, points), -1) if entropy else None)
 
 
 def loss(xy, target):
@@ -303,6 +312,16 @@ def _read(read, data, rows, keys, now):
     return pyramid, jnp.where((rows >= 0)[..., None, None], target, jnp.nan)
 
 
+def _each_draw(function: Callable) -> Callable:
+    """Apply a function to the first axis of its arguments: at once, or on CPU one after the other.
+
+    There, products with an axis of draws were measured to take ten times as long.
+    """
+    if jax.default_backend() == "cpu":
+        return lambda *given: jax.lax.map(lambda each: function(*each), given)
+    return jax.vmap(function)
+
+
 @functools.partial(jax.jit, static_argnames=("read", "options", "fit", "steps"), donate_argnums=(0, 1))
 def _step(regressors, opt_state, data, rows, keys, now, *, read, options, fit, steps):
     """One step of all draws; returns their parameters, the optimisers' states and losses [R]."""
@@ -311,7 +330,7 @@ def _step(regressors, opt_state, data, rows, keys, now, *, read, options, fit, s
     def one(regressor, pyramid, target):
         return loss(apply(regressor, pyramid, **options._asdict()).xy, target)
 
-    values, gradients = jax.vmap(jax.value_and_grad(one))(regressors, pyramid, target)
+    values, gradients = _each_draw(jax.value_and_grad(one))(regressors, pyramid, target)
     updates, opt_state = jax.vmap(fit.optimizer(steps).update)(gradients, opt_state, regressors)
     return optax.apply_updates(regressors, updates), opt_state, values
 
@@ -319,8 +338,8 @@ def _step(regressors, opt_state, data, rows, keys, now, *, read, options, fit, s
 @functools.partial(jax.jit, static_argnames=("read", "options"))
 def _entropy(regressors, data, rows, keys, *, read, options):
     pyramid, _ = _read(read, data, rows, keys, 0)
-    placed = jax.vmap(lambda r, p: apply(r, p, **options._asdict()).entropy)(regressors, pyramid)
-    return jnp.mean(placed)
+    each = _each_draw(lambda r, p: apply(r, p, **options._asdict(), entropy=True).entropy)
+    return jnp.mean(each(regressors, pyramid))
 
 
 @functools.partial(jax.jit, static_argnames=("options", "side"))
