@@ -13,7 +13,10 @@ from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 from uld_jax.evaluation.dense.protocols import DenseProtocol
 from uld_jax.method import Stage
+from uld_jax.ops import tps
 from uld_jax.ops.hypercolumns import Pyramid
+
+_SHOWN = 2.0  # pixels between a point and the nearest place that a warped frame shows, above which it shows no point
 
 
 class Views(NamedTuple):
@@ -37,6 +40,29 @@ def central(images, protocol: DenseProtocol):
     """Cut frames [N,F,F,3] to the view [N,S,S,3]; NumPy or JAX."""
     first = margin(protocol)
     return images[:, first : first + protocol.side, first : first + protocol.side]
+
+
+def warped(key, spread: tps.Spread, image, xy):
+    """Warp ONE frame and its points at random, as the published code of DVE does.
+
+    Args:
+      key: a PRNG key.
+      spread: law of the warp.
+      image: [F,F,3]; zeros outside.
+      xy: [L,2] points in pixels of the frame; NaN where unknown.
+
+    Returns:
+      The image [F,F,3] float32, and whole pixels [L,2] of the points, NaN also for those that it no longer shows.
+    """
+    places = tps.grid(tps.random_tps(key, spread), image.shape[:2])
+    found, away = tps.nearest_pixels(places, jnp.where(jnp.isfinite(xy), xy, 0))
+    shown = jnp.isfinite(xy).all(-1) & (away < _SHOWN)
+    return tps.warp_image(image, places), jnp.where(shown[:, None], found, jnp.nan)
+
+
+def to_uint8(image):
+    """Round an image in 0..255 to uint8."""
+    return jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
 
 
 def read_views(source: Source, rows, protocol: DenseProtocol, batch: int = 256) -> Views:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uld_jax.data.specs import Source
-from uld_jax.evaluation.dense.features import central, margin
+from uld_jax.evaluation.dense.features import central, margin, to_uint8, warped
 from uld_jax.evaluation.dense.protocols import CANONICAL, MARGIN, DenseProtocol
 from uld_jax.evaluation.missing import known_mean
 from uld_jax.ops import hypercolumns, tps
@@ -112,16 +112,11 @@ def make_sets(source: Source, rows: np.ndarray, protocol: DenseProtocol, *, seed
 def _warped(key, numbers, images, xy):
     """Source, same and different of pairs [B,2,F,F,3] with points [B,2,L,2]: [B,3,F,F,3] uint8 and [B,3,L,2]."""
 
-    def moved(key, image, xy):
-        grid = tps.random_grid(key, tps.TEST, image.shape[0])
-        return tps.warp_image(image, grid), tps.move_points(grid, xy)
-
     def pair(number, images, xy):
         keys = jax.random.split(jax.random.fold_in(key, number), 3)
-        same, different = moved(keys[0], images[0].astype(jnp.float32), xy[0]), moved(keys[1], images[1], xy[1])
-        sets = moved(keys[2], *same), same, different
-        shown = jnp.stack([jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8) for image, _ in sets])
-        return shown, jnp.stack([points for _, points in sets])
+        same, different = (warped(keys[i], tps.TEST, images[i].astype(jnp.float32), xy[i]) for i in range(2))
+        sets = warped(keys[2], tps.TEST, *same), same, different
+        return jnp.stack([to_uint8(image) for image, _ in sets]), jnp.stack([points for _, points in sets])
 
     return jax.vmap(pair)(numbers, images, xy)
 

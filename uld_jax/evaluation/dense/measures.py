@@ -17,7 +17,7 @@ from uld_jax.data.specs import Source, fingerprint_of
 from uld_jax.evaluation.dense import matching as matching_lib
 from uld_jax.evaluation.dense import parts as parts_lib
 from uld_jax.evaluation.dense import pictures, regression, zoom
-from uld_jax.evaluation.dense.features import Features, bytes_of, central, margin, read_views
+from uld_jax.evaluation.dense.features import Features, bytes_of, central, margin, read_views, to_uint8, warped
 from uld_jax.evaluation.dense.protocols import DenseProtocol
 from uld_jax.evaluation.label_counts import LabelCount
 from uld_jax.evaluation.landmark_regression import normaliser_lengths
@@ -282,9 +282,8 @@ def _warped_reader(features: Features, protocol: DenseProtocol):
         state, frozen, images, points = data
 
         def one(key, image, xy):
-            grid = tps.random_grid(key, tps.FEW, protocol.frame)
-            shown = tps.warp_image(image.astype(jnp.float32), grid)
-            return jnp.clip(jnp.round(shown), 0, 255).astype(jnp.uint8), tps.move_points(grid, xy)
+            shown, xy = warped(key, tps.FEW_SHOT, image.astype(jnp.float32), xy)
+            return to_uint8(shown), xy
 
         shown, xy = jax.vmap(one)(jax.random.split(key, len(rows)), images[rows], points[rows])
         target = regression.to_unit(xy - margin(protocol), protocol.side)

@@ -25,7 +25,7 @@ def similarity_sheet(features, images: np.ndarray, xy: np.ndarray, *, cells: int
       xy: [L,2] points of the source in pixels; a few of those inside are shown.
       cells, similarity: see `matching.match`.
 
-    Colours run from the least to the largest similarity of a row; a dot is at the largest one of each image.
+    Colours run from the median to the largest similarity of a row; a dot is at the largest one of each image.
     """
     side = images.shape[1]
     inside = np.flatnonzero(((xy >= 0) & (xy <= side - 1)).all(-1))
@@ -34,7 +34,7 @@ def similarity_sheet(features, images: np.ndarray, xy: np.ndarray, *, cells: int
     maps = np.asarray(_maps(pyramid, xy[shown], side=side, cells=cells, similarity=similarity))
     scale, rows = _CELL / side, []
     for k, (point, values) in enumerate(zip(xy[shown], np.moveaxis(maps, 1, 0), strict=True)):
-        low, high = float(values.min()), float(values.max())
+        low, high = float(np.median(values)), float(values.max())
         row = [_dots(images[0], point[None], scale, k)]
         for image, each in zip(images[1:], values, strict=True):
             at = each.argmax()
