@@ -27,7 +27,7 @@ ALLOWED = {
         "weights",
     },
     "data": {"ops", "sharding"},
-    "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "sharding", "interrupts"},
+    "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "optimizers", "sharding", "interrupts"},
     "viz": {"ops"},
     "convert": {"ops", "models", "weights"},
     "configs": {"configs", "config", "evaluation"},

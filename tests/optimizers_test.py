@@ -69,6 +69,48 @@ def test_adam_is_that_of_pytorch(l2, clip, betas, eps):
         assert np.abs(ours[name] - start[name]).max() > 0.1  # it went somewhere
 
 
+def falling(steps=12, seed=3):
+    """Gradients that are large at first and small later, so that the largest second moment is that of an early step."""
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(0, 3, 6) * 0.6**t).astype(np.float32) for t in range(steps)]
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.05])
+def test_amsgrad_keeps_the_largest_raw_second_moment(l2):
+    start, rate, b1, b2 = np.linspace(-1, 1, 6), 0.01, 0.9, 0.999
+    x, m, s, v = start.copy(), np.zeros(6), np.zeros(6), np.zeros(6)
+    transform, params = optimizers.amsgrad(rate, b1=b1, b2=b2, l2=l2), jnp.asarray(start, jnp.float32)
+    state, step = transform.init(params), jax.jit(transform.update)
+    for t, given in enumerate(falling(), 1):
+        g = given + l2 * x
+        m, s = b1 * m + (1 - b1) * g, b2 * s + (1 - b2) * g * g
+        v = np.maximum(v, s)
+        x = x - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+        updates, state = step(jnp.asarray(given), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, x, atol=1e-6)
+    others = optax.amsgrad(rate, b1=b1, b2=b2)
+    state, other = others.init(jnp.asarray(start)), jnp.asarray(start, jnp.float32)
+    for given in falling():
+        updates, state = others.update(jnp.asarray(given), state, other)
+        other = optax.apply_updates(other, updates)
+    assert np.abs(other - x).max() > 1e-3  # the difference that the transform is for
+
+
+def test_amsgrad_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+    optimizer = torch.optim.Adam([theirs], lr=0.01, weight_decay=5e-4, amsgrad=True)
+    transform, ours = optimizers.amsgrad(0.01, l2=5e-4), jnp.linspace(-1, 1, 6)
+    state = transform.init(ours)
+    for given in falling():
+        theirs.grad = torch.tensor(given)
+        optimizer.step()
+        updates, state = transform.update(jnp.asarray(given), state, ours)
+        ours = optax.apply_updates(ours, updates)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-6)
+
+
 def test_clipping_bounds_the_gradient_before_the_l2_term():
     params = {"w": jnp.array([3.0, 4.0])}
     gradient = {"w": jnp.array([30.0, 40.0])}

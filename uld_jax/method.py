@@ -202,6 +202,14 @@ class Method(Protocol):
         Reports on clusters read these descriptors.
         """
 
+    def dense(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, ...] | None:
+        """Return the dense features of [B,S,S,3] uint8 images of any side S, a pyramid of maps [B,h_l,w_l,C_l].
+
+        The features at one size are the maps resized to it (bilinear, half-pixel centres) and concatenated, a
+        "hypercolumn"; a compact model has one map. They are not normalised. `evaluation.dense` reads them, with the
+        frozen weights of the purpose `predict`. None for a stage without any.
+        """
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Return the network's input [B,H,W,3] uint8 and its maps [B,h,w,K], for pictures; None without maps."""
 
@@ -269,6 +277,9 @@ class Stage:
         del state, frozen, images
 
     def describe(self, state, frozen, images):
+        del state, frozen, images
+
+    def dense(self, state, frozen, images):
         del state, frozen, images
 
     def heatmaps(self, state, frozen, images):

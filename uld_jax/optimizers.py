@@ -4,7 +4,9 @@ PyTorch's `weight_decay` in Adam, RMSprop and SGD is an L2 term added to the gra
 moments), not AdamW's decoupled decay.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,45 @@ def adam(
 ) -> optax.GradientTransformation:
     """Return `torch.optim.Adam(weight_decay=l2)` after `clip_grad_norm_(clip)`; 0 switches either off."""
     return optax.chain(*_gradient_parts(l2, clip), optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+
+class AmsgradState(NamedTuple):
+    """State of `amsgrad`: number of updates, both moments, and the largest second moment so far."""
+
+    count: jax.Array
+    mean: optax.Updates
+    square: optax.Updates
+    largest: optax.Updates
+
+
+def amsgrad(
+    rate: float | optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, l2: float = 0.0
+) -> optax.GradientTransformation:
+    """Return `torch.optim.Adam(amsgrad=True, weight_decay=l2)`.
+
+        v <- max(v, s);   update = -rate (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    m and s are the moments of Adam at step t. The maximum is that of the raw second moment, and its bias is corrected
+    by the step at hand; `optax.amsgrad` takes the maximum of corrected moments, which is another sequence.
+    """
+
+    def init(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return AmsgradState(jnp.int32(0), zeros(), zeros(), zeros())
+
+    def update(grads, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
+        square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, grads)
+        largest = jax.tree.map(jnp.maximum, state.largest, square)
+        # 1 - b^t would lose digits in float32 while b^t is near 1.
+        first, second = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
+        updates = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + eps), mean, largest)
+        return updates, AmsgradState(count, mean, square, largest)
+
+    decay = [optax.add_decayed_weights(l2)] if l2 else []
+    return optax.chain(*decay, optax.GradientTransformation(init, update), optax.scale_by_learning_rate(rate))
 
 
 def rmsprop(

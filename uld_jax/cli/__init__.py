@@ -3,13 +3,14 @@
 Importing the commands is quick, because a command imports its heavy modules when it runs.
 """
 
-from uld_jax.cli import clusters, convert, evaluate, features, figure, fit, gcn, predict, prepare, sweep, train
+from uld_jax.cli import clusters, convert, dense, evaluate, features, figure, fit, gcn, predict, prepare, sweep, train
 
 COMMANDS = {
     "train": train.COMMAND,
     "sweep": sweep.COMMAND,
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "dense": dense.COMMAND,
     "predict": predict.COMMAND,
     "fit": fit.COMMAND,
     "clusters": clusters.COMMAND,

@@ -55,11 +55,7 @@ def evaluate_run(
     for key, value in reading.items():
         config.data[key] = value
     _override(config, overrides)
-    if (dataset or config.dataset) == "synthetic" and data_dir:
-        raise UserError(
-            f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"
-        )
-    name, where = dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
+    name, where = measured_data(config, dataset, data_dir)
     train = open_split(config, "train", name, where)
     check_label_counts(label_counts, train, Protocol.of(config).pool_images, "--label_counts")
     # With images alone, or a train split alone, only stability can be measured.
@@ -78,9 +74,7 @@ def evaluate_run(
         label_counts=label_counts,
     )
     report = dataclasses.replace(report, split=split, stage=finished.stage)
-    # Numbers on other data must not replace those on the run's own data.
-    other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
-    folder = finished.workdir / "eval" / (f"{other}_{split}" if other else split)
+    folder = report_folder(finished.workdir, split, dataset, data_dir)
     if finished.stage != config.stages[-1]:
         folder = folder / finished.stage
     if jax.process_index() == 0:
@@ -90,6 +84,21 @@ def evaluate_run(
         if (posed := pose_sheet(source, report)) is not None:
             viz.save(posed, folder / "pose_clusters.png")
     return metrics(report), folder
+
+
+def measured_data(config: Config, dataset: str, data_dir: str) -> tuple[str, str]:
+    """Name and folder of the data to measure on: those given, or the run's. Raises UserError for a useless folder."""
+    if (dataset or config.dataset) == "synthetic" and data_dir:
+        raise UserError(
+            f"--data_dir={data_dir} is not read by the data set synthetic, which is rendered; add --dataset=folder"
+        )
+    return dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
+
+
+def report_folder(workdir: epath.Path, split: str, dataset: str, data_dir: str) -> epath.Path:
+    """Folder for numbers on a split; those on other data do not replace those on the run's own data."""
+    other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))
+    return workdir / "eval" / (f"{other}_{split}" if other else split)
 
 
 def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:

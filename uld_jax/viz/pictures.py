@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from uld_jax import files
@@ -192,6 +193,66 @@ def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
             shown = _rgb(pictures[i, j]).resize((cell, cell), Image.Resampling.BICUBIC)
             sheet.paste(shown, (gap + j * (cell + gap), gap + i * (cell + gap)))
     return sheet
+
+
+def labelled_grid(
+    pictures: Sequence[Sequence], *, columns: Sequence[str], rows: Sequence[str] = (), cell: int = 128, gap: int = 4
+) -> Image.Image:
+    """Arrange rows of pictures in a grid with a name above each column and, if given, before each row.
+
+    Args:
+      pictures: rows of uint8 arrays [h,w,3] or Pillow images, each scaled to `cell` pixels.
+      columns: names of the columns.
+      rows: names of the rows; none by default.
+      cell: side of a picture in pixels.
+      gap: pixels between pictures.
+    """
+    text = font(cell / 9)
+    left = gap + max((round(text.getlength(name)) + 2 * gap for name in rows), default=0)
+    top = gap + round(1.6 * text.size)
+    width, height = left + len(columns) * (cell + gap), top + len(pictures) * (cell + gap)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for j, name in enumerate(columns):
+        pen.text((left + j * (cell + gap) + cell / 2, top / 2), name, fill=INK, font=text, anchor="mm")
+    for i, row in enumerate(pictures):
+        if rows:
+            pen.text((left - 2 * gap, top + i * (cell + gap) + cell / 2), rows[i], fill=INK, font=text, anchor="rm")
+        for j, picture in enumerate(row):
+            shown = _rgb(picture).resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet.paste(shown, (left + j * (cell + gap), top + i * (cell + gap)))
+    return sheet
+
+
+def heat_overlay(image, values, *, low: float, high: float, cell: int = 128) -> Image.Image:
+    """Lay the colours of numbers over a grey image, from dark for `low` to bright for `high`.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image, scaled to `cell` pixels.
+      values: [h,w] numbers.
+      low, high: the ends of the colours.
+      cell: side of the result in pixels.
+    """
+    share = (np.asarray(values, np.float32) - low) / max(high - low, 1e-12)
+    share = Image.fromarray(np.float32(share)).resize((cell, cell), Image.Resampling.BILINEAR)
+    colours = 255 * colormaps["inferno"](np.clip(np.asarray(share), 0, 1))[..., :3]
+    grey = np.asarray(_rgb(image).resize((cell, cell), Image.Resampling.BICUBIC).convert("L"), np.float64)[..., None]
+    return Image.fromarray(np.uint8(np.round(0.4 * grey + 0.6 * colours)))
+
+
+def label_overlay(image, labels, *, cell: int = 128, strength: float = 0.6) -> Image.Image:
+    """Lay the colours of `palette` over an image: colour k where a map of labels is k; none where it is negative.
+
+    Args:
+      image: uint8 [H,W,3] or a Pillow image, scaled to `cell` pixels.
+      labels: [h,w] int.
+      cell: side of the result in pixels.
+      strength: share of the colour in the mixture.
+    """
+    labels = np.asarray(Image.fromarray(np.int32(labels)).resize((cell, cell), Image.Resampling.NEAREST))
+    pixels = np.asarray(_rgb(image).resize((cell, cell), Image.Resampling.BICUBIC), np.float64)
+    mixed = (1 - strength) * pixels + strength * palette(512)[np.maximum(labels, 0) % 512]
+    return Image.fromarray(np.uint8(np.round(np.where((labels >= 0)[..., None], mixed, pixels))))
 
 
 def film(shots: Mapping[str, Image.Image], *, cell: int = 128, gap: int = 4) -> Image.Image:
