@@ -234,32 +234,32 @@ class Byol(Pretraining):
 
     def train_step(self, state, frozen, batch, rng):
         # Step 1)
-        first, second = self._views(batch, rng)
-        aux = state.aux
-        # Step 2) What the target projects; nothing flows back into it.
-        statistics, targets = aux.statistics, []
-        for seen in (first, second):
-            (_, z), statistics = self._project(aux.params, statistics, seen)
-            targets.append(jax.lax.stop_gradient(z))
-
-        def loss(params):
-            model_state, total = state.model_state, 0.0
-            for seen, target in zip((first, second), reversed(targets)):
-                (pooled, z), model_state = self._project(params, model_state, seen)
-                predicted, model_state = _apply(self._heads["predictor"], "predictor", params, model_state, z)
-                total += byol_loss(predicted, target)
-            return total, (model_state, spread(z), spread(pooled))
-
-        (value, (model_state, projected, pooled)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        views, aux = self._views(batch, rng), state.aux
+        # Step 2)
+        (value, (model_state, statistics, metrics)), grads = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.model_state, aux, views
+        )
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Step 3)
         tau = target_momentum(self.momentum, state.step, self.steps)
         follow = lambda old, new: (tau * old + (1 - tau) * new).astype(old.dtype)
         target = jax.tree.map(follow, aux.params, {name: params[name] for name in aux.params})
-        aux = aux._replace(params=target, statistics=statistics, spread=projected)
+        aux = aux._replace(params=target, statistics=statistics, spread=metrics["spread"])
         new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
-        return new, {"loss": value, "spread": projected, "spread_pooled": pooled, "tau": tau}
+        return new, {"loss": value, "tau": tau} | metrics
+
+    def _loss(self, params, model_state, aux: Target, views):
+        """The loss of two views [B,S,S,3], both networks' new statistics, and metrics."""
+        statistics, targets, total = aux.statistics, [], 0.0
+        for seen in views:
+            (_, z), statistics = self._project(aux.params, statistics, seen)
+            targets.append(jax.lax.stop_gradient(z))
+        for seen, target in zip(views, reversed(targets), strict=True):
+            (pooled, z), model_state = self._project(params, model_state, seen)
+            predicted, model_state = _apply(self._heads["predictor"], "predictor", params, model_state, z)
+            total += byol_loss(predicted, target)
+        return total, (model_state, statistics, {"spread": spread(z), "spread_pooled": spread(pooled)})
 
     def _project(self, params, model_state, seen):
         """The encoder's mean [B,C] and its projection, and the state with new statistics."""
@@ -370,30 +370,32 @@ class Moco(Pretraining):
     def train_step(self, state, frozen, batch, rng):
         # Step 1)
         drawn, shuffled = jax.random.split(rng)
-        first, second = self._views(batch, drawn)
-        aux, size = state.aux, len(first)
-        # Step 2) Keys in other company than their queries.
-        order = jax.random.permutation(shuffled, size)
-        keys, statistics = self._project(aux.params, aux.statistics, second[order])
-        keys = jax.lax.stop_gradient(jnp.zeros_like(keys).at[order].set(keys))
-
-        def loss(params):
-            queries, model_state = self._project(params, state.model_state, first)
-            value, metrics = moco_loss(queries, keys, aux.keys, self.temperature)
-            return value, (model_state, metrics | {"spread": spread(queries)})
-
-        (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        views, aux = self._views(batch, drawn), state.aux
+        order = jax.random.permutation(shuffled, len(batch["index"]))
+        # Step 2)
+        (value, (model_state, statistics, keys, metrics)), grads = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.model_state, aux, views, order
+        )
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Step 3)
         follow = lambda old, new: (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
         target = jax.tree.map(follow, aux.params, params)
         # The oldest keys make place; with the step the place is part of the state, so a resumed run goes on with it.
-        place = (state.step * size) % self.queue
+        place = (state.step * len(keys)) % self.queue
         waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys.astype(aux.keys.dtype), place, 0)
         aux = aux._replace(params=target, statistics=statistics, keys=waiting, spread=metrics["spread"])
         new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
         return new, {"loss": value} | metrics
+
+    def _loss(self, params, model_state, aux: Queue, views, order):
+        """The loss of two views [B,S,S,3], both networks' new statistics, the keys [B,D], and metrics."""
+        # Keys are normalised in other company than their queries: in the given order of the batch.
+        keys, statistics = self._project(aux.params, aux.statistics, views[1][order])
+        keys = jax.lax.stop_gradient(jnp.zeros_like(keys).at[order].set(keys))
+        queries, model_state = self._project(params, model_state, views[0])
+        value, metrics = moco_loss(queries, keys, aux.keys, self.temperature)
+        return value, (model_state, statistics, keys, metrics | {"spread": spread(queries)})
 
     def _project(self, params, model_state, seen):
         pooled, model_state = _pooled(self.encoder.network(self.dtype, self.groups), params, model_state, seen)

@@ -334,7 +334,7 @@ class Nmf(DenseStage):
     def refresh(self, state, frozen, bank, rng):
         aux, values = state.aux, bank.values
         x, real = flatten(values.hypercolumns, jnp.broadcast_to(bank.real[..., None], values.hypercolumns.shape[:-1]))
-        fit = lambda: nmf.fit(rng, x, self.size, self.updates, mask=real).dictionary
+        fit = lambda: nmf.unit_atoms(nmf.fit(rng, x, self.size, self.updates, mask=real)).dictionary
         factors = jax.lax.cond(aux.round == 0, fit, lambda: aux.factors)
         found = super().refresh(state, frozen, bank._replace(values=values.seen), rng).aux.parts
         parts = jax.tree.map(lambda new, old: jnp.where(aux.round == 0, old, new), found, aux.parts)
