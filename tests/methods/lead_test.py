@@ -68,11 +68,11 @@ def test_spread_is_one_for_random_and_zero_for_equal_vectors():
 
 def test_byol_learns_online_alone_and_the_target_follows():
     method = built(momentum=0.6)
-    state, batch, aux_grads = first_state(method), batch_of(), None
+    state, batch = first_state(method), batch_of()
     views = method._views(batch, jax.random.key(2))
-    loss = lambda params, aux: method._loss(params, state.model_state, aux, views)[0]
-    online, aux_grads = jax.jit(jax.grad(loss, (0, 1)))(state.params, state.aux)
-    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(aux_grads.params))
+    loss = lambda params, target: method._loss(params, state.model_state, state.aux._replace(params=target), views)[0]
+    online, target = jax.jit(jax.grad(loss, (0, 1)))(state.params, state.aux.params)
+    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(target))
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(online["projector"]["fc2"]))
     new, metrics = jax.jit(method.train_step)(state, {}, batch, jax.random.key(2))
     assert float(metrics["tau"]) == pytest.approx(0.6)
@@ -148,12 +148,12 @@ class Colours(lead_common.DenseStage):
 
 
 def squares(rng, count=6):
-    """Images of 32 pixels, black but for a red, a green and a blue square; and the squares' middles."""
-    images, middles = np.zeros((count, 32, 32, 3), np.uint8), np.zeros((count, 3, 2))
+    """Images of 32 pixels, grey but for a red, a green and a blue square; and the squares' middles."""
+    images, middles = np.full((count, 32, 32, 3), 60, np.uint8), np.zeros((count, 3, 2))
     for image, middle in zip(images, middles, strict=True):
         for colour, place in enumerate(rng.choice(4, 3, replace=False)):
             x, y = 4 + 16 * (place % 2) + 4 * rng.integers(0, 2), 4 + 16 * (place // 2) + 4 * rng.integers(0, 2)
-            image[y : y + 8, x : x + 8, colour] = 255
+            image[y : y + 8, x : x + 8] = 255 * np.eye(3)[colour]
             middle[colour] = x + 3.5, y + 3.5
     return images, middles
 
@@ -162,7 +162,7 @@ def test_a_landmark_is_where_the_image_is_most_like_a_cluster():
     rng = np.random.default_rng(5)
     images, middles = squares(rng)
     view = lead_common.View(32, 1.0)
-    stage = Colours(k=3, frame_size=32, steps=0, view=view, clusters=lead_common.Clusters(pixels=64))
+    stage = Colours(k=4, frame_size=32, steps=0, view=view, clusters=lead_common.Clusters(pixels=64))
     assert [stage.round_at(step) is not None for step in (0, 1)] == [True, False]
     batch = {"image": jnp.asarray(images), "index": jnp.arange(6)}
     state = stage.init(None, batch, {}, Start(None, 6))
@@ -174,14 +174,14 @@ def test_a_landmark_is_where_the_image_is_most_like_a_cluster():
     found = stage.predict(state, {}, batch["image"])
     np.testing.assert_allclose(found.xy, state.aux.labels.xy, atol=1e-5)
     away = np.linalg.norm(np.asarray(found.xy)[:, :, None] - middles[:, None], axis=-1)  # [image, landmark, colour]
-    number = away.mean(0).argmin(1)
-    assert sorted(number) == [0, 1, 2]
-    assert away[:, np.arange(3), number].max() < 4.5  # within the square, whose cells are alike
-    assert (np.asarray(found.score) > 0.9).all()
+    number = away.mean(0).argmin(0)  # landmark of each colour; the fourth is the background's
+    assert len(set(number)) == 3
+    assert away[:, number, np.arange(3)].max() < 4.5  # within the square, whose cells are alike
+    assert (np.asarray(found.score) > 0.8).all()
     described = stage.describe(state, {}, batch["image"])
     np.testing.assert_allclose(np.sum(described.z * state.aux.parts.centroids, -1), found.score, atol=1e-4)
     _, maps = stage.heatmaps(state, {}, batch["image"])
-    assert maps.shape == (6, 8, 8, 3)
+    assert maps.shape == (6, 8, 8, 4)
 
 
 def test_likeness_is_the_cosine_of_hypercolumns():
@@ -218,9 +218,10 @@ def test_the_teacher_stays_and_the_student_learns():
     state = first_state(method, previous)
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], previous.params["encoder"])
     jax.tree.map(np.testing.assert_array_equal, state.aux.params, previous.params["encoder"])
-    loss = lambda params, teacher: method._aligned(state.replace(aux=teacher), params, batch, jax.random.key(4))[0]
-    student, teacher = jax.jit(jax.grad(loss, (0, 1)))(state.params, state.aux)
-    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(teacher.params))
+    taught = lambda teacher: state.replace(aux=state.aux._replace(params=teacher))
+    loss = lambda params, teacher: method._aligned(taught(teacher), params, batch, jax.random.key(4))[0]
+    student, teacher = jax.jit(jax.grad(loss, (0, 1)))(state.params, state.aux.params)
+    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(teacher))
     assert float(jnp.abs(student["encoder"]["conv1"]["kernel"]).max()) > 0
     assert float(jnp.abs(student["head"]["fc2"]["kernel"]).max()) > 0
     new, _ = jax.jit(method.train_step)(state, {}, batch, jax.random.key(4))
@@ -279,7 +280,7 @@ def test_a_run_gives_landmarks_and_a_backbone(tmp_path):
             np.testing.assert_allclose(maps[name], level, atol=1e-4)
             assert level.shape[-1] == tap.channels
     with pytest.raises(UserError, match="of the first stage; convert the second one"):
-        Lead(str(tmp_path / "byol"), taps=("compact",)).spec
+        print(Lead(str(tmp_path / "byol"), taps=("compact",)).spec)
     with pytest.raises(UserError, match="multiple of 32"):
         Lead(str(tmp_path / "byol"), image_size=50)
 

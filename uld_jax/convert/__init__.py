@@ -12,6 +12,7 @@ from uld_jax.convert import (
     fan,
     files,
     gcn_v,
+    lead,
     mallis,
     r2d2,
     resnet,
@@ -88,6 +89,13 @@ KINDS = {
         gcn_v.convert,
         "learn-to-cluster is MIT; MS-Celeb-1M, on whose faces its weights were trained, was withdrawn by its publisher "
         "and terms for what was learned from it are not stated",
+    ),
+    "lead": Kind(
+        lead.convert,
+        "the run's owner decides, within the terms of the images that it was trained on",
+        facts=lead.facts,
+        folder=lead.open_folder,
+        is_run=True,
     ),
     "mallis": Kind(
         mallis.convert,
