@@ -168,13 +168,20 @@ def test_equivariance_equals_brute_force_and_by_blocks(options):
 def test_a_perfect_match_has_no_equivariance_loss_nor_nan():
     f = 1 + jnp.eye(12).reshape(1, 3, 4, 12)
     truth = jnp.asarray(np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1)[None], jnp.float32)
-    loss = lambda f, truth: dense_matching.equivariance(f, f, truth, scale=200.0)
-    value, slopes = jax.value_and_grad(loss, (0, 1))(f, truth)
+
+    @jax.jit
+    def both(f, truth, valid):
+        loss = lambda f, truth: dense_matching.equivariance(f, f, truth, valid, scale=200.0)
+        return jax.value_and_grad(loss, (0, 1))(f, truth)
+
+    every = jnp.ones((1, 3, 4), bool)
+    value, slopes = both(f, truth, every)
     assert value < 1e-6
     assert all(np.isfinite(x).all() for x in slopes)
-    assert loss(f, truth + jnp.array([1.0, 0.0])) == pytest.approx(1.0, abs=1e-5)
-    nothing = jnp.zeros((1, 3, 4), bool)
-    assert dense_matching.equivariance(f, f, truth, nothing) == 0
+    assert both(f, truth + jnp.array([1.0, 0.0]), every)[0] == pytest.approx(1.0, abs=1e-5)
+    value, slopes = both(f, truth, ~every)
+    assert value == 0
+    assert all((x == 0).all() for x in slopes)
 
 
 def test_exchange_reads_the_other_image():
