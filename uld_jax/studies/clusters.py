@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import config as config_lib
-from uld_jax import files, legacy, sharding, viz
+from uld_jax import files, sharding, viz
 from uld_jax.clustering import gcn_v, quality
 from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
@@ -29,7 +29,6 @@ from uld_jax.data.open import eval_batch, open_split
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation.protocol import spread
-from uld_jax.lookup import find_class
 from uld_jax.method import Stage
 from uld_jax.ops import keypoints
 
@@ -91,8 +90,7 @@ def _stages_that_describe(config) -> str:
     """Name the stages of a run that have descriptors; if there are none, those of the configs that ship."""
 
     def found(config):
-        method = lambda name: legacy.as_now(name, config[name].method, {})[0]
-        return [name for name in config.stages if _describes(find_class("uld_jax.methods", method(name), name))]
+        return [name for name in config.stages if _describes(type(config_lib.stage(config, name).method))]
 
     if stages := found(config):
         return f"give another one with --stage, of {', '.join(stages)}"
