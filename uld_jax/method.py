@@ -217,6 +217,20 @@ class Method(Protocol):
         """Return sheets of pictures by name, [rows,columns,h,w,3] uint8, of [B,H,W,3] uint8 images; {} if none."""
 
 
+class Model(NamedTuple):
+    """A stage with what it learned: all that its predictions need.
+
+    Attributes:
+      method: the stage, built.
+      state: its state, replicated.
+      frozen: frozen weights, replicated.
+    """
+
+    method: Method
+    state: TrainState
+    frozen: Any
+
+
 class Stage:
     """Defaults of the protocol for methods that need only a part of it.
 

@@ -228,7 +228,7 @@ def test_a_whole_run_of_cgb(tmp_path, init):
     config.cgb.update(labels_from="pass", bn_eval="batch", loss_window=0.5, projection="frozen_random")
     assert config.warmup.loss_window == 0.5  # one setting for both
     found = loop.run(config, tmp_path)
-    assert int(found.state.aux.round) == 2
+    assert int(found.model.state.aux.round) == 2
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["stage"] == "cgb" and "loss" in line]
     assert all(0 < line["consistency"] <= 1 for line in trained)

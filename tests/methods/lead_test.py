@@ -275,7 +275,7 @@ def test_a_run_gives_landmarks_and_a_backbone(tmp_path):
         assert tuple(tap.name for tap in backbone.spec.taps) == taps
         maps = backbone.features(backbone.load(), images)
         finished = runs.load(f"{tmp_path / 'run'}:{stage}")
-        want = finished.method.dense(finished.state, finished.frozen, images)
+        want = finished.model.method.dense(finished.model.state, finished.model.frozen, images)
         for name, level, tap in zip(taps, want, backbone.spec.taps, strict=True):
             np.testing.assert_allclose(maps[name], level, atol=1e-4)
             assert level.shape[-1] == tap.channels

@@ -479,7 +479,7 @@ def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
     report = loop.run(config, tmp_path / "run").report
     assert report["landmarks"] == (M if name == "stage1" else M // 2)
     found = runs.load(tmp_path / "run", sharding.make_mesh())
-    jax.tree.map(np.testing.assert_array_equal, found.state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, found.model.state.params, params)
     if name == "stage1":
         weights.save(tmp_path / "o", "mallis", {"params": params}, source)
         config = tiny.config("self_training", **keys, **{"weights.mallis": str(tmp_path / "o")})

@@ -390,7 +390,7 @@ def test_a_run_shows_its_foreground_and_is_read_again(tmp_path):
     changes = {"stages": ("zeroshot",), "zeroshot.region": "foreground", "zeroshot.roi": 1.0, "zeroshot.dense": False}
     loop.run(tiny.config(**changes), tmp_path)
     assert list((tmp_path / "pictures").glob("*_zeroshot_region.png"))
-    aux = runs.load(str(tmp_path)).state.aux
+    aux = runs.load(str(tmp_path)).model.state.aux
     assert int(aux.round) == 2
     np.testing.assert_allclose(np.linalg.norm(aux.foreground.direction), 1, atol=1e-5)
 

@@ -39,18 +39,22 @@ from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import Protocol
 from uld_jax.evaluation.report import summary
 from uld_jax.evaluation.run import in_training
-from uld_jax.method import Method, TrainState
+from uld_jax.method import Model, TrainState
 from uld_jax.version import __version__
 
 
-class Found(NamedTuple):
-    """The last stage of a finished run."""
+class Trained(NamedTuple):
+    """The result of a run.
 
-    method: Method
-    state: TrainState
-    frozen: Any
+    Attributes:
+      model: the last stage.
+      report: its numbers on the test split, as in `metrics.json`.
+      skipped: files of the data folder that are not used as images.
+    """
+
+    model: Model
     report: dict[str, Any]
-    skipped: tuple[Skipped, ...] = ()  # files of the data folder that are not used as images
+    skipped: tuple[Skipped, ...] = ()
 
 
 def run(
@@ -61,7 +65,7 @@ def run(
     mesh=None,
     stop: Sigterm | None = None,
     alone: bool = True,
-) -> Found:
+) -> Trained:
     """Train every stage of `config`, or the remaining ones of an interrupted run, in `workdir`.
 
     Args:
@@ -189,7 +193,7 @@ class _Run:
             f"{len(self.data.train)} now); restore them, or start in a new workdir"
         )
 
-    def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
+    def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Trained:
         """Run the stages that are not finished."""
         workdir_lib.claim(self.workdir, self.config)
         self._write_run_json(stages, prepared)
@@ -210,7 +214,7 @@ class _Run:
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
-        return Found(stages[-1].method, state, prepared[-1].frozen, report, skipped)
+        return Trained(Model(stages[-1].method, state, prepared[-1].frozen), report, skipped)
 
     def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
         config, method, reader, frozen, chunk = self.config, stage.method, ready.reader, ready.frozen, ready.chunk
@@ -269,9 +273,9 @@ class _Run:
 
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
-                    last = step == stage.steps
+                    last, model = step == stage.steps, Model(method, state, frozen)
                     report = in_training(
-                        self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
+                        self.config, self.workdir, stage.name, offset + step, predictor, model, self.data, last
                     )
                     numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
                     self.metrics.write(offset + step, stage.name, **numbers)
@@ -342,7 +346,7 @@ class _Run:
                 "stage"
             )
         self.origin = finished.origin
-        return finished.state
+        return finished.model.state
 
     def _key(self, stage: int, use: int) -> jax.Array:
         key = jax.random.key(self.config.seed)

@@ -57,7 +57,7 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
 
     Raises UserError for a stage that has no descriptors.
     """
-    if not _describes(type(finished.method)):
+    if not _describes(type(finished.model.method)):
         raise UserError(
             f"the stage {finished.stage} gives landmarks without a descriptor of each, so that there is nothing to "
             f"cluster; {_stages_that_describe(finished.config)}"
@@ -69,12 +69,12 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     @jax.jit
     def found(state, frozen, payload):
         batch = reader.fetch({}, payload)
-        seen = finished.method.describe(state, frozen, batch["image"])
+        seen = finished.model.method.describe(state, frozen, batch["image"])
         return seen.z, seen.mask & (batch["index"] < reader.rows)[:, None], seen.landmark
 
-    slots = jax.eval_shape(found, finished.state, finished.frozen, next(iter(reader.ordered())))[0].shape[1]
+    slots = jax.eval_shape(found, finished.model.state, finished.model.frozen, next(iter(reader.ordered())))[0].shape[1]
     rows = spread(len(source), max(1, most // slots))
-    parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
+    parts = [sharding.to_host(found(finished.model.state, finished.model.frozen, p)) for p in reader.ordered(rows=rows)]
     z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
     if not mask.any():
