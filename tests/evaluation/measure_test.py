@@ -51,7 +51,7 @@ def test_images_without_annotation_neither_cost_nor_change_anything(still, monke
     train.landmarks = np.where(without[:, None, None], np.nan, train.landmarks)
     train.found[without] += 1000
     read, plain = [], Finds.read
-    monkeypatch.setattr(Finds, "read", lambda *a: (read.append((a[3], a[4])), plain(*a))[1])
+    monkeypatch.setattr(Finds, "read", lambda *a: (read.append((a[2], a[3])), plain(*a))[1])
     options = dict(thorough=thorough, label_counts=(1, 10, "all"))
     found, alone = (measure(one, test, {"eval.fit_images": 30}, **options) for one in (train, few))
     assert set(np.concatenate([r for s, r in read if s is train])) <= set(rows)
