@@ -26,7 +26,7 @@ from uld_jax.hyperparameters import NotNegative, Positive, PositiveInt
 from uld_jax.method import Need, Round, TrainState, same_shapes
 from uld_jax.methods import shared
 from uld_jax.methods.lead import Changes
-from uld_jax.methods.lead_common import STRIDE, DenseStage, Parts, encode
+from uld_jax.methods.lead_common import STRIDE, DenseStage, Parts, Seen, encode
 from uld_jax.methods.shared import Augment, Sgd
 from uld_jax.models import layers, lead_net
 from uld_jax.models.lead_net import LEVELS
@@ -329,14 +329,14 @@ class Nmf(DenseStage):
     def observe(self, state, frozen, batch, rng):
         seen = super().observe(state, frozen, batch, rng)
         maps = encode(self, state.params["encoder"], state.model_state["encoder"], self._geometry.look(batch["image"]))
-        return Sampled(hypercolumns.at_cells(maps, self._side, self.drawn(rng, batch["index"], state)), seen)
+        return Sampled(hypercolumns.at_cells(maps, self._side, self.drawn(rng, batch["index"], state)), *seen)
 
     def refresh(self, state, frozen, bank, rng):
         aux, values = state.aux, bank.values
         x, real = flatten(values.hypercolumns, jnp.broadcast_to(bank.real[..., None], values.hypercolumns.shape[:-1]))
         fit = lambda: nmf.unit_atoms(nmf.fit(rng, x, self.size, self.updates, mask=real)).dictionary
         factors = jax.lax.cond(aux.round == 0, fit, lambda: aux.factors)
-        found = super().refresh(state, frozen, bank._replace(values=values.seen), rng).aux.parts
+        found = super().refresh(state, frozen, bank._replace(values=Seen(*values[1:])), rng).aux.parts
         parts = jax.tree.map(lambda new, old: jnp.where(aux.round == 0, old, new), found, aux.parts)
         return state.replace(aux=Dictionary(aux.round + 1, factors, parts))
 
@@ -353,8 +353,10 @@ class Sampled(NamedTuple):
 
     Attributes:
       hypercolumns: [B,P,sum C_l] float32, not normalised.
-      seen: landmarks and coefficients, see `lead_common.Seen`.
+      descriptors, xy, score: coefficients and landmarks, see `lead_common.Seen`.
     """
 
     hypercolumns: jax.Array
-    seen: Any
+    descriptors: jax.Array
+    xy: jax.Array
+    score: jax.Array
