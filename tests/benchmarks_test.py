@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bank, features, harness, kmeans, knn, step
+from benchmarks import bank, features, harness, kmeans, knn, lead_memory, step
 from benchmarks import round as a_round
 from tests import tiny
 
@@ -146,6 +146,28 @@ def test_networks_are_timed_with_the_weights_that_they_ask_for(name):
     assert some["a"].std() == pytest.approx(600**-0.5, rel=0.05)
     assert some["b"].tolist() == [1, 1]
     assert some["c"].shape == ()
+
+
+def test_blocks_of_matches_need_a_third_of_the_memory_of_the_naive_form(tmp_path, capsys):
+    small = ["--sides=8", "--batch=4", "--block=8", "--native=2,4,8", "--channels=64,32,16", "--width=4"]
+    lead_memory.main([*small, f"--json={tmp_path}/rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["form"] for row in rows] == ["naive", "dense", "blocks"]
+    assert [row["block"] for row in rows] == [None, None, 8]
+    naive, dense, blocks = (row["between GiB"] * lead_memory.GIB for row in rows)
+    hypercolumns, matches = 4 * 8**2 * (64 + 32 + 16) * 4, 4 * 8**4 * 4  # bytes
+    assert naive >= 2 * hypercolumns + matches
+    assert blocks < dense < naive
+    assert rows[2]["naive / this"] == pytest.approx(naive / blocks)
+    assert naive / blocks > 3
+    assert "| 8 | 4 | blocks | 8 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [24, 48])
+def test_blocks_at_full_size_need_a_third_of_the_memory(side):
+    rows = lead_memory.benchmark(side, 64, 48, (3, 6, 12, 24), (2048, 1024, 512, 256), 64)
+    assert rows[2]["naive / this"] > 3
 
 
 @pytest.mark.slow

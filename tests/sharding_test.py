@@ -147,6 +147,8 @@ def test_arguments_become_arrays_with_automatic_axes():
     assert set(found.sharding.mesh.axis_types) == {jax.sharding.AxisType.Auto}
     assert found.sharding.spec == jax.P("rows")
     np.testing.assert_array_equal(found, x)
+    inside = jax.jit(lambda x: sum(sharding.arrays(x, np.ones(6))))(x)
+    np.testing.assert_array_equal(inside, x + 1)
 
 
 def test_the_mesh_of_an_array(mesh):

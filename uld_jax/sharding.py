@@ -120,9 +120,9 @@ def arrays(*values):
     """
 
     def one(x):
-        if x is None or isinstance(x, jax.core.Tracer):
+        x = None if x is None else jnp.asarray(x)
+        if x is None or isinstance(x, jax.core.Tracer):  # inside jit a NumPy array becomes a tracer, too
             return x
-        x = jnp.asarray(x)
         where = x.sharding
         if isinstance(where, NamedSharding) and set(where.mesh.axis_types) != {AxisType.Auto}:
             where = NamedSharding(Mesh(where.mesh.devices, where.mesh.axis_names), where.spec)

@@ -1,11 +1,13 @@
 import doctest
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from uld_jax.errors import UserError
 from uld_jax.ops import dense_matching, hypercolumns, keypoints
 
@@ -166,13 +168,20 @@ def test_equivariance_equals_brute_force_and_by_blocks(options):
 def test_a_perfect_match_has_no_equivariance_loss_nor_nan():
     f = 1 + jnp.eye(12).reshape(1, 3, 4, 12)
     truth = jnp.asarray(np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1)[None], jnp.float32)
-    loss = lambda f, truth: dense_matching.equivariance(f, f, truth, scale=200.0)
-    value, slopes = jax.value_and_grad(loss, (0, 1))(f, truth)
+
+    @jax.jit
+    def both(f, truth, valid):
+        loss = lambda f, truth: dense_matching.equivariance(f, f, truth, valid, scale=200.0)
+        return jax.value_and_grad(loss, (0, 1))(f, truth)
+
+    every = jnp.ones((1, 3, 4), bool)
+    value, slopes = both(f, truth, every)
     assert value < 1e-6
     assert all(np.isfinite(x).all() for x in slopes)
-    assert loss(f, truth + jnp.array([1.0, 0.0])) == pytest.approx(1.0, abs=1e-5)
-    nothing = jnp.zeros((1, 3, 4), bool)
-    assert dense_matching.equivariance(f, f, truth, nothing) == 0
+    assert both(f, truth + jnp.array([1.0, 0.0]), every)[0] == pytest.approx(1.0, abs=1e-5)
+    value, slopes = both(f, truth, ~every)
+    assert value == 0
+    assert all((x == 0).all() for x in slopes)
 
 
 def test_exchange_reads_the_other_image():
@@ -191,3 +200,33 @@ def test_what_does_not_fit_is_refused():
         dense_matching.similarity_alignment(f, g[:, :5], teacher(2), teacher(9))
     with pytest.raises(UserError, match=r"\[B,h,w,2\]"):
         dense_matching.equivariance(f, g, jnp.zeros((3, SIDE, SIDE)))
+
+
+def sharded():
+    """Runs in a process of its own with eight devices; prints what it found."""
+    from tests import collectives
+    from uld_jax import sharding
+
+    mesh = sharding.make_mesh()
+    given = student(0, 8), student(1, 8), teacher(2, 8), teacher(9, 8)
+    loss = lambda f, g, *teachers: dense_matching.similarity_alignment(f, g, *teachers, block=6).loss
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    split = jax.device_put(given, sharding.split(mesh))
+    compiled = step.lower(*split).compile()
+    differ = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), step(*given), compiled(*split)
+    )
+    sent = collectives.list_collectives(compiled)
+    print(json.dumps(dict(devices=mesh.size, differ=jax.tree.leaves(differ), sent=sent)))
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one_and_send_one_number():
+    report = json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
+    assert report["devices"] == 8
+    assert max(report["differ"]) < 1e-6
+    assert [(kind, shape) for kind, _, shape in report["sent"]] == [("all-reduce", [])]
+
+
+if __name__ == "__main__":
+    sharded()

@@ -91,14 +91,16 @@ def linear(pyramid: Pyramid, kernels, side: int):
 def squared_norms(pyramid: Pyramid, side: int):
     """Squared lengths of the hypercolumns, [B,side,side].
 
-    An interpolated vector is a weighted sum of four neighbours, so its squared length needs no inner products but
-    those of neighbours: five for a cell at a level's own size, with itself, the cells to the right and below, and along
-    the two diagonals. With u a row of `resize_matrix` along an axis:
+    An interpolated vector is a weighted sum of four neighbours, which lie in two adjacent rows of cells. Its squared
+    length needs no inner products but those within a row and those of a row with the next one. With v and u the weights
+    of `resize_matrix` along y and x, and G_y,z = [A_y' A_z] the Gram matrices of rows y and z of a level,
 
-      |a|^2 = sum of (u_i^2 or 2 u_i u_i+1 along y) * (the same along x) * (the neighbours' product)
+      |a|^2_YX = sum_y v_Yy^2 (u_X' G_y,y u_X) + sum_y 2 v_Yy v_Y,y+1 (u_X' G_y,y+1 u_X)
 
-    That is the cheapest exact way, 5 C_l multiplications a native cell: a Gram matrix takes h_l w_l C_l of them, and
-    the interpolated vectors themselves take 4 C_l or more for each of the more numerous cells of the R x R map.
+    These are 2 h_l w_l^2 C_l multiplications, by matrix products that copy nothing but shifted rows. The five products
+    of a cell with its neighbours alone would be fewer, but XLA copies a shifted map for each, which was measured as
+    six times the memory of the pyramid on CPU; a whole Gram matrix is h_l / 2 times the work, and the interpolated
+    vectors are the hypercolumns. A level that already has the final size has no neighbours.
 
     Where features of opposite sign cancel, the result loses digits relative to the native cells' squared lengths.
     Features after a ReLU do not cancel.
@@ -235,20 +237,20 @@ def _sample(x, side, index):
 
 
 def _level_norms(x, side):
-    dtype = _wide(x)
+    across = _matrix(x, 2, side)
+    down = resize_matrix(x.shape[1], side)
+    own, pair = down**2, 2 * down[:, :-1] * down[:, 1:]
 
-    def product(a, b):
-        return _einsum("byxc,byxc->byx", a, b, preferred_element_type=dtype)
+    def along_rows(weights, a, b):
+        """sum_y weights_Yy |row y interpolated at X|^2, or its product with the row below: [B,side,side]."""
+        gram = _einsum("byxc,bykc->byxk", a, b, preferred_element_type=across.dtype)
+        return _einsum("byxk,Xx,Xk,Yy->bYX", gram, across, across, jnp.asarray(weights, across.dtype))
 
-    def weights(n):
-        u = resize_matrix(n, side)
-        return jnp.asarray(u**2, dtype), jnp.asarray(2 * u[:, :-1] * u[:, 1:], dtype)
-
-    (own_y, pair_y), (own_x, pair_x) = weights(x.shape[1]), weights(x.shape[2])
-    diagonal = (product(x[:, :-1, :-1], x[:, 1:, 1:]) + product(x[:, :-1, 1:], x[:, 1:, :-1])) / 2
-    resize = functools.partial(_einsum, "byx,Yy,Xx->bYX")
-    square = resize(product(x, x), own_y, own_x) + resize(product(x[:, :, :-1], x[:, :, 1:]), own_y, pair_x)
-    square = square + resize(product(x[:, :-1], x[:, 1:]), pair_y, own_x) + resize(diagonal, pair_y, pair_x)
+    if x.shape[1:3] == (side, side):
+        return jnp.sum(x.astype(across.dtype) ** 2, -1)
+    square = along_rows(own, x, x)
+    if np.any(pair):
+        square = square + along_rows(pair, x[:, :-1], x[:, 1:])
     return jnp.maximum(square, 0)
 
 
