@@ -25,9 +25,8 @@ Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoi
 The measured numbers are in docs/methods/self_training.md.
 """
 
-from uld_jax.configs import common
-
 from uld_jax.config import update
+from uld_jax.configs import common
 from uld_jax.errors import UserError
 
 VARIANTS = {"neurips": "mallis2020", "extended": "mallis2024"}  # and the protocol of its paper
@@ -83,7 +82,9 @@ def get_config(arg=None):
             update(config.stage2, merge_from=5, merge_every=5)
         for stage in (config.stage1, config.stage2):
             update(stage, image_size=32, width=16, depth=1, downsample=2)
-        update(config.stage1, descriptor_size=16, restarts=1)
+        config.stage1.descriptor_size = 16
+        if extended:
+            config.stage1.restarts = 1
         config.batch_size = 8
     config.stage1.clusters = config.keypoints.get_ref("clusters")  # the stages speak of the same ones
     if not extended:

@@ -1,14 +1,27 @@
 """Configs from files and names to stages, and the sentences that refuse what is misspelt."""
 
 import dataclasses
+import importlib
+import json
 import pathlib
 
 import pytest
 
 from tests import tiny
 from uld_jax import config as config_lib
+from uld_jax import legacy
 from uld_jax.errors import UserError
-from uld_jax.methods import heatmap_detector, zeroshot
+from uld_jax.methods import (
+    cgb,
+    duld,
+    duld_stage,
+    heatmap_detector,
+    self_training,
+    self_training_common,
+    self_training_extended,
+    shared,
+    zeroshot,
+)
 
 SPEC = "zeroshot:dataset=synthetic,k=5,preset=tiny"
 
@@ -246,17 +259,81 @@ def test_keys_are_set_in_a_config_that_there_is():
             config_lib.override(config.copy_and_resolve_references().unlock(), [change])
 
 
-def test_keys_of_finished_runs_that_are_constants_now():
-    config = config_lib.load("duld:preset=tiny").unlock()
-    now = config_lib.stage(config, "duldpp").method
-    config.duldpp.update(code_margin=0.8, code_squared=False, freeze_aggregator=True)
-    pose = config.duldpp.pose.to_dict()
-    del config.duldpp.pose  # of such runs they were no section
-    config.duldpp.update(pose)
-    assert config_lib.stage(config, "duldpp").method == now
-    config.duldpp.code_margin = 0.9
-    with pytest.raises(UserError, match=r"config\.duldpp\.code_margin is 0\.9, which only earlier versions have"):
-        config_lib.stage(config, "duldpp")
+# Keys of the sections that stages no longer have.
+OLD_SECTIONS = {
+    "kmeans": {"restarts", "iterations"},
+    "contrast": {"descriptor_weight", "squared", "margin", "background", "apart"},
+}
+
+
+def stages_by_class():
+    """A config and the name of a stage, for every class of stages."""
+    found = {}
+    for spec in ("cgb:init=zeroshot", "imm", "duld", "self_training", "self_training:variant=extended"):
+        config = config_lib.load(f"{spec}{',' if ':' in spec else ':'}preset=tiny").copy_and_resolve_references()
+        found |= {config[name].method: (config, name) for name in config.stages}
+    return found
+
+
+def with_old_keys(path: str, values: dict, sections: bool) -> dict:
+    """Keys of a stage as they were when its constants were hyper-parameters; without `sections`, all in one row."""
+    if not sections:
+        for part in [key for key, value in values.items() if isinstance(value, dict) and key != config_lib.KWARGS]:
+            values |= values.pop(part)
+        return values | {key.rpartition(".")[2]: value for key, value in legacy.CONSTANTS[path].items()}
+    values |= {key: value for key, value in legacy.CONSTANTS[path].items() if "." not in key}
+    for key, value in legacy.CONSTANTS[path].items():
+        part, _, field = key.rpartition(".")
+        if part:
+            values[part][field] = value
+    if part := legacy.SECTIONS.get(path):
+        values[part] = {key: values.pop(key) for key in OLD_SECTIONS[part] & set(values)}
+    return values
+
+
+@pytest.mark.parametrize("sections", [True, False])
+@pytest.mark.parametrize("path", sorted(legacy.CONSTANTS))
+def test_keys_of_finished_runs_that_are_constants_now(path, sections):
+    config, name = stages_by_class()[path]
+    now = config_lib.stage(config, name).method
+    values = with_old_keys(path, config[name].to_dict(), sections)
+    # In a config.json tuples are lists.
+    old = config.copy_and_resolve_references().unlock()
+    old[name] = json.loads(json.dumps(values))
+    assert config_lib.stage(old, name).method == now
+    for key, value in legacy.CONSTANTS[path].items():
+        section, _, field = key.rpartition(".")
+        part = old[name] if field in old[name] else old[name][section or legacy.SECTIONS[path]]
+        part[field] = {bool: not value, str: "other", tuple: [1, 2, 3]}.get(type(value), 7)
+        said = rf"config\.{name}\.({section}\.)?{field} is .*, which only earlier versions have; use "
+        with pytest.raises(UserError, match=said):
+            config_lib.stage(old, name)
+        part[field] = value
+
+
+def test_constants_have_the_values_that_finished_runs_may_have():
+    """Of each class, its module and the modules that it takes constants from."""
+    where = {
+        "duld": (duld, duld_stage),
+        "self_training": (self_training, self_training_common),
+        "self_training_extended": (self_training_extended, self_training, self_training_common),
+    }
+    seen = set()
+    for path, keys in legacy.CONSTANTS.items():
+        module = path.partition(".")[0]
+        for key, value in keys.items():
+            name = key.rpartition(".")[2].upper()
+            for one in where.get(module, (importlib.import_module(f"uld_jax.methods.{module}"),)):
+                if hasattr(one, name):
+                    assert getattr(one, name) == value, (path, key)
+                    seen.add((module, name))
+                    break
+    assert len(seen) > 30
+    assert (legacy.CONSTANTS["cgb.CGB"]["beta1"], legacy.CONSTANTS["cgb.CGB"]["beta2"]) == cgb.BETAS
+    assert legacy.CONSTANTS["self_training.Landmarks"]["optimizer.l2"] == shared.RMSPROP_L2
+
+
+def test_a_key_that_is_a_constant_elsewhere_is_unknown():
     config = config_lib.load(SPEC).unlock()
     config.detector.code_margin = 0.8
     with pytest.raises(UserError, match="code_margin is no hyper-parameter"):

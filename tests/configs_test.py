@@ -10,7 +10,7 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax import hyperparameters
-from uld_jax.methods import duld, imm, self_training
+from uld_jax.methods import cgb, duld, imm, self_training, self_training_extended, shared
 
 PAPER = {
     "cgb:preset=paper": [
@@ -37,16 +37,7 @@ PAPER = {
         ("code", "warmup.steps", 10 * 2500),
         ("code", "warmup.bottleneck", "fixed"),
         ("code", "cgb.ring_every", 250),
-        ("code", "cgb.tau", 0.8),
-        ("code", "cgb.temperature", 0.1),
-        ("code", "cgb.fixed_sigma", 0.5),
         ("code", "cgb.image_size", 128),
-        ("code", "cgb.rotation", 15.0),
-        ("code", "cgb.max_rotation", 40.0),
-        ("code", "cgb.beta1", 0.0),
-        ("code", "cgb.beta2", 0.9),
-        ("code", "cgb.l2", 5e-4),
-        ("code", "cgb.clip", 1.0),
         ("code", "cgb.generator_width", 32),
         ("code", "cgb.generator_blocks", 6),
     ],
@@ -54,19 +45,36 @@ PAPER = {
         ("code 1.1", "imm.image_size", 128),
         ("code 1.2", "imm.width", 32),
         ("code 1.4", "imm.gauss_std", 0.10),
-        ("code 1.6", "imm.balance_rate", 0.01),
-        ("code 1.6", "imm.detach_balance", False),
-        ("code 1.6", "imm.l2", 1e-5),
         ("code 1.7", "imm.control", 10),
-        ("code 1.7", "imm.target_warp", (0.0, 0.0, 0.1, 0.001, 0.005)),
-        ("code 1.7", "imm.source_warp", (5.0, 0.1, 0.1, 0.001, 0.01)),
         ("code 1.8", "frame_size * imm.zoom", 128),
         ("code 1.8", "frame_size", 160),
         ("code 1.9", "imm.learning_rate", 1e-3),
-        ("code 1.9", "imm.decay", 0.95),
-        ("code 1.9", "imm.decay_every", 100_000),
         ("code 1.9", "imm.batch_size", 50),
-        ("code 1.9", "imm.clip", 1.0),
+    ],
+    "lead:preset=paper": [
+        ("4.1", "byol.depth", 50),
+        ("4.1", "byol.image_size", 96),
+        ("4.1", "byol.batch_size", 256),
+        ("4.1", "byol.steps", 200 * (146_501 // 256)),
+        ("4.1", "byol.learning_rate", 3e-2),
+        ("4.1", "byol.schedule", "cosine"),
+        ("4.1", "compact.batch_size", 256),
+        ("4.1", "compact.steps", 20 * (146_501 // 256)),
+        ("3.3", "compact.tau", 0.05),
+        ("3.3", "compact.teacher_tau", 0.05),
+        ("3.3", "compact.objective", "alignment"),
+        ("4, table 2", "compact.size", 64),
+        ("4, table 3", "compact.head", 256),
+        ("code", "byol.area", 0.2),
+        ("code", "byol.momentum", 0.99),
+        ("code", "byol.l2", 1e-4),
+    ],
+    "lead:preset=paper,stage1=moco": [
+        ("code", "moco.queue", 4096),
+        ("code", "moco.projection", 128),
+        ("code", "moco.temperature", 0.07),
+        ("code", "moco.groups", 4),
+        ("code", "moco.flip", 0.0),
     ],
     "zeroshot:preset=paper": [
         ("3.1, feature aggregation", "zeroshot.backbone", "stable_diffusion.StableDiffusion"),
@@ -93,7 +101,6 @@ PAPER = {
         ("4, training details", "bootstrap.steps", 50_000),
         ("4, training details", "duld.steps", 100_000),
         ("4, training details", "duld.round_every", 5_000),
-        ("4, training details", "duld.margin", 0.8),
         ("4, training details", "proxy.learning_rate", 5e-5),
         ("4, training details", "proxy.steps", 50_000),
         ("4, training details", "duldpp.steps", 100_000),
@@ -123,27 +130,20 @@ PAPER = {
         ("4, training", "stage1.seeding", "previous"),
         ("4, training", "stage1.learning_rate", 5e-4),
         ("4, training", "stage1.schedule", "constant"),
-        ("4, training", "stage1.l2", 1e-5),
         ("4, training", "stage1.batch_size", 16),
         ("4, training", "stage2.start", "previous"),
-        ("4, training", "stage2.merge_share", 0.7),
         ("4, training", "stage2.learning_rate", 5e-4),
         ("4, training", "stage2.schedule", "constant"),
-        ("4, training", "stage2.l2", 1e-5),
         ("4, training", "stage2.batch_size", 64),
-        ("3.2, eq. 1", "stage1.assignment", "hungarian"),
         ("3.2, eq. 2", "stage1.hinge", "squared"),
         ("3.2", "stage1.memory", "two_rounds"),
         ("3.2", "stage1.target", "gaussian"),
         ("3.3", "stage2.least_images", 0),
         ("4, evaluation", "eval.missing", "svt"),
         ("code", "keypoints.outliers", 0.4),
-        ("code", "stage1.margin", 0.8),
-        ("code", "stage1.descriptor_weight", 10.0),
         ("code", "stage1.cut", 1.0),
         ("code", "stage2.steps", 80_000),
         ("code", "stage2.merge_from", 25_000),
-        ("code", "stage2.threshold", 0.2),
     ],
     "self_training:preset=paper,variant=extended": [  # the code alone; the text was not at hand
         ("code", "keypoints._detector.scales", (1.0,)),
@@ -218,11 +218,44 @@ def test_no_preset_enlarges_its_frames_for_a_network_of_its_own(spec):
             assert getattr(method, "image_size", 0) <= config.data.frame_size * getattr(method, "zoom", 1.0), preset
 
 
-def test_constants_that_are_not_hyper_parameters():
-    assert 1 < self_training.MERGE_RADIUS < 2  # 4, training; code
-    assert imm.FIRST_BALANCE == (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # code 1.6
+CONSTANTS = [
+    ("code", cgb.TAU, 0.8),
+    ("code", cgb.TEMPERATURE, 0.1),
+    ("code", cgb.FIXED_SIGMA, 0.5),
+    ("code", cgb.ROTATION, 15.0),
+    ("code", cgb.MAX_ROTATION, 40.0),
+    ("code", cgb.BETAS, (0.0, 0.9)),
+    ("code", cgb.L2, 5e-4),
+    ("code", cgb.CLIP, 1.0),
+    ("code 1.6", imm.FIRST_BALANCE, (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)),
+    ("code 1.6", imm.BALANCE_RATE, 0.01),
+    ("code 1.6", imm.L2, 1e-5),
+    ("code 1.7", imm.TARGET_WARP, (0.0, 0.0, 0.1, 0.001, 0.005)),
+    ("code 1.7", imm.SOURCE_WARP, (5.0, 0.1, 0.1, 0.001, 0.01)),
+    ("code 1.9", imm.DECAY, 0.95),
+    ("code 1.9", imm.DECAY_EVERY, 100_000),
+    ("code 1.9", imm.CLIP, 1.0),
+    ("4, training details", duld.MARGIN, 0.8),
+    ("4, training details", duld.CODE_MARGIN, 0.8),
+    ("3.3.2, eq. 3", duld.CODE_SQUARED, False),
+    ("4, training", shared.RMSPROP_L2, 1e-5),
+    ("4, training", self_training.MERGE_SHARE, 0.7),
+    ("4, training; code", 1 < self_training.MERGE_RADIUS < 2, True),
+    ("code", self_training.MARGIN, 0.8),
+    ("code", self_training.DESCRIPTOR_WEIGHT, 10.0),
+    ("code", self_training.CUT, 1.0),
+    ("code", self_training.THRESHOLD, 0.2),
+    ("code", self_training.BACKGROUND_CLUSTERS, (100, 250)),
+    ("code", self_training_extended.APART, 5.7),
+]
+
+
+@pytest.mark.parametrize(("found", "stated"), [row[1:] for row in CONSTANTS])
+def test_constants_that_are_not_hyper_parameters(found, stated):
+    assert found == stated
+
+
+def test_what_learns_in_a_stage_is_the_papers():
     stage = resolved("duld:preset=paper")
     assert stage["bootstrap"].plan.trains == ("aggregator", "detector", "descriptor")  # 3.2, all but Stable Diffusion
     assert stage["proxy"].plan.keeps == stage["duldpp"].plan.keeps == ("aggregator", "descriptor")  # 4 and 3.3.2
-    assert duld.CODE_MARGIN == 0.8  # 4, training details
-    assert not duld.CODE_SQUARED  # 3.3.2, eq. 3

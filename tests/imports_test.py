@@ -1,6 +1,7 @@
 """Imports run one way (ops, clustering <- models <- backbones <- methods <- engine <- studies <- cli)."""
 
 import ast
+import graphlib
 import pathlib
 import sys
 
@@ -8,12 +9,25 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
-# What each room may import of the package, besides itself, `errors` and `files`. Files of the top floor may import
-# anything but the command line.
+# What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
+BASE = {"errors", "files"}
 ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "version": set(),
+    "hyperparameters": set(),
+    "interrupts": set(),
+    "legacy": set(),
+    "lookup": set(),
+    "optimizers": set(),
+    "processes": set(),
+    "sharding": set(),
+    "weights": set(),
     "ops": set(),
-    "clustering": {"ops", "models", "sharding"},
     "models": {"ops"},
+    "clustering": {"ops", "models", "sharding"},
+    "bank": {"ops"},
+    "method": {"bank", "hyperparameters"},
     "backbones": {"ops", "models", "weights", "lookup"},
     "methods": {
         "ops",
@@ -26,12 +40,57 @@ ALLOWED = {
         "optimizers",
         "weights",
     },
-    "data": {"ops", "sharding"},
-    "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "optimizers", "sharding", "interrupts"},
-    "viz": {"ops"},
-    "convert": {"ops", "models", "weights"},
+    "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},
     "configs": {"configs", "config", "evaluation"},
+    "convert": {"ops", "models", "weights"},
+    "data": {"ops", "sharding"},
+    "viz": {"ops"},
+    "evaluation": {"ops", "clustering", "viz", "data", "config", "method", "optimizers", "sharding", "interrupts"},
+    "engine": {
+        "backbones",
+        "bank",
+        "config",
+        "data",
+        "evaluation",
+        "interrupts",
+        "method",
+        "sharding",
+        "version",
+        "viz",
+    },
+    "detector": {"data", "engine", "evaluation", "method", "ops", "sharding"},
+    "predict": {"data", "detector", "ops", "viz"},
+    "studies": {
+        "backbones",
+        "bank",
+        "clustering",
+        "config",
+        "data",
+        "engine",
+        "evaluation",
+        "method",
+        "ops",
+        "sharding",
+        "viz",
+        "weights",
+    },
+    "cli": {
+        "config",
+        "convert",
+        "data",
+        "detector",
+        "engine",
+        "evaluation",
+        "predict",
+        "sharding",
+        "studies",
+        "weights",
+    },
+    "__init__": {"config", "detector", "engine", "version"},
+    "__main__": {"cli", "interrupts", "processes"},
 }
+# `config` looks up the folder of the configs that ship with the package, inside a function; it runs none of them.
+LOOKED_UP = {"config": {"configs"}}
 
 
 def imported(path, lazy=True):
@@ -56,12 +115,33 @@ def nodes_of(path, lazy=True):
         yield node
 
 
+def files_of(room):
+    """All files of a room."""
+    for folder in (PACKAGE / room, PACKAGE.parent / room):  # an installed package has the configs in itself
+        if folder.is_dir():
+            return sorted(folder.rglob("*.py"))
+    return [PACKAGE / f"{room}.py"]
+
+
 @pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_rooms_import_downwards_only(room):
-    folder = PACKAGE / room if (PACKAGE / room).is_dir() else PACKAGE.parent / room
-    for path in folder.rglob("*.py"):
-        wrong = set(imported(path)) - ALLOWED[room] - {room, "errors", "files"}
+    for path in files_of(room):
+        wrong = set(imported(path)) - ALLOWED[room] - {room} - BASE
         assert not wrong, f"{path.relative_to(PACKAGE.parent)} imports {sorted(wrong)}"
+
+
+def test_every_room_is_in_the_table():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders | {path.stem for path in PACKAGE.glob("*.py")} | {"configs"} == set(ALLOWED)
+
+
+def test_the_table_runs_one_way():
+    """No room is below itself, so that every one can be read with what it imports and without what imports it."""
+    below = {room: rooms - {room} - LOOKED_UP.get(room, set()) for room, rooms in ALLOWED.items()}
+    list(graphlib.TopologicalSorter(below).static_order())  # raises where there is a circle
+    for room, looked_up in LOOKED_UP.items():
+        for path in files_of(room):
+            assert not set(imported(path, lazy=False)) & looked_up, path
 
 
 def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():

@@ -23,6 +23,7 @@ from uld_jax.engine.step import FirstState, compile_step
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.report import metrics
+from uld_jax.method import Model
 from uld_jax.studies import features
 
 ROWS = (45, 13)  # no multiple of a batch: the last one is padded
@@ -70,7 +71,7 @@ def run(config, mesh, seen) -> None:
                 state, values = advance(state, frozen, reader.store, next(payloads), key)
                 seen(f"{name} loss {step}", values["loss"])
         seen(f"{name} state", (state.params, state.aux))
-        found = measure(config, predictor, state, frozen, data, thorough=False)
+        found = measure(config, predictor, Model(method, state, frozen), data, thorough=False)
         seen(f"{name} landmarks", (found.xy, found.score))
         seen(f"{name} measured", {k: v for k, v in metrics(found).items() if isinstance(v, int | float)})
 

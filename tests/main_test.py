@@ -34,7 +34,10 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
         return error
 
     other = ("train", SPEC, f"--config.data_dir={photos}", f"--workdir={run}", "--config.seed=5")
-    assert "data_dir" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
+    assert "data_dir is not set; give the folder of" in refused("train", SPEC, f"--workdir={tmp_path / 'w'}")
+    prepared = SPEC.replace("folder", "celeba")
+    assert "dataset=celeba needs data_dir, the folder" in refused("train", prepared, f"--workdir={tmp_path / 'w'}")
+    assert "a.png is a file; give the folder that holds" in training(folder(a_png=image) / "a.png")
     assert "does not exist" in training(tmp_path / "absent")
     assert "is empty" in training(folder())
     assert "holds no images" in training(folder(**{"note.txt": "hello"}))
@@ -51,6 +54,8 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
     assert "config.stages is empty; name one stage" in training(photos, "--config.stages=()")
     assert "config.stages is empty; name one stage" in refused(*other, "--config.stages=()")
     assert "normaliser" in training(photos, "--config.data.normaliser=nose")
+    assert "eval.label_counts holds 0; give whole" in training(photos, "--config.eval.label_counts=(5,0)")
+    assert "eval.label_counts holds 25, but fits are on 24" in training(photos, "--config.eval.label_counts=(5,25)")
     synthetic = SPEC.replace("folder", "synthetic")
     for command in (
         ("train", synthetic, f"--config.data_dir={photos}", f"--workdir={tmp_path / 'w'}"),
@@ -70,6 +75,12 @@ def test_bad_input_is_one_sentence_before_any_compute(run, photos, tmp_path, uld
     assert "config.json is missing" in refused("evaluate", f"--workdir={tmp_path / 'w'}")
     assert "use another --workdir" in refused(*other)
     assert "no stage 'last'" in refused("evaluate", f"--workdir={run}", "--stage=last")
+    for counts, said in (
+        ("5,few", "holds 'few'; give whole"),
+        ("0", "holds '0'; give"),
+        ("25", "holds 25, but fits are on"),
+    ):
+        assert f"--label_counts {said}" in refused("evaluate", f"--workdir={run}", f"--label_counts={counts}")
     assert "does not exist" in refused(
         "predict", f"--workdir={run}", f"--images={tmp_path / 'absent'}", f"--out={tmp_path}"
     )

@@ -181,6 +181,44 @@ def test_rmsprop_adds_eps_to_the_root():
     np.testing.assert_allclose(updates["w"], -1e-7 / (0.1 * 1e-7 + 1e-8), rtol=1e-4)  # under it: -0.001
 
 
+SGD = [(0.9, 0.0, 0.0), (0.9, 1e-2, 0.0), (0.0, 0.1, 0.0), (0.5, 0.1, 0.5)]
+
+
+def cosine(steps, rate=0.03):
+    return [rate * 0.5 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
+
+
+@pytest.mark.parametrize(("momentum", "l2", "clip"), SGD)
+def test_sgd_is_that_of_pytorch(momentum, l2, clip):
+    grads = gradients(20)
+    make = lambda torch, params: torch.optim.SGD(params.values(), lr=1.0, momentum=momentum, weight_decay=l2)
+    theirs = by_torch(make, grads, cosine(20), clip)
+    ours, _ = by_optax(
+        optimizers.sgd(optimizers.schedule("cosine", 0.03, 20), momentum=momentum, l2=l2, clip=clip), grads
+    )
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-6)
+        assert np.abs(value - START[name]).max() > 0.01  # it went somewhere
+
+
+@pytest.mark.parametrize(("momentum", "l2", "clip"), SGD)
+def test_sgd_follows_its_formula(momentum, l2, clip):
+    grads = gradients(20)
+    params = {name: value.astype(np.float64) for name, value in START.items()}
+    memory = {name: np.zeros_like(value) for name, value in params.items()}
+    for grad, rate in zip(grads, cosine(20), strict=True):
+        norm = math.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grad.values()))
+        for name, g in grad.items():
+            g = g * min(1, clip / norm) if clip else g
+            memory[name] = momentum * memory[name] + g + l2 * params[name]
+            params[name] = params[name] - rate * memory[name]
+    ours, _ = by_optax(
+        optimizers.sgd(optimizers.schedule("cosine", 0.03, 20), momentum=momentum, l2=l2, clip=clip), grads
+    )
+    for name, value in params.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
 def label(path):
     assert isinstance(path, tuple)
     return {"head": "fast", "trunk": "slow"}.get(path[0])

@@ -19,7 +19,7 @@ from uld_jax.detector import Detector, shows_nothing
 from uld_jax.engine import runs
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as regression
-from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.method import Model, Prediction, Stage, TrainState
 from uld_jax.ops import coordinates
 from uld_jax.predict import Overlays, overlay_names, predict_folder
 
@@ -41,7 +41,7 @@ class Fixed(Stage):
 def detector(tmp_path_factory):
     config = tiny.config(**{"eval.batch_size": 4})
     finished = runs.Finished(
-        tmp_path_factory.mktemp("run"), config, "detector", Fixed(), TrainState(jnp.int32(0)), {}, "", {}
+        tmp_path_factory.mktemp("run"), config, "detector", Model(Fixed(), TrainState(jnp.int32(0)), {}), "", {}
     )
     return Detector(finished, sharding.make_mesh())
 
@@ -225,8 +225,8 @@ from pathlib import Path
 from tests import predict_test as t
 from uld_jax import sharding
 folder = Path({str(tmp_path)!r})
-finished = t.runs.Finished(folder, t.tiny.config(**{{"eval.batch_size": 4}}), "detector", t.Fixed(),
-                           t.TrainState(t.jnp.int32(0)), {{}}, "", {{}})
+finished = t.runs.Finished(folder, t.tiny.config(**{{"eval.batch_size": 4}}), "detector",
+                           t.Model(t.Fixed(), t.TrainState(t.jnp.int32(0)), {{}}), "", {{}})
 stop = lambda done, of: done == 8 and os.kill(os.getpid(), signal.SIGKILL)
 t.predict_folder(t.Detector(finished, sharding.make_mesh()), folder / "in", folder / "out", report=stop)
 """

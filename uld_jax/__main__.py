@@ -1,5 +1,6 @@
 """The console script `uld COMMAND --flags`: finds the command, joins its processes, prints errors as sentences."""
 
+import difflib
 import signal
 import sys
 import warnings
@@ -19,13 +20,25 @@ def main() -> int:
     if name in cli.OLD_NAMES:
         print(f"uld {name}: this command is now called `uld {cli.OLD_NAMES[name]}`", file=sys.stderr)
         name = cli.OLD_NAMES[name]
+    if name in ("", "-h", "--help", "help"):
+        print(cli.USAGE)
+        return OK
     if name not in cli.COMMANDS:
-        print(cli.USAGE, file=sys.stdout if name in ("", "-h", "--help", "help") else sys.stderr)
-        return OK if name in ("", "-h", "--help", "help") else BAD_INPUT
+        print(files.one_line(f"uld: {_no_command(name)}"), file=sys.stderr)
+        return BAD_INPUT
     warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not text
     return interrupts.leave(_answered(name, sys.argv[2:]))
+
+
+def _no_command(word: str) -> str:
+    """Say that the first word is no command."""
+    if word.startswith("-"):
+        return f"the command is missing before {word}, as in `uld train {word}`; `uld --help` lists the commands"
+    near = difflib.get_close_matches(word.lower(), cli.COMMANDS, 1)
+    meant = f"did you mean `uld {near[0]}`? " if near else ""
+    return f"there is no command {word!r}; {meant}`uld --help` lists the commands"
 
 
 def _answered(name: str, words: Sequence[str]) -> int:
@@ -52,7 +65,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     if {"--help", "-h"} & set(words):
         print(f"{cli.USAGE}\nflags of uld {name}:{flags.values.get_help(prefix='  ')}")
         return OK
-    args = flags.parse([f"uld {name}", *words], overrides=command.overrides, positional=command.positional)
+    options = dict(usage=command.usage, overrides=command.overrides, positional=command.positional)
+    args = flags.parse([f"uld {name}", *words], **options)
     _start_processes(args)
     if command.stops:
         return command.run(args)

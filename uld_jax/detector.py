@@ -52,9 +52,9 @@ class Detector:
 
     def __init__(self, finished: runs.Finished, mesh):
         self._finished, self._mesh = finished, mesh
-        self._predictor = Predictor(finished.method, mesh)
+        self._predictor = Predictor(finished.model.method, mesh)
         self.workdir, self.config, self.stage = finished.workdir, finished.config, finished.stage
-        self._hash = workdir_lib.tree_hash(finished.state)
+        self._hash = workdir_lib.tree_hash(finished.model.state)
         self.annotated, self.leave_one_out = _read_map(self._fit_path, self._hash) or (None, None)
 
     @classmethod
@@ -66,7 +66,7 @@ class Detector:
     @functools.cached_property
     def k(self) -> int:
         """Number of landmarks; for a stage that estimates this number, only landmarks in use count."""
-        return self._predictor.count(self._finished.state, self._finished.frozen, self.frame_size)
+        return self._predictor.count(self._finished.model, self.frame_size)
 
     @property
     def frame_size(self) -> int:
@@ -138,7 +138,7 @@ class Detector:
             batch = frames[start : start + size]
             # Batches of one size need only one compilation.
             full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-            xy, score = self._predictor.images(self._finished.state, self._finished.frozen, full)
+            xy, score = self._predictor.images(self._finished.model, full)
             parts.append((xy[: len(batch)], score[: len(batch)]))
         xy, score = (np.concatenate(p) for p in zip(*parts, strict=True))
         if points == "annotated":

@@ -107,7 +107,8 @@ def predict_folder(
                     sheet += [_small(*one) for photo, one in zip(photos, shown, strict=True) if photo.name in kept]
             report(done + len(skipped), len(names))
     if not done:
-        raise UserError(f"none of the {len(names)} images in {root} can be read; first: {skipped[0].reason}")
+        which = f"none of the {len(names)} images in {root} can be read; first: " if len(names) > 1 else ""
+        raise UserError(which + skipped[0].reason)
     skipped = sorted([*skipped, *others], key=lambda one: one.file.split("/"))
     if writer is not None:
         viz.save(viz.contact_sheet(*zip(*sheet, strict=True)), out / "contact_sheet.png")

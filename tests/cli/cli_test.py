@@ -7,7 +7,9 @@ import pytest
 
 from tests import tiny
 from uld_jax import cli
+from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
+from uld_jax.errors import UserError
 
 FOLDER = tiny.ROOT / "uld_jax/cli"
 SHARED = {"__init__", "flags", "shared"}
@@ -72,7 +74,7 @@ def test_a_commands_options_fit_its_flags(name):
 def test_a_bad_flag_is_one_sentence(name, uld):
     code, out, err = uld(name, "--no_such_flag=1")
     assert (code, out) == (1, "")
-    assert err == f"uld {name}: Unknown command line flag 'no_such_flag'\n"
+    assert err == f"uld {name}: there is no flag --no_such_flag; `uld {name} --help` lists the flags\n"
 
 
 @pytest.mark.parametrize(
@@ -82,17 +84,89 @@ def test_a_bad_flag_is_one_sentence(name, uld):
         (("predict", "--workdir=w", "--images=", "--out=o"), "uld predict: --images is empty; give a folder"),
         (("convert", "--kind=k", "--src=s", "--dst="), "uld convert: --dst is empty; give a folder"),
         (("fit", "w", "--workdir=w", "--data_dir=x"), "uld fit: 'w' is not understood; flags are written --name=value"),
-        (("fit", "--workdir=w"), "uld fit: flag --data_dir=None: Flag --data_dir must have a value other than None."),
+        (("fit", "--workdir=w", "--data_dir"), "uld fit: --data_dir has no value; write --data_dir=VALUE"),
+        (
+            ("fit", "--workdir", "--data_dir=x"),
+            "uld fit: --workdir has no value, as the next word is --data_dir=x; write",
+        ),
+        (
+            ("fit", "--workdir=w"),
+            "uld fit: --data_dir is missing; add --data_dir=LABELLED_PHOTOS (`uld fit --help` lists",
+        ),
+        (
+            ("figure",),
+            "uld figure: --figure and --workdir are missing; add --figure=2a|2b|2c|2d|2e --workdir=DIR (`uld ",
+        ),
+        (
+            ("train", "--workdir=w"),
+            "uld train: --config is missing; add --config=configs/zeroshot.py:dataset=folder,k=10",
+        ),
+        (
+            ("train", "--config.seed=3", "--workdir=w"),
+            "uld train: --config is missing; add --config=configs/zeroshot.py",
+        ),
+        (
+            ("train", "zeroshot:k=3"),
+            "uld train: 'zeroshot:k=3' is not understood; flags are written --name=value, here ",
+        ),
+        (
+            ("train", "-config=nothing"),
+            "uld train: --config=nothing: there is no config 'nothing'; use a path or one of ",
+        ),
+        (
+            ("predict", "a.jpg"),
+            "uld predict: --workdir and --out are missing; add --workdir=RUN --out=OUT (`uld predict",
+        ),
+        (
+            ("fit", "--workdir=w", "--data-dir=x"),
+            "uld fit: there is no flag --data-dir; did you mean --data_dir? `uld ",
+        ),
+        (
+            ("train", "--confg.seed=3"),
+            "uld train: there is no flag --confg.seed; did you mean --config.seed? `uld train ",
+        ),
+        (("fit", f"--workdir={__file__}", "--data_dir=x"), f"uld fit: --workdir={__file__} is a file; give a folder"),
+        (("gcn", "--dst=w"), "uld gcn: GCN-V learns from labelled descriptors; give either --descriptors=FILE.npz or "),
     ],
 )
 def test_flags_that_cannot_be_are_refused(words, said, uld):
-    assert uld(*words) == (1, "", f"{said}\n")
+    code, out, err = uld(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith(said)
+    assert len(err.splitlines()) == 1
 
 
-def test_no_command_or_an_unknown_one_shows_all(uld):
+def test_no_command_shows_all(uld):
     for words in ((), ("help",), ("--help",), ("-h",)):
         assert uld(*words) == (0, f"{cli.USAGE}\n", "")
-    assert uld("no_such_command") == (1, "", f"{cli.USAGE}\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("no_such_command", "there is no command 'no_such_command'; `uld --help` lists the commands"),
+        ("trian", "there is no command 'trian'; did you mean `uld train`? `uld --help` lists the commands"),
+        ("Evaluate", "there is no command 'Evaluate'; did you mean `uld evaluate`? `uld --help` lists the commands"),
+        (
+            "--config=zeroshot",
+            "the command is missing before --config=zeroshot, as in `uld train --config=zeroshot`; `uld",
+        ),
+    ],
+)
+def test_a_word_that_is_no_command_is_one_sentence(word, said, uld):
+    code, out, err = uld(word)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"uld: {said}")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("steps", ["5", "5:", ":5", "5:3", "5:5", "-1:4", "a:b", "1:2:3"])
+def test_a_range_of_steps_is_two_numbers(steps):
+    with pytest.raises(
+        UserError, match=rf"^--profile={steps} is no range of steps; give START:STOP, such as --profile="
+    ):
+        shared.pair(steps, "--profile")
+    assert shared.pair("100:110", "--profile") == (100, 110)
 
 
 def test_paths_may_start_at_home(monkeypatch):
@@ -128,7 +202,7 @@ def test_the_old_name_of_figure_still_works(uld, monkeypatch):
     assert asked[1]["override"] == ["seed=3"]
     code, _, err = uld("ablate", "--no_such_flag=1")
     assert code == 1
-    assert err.splitlines()[1:] == ["uld figure: Unknown command line flag 'no_such_flag'"]
+    assert err.splitlines()[1:] == ["uld figure: there is no flag --no_such_flag; `uld figure --help` lists the flags"]
     code, out, err = uld("ablate", "--help")
     assert (code, len(err.splitlines())) == (0, 1)
     assert "flags of uld figure:" in out

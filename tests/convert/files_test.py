@@ -1,3 +1,4 @@
+import argparse
 import hashlib
 import json
 import pathlib
@@ -62,6 +63,23 @@ def test_arrays_beside_a_state_dict_are_read_where_they_are_known(tmp_path):
     torch.save({"state_dict": tensors(), "numbers": torch.tensor([True])}, path)
     assert "'numbers' is no array of numbers but an array of bool" in refusal(path, beside=known)
     same(files.read(_saved(tmp_path, tensors()), beside=known))
+
+
+def test_a_text_of_the_trainers_options_is_read_where_it_is_known(tmp_path):
+    options = argparse.Namespace(dataset="CelebA", rate=0.1, sizes=[1, 2], inner=argparse.Namespace(a=None))
+    path = _saved(tmp_path, {"model": tensors(), "model_ema": {"x": torch.ones(1)}, "opt": options, "epoch": 3})
+    known = dict(nested=("state_dict", "model"), text="opt.dataset")
+    same(files.read(path, **known), ARRAYS | {"opt.dataset": np.array("CelebA")})
+    assert "(the first: argparse.Namespace)" in refusal(path, nested=known["nested"])
+    for text in ("opt.rate", "opt.inner", "opt.absent", "more.dataset", "epoch.dataset"):
+        same(files.read(path, nested=known["nested"], text=text))
+    options.folder = pathlib.PurePosixPath("a")
+    assert "Posix" in refusal(_saved(tmp_path, {"model": tensors(), "opt": options}), **known)
+    # The first of the names that is in the file counts; without any, all entries are tensors.
+    both = {"model": {"a": torch.zeros(1)}, "state_dict": tensors()}
+    same(files.read(_saved(tmp_path, both), nested=known["nested"]))
+    bare = _saved(tmp_path, tensors() | {"opt": argparse.Namespace(dataset="CelebA")})
+    assert "the entry 'opt' is no tensor but a Python Namespace" in refusal(bare, **known)
 
 
 def _saved(folder, content):

@@ -224,7 +224,7 @@ def test_a_batch_of_a_stage_is_that_of_the_config(tmp_path, monkeypatch):
     for name, size in (("whole", {"batch_size": 4}), ("stage", {"batch_size": 8, "imm.batch_size": 4})):
         loop.run(tiny.config("imm", **short, **size), tmp_path / name)
     assert final_hash(tmp_path / "stage") == final_hash(tmp_path / "whole")
-    assert workdir.tree_hash(runs.load(tmp_path / "stage").state.params) == final_hash(tmp_path / "stage")
+    assert workdir.tree_hash(runs.load(tmp_path / "stage").model.state.params) == final_hash(tmp_path / "stage")
 
 
 def test_a_stage_whose_batch_does_not_divide_is_refused(tmp_path, monkeypatch):
@@ -260,9 +260,9 @@ def test_a_run_stopped_within_a_computation_ends_in_the_same_parameters(referenc
         stop.now = where == "refresh" and program is self._refresh
         return work(self, program, *given, **options)
 
-    def evaluation(config, workdir, stage, step, predictor, state, frozen, data, last):
+    def evaluation(config, workdir, stage, step, predictor, model, data, last):
         stop.now = True  # after a refresh, which must not be done again on what it left
-        predictor.images(state, frozen, data.train.images([0]))
+        predictor.images(model, data.train.images([0]))
         raise AssertionError("nothing stopped it")
 
     measure = evaluation if where == "evaluation" else lambda *a: {}
@@ -338,15 +338,15 @@ def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(tmp_pa
 def test_init_from_starts_from_a_finished_stage(reference, tmp_path):
     only = tiny.config(**SHORT, stages=("detector",), init_from=f"{reference}:zeroshot")
     found = loop.run(only, tmp_path / "again")
-    assert workdir.tree_hash(found.state.params) != ""
+    assert workdir.tree_hash(found.model.state.params) != ""
     other = tiny.config(**SHORT, stages=("detector",), init_from=f"{reference}:zeroshot", **{"data.rows": (40, 16)})
     with pytest.raises(UserError, match="other images"):
         loop.run(other, tmp_path / "other")
     own = dict(SHORT) | {"detector.labels_from": "self", "data.rows": (40, 16)}
     found = loop.run(tiny.config(**own, stages=("detector",), init_from=str(reference)), tmp_path / "own")
-    assert int(found.state.aux.round) == 2
+    assert int(found.model.state.aux.round) == 2
     loaded = runs.load(str(tmp_path / "own"))
-    assert workdir.tree_hash(loaded.state) == workdir.tree_hash(found.state)
+    assert workdir.tree_hash(loaded.model.state) == workdir.tree_hash(found.model.state)
 
 
 def test_local_paths_of_a_config_are_made_absolute(tmp_path, monkeypatch):

@@ -38,14 +38,14 @@ class Finds:
     def __init__(self, filled_below=0.0):
         self._filled_below = filled_below  # landmarks with a lower score were not detected
 
-    def read(self, state, frozen, reader, rows):
+    def read(self, model, reader, rows):
         score = reader.score[rows]
         return Found(reader.found[rows], score, score >= max(self._filled_below, 1e-9))
 
-    def poses(self, state, frozen, reader, rows):
+    def poses(self, model, reader, rows):
         return None if reader.pose is None else reader.pose[rows]
 
-    def images(self, state, frozen, images):
+    def images(self, model, images):
         raise AssertionError("stability is measured elsewhere")
 
 
@@ -74,4 +74,4 @@ class Slots(Stage):
 def measure(train, test, changes=(), filled_below=0.0, **options):
     config = tiny.config(more=",protocol=awan2023", **{"eval.train_images": 30} | dict(changes))
     data = Data(train, test, train, test)
-    return measure_lib.measure(config, Finds(filled_below), None, None, data, **options)
+    return measure_lib.measure(config, Finds(filled_below), None, data, **options)

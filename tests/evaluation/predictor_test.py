@@ -14,28 +14,32 @@ from uld_jax.detector import Detector
 from uld_jax.engine.runs import Finished
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.predictor import Predictor
-from uld_jax.method import TrainState
+from uld_jax.method import Model, TrainState
 from uld_jax.predict import predict_folder
+
+
+def of_slots(used):
+    return Model(Slots(), TrainState(jnp.int32(0), aux=used), {})
 
 
 def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     config, mesh = tiny.config(**{"data.rows": (24, 8)}), sharding.make_mesh()
     data, used = open_data(config, mesh), jnp.array([False, True, True, False, True])
-    state = TrainState(jnp.int32(0), aux=used)
+    model = of_slots(used)
     predictor = Predictor(Slots(), mesh)
-    xy, score, detected = predictor.read(state, {}, data.test_reader)
+    xy, score, detected = predictor.read(model, data.test_reader)
     assert xy.shape == (8, 3, 2)
     assert score.shape == detected.shape == (8, 3)
     assert detected.all()
     np.testing.assert_allclose(xy[:, 1] - xy[:, 0], [[2, 3]] * 8, atol=1e-4)
-    np.testing.assert_array_equal(predictor.images(state, {}, data.test.images())[0], xy)
-    np.testing.assert_array_equal(predictor.heatmaps(state, {}, data.test.images())[1][0, 0, 0], [1, 2, 4])
-    assert Predictor(Slots(maps=1), mesh).heatmaps(state, {}, data.test.images())[1].shape == (8, 8, 8, 1)
+    np.testing.assert_array_equal(predictor.images(model, data.test.images())[0], xy)
+    np.testing.assert_array_equal(predictor.heatmaps(model, data.test.images())[1][0, 0, 0], [1, 2, 4])
+    assert Predictor(Slots(maps=1), mesh).heatmaps(model, data.test.images())[1].shape == (8, 8, 8, 1)
     first = data.test.images()[:, 0, 0, 0] // 32
-    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader), first)
-    np.testing.assert_array_equal(predictor.poses(state, {}, data.test_reader, np.array([2, 5])), first[[2, 5]])
-    assert predictor.poses(TrainState(jnp.int32(0), aux=None), {}, data.test_reader) is None
-    result = measure(config, predictor, state, {}, data, thorough=False)
+    np.testing.assert_array_equal(predictor.poses(model, data.test_reader), first)
+    np.testing.assert_array_equal(predictor.poses(model, data.test_reader, np.array([2, 5])), first[[2, 5]])
+    assert predictor.poses(of_slots(None), data.test_reader) is None
+    result = measure(config, predictor, model, data, thorough=False)
     np.testing.assert_array_equal(result.pose, first)
     assert result.landmarks == 3
     assert result.errors.found_share == 1  # the slots that are not in use are not missing landmarks
@@ -44,12 +48,12 @@ def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):
     # All slots where the stage says nothing; also, empty, where none is in use.
     for aux in (None, jnp.zeros(5, bool)):
         whole = Predictor(Slots(), mesh)
-        every, scores, _ = whole.read(TrainState(jnp.int32(0), aux=aux), {}, data.test_reader)
+        every, scores, _ = whole.read(of_slots(aux), data.test_reader)
         assert every.shape == (8, 5, 2)
         assert (scores == (aux is None)).all()
-        assert whole.count(TrainState(jnp.int32(0), aux=aux), {}, 40) == 5
+        assert whole.count(of_slots(aux), 40) == 5
 
-    detector = Detector(Finished(tmp_path, config, "detector", Slots(), state, {}, "", {}), mesh)
+    detector = Detector(Finished(tmp_path, config, "detector", model, "", {}), mesh)
     assert detector.k == 3
     frames = data.train.images()
     detector.fit_frames(frames, data.train.landmarks, data.train.frame_maps)

@@ -203,3 +203,17 @@ def test_configs_of_older_runs_have_the_defaults():
     with config.unlocked():
         config.eval.ridge_backward = 0.1
     assert Protocol.of(config) == Protocol(ridge_forward=0.05, ridge_backward=0.1)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 1.5, True, "few", "1,5,all", ""])
+def test_numbers_of_labels_that_mean_nothing_are_refused(bad):
+    config = tiny.config(**{"eval.label_counts": (1, "5", "all")})
+    Protocol.of(config)
+    with config.unlocked():
+        config.eval.label_counts = (1, bad)
+    with pytest.raises(
+        UserError, match=rf"^eval\.label_counts holds {bad!r}; give whole numbers above 0 and 'all', such"
+    ):
+        Protocol.of(config)
+    with pytest.raises(UserError, match=r"^--label_counts holds .*, such as 1,10,100,all$"):
+        pr.check_label_counts([bad], "--label_counts")

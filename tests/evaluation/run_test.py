@@ -10,13 +10,13 @@ from uld_jax import sharding
 from uld_jax.data.open import open_data
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.run import in_training
-from uld_jax.method import TrainState
+from uld_jax.method import Model, TrainState
 
 
 def test_pictures_of_pose_clusters_stand_by_the_others(tmp_path, still):
     config, mesh = tiny.config(**{"data.rows": (24, 8)}), sharding.make_mesh()
     data, state = open_data(config, mesh), TrainState(jnp.int32(0), aux=jnp.ones(5, bool))
-    given = Predictor(Slots(), mesh), state, {}, data
+    given = Predictor(Slots(), mesh), Model(Slots(), state, {}), data
     for last in (False, True):
         report = in_training(config, tmp_path, "detector", 7, *given, last=last)
         assert sum(report["pose_clusters"]["sizes"]) == 8

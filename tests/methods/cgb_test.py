@@ -65,10 +65,10 @@ def test_the_adaptive_gaussian_of_the_paper_and_before_the_first_round(method):
     aux = consensus(method, np.eye(6, D, dtype=np.float32))
     d = jnp.array([1.0, 0.0])
     np.testing.assert_allclose(2 * method._sigma(aux, d) ** 2, [0.271, 2.0], atol=1e-3)
-    np.testing.assert_allclose(method._sigma(aux._replace(round=jnp.int32(0)), d), method.fixed_sigma)
+    np.testing.assert_allclose(method._sigma(aux._replace(round=jnp.int32(0)), d), cgb.FIXED_SIGMA)
     fixed = replace(method, bottleneck="fixed")
-    np.testing.assert_allclose(fixed._sigma(aux, d), method.fixed_sigma)
-    np.testing.assert_allclose(2 * fixed.fixed_sigma**2, 0.5)
+    np.testing.assert_allclose(fixed._sigma(aux, d), cgb.FIXED_SIGMA)
+    np.testing.assert_allclose(2 * cgb.FIXED_SIGMA**2, 0.5)
 
 
 def test_a_round_clusters_what_the_ring_holds(method):
@@ -184,13 +184,14 @@ def test_the_graph_does_without_a_network_that_does_not_fit(method, caplog):
     assert int(aux.found) == int(expected.count)
 
 
-def test_optimisers_are_those_of_pytorch(method):
+def test_optimisers_are_those_of_pytorch(method, monkeypatch):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start = {n: rng.normal(0, 1, (6, 4)).astype(np.float32) for n in ("detector", "generator")}
     x, y = rng.normal(0, 2, (16, 6)).astype(np.float32), rng.normal(0, 9, (16, 4)).astype(np.float32)
-    method = replace(method, detector_rate=0.02, generator_rate=0.05, decay_every=8, decay=0.5, l2=0.1)
-    method = replace(method, generator_first=0)
+    monkeypatch.setattr(cgb, "L2", 0.1)  # so large that 20 steps show it
+    changes = dict(detector_rate=0.02, generator_rate=0.05, decay_every=8, decay=0.5, generator_first=0)
+    method = replace(method, **changes)
 
     def loss(lib, p):
         return ((lib.tanh(x_ @ p["detector"]) * 3 + x_ @ p["generator"] - y_) ** 2).mean()
@@ -303,7 +304,7 @@ def test_starts(method):
     with pytest.raises(UserError, match="another size"):
         thin.init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     other = replace(made, start="previous", ring_size=3)
-    with pytest.raises(UserError, match="init_from=RUN:warmup"):
+    with pytest.raises(UserError, match="goes on with a warm-up of other sizes"):
         other.init(jax.random.key(0), batch, frozen, Start(warm, 4))
     loaded = replace(made, start="checkpoint").init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3

@@ -260,7 +260,7 @@ def test_clusters_of_a_pose_stay_with_their_anchors():
     z = unit(anchors[number] + 0.02 * rng.normal(size=(B, T, P, D))).astype(np.float32)
     seen = bank_of(z.reshape(N, P, D), np.zeros((N, P, 2)), np.ones((N, P), bool)).values
     group = rng.integers(0, 2, (B, T))
-    limits = 2, method.least_keypoints, method.iterations
+    limits = 2, method.least_keypoints, duld.ITERATIONS
     by_pose = jax.jit(lambda seen, anchors, group: duld.clusters_by_pose(seen, anchors, group, *limits))
     centroids, used, moved = by_pose(seen, jnp.asarray(anchors), jnp.asarray(group))
     for q in range(2):
@@ -551,7 +551,6 @@ def test_the_bound_is_that_of_the_pose_network(trained):
         (Duld, {"cache": "maps", "zoom": 0.8}, "cache holds maps of whole frames"),
         (Duld, {"ema": 1.0}, "ema is 1.0"),
         (Duld, {"train_clusters": -3}, "train_clusters is -3; use 0 or more"),
-        (Bootstrap, {"block": 7}, "block is 7; use a divisor of grid * grid = 256, or 0"),
         (Bootstrap, {"roi": 0.0}, "roi is 0.0"),
         (Proxy, {"grid": 2, "image_size": 32}, "net.grid is 2"),
         (DuldPP, {"code_loss": "mse"}, "code_loss is 'mse'"),
@@ -565,22 +564,22 @@ def test_bad_settings(cls, changes, message):
 def test_stages_that_need_another_before_them(trained):
     _, _, batch = trained
     shape = lambda method, previous=None: jax.eval_shape(
-        lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N)), batch
+        lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N, before="before" if previous else "")), batch
     )
-    with pytest.raises(UserError, match="put the stage proxy before it"):
+    with pytest.raises(UserError, match=r"needs the poses of duld\.Proxy, and no stage"):
         shape(build(DuldPP, **POSED))
-    with pytest.raises(UserError, match="put a stage such as zeroshot before it"):
+    with pytest.raises(UserError, match=r"needs the labels of .*such as zeroshot\.ZeroShot, and no stage"):
         shape(build(Duld, **SIZES | dict(start="labels")))
     few = TrainState(step=jnp.int32(0), aux=Memory(jnp.zeros(1), jnp.zeros(1)))
-    with pytest.raises(UserError, match="start=labels"):
+    with pytest.raises(UserError, match=r"needs the labels of .*and the stage before"):
         shape(build(Duld, **SIZES | dict(start="labels")), few)
     wide = jax.eval_shape(
         lambda b: build(Duld, **SIZES | dict(width=16)).init(jax.random.key(0), b, {}, Start(None, N)), batch
     )
-    with pytest.raises(UserError, match="the stage before has another"):
+    with pytest.raises(UserError, match="the stage before STAGE has another"):
         shape(build(Proxy, **POSED), wide)
     # Without labels the proxy stage would learn empty maps until its first round.
     many = jax.eval_shape(lambda: state_of(build(Duld, **SIZES | dict(train_clusters=7))))
-    for previous in (None, many):
-        with pytest.raises(UserError, match="put the stage duld, with train_clusters=0, before it"):
+    for previous, why in ((None, r"such as duld\.Duld with train_clusters=0, and no"), (many, "left 7 landmarks of")):
+        with pytest.raises(UserError, match=why):
             shape(build(Proxy, **POSED), previous)

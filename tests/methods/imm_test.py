@@ -62,22 +62,24 @@ def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method)
     inside = jnp.asarray(np.broadcast_to(imm._edge_mask(side)[None, ..., None], (2, side, side, 1)), jnp.float32)
     mean = jnp.asarray(imm.FIRST_BALANCE)
 
-    def loss(inside, mean):
-        return method._loss(state.params, state.model_state, mean, frozen, source, target, inside)
+    def loss(shown, mean):
+        return method._loss(state.params, state.model_state, mean, frozen, source, target, shown * inside)
 
-    value, (_, metrics, new) = jax.jit(loss)(inside, mean)
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (_, metrics, new)), slope = both(1.0, mean)
     terms = (np.asarray(new) - 0.99 * np.asarray(mean)) / 0.01  # a <- 0.99 a + 0.01 l
     kernels = [x for p, x in jax.tree_util.tree_leaves_with_path(state.params) if p[-1].key == "kernel"]
     decay = 0.5e-5 * sum(float(jnp.sum(x**2)) for x in kernels)
     assert float(value) == pytest.approx(1000 * (terms / np.asarray(new)).sum() + decay, rel=1e-3)
     assert float(metrics["pixels"]) == pytest.approx(terms[0] / 255**2, rel=1e-2)
+    # The gradient flows through the running means as well: of l / (0.99 a + 0.01 l) it is 0.99 a / (0.99 a + 0.01 l)^2.
+    want = 1000 * np.sum(terms * 0.99 * np.asarray(mean) / np.asarray(new) ** 2)
+    assert float(slope) == pytest.approx(want, rel=1e-3)
     # What the mask hides costs nothing.
-    _, (_, hidden, _) = jax.jit(loss)(0 * inside, mean)
+    (_, (_, hidden, _)), _ = both(0.0, mean)
     assert float(hidden["pixels"]) == 0
 
 
 def test_settings_that_cannot_work_are_named(method):
     with pytest.raises(UserError, match="30"):
         replace(method, image_size=30)
-    with pytest.raises(UserError, match="target_warp"):
-        replace(method, target_warp=(1.0,))

@@ -1,30 +1,19 @@
 """What stages share: labels in views, what a stage takes from the one before, a step of some parts, running means."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from uld_jax import hyperparameters
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
+from uld_jax.method import Start, TrainState
 from uld_jax.methods import shared
 from uld_jax.ops import views
 
 N, K = 6, 3
-
-
-class Left(NamedTuple):
-    """What a stage before left."""
-
-    labels: Labels | None
-
-
-def left(count=K, images=N):
-    return TrainState(jnp.int32(0), aux=Left(Labels(jnp.ones((images, count, 2)), jnp.ones((images, count)))))
 
 
 def test_labels_are_where_the_view_shows_them():
@@ -42,26 +31,15 @@ def test_labels_are_where_the_view_shows_them():
     np.testing.assert_array_equal(there, seen & (np.asarray(labels.score)[index] > 0))
 
 
-def test_the_labels_of_the_stage_before_are_taken_if_they_fit():
-    state = left()
-    assert shared.take_labels(state, K, N) is state.aux.labels
-    for previous in (None, TrainState(jnp.int32(0)), left(count=4), left(images=7)):
-        assert shared.take_labels(previous, K, N) is None
-    for previous in (None, TrainState(jnp.int32(0)), TrainState(jnp.int32(0), aux=Left(None))):
-        with pytest.raises(UserError, match="put a stage before it"):
-            shared.take_labels(previous, K, N, "put a stage before it")
-    with pytest.raises(UserError, match="left 4 landmarks of 6 images, not 3 of 6; use the same k and images"):
-        shared.take_labels(left(count=4), K, N, "put a stage before it")
-
-
 def test_the_parts_of_the_network_before_are_taken():
     own, known = {"a": jnp.zeros(2), "b": jnp.zeros(3)}, {"b": jnp.ones(3), "c": jnp.ones(4)}
-    found = shared.take_network(own, known, "width")
+    start = Start(None, N, stage="second")
+    found = shared.take_network(start, own, known, "width")
     assert set(found) == {"a", "b"}
     assert found["a"] is own["a"]
     assert found["b"] is known["b"]
-    with pytest.raises(UserError, match="another b; give both stages the same width and depth"):
-        shared.take_network(own, {"b": jnp.ones(4)}, "width and depth")
+    with pytest.raises(UserError, match="before second has another b; give both stages the same width and depth"):
+        shared.take_network(start, own, {"b": jnp.ones(4)}, "width and depth")
 
 
 def test_converted_weights_are_taken_in_the_networks_types():
@@ -73,15 +51,35 @@ def test_converted_weights_are_taken_in_the_networks_types():
         shared.take_weights(given["params"], {"kernel": jnp.zeros((3, 2))}, "use another")
 
 
+def test_sgd_falls_to_zero_by_a_cosine():
+    section = shared.Sgd(learning_rate=0.2, warmup=3, momentum=0.0, l2=0.0)
+    transform = section.transform(20)
+    state, rates = transform.init(jnp.zeros(1)), []
+    for _ in range(21):
+        update, state = transform.update(jnp.ones(1), state, jnp.zeros(1))
+        rates.append(-float(update[0]))
+    expected = [0.2 * i / 3 for i in range(3)] + [0.1 * (1 + np.cos(np.pi * i / 17)) for i in range(18)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    assert rates[-1] == pytest.approx(0, abs=1e-8)
+    transform, four = shared.Sgd(l2=0.5).transform(20), jnp.full(1, 4.0)
+    moved, _ = transform.update(jnp.ones(1), transform.init(four), four)
+    np.testing.assert_allclose(moved, [-0.03 * (1 + 0.5 * 4)], rtol=1e-6)
+    with pytest.raises(UserError, match=r"momentum is 1[.]0; use a number from 0, below 1"):
+        hyperparameters.check(shared.Sgd(momentum=1.0))
+
+
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_step_moves_the_parts_that_learn_alone(pieces):
     params = {"a": jnp.float32(2.0), "b": jnp.float32(3.0)}
     state = TrainState(jnp.int32(5), params=params, opt_state=optax.sgd(0.5).init({"a": params["a"]}))
     loss = lambda p, x: (jnp.mean(p["a"] * p["b"] * x), {"mean": jnp.mean(x)})
-    new, metrics = shared.descend(state, loss, jnp.array([1.0, 3.0]), ("a",), optax.sgd(0.5), pieces)
+    examples, optimizer = jnp.array([1.0, 3.0]), optax.sgd(0.5)
+    new, metrics = shared.descend(state, loss, examples, optimizer, pieces, ("a",))
     assert {name: float(value) for name, value in new.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3}
     assert {name: float(value) for name, value in metrics.items()} == {"loss": 12, "mean": 2}
     assert int(new.step) == 5
+    both, _ = shared.descend(state.replace(opt_state=optimizer.init(params)), loss, examples, optimizer, pieces)
+    assert {name: float(value) for name, value in both.params.items()} == {"a": 2 - 0.5 * 3 * 2, "b": 3 - 0.5 * 2 * 2}
 
 
 def test_a_running_mean_forgets_faster_at_first():

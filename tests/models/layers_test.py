@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from tests import tiny
+from uld_jax.errors import UserError
 from uld_jax.models import layers
 
 torch = pytest.importorskip("torch")
@@ -79,6 +81,84 @@ def test_batch_norm_equals_torch():
     twin.eval()
     expected = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(module.apply(variables | updated, x, False), expected, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (12, 7)])
+def test_split_batch_norm(shape):
+    """Three groups, against NumPy on each group alone; one group is the usual normalisation."""
+    x = 3 + 2 * np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    scale, bias = np.random.default_rng(5).normal(1, 0.3, (2, shape[-1])).astype(np.float32)
+    old = {"mean": np.full(shape[-1], 0.5, np.float32), "var": np.full(shape[-1], 2, np.float32)}
+    variables = {"params": {"norm": {"scale": scale, "bias": bias}}, "batch_stats": {"norm": old}}
+
+    class Split(nn.Module):
+        groups: int
+
+        @nn.compact
+        def __call__(self, x, train):
+            return layers.normalize(x, "batch", train, groups=self.groups, name="norm")
+
+    for groups in (3, 1):
+        found, updated = Split(groups).apply(variables, x, True, mutable="batch_stats")
+        parts = np.split(x.astype(np.float64), groups)
+        axes = tuple(range(len(shape) - 1))
+        expected = [(part - part.mean(axes)) / np.sqrt(part.var(axes) + 1e-5) * scale + bias for part in parts]
+        np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+        for name, now in (("mean", np.mean), ("var", np.var)):
+            after = 0.9 * old[name] + 0.1 * np.mean([now(part, axis=axes) for part in parts], axis=0)
+            np.testing.assert_allclose(updated["batch_stats"]["norm"][name], after, rtol=1e-5)
+    evaluated = Split(3).apply(variables, x, False)
+    np.testing.assert_allclose(evaluated, (x - 0.5) / np.sqrt(2 + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5)
+    fresh = Split(3).init(jax.random.key(0), x, True)
+    assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, variables)
+    np.testing.assert_array_equal(fresh["batch_stats"]["norm"]["mean"], 0)  # `init` is no step
+    with pytest.raises(UserError, match="images do not divide into 5 groups"):
+        Split(5).apply(variables, x, True, mutable="batch_stats")
+
+
+DEVICES = """
+import flax.linen as nn, jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from tests import collectives
+from uld_jax import sharding
+from uld_jax.models import layers
+
+class Net(nn.Module):
+    groups: int
+    @nn.compact
+    def __call__(self, x):
+        x = layers.conv(x, 5, 3, name="conv", param_dtype="float64")
+        return layers.normalize(x, "batch", True, groups=self.groups, name="norm", param_dtype="float64")
+
+x = np.random.default_rng(0).normal(size=(16, 6, 7, 3))
+for groups in (1, 2, 4, 8, 16):
+    net, results = Net(groups), []
+    variables = jax.tree.map(np.asarray, net.init(jax.random.key(1), x))
+
+    @jax.jit
+    def step(params, stats, x):
+        def loss(params):
+            y, updated = net.apply({"params": params, "batch_stats": stats}, x, mutable="batch_stats")
+            return (y ** 3).sum(), (y, updated)
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = sharding.make_mesh(devices)
+        state = [sharding.put_replicated(mesh, variables[name]) for name in ("params", "batch_stats")]
+        batch = sharding.put_batch(mesh, x)
+        sent = collectives.list_collectives(step.lower(*state, batch).compile())
+        results.append(jax.device_get(step(*state, batch)))
+    # Statistics and gradients are sent, maps of images never.
+    assert {one.kind for one in sent} == {"all-reduce"}
+    assert max(np.prod(one.shape) for one in sent) <= 3 * 3 * 3 * 5, sent  # the kernel's gradient
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+"""
+
+
+@pytest.mark.slow
+def test_split_batch_norm_does_not_depend_on_the_number_of_devices():
+    tiny.run("-c", DEVICES, devices=8)
 
 
 def test_average_pool_and_upsample_equal_torch():

@@ -167,5 +167,15 @@ def test_bad_input_is_named(finished):
     mesh = sharding.make_mesh()
     with pytest.raises(UserError, match="--clustering=x is unknown; use some of kmeans, gcn, density, landmark"):
         clusters.report(finished(), mesh, ways=["x"])
-    with pytest.raises(UserError, match="'told' has no descriptors to cluster; give a run of another method"):
+    lacking = (
+        "the stage told gives landmarks without a descriptor of each, so that there is nothing to cluster; give a run"
+    )
+    others = (
+        "warmup, cgb of --config=cgb; bootstrap, duld, proxy, duldpp of --config=duld; stage1 of --config=self_training"
+    )
+    with pytest.raises(UserError, match=f"^{lacking} that has one of the stages {others}$"):
         clusters.report(finished(method=Stage()), mesh)
+    run = finished(method=Stage())
+    run.config = tiny.config("cgb", more="")
+    with pytest.raises(UserError, match=r"nothing to cluster; give another one with --stage, of warmup, cgb$"):
+        clusters.report(run, mesh)

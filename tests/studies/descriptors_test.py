@@ -12,6 +12,7 @@ from tests.studies.fixed import Fixed
 from uld_jax import __main__ as cli
 from uld_jax.data import open_source
 from uld_jax.engine import runs
+from uld_jax.method import Model
 from uld_jax.studies import descriptors
 
 
@@ -36,7 +37,7 @@ def test_initial_and_learned_descriptors_are_compared(tmp_path, capsys, monkeypa
 
     def load(where, mesh):
         folder, _, stage = where.rpartition(":")
-        return runs.Finished(folder, config, stage, methods[stage], {}, {}, "", {})
+        return runs.Finished(folder, config, stage, Model(methods[stage], {}, {}), "", {})
 
     drawn = []
 

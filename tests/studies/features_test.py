@@ -47,17 +47,17 @@ def test_a_run_reads_its_passes_from_the_cache(written, tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureCache, "read", lambda self, some: rows.extend(some) or read(self, some))
     found = zeroshot(tmp_path / "run", **{"zeroshot.cache": str(written)})
     assert [int(row) for row in rows] == [*range(48)] * 2  # cluster, then place
-    labels = found.state.aux.labels.xy
+    labels = found.model.state.aux.labels.xy
     # Landmarks are the same where features are computed, which needs no cache.
     monkeypatch.delattr(FeatureCache, "__init__")
     finished = runs.load(str(tmp_path / "run"))
     images = open_split(tiny.config(), "train").images(range(4))
-    np.testing.assert_allclose(finished.method.predict(found.state, {}, images).xy, labels[:4], atol=0.01)
+    np.testing.assert_allclose(finished.model.method.predict(found.model.state, {}, images).xy, labels[:4], atol=0.01)
     monkeypatch.undo()
     # The folder may move, but not go, between a run and its resumption.
     (tmp_path / "moved").symlink_to(written)
     again = zeroshot(tmp_path / "run", **{"zeroshot.cache": str(tmp_path / "moved")})
-    np.testing.assert_array_equal(again.state.aux.labels.xy, labels)
+    np.testing.assert_array_equal(again.model.state.aux.labels.xy, labels)
     with pytest.raises(UserError, match=r"holds a run with zeroshot\.cache="):
         zeroshot(tmp_path / "run")
 

@@ -14,6 +14,7 @@ from uld_jax import sharding
 from uld_jax.data import open_source
 from uld_jax.engine import loop
 from uld_jax.evaluation.landmark_regression import normaliser_lengths
+from uld_jax.method import Model
 from uld_jax.studies import mallis_figure2, mallis_mixtures
 
 SPEC = "self_training:dataset=synthetic,preset=tiny"
@@ -43,7 +44,7 @@ def test_f_is_against_the_chosen_landmarks_of_the_test_split(tmp_path):
     mixed = mallis_mixtures.Mixtures(cells, epath.Path(tmp_path), ",".join(map(str, CHOSEN)))
     test = open_source("synthetic", "test", frame_size=40, rows=21)
     method = Fixed(tuple(map(tuple, test.landmarks[:4, CHOSEN].reshape(-1, 2).tolist())))
-    found = loop.Found(method, {}, {}, {})
+    found = loop.Trained(Model(method, {}, {}), {})
     mixed.measure(cells[0], found, sharding.make_mesh())
     values = json.loads((tmp_path / cells[0].name / "mixture.json").read_text())
     images = jnp.asarray(test.images())

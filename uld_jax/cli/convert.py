@@ -22,6 +22,9 @@ def run(args: FlagValues) -> int:
     from uld_jax import convert
 
     source = convert.convert(args.kind, args.src, args.dst, args.core)
+    if "taken_for" in source:
+        mean, std = (", ".join(map(str, source["normalization"][name])) for name in ("mean", "std"))
+        print(f"taken for {source['taken_for']}; its images have mean ({mean}), standard deviation ({std})")
     print(f"{source['entries']} entries, {source['parameters']} parameters; licence: {source['licence']}")
     print(f"written to {args.dst}; use it with {flag(f'config.weights.{args.kind}', args.dst)}")
     return shared.OK

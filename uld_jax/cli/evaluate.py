@@ -35,11 +35,12 @@ def run(args: FlagValues) -> int:
     """Measure the run, write the report and print its errors."""
     from uld_jax import sharding
     from uld_jax.engine import runs
+    from uld_jax.evaluation import protocol
     from uld_jax.evaluation.run import evaluate_run
 
+    protocol.check_label_counts(args.label_counts, "--label_counts")
     mesh = sharding.make_mesh()
     finished = runs.load(shared.stage_of(args), mesh)
-    counts = [c if c == "all" else shared.integer(c, "--label_counts") for c in args.label_counts]
     report, folder = evaluate_run(
         finished,
         mesh,
@@ -47,7 +48,7 @@ def run(args: FlagValues) -> int:
         dataset=args.dataset,
         data_dir=args.data_dir,
         group_by=args.group_by,
-        label_counts=counts,
+        label_counts=args.label_counts,
         protocol=args.protocol,
         settings={key: args[key].value for key in ("fit_images", "repeats") if args[key].value is not None},
         reading={key: args[key].value for key in ("scheme", "normaliser") if args[key].value},

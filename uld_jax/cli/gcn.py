@@ -31,7 +31,7 @@ def run(args: FlagValues) -> int:
     from uld_jax.studies import train_gcn
 
     if bool(args.descriptors) == args.synthetic:
-        raise UserError("uld gcn learns from labelled descriptors; give either --descriptors=FILE.npz or --synthetic")
+        raise UserError("GCN-V learns from labelled descriptors; give either --descriptors=FILE.npz or --synthetic")
     say = lambda step, loss: print(f"gcn {step}/{args.steps}  loss {loss:.4g}", file=sys.stderr)
     source, measured = train_gcn.main(
         args.dst,

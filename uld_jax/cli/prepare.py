@@ -17,7 +17,7 @@ def define(flags: Flags) -> None:
     meaning = "What becomes of photos that cannot be read: all are named and nothing is written, or they are left out."
     flags.choice("on_bad_file", ["error", "skip"], meaning)
     flags.number("frame_size", 128, "Side of the synthetic images in pixels.")
-    flags.path("data_dir", None, "Folder to write ArrayRecord files to.")
+    flags.folder("data_dir", "Folder to write ArrayRecord files to.")
 
 
 def run(args: FlagValues) -> int:

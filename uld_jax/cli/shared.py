@@ -83,18 +83,9 @@ def stage_of(args: FlagValues) -> str:
 def pair(text: str, flag: str) -> tuple[int, int]:
     """Parse the numbers of `START:STOP`. Raises UserError unless 0 <= START < STOP."""
     first, _, last = text.partition(":")
-    first, last = integer(first, flag), integer(last, flag)
-    if not 0 <= first < last:
-        raise UserError(f"{flag}={text}: give START:STOP with 0 <= START < STOP")
-    return first, last
-
-
-def integer(text: str, flag: str) -> int:
-    """Parse a whole number. Raises UserError, which names the flag, for any other text."""
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{flag}: {text!r} is not a whole number") from error
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UserError(f"{flag}={text} is no range of steps; give START:STOP, such as {flag}=100:110")
+    return int(first), int(last)
 
 
 def percent(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """`uld convert`: published checkpoints to folders of weights, by strict rules in one small file a network."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from uld_jax.convert import (
     fan,
     files,
     gcn_v,
+    lead,
     mallis,
     r2d2,
+    resnet,
     self_training,
     stable_diffusion,
     superpoint,
@@ -29,8 +32,10 @@ class Kind(NamedTuple):
       licence: known facts about the published weights' licence.
       has_core: True if `convert` also takes `core`, the entries of a second file.
       beside: entries of a PyTorch file of this kind beside its `state_dict`; None if they are not read.
-      nested: name under which a PyTorch file of this kind has its tensors, if they are nested.
+      nested: names under which a PyTorch file of this kind has its tensors, if they are nested; the first counts.
+      text: a text of the trainer's options that is read too, such as "opt.dataset"; see `files.read`.
       facts: function of the result of `convert`; returns further entries of `source.json`.
+      source_facts: function of the entries of the file that does the same, for what only these show.
       folder: function that reads a folder of this kind; None if only a file is accepted.
       is_run: True if the source is a finished run, `WORKDIR[:stage]`, not a file.
     """
@@ -39,10 +44,25 @@ class Kind(NamedTuple):
     licence: str
     has_core: bool = False
     beside: files.Beside | None = None
-    nested: str = "state_dict"
+    nested: tuple[str, ...] = ("state_dict",)
+    text: str = ""
     facts: Callable[[Any], dict[str, Any]] = lambda _: {}
+    source_facts: Callable[[Any], dict[str, Any]] = lambda _: {}
     folder: Callable[[str], files.Opened] | None = None
     is_run: bool = False
+
+
+def _resnet(depth: int) -> Kind:
+    return Kind(
+        functools.partial(resnet.convert, depth=depth),
+        "the weights' publisher decides: torchvision is BSD-3-Clause, transformers' networks are Apache-2.0, MoCo's "
+        "CC BY-NC 4.0 (non-commercial), and ContrastLandmark states none; ImageNet and CelebA, on which they were "
+        "trained, are for non-commercial research",
+        nested=resnet.NESTED,
+        text=resnet.DATASET,
+        source_facts=resnet.facts,
+        folder=functools.partial(resnet.open_folder, depth=depth),
+    )
 
 
 KINDS = {
@@ -50,7 +70,7 @@ KINDS = {
         dhf_aggregator.convert,
         "these weights were trained SUPERVISED, on the annotated keypoints of SPair-71k, so that what starts from them "
         "is no longer unsupervised; the repository of diffusion hyperfeatures carries no licence",
-        nested="aggregation_network",
+        nested=("aggregation_network",),
         facts=dhf_aggregator.facts,
     ),
     "dinov2": Kind(
@@ -70,6 +90,13 @@ KINDS = {
         "learn-to-cluster is MIT; MS-Celeb-1M, on whose faces its weights were trained, was withdrawn by its publisher "
         "and terms for what was learned from it are not stated",
     ),
+    "lead": Kind(
+        lead.convert,
+        "the run's owner decides, within the terms of the images that it was trained on",
+        facts=lead.facts,
+        folder=lead.open_folder,
+        is_run=True,
+    ),
     "mallis": Kind(
         mallis.convert,
         "the code of both papers is MIT; for the weights no terms are stated, and the faces that they were trained on "
@@ -81,6 +108,8 @@ KINDS = {
         r2d2.convert,
         "NAVER's code and weights are CC BY-NC-SA 3.0 (non-commercial)",
     ),
+    "resnet18": _resnet(18),
+    "resnet50": _resnet(50),
     "self_training": Kind(
         self_training.convert,
         "the run's owner decides, within the terms of the images that it was trained on",
@@ -131,17 +160,21 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
     """
     if kind not in KINDS:
         raise UserError(f"--kind={kind} is unknown; use one of {', '.join(KINDS)}")
+    how = KINDS[kind]
     src, core = os.path.expanduser(src), os.path.expanduser(core or "")
-    if core and not KINDS[kind].has_core:
+    if core and not how.has_core:
         raise UserError(f"--core is of no use for --kind={kind}; leave it out")
-    if KINDS[kind].is_run or (KINDS[kind].folder and os.path.isdir(src)):
+    if how.is_run or (how.folder and os.path.isdir(src)):
         src = os.path.normpath(src)
-        entries, paths, more = KINDS[kind].folder(src)
+        entries, paths, more = how.folder(src)
     else:
-        entries, paths, more = files.read(src, beside=KINDS[kind].beside, nested=KINDS[kind].nested), [src], {}
-    source = {"file": os.path.basename(src), "sha256": files.sha256(*paths), "entries": len(entries)}
+        entries = files.read(src, beside=how.beside, nested=how.nested, text=how.text)
+        paths, more = [src], {}
+    count = len(entries) - (how.text in entries)  # a text is no entry of the network
+    source = {"file": os.path.basename(src), "sha256": files.sha256(*paths), "entries": count}
     if core:
         more = more | {"core": files.read(core, "--core")}
         source |= {"core_file": os.path.basename(core), "core_sha256": files.sha256(core)}
-    params = KINDS[kind].convert(entries, where=src, **more)
-    return weights.save(dst, kind, params, source | KINDS[kind].facts(params) | {"licence": KINDS[kind].licence})
+    params = how.convert(entries, where=src, **more)
+    source |= how.facts(params) | how.source_facts(entries)
+    return weights.save(dst, kind, params, source | {"licence": how.licence})

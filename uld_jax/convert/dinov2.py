@@ -14,8 +14,6 @@
 one head for 64 channels.
 """
 
-import json
-import os
 import re
 from typing import Any
 
@@ -25,7 +23,6 @@ from uld_jax.convert import files, rules
 from uld_jax.errors import UserError
 from uld_jax.models.dinov2 import HEAD_SIZE, PATCH, depth
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 IGNORED = (r"(?:embeddings[.])?mask_token",)
 # Values that config.json must have for these keys, if it has them: parts of the architecture that weights do not show.
 FIXED = {
@@ -47,29 +44,14 @@ def open_folder(path: str) -> files.Opened:
     Raises:
       UserError: a file that is missing or cannot be read, or a folder of another network.
     """
-    weights = [os.path.join(path, name) for name in WEIGHTS if os.path.exists(os.path.join(path, name))]
-    if not weights and "adapter_config.json" in os.listdir(path):
-        raise UserError(
-            f"--src={path} holds a LoRA, which is no network of its own; merge it into its model and save that: "
-            "model.merge_and_unload().save_pretrained(DIR)"
-        )
-    if not weights:
-        raise UserError(f"--src={path} holds neither {' nor '.join(WEIGHTS)}; give a folder of transformers, or a file")
+    opened, config = files.open_transformers(path, "dinov2", FIXED, "DINOv2 ViT-S, B or L")
     try:
-        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
         heads = int(config.get("num_attention_heads", 0))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"--src={path} holds no config.json that can be read ({type(error).__name__}); get it again"
         ) from error
-    for key, known in FIXED.items():
-        if config.get(key, known[0]) not in known:
-            raise UserError(
-                f"{path}/config.json says {key}={config[key]!r}, and --kind=dinov2 takes "
-                f"{' or '.join(map(repr, known))}; give DINOv2 ViT-S, B or L"
-            )
-    return files.Opened(files.read(weights[0]), weights[:1], {"heads": heads})
+    return opened._replace(options={"heads": heads})
 
 
 def convert(entries: rules.Entries, *, where: str, heads: int = 0):

@@ -1,15 +1,20 @@
 """Checkpoint files to named arrays. No code in a file is ever run: Python objects are refused, not unpickled.
 
+The one exception is `argparse.Namespace`, in files of kinds whose trainers save their options: a stand-in takes its
+place and keeps texts alone.
+
 PyTorch, safetensors and h5py are imported only when needed; the rest of the library does without them.
 """
 
 import collections
 import hashlib
+import json
 import os
 import pickle
 import re
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +45,50 @@ class Opened(NamedTuple):
     options: dict[str, Any]
 
 
+TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")  # names of the weights in a folder of transformers
+
+
+def open_transformers(
+    path: str, kind: str, fixed: Mapping[str, Collection[Any]], give: str
+) -> tuple[Opened, dict[str, Any]]:
+    """Open a folder of transformers: its entries, without options, and its `config.json`.
+
+    Args:
+      path: the folder.
+      kind: kind of the checkpoint in messages.
+      fixed: for keys of `config.json`, if it has them, the values that fit: parts of the architecture that weights do
+        not show.
+      give: networks that fit, for messages.
+
+    Raises:
+      UserError: a file that is missing or cannot be read, or a folder of another network.
+    """
+    weights = [os.path.join(path, name) for name in TRANSFORMERS if os.path.exists(os.path.join(path, name))]
+    if not weights and "adapter_config.json" in os.listdir(path):
+        raise UserError(
+            f"--src={path} holds a LoRA, which is no network of its own; merge it into its model and save that: "
+            "model.merge_and_unload().save_pretrained(DIR)"
+        )
+    if not weights:
+        raise UserError(
+            f"--src={path} holds neither {' nor '.join(TRANSFORMERS)}; give a folder of transformers, or a file"
+        )
+    try:
+        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+            config = dict(json.load(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--src={path} holds no config.json that can be read ({type(error).__name__}); get it again"
+        ) from error
+    for key, known in fixed.items():
+        if key in config and config[key] not in known:
+            raise UserError(
+                f"{path}/config.json says {key}={config[key]!r}, and --kind={kind} takes "
+                f"{' or '.join(map(repr, known))}; give {give}"
+            )
+    return Opened(read(weights[0]), weights[:1], {}), config
+
+
 class Beside(NamedTuple):
     """Entries of a PyTorch file beside its `state_dict`.
 
@@ -53,16 +102,25 @@ class Beside(NamedTuple):
 
 
 def read(
-    path: str, flag: str = "--src", beside: Beside | None = None, nested: str = "state_dict"
+    path: str,
+    flag: str = "--src",
+    beside: Beside | None = None,
+    nested: tuple[str, ...] = ("state_dict",),
+    text: str = "",
 ) -> dict[str, np.ndarray]:
     """Read every entry of a PyTorch, safetensors or HDF5 file; the type follows from the first bytes.
 
     Names inside nested dicts and HDF5 groups are joined by dots: `data.conv1_1.0`. If a PyTorch file nests its tensors
     under `state_dict`, only these are read, without the trainer's own entries (`epoch`, `optimizer`). Floating-point
-    numbers of any width become float32 or float64. `nested` is another name for `state_dict`.
+    numbers of any width become float32 or float64. `nested` has other names for `state_dict`; the first that is in the
+    file counts.
 
     With `beside` the arrays that it names are read as well, under these names, and any other entry beside `state_dict`
     is an error. Only then may a PyTorch file hold NumPy arrays, of float32, float64, int32 or int64.
+
+    With `text`, such as "opt.dataset", the text `dataset` of the trainer's options, an `argparse.Namespace` beside the
+    tensors, is read as well if it is there, as an array without axes under that name. Only then may a PyTorch file
+    hold an `argparse.Namespace`.
 
     Raises:
       UserError: there is no such file, it is no checkpoint, or the package that reads it is not installed; the message
@@ -80,7 +138,7 @@ def read(
         elif head[8:] == b"{":  # after the length of the header, the header in JSON
             entries = _safetensors(path)
         elif head.startswith((b"PK\x03\x04", b"\x80")):
-            entries = _torch(path, beside, nested)
+            entries = _torch(path, beside, nested, text)
         elif head == b"version h":
             raise UserError(
                 f"{flag}={path} is no PyTorch, safetensors or HDF5 file, but what Git LFS leaves in its place; "
@@ -97,11 +155,12 @@ def read(
     return entries
 
 
-def _torch(path, beside, nested):
+def _torch(path, beside, nested, text):
     import torch
 
     try:
         known = _plain_globals() + (_numpy_globals() if beside else [])
+        known += [(Namespace, "argparse.Namespace")] if text else []
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,10 +180,10 @@ def _torch(path, beside, nested):
             ) from error
         raise UserError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}); get it again") from error
     more = {}
-    if isinstance(found, Mapping) and isinstance(found.get(nested), Mapping):
-        if beside:
-            more = _beside(path, found, beside)
-        found = found[nested]
+    inner = next((name for name in nested if isinstance(found, Mapping) and isinstance(found.get(name), Mapping)), None)
+    if inner is not None:
+        more = (_beside(path, found, beside) if beside else {}) | _text(found, text)
+        found = found[inner]
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not named tensors; save a state_dict")
 
@@ -136,6 +195,28 @@ def _torch(path, beside, nested):
         return _array(value.detach())
 
     return _flat(found, array) | more
+
+
+class Namespace:
+    """Stand-in for `argparse.Namespace` in a pickle; keeps its texts and drops all else.
+
+    Attributes:
+      texts: the texts by their names.
+    """
+
+    texts: Mapping[str, str] = types.MappingProxyType({})
+
+    def __setstate__(self, state):
+        items = state.items() if isinstance(state, Mapping) else ()
+        self.texts = {name: value for name, value in items if isinstance(name, str) and isinstance(value, str)}
+
+
+def _text(found, text):
+    name, _, attribute = text.partition(".")
+    options = found.get(name)
+    if not isinstance(options, Namespace) or attribute not in options.texts:
+        return {}
+    return {text: np.array(options.texts[attribute])}
 
 
 def _plain_globals():

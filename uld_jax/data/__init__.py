@@ -77,6 +77,11 @@ def open_source(
     from uld_jax.data.builders import prepared
     from uld_jax.data.folder import Folder, existing_folder
 
+    if name != "folder" and not data_dir:
+        raise UserError(
+            f"dataset={name} needs data_dir, the folder into which `uld prepare` wrote that data set; for a folder of "
+            "photos use dataset=folder"
+        )
     root = existing_folder(data_dir)
     reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, sides=sides)
     reading |= dict(on_bad_file=on_bad_file)
@@ -85,8 +90,8 @@ def open_source(
         return prepared.Prepared(version, split, **reading)
     if name != "folder":
         raise UserError(
-            f"there is no data set {name} under {root}; write it with `prepare`, "
-            f"or use dataset=folder for a folder of photos"
+            f"there is no data set {name} under {root}; write it with `uld prepare`, or for a folder of photos use "
+            "dataset=folder"
         )
     return Folder(root, split, **reading)
 

@@ -158,7 +158,8 @@ def existing_folder(data_dir) -> epath.Path:
     """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty."""
     if not data_dir or not os.fspath(data_dir):
         raise UserError(
-            "data_dir is not set; give the folder of the images with --config.data_dir=DIR (or --data_dir=DIR)"
+            "data_dir is not set; give the folder of the images with --config.data_dir=DIR (`uld evaluate`: "
+            "--data_dir=DIR)"
         )
     folder = epath.Path(data_dir).expanduser()
     if not folder.exists():

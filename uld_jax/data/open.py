@@ -4,12 +4,14 @@ A config is an `ml_collections.ConfigDict` with the keys `dataset`, `data_dir` a
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from uld_jax.data import make_reader, open_source
-from uld_jax.data.specs import BY_NUMBER, Source
+from uld_jax.data.specs import BY_NUMBER, Source, labelled
+from uld_jax.errors import UserError
 
 # Keys of config.data that define the measurement of errors, and their values for runs of versions without these keys.
 MEASURED_BY = {"scheme": BY_NUMBER, "normaliser": "auto", "sides": "auto"}
@@ -46,6 +48,7 @@ def open_split(
 def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
     """Open both splits of a run and their readers. Raises UserError for data that cannot be used."""
     train = open_split(config, "train")
+    check_label_counts(config.eval.label_counts, train, config.eval.pool_images, "eval.label_counts")
     # A folder without a csv has no splits: every name would give all images.
     test = open_split(config, "test") if "test" in train.spec.splits else None
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
@@ -55,6 +58,28 @@ def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
         reader(train, batch_size=config.batch_size, partner=config.data.partner),
         None if test is None else reader(test, batch_size=eval_batch(config, mesh)),
     )
+
+
+def check_label_counts(counts: Sequence[int | str], train: Source, pool_images: int, field: str) -> None:
+    """Check numbers of labelled images to fit with against those that there are.
+
+    Args:
+      counts: whole numbers and 'all'.
+      train: the training split; without any annotation nothing is fitted, and all numbers are allowed.
+      pool_images: number of its images that fits are drawn from, see `evaluation.protocol.Protocol`; 0 for all.
+      field: name of the counts in the error.
+
+    Raises:
+      UserError: a number is above that of the annotated training images, or above `pool_images`.
+    """
+    most = len(labelled(train))
+    most = min(most, pool_images or most)
+    above = [count for count in counts if str(count) != "all" and int(count) > most]
+    if most and above:
+        raise UserError(
+            f"{field} holds {above[0]}, but fits are on {most} annotated training images; use numbers up to {most}, or "
+            "'all'"
+        )
 
 
 def eval_batch(config: ml_collections.ConfigDict, mesh) -> int:

@@ -39,18 +39,22 @@ from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import Protocol
 from uld_jax.evaluation.report import summary
 from uld_jax.evaluation.run import in_training
-from uld_jax.method import Method, TrainState
+from uld_jax.method import Model, TrainState
 from uld_jax.version import __version__
 
 
-class Found(NamedTuple):
-    """The last stage of a finished run."""
+class Trained(NamedTuple):
+    """The result of a run.
 
-    method: Method
-    state: TrainState
-    frozen: Any
+    Attributes:
+      model: the last stage.
+      report: its numbers on the test split, as in `metrics.json`.
+      skipped: files of the data folder that are not used as images.
+    """
+
+    model: Model
     report: dict[str, Any]
-    skipped: tuple[Skipped, ...] = ()  # files of the data folder that are not used as images
+    skipped: tuple[Skipped, ...] = ()
 
 
 def run(
@@ -61,7 +65,7 @@ def run(
     mesh=None,
     stop: Sigterm | None = None,
     alone: bool = True,
-) -> Found:
+) -> Trained:
     """Train every stage of `config`, or the remaining ones of an interrupted run, in `workdir`.
 
     Args:
@@ -166,7 +170,9 @@ class _Run:
             given_hash = tree_hash(frozen | {"rows": tables} if tables else frozen)
             frozen = sharding.put_replicated(self.mesh, frozen)
             reader = self.data.train_reader.of_batch(stage.batch_size)
-            start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0))
+            before = stages[i - 1].name if i else self.origin["stage"] if self.origin else ""
+            names = dict(stage=stage.name, before=before)
+            start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0), **names)
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
             prepared.append(_Prepared(reader, chunk, frozen, given_hash, start, template, cache, tables))
@@ -187,7 +193,7 @@ class _Run:
             f"{len(self.data.train)} now); restore them, or start in a new workdir"
         )
 
-    def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Found:
+    def stages(self, stages: list[StageSpec], prepared: list["_Prepared"]) -> Trained:
         """Run the stages that are not finished."""
         workdir_lib.claim(self.workdir, self.config)
         self._write_run_json(stages, prepared)
@@ -208,7 +214,7 @@ class _Run:
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
-        return Found(stages[-1].method, state, prepared[-1].frozen, report, skipped)
+        return Trained(Model(stages[-1].method, state, prepared[-1].frozen), report, skipped)
 
     def _stage(self, stage: StageSpec, number: int, ready: "_Prepared", previous, offset: int):
         config, method, reader, frozen, chunk = self.config, stage.method, ready.reader, ready.frozen, ready.chunk
@@ -238,6 +244,7 @@ class _Run:
         progress = Progress(stage.name, stage.steps, step, stage.batch_size)
         rounds = Rounds(method, reader, self.mesh, self.stop.check, ready.cache, ready.tables, progress.note)
         predictor = Predictor(method, self.mesh, self.stop.check, progress.note)
+        warn = _Warner(stage)
 
         while True:
             stopping = self.stop.agreed(step % config.log_every == 0)
@@ -262,14 +269,13 @@ class _Run:
                     if found := {k: float(v) for k, v in sharding.to_host(method.summary(state)).items()}:
                         self.metrics.write(offset + step, stage.name, **found)
                         progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-                        if trouble := method.warning(found):
-                            logging.warning("%s: %s", stage.name, trouble)
+                        warn(found)
 
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
-                    last = step == stage.steps
+                    last, model = step == stage.steps, Model(method, state, frozen)
                     report = in_training(
-                        self.config, self.workdir, stage.name, offset + step, predictor, state, frozen, self.data, last
+                        self.config, self.workdir, stage.name, offset + step, predictor, model, self.data, last
                     )
                     numbers = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k != "step"}
                     self.metrics.write(offset + step, stage.name, **numbers)
@@ -299,6 +305,7 @@ class _Run:
                 _check_finite(stage.name, step, values)
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
+                warn(values)
             lines = self.metrics.count
 
         lines = self.metrics.count
@@ -324,20 +331,22 @@ class _Run:
     def _init_from(self, first: StageSpec) -> TrainState | None:
         if not self.config.init_from:
             return None
-        if not first.method.uses_previous:
+        if not first.method.needs:
             later = [n for n in self.config.stages if n != first.name]
             raise UserError(
                 f"init_from has no use for stage {first.name}, which starts from nothing; leave that stage out, "
                 f'--config.stages="{tuple(later)}"'
             )
         finished = runs.load(self.config.init_from, self.mesh)
-        if first.method.needs_previous_rows and finished.fingerprint != self.data.train.fingerprint:
+        tables = [need for need in first.method.needs if need.of_images and need.required]
+        if tables and finished.fingerprint != self.data.train.fingerprint:
             raise UserError(
                 f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its "
-                "labels of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
+                f"{tables[0].what} of these; run the earlier stages on them, or look for a `labels_from` switch of the "
+                "stage"
             )
         self.origin = finished.origin
-        return finished.state
+        return finished.model.state
 
     def _key(self, stage: int, use: int) -> jax.Array:
         key = jax.random.key(self.config.seed)
@@ -411,6 +420,19 @@ def _check_divides(mesh, config: Config, stage: StageSpec) -> None:
         sharding.local_rows(mesh, stage.batch_size)
     except UserError as error:
         raise UserError(f"config.{stage.name}.{error}") from error
+
+
+class _Warner:
+    """Warnings of a stage, once for each time that it falls into trouble."""
+
+    def __init__(self, stage: StageSpec):
+        self._stage, self._troubled = stage, False
+
+    def __call__(self, numbers: dict[str, float]) -> None:
+        trouble = self._stage.method.warning(numbers)
+        if trouble and not self._troubled:
+            logging.warning("%s: %s", self._stage.name, trouble)
+        self._troubled = bool(trouble)
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,7 +12,7 @@ from uld_jax.config import Config
 from uld_jax.engine import checkpoint
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
-from uld_jax.method import Method, Start, TrainState
+from uld_jax.method import Method, Model, Start, TrainState
 
 
 class Finished(NamedTuple):
@@ -22,9 +22,7 @@ class Finished(NamedTuple):
       workdir: folder of the run.
       config: config of the run.
       stage: name of the stage.
-      method: the stage, built.
-      state: final state of the stage, replicated.
-      frozen: frozen weights that prediction needs, replicated.
+      model: the stage, with its final state and the frozen weights that prediction needs.
       fingerprint: fingerprint of the training images.
       origin: record from which the state's shapes can be found without the folder: stage, config, rows, and the origin
         that the run itself started from.
@@ -33,9 +31,7 @@ class Finished(NamedTuple):
     workdir: epath.Path
     config: Config
     stage: str
-    method: Method
-    state: TrainState
-    frozen: Any
+    model: Model
     fingerprint: str
     origin: dict[str, Any]
 
@@ -56,7 +52,7 @@ def load(where: str, mesh=None) -> Finished:
     method, frozen, template = shapes(origin)
     state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, template)).state
     frozen = sharding.put_replicated(mesh, frozen)
-    return Finished(workdir, config, name, method, state, frozen, run["data_fingerprint"], origin)
+    return Finished(workdir, config, name, Model(method, state, frozen), run["data_fingerprint"], origin)
 
 
 def _split(where: str) -> tuple[epath.Path, str | None]:
@@ -77,17 +73,19 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
         second = {"image2": image, "index2": index} if config.data.partner else {}
         return {"image": image, "index": index} | second
 
-    state = shapes(origin["init_from"])[2] if origin["init_from"] else None
+    known = origin["init_from"]
+    state, before = (shapes(known)[2], known["stage"]) if known else (None, "")
     for name in config.stages:
         stage = config_lib.stage(config, name)
         # Earlier stages only give shapes, because the weights that they needed may be gone.
         last = name == origin["stage"]
         frozen = stage.method.frozen("predict" if last else "shapes")
 
-        def init(batch, frozen, previous, method=stage.method):
-            return method.init(jax.random.key(0), batch, frozen, Start(previous, origin["rows"], shapes_only=True))
+        def init(batch, frozen, previous, method=stage.method, names=(name, before)):
+            start = Start(previous, origin["rows"], True, *names)
+            return method.init(jax.random.key(0), batch, frozen, start)
 
-        state = jax.eval_shape(init, batch(stage.batch_size), frozen, state)
+        state, before = jax.eval_shape(init, batch(stage.batch_size), frozen, state), name
         if last:
             return stage.method, frozen, state
     raise UserError(f"the run's record names a stage {origin['stage']!r} that its config does not have")

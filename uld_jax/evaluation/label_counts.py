@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from uld_jax.errors import UserError
 from uld_jax.evaluation.landmark_regression import (
     LandmarkSet,
     Normaliser,
@@ -17,7 +16,7 @@ from uld_jax.evaluation.landmark_regression import (
     lengths_or_error,
 )
 from uld_jax.evaluation.missing import known_mean, or_none
-from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocol import Protocol, check_label_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +66,8 @@ def label_counts(
     lengths = lengths_or_error(test, normaliser, image_side)[:, None]
     truth, annotated = np.asarray(test.truth, np.float64), np.asarray(train.truth, np.float64)
     inputs, total = complete_inputs(train, protocol.missing, image_side), len(train.found)
-    wanted = []
-    for count in counts:
-        if str(count) != "all" and not (str(count).isdecimal() and int(count) > 0):
-            raise UserError(f"label_counts holds {count!r}; give positive numbers and 'all', such as 1,10,100,all")
-        wanted.append(total if str(count) == "all" else int(count))
+    check_label_counts(counts, "label_counts")
+    wanted = [total if str(count) == "all" else int(count) for count in counts]
     if max(wanted, default=0) > total:
         warnings.warn(f"label_counts above the {total} annotated training images are left out", stacklevel=2)
     rows = []

@@ -21,7 +21,7 @@ from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import Protocol, draws, spread
 from uld_jax.evaluation.report import Detected, Report
 from uld_jax.evaluation.stability import Stability, stability
-from uld_jax.method import TrainState
+from uld_jax.method import Model
 
 MATCHED = 5000  # training images on which discovered landmarks are matched to annotated ones
 SCALED = 0.0375  # deviation of log size; with the cut-off of the rotation, sizes are 0.9 to 1.1
@@ -30,8 +30,7 @@ SCALED = 0.0375  # deviation of log size; with the cut-off of the rotation, size
 def measure(
     config: Config,
     predictor: Predictor,
-    state: TrainState,
-    frozen,
+    model: Model,
     data: Data,
     *,
     group_by: str | None = None,
@@ -49,7 +48,7 @@ def measure(
     Args:
       config: config of the run.
       predictor: predictor of the stage.
-      state, frozen: state and frozen weights of the stage.
+      model: the stage.
       data: both splits; without annotation only stability is measured.
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `label_counts.label_counts`.
@@ -67,14 +66,14 @@ def measure(
     else:
         test, reader, rows = data.test, data.test_reader, np.arange(len(data.test))
     groups = _groups(group_by, test) if group_by else None  # before anything is predicted
-    found = predictor.read(state, frozen, reader, rows)
+    found = predictor.read(model, reader, rows)
     xy, score = found.xy, found.score
     parts: dict[str, Any] = {}
     if lacking := _lacking(data):
         parts["not_measured"] = lacking
     else:
         train_rows = labelled[spread(len(labelled), protocol.pool_images)]
-        both = predictor.read(state, frozen, data.train_reader, train_rows), found
+        both = predictor.read(model, data.train_reader, train_rows), found
         where = (data.train, train_rows), (test, rows)
         sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))
         detected = [s._replace(score=np.where(f.detected, s.score, 0)) for f, s in zip(both, sets, strict=True)]
@@ -82,8 +81,8 @@ def measure(
     if len(specs.labelled(test)) and not (score > 0).all():
         parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
     if thorough:
-        parts |= _stability(config, functools.partial(predictor.images, state, frozen), test)
-    pose = predictor.poses(state, frozen, reader, rows)
+        parts |= _stability(config, functools.partial(predictor.images, model), test)
+    pose = predictor.poses(model, reader, rows)
     if pose is not None:
         yaw = yaw_of(test)
         parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from uld_jax import interrupts, sharding
-from uld_jax.method import Method
+from uld_jax.method import Method, Model
 
 
 class Found(NamedTuple):
@@ -74,71 +74,71 @@ class Predictor:
         """Run a program and fetch its result to the host."""
         return interrupts.attended(lambda: sharding.to_host(program(*given)), self._check)
 
-    def used(self, state) -> np.ndarray | None:
+    def used(self, model: Model) -> np.ndarray | None:
         """The slots of a prediction that are landmarks in use, [K] bool; None for all of them.
 
         A stage that uses no landmark has no points either, and then all its slots are returned, empty.
         """
-        used = self._landmarks(state)
+        used = self._landmarks(model.state)
         used = None if used is None else np.asarray(sharding.to_host(used), bool)
         return used if used is not None and used.any() else None
 
-    def count(self, state, frozen, side: int) -> int:
+    def count(self, model: Model, side: int) -> int:
         """The number of landmarks for images of [side,side,3]; only shapes are computed."""
-        used = self.used(state)
+        used = self.used(model)
         if used is not None:
             return int(used.sum())
         images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-        return jax.eval_shape(self._predict, state, frozen, images).xy.shape[1]
+        return jax.eval_shape(self._predict, model.state, model.frozen, images).xy.shape[1]
 
-    def _in_use(self, state, *arrays) -> tuple[np.ndarray, ...]:
+    def _in_use(self, model, *arrays) -> tuple[np.ndarray, ...]:
         """Drop the landmarks of arrays [N,K,...] that are not in use."""
-        used = self.used(state)
+        used = self.used(model)
         return arrays if used is None else tuple(a[:, used] for a in arrays)
 
-    def read(self, state, frozen, reader, rows: np.ndarray | None = None) -> Found:
+    def read(self, model: Model, reader, rows: np.ndarray | None = None) -> Found:
         """Predict landmarks of every row, or of increasing `rows`, in pixels of the frame."""
         parts, patience, passes = [], interrupts.Patience(), reader.passes(rows=rows)
         for payload in reader.ordered(rows=rows):
-            parts.append(self._get(self._rows, state, frozen, reader.store, payload, reader))
+            parts.append(self._get(self._rows, model.state, model.frozen, reader.store, payload, reader))
             if patience.due():
                 self._say(f"{len(parts)} of {passes} batches of images predicted")
         found, index = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         order = np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]
-        return Found(*self._in_use(state, *(x[order] for x in found)))
+        return Found(*self._in_use(model, *(x[order] for x in found)))
 
-    def poses(self, state, frozen, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
+    def poses(self, model: Model, reader, rows: np.ndarray | None = None) -> np.ndarray | None:
         """Predict the pose cluster of every row, or of increasing `rows`, [N] int32; None for a stage without any."""
         parts = []
         for payload in reader.ordered(rows=rows):
-            given = state, frozen, reader.store, payload, reader
+            given = model.state, model.frozen, reader.store, payload, reader
             if not parts and jax.eval_shape(self._poses, *given)[0] is None:
                 return None
             parts.append(self._get(self._poses, *given))
         pose, index = (np.concatenate(p) for p in zip(*parts, strict=True))
         return pose[np.argsort(index, kind="stable")[: reader.rows if rows is None else len(rows)]]
 
-    def heatmaps(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray] | None:
+    def heatmaps(self, model: Model, images) -> tuple[np.ndarray, np.ndarray] | None:
         """The network's views of [B,F,F,3] uint8 host images, and its maps [B,h,w,K]; None if the stage has none."""
         local = images[sharding.local_rows(self._mesh, len(images))]
-        found = self._get(self._heatmaps, state, frozen, sharding.put_batch(self._mesh, local))
+        found = self._get(self._heatmaps, model.state, model.frozen, sharding.put_batch(self._mesh, local))
         if found is None:
             return None
         seen, maps = found
-        used = self.used(state)
+        used = self.used(model)
         # The maps need not be those of landmarks: a map of all keypoints has a single channel.
         return seen, maps if used is None or maps.shape[-1] != len(used) else maps[..., used]
 
-    def pictures(self, state, frozen, images) -> dict[str, np.ndarray]:
+    def pictures(self, model: Model, images) -> dict[str, np.ndarray]:
         """The stage's own pictures of [B,F,F,3] uint8 host images, see `Method.pictures`."""
         local = images[sharding.local_rows(self._mesh, len(images))]
-        return self._get(self._pictures, state, frozen, sharding.put_batch(self._mesh, local))
+        return self._get(self._pictures, model.state, model.frozen, sharding.put_batch(self._mesh, local))
 
-    def images(self, state, frozen, images) -> tuple[np.ndarray, np.ndarray]:
+    def images(self, model: Model, images) -> tuple[np.ndarray, np.ndarray]:
         """Predict landmarks of [B,F,F,3] uint8 host images, the same on every process; each new B compiles anew."""
         n = len(images)
         whole = -(-n // self._mesh.size) * self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
         local = padded[sharding.local_rows(self._mesh, whole)]
-        xy, score = self._get(self._images, state, frozen, sharding.put_batch(self._mesh, local))
-        return self._in_use(state, xy[:n], score[:n])
+        xy, score = self._get(self._images, model.state, model.frozen, sharding.put_batch(self._mesh, local))
+        return self._in_use(model, xy[:n], score[:n])

@@ -12,6 +12,7 @@ al. divides by the distance of the lower lids (`41,46`), the published code of C
 eyes (`36,45`).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +56,9 @@ class Protocol(NamedTuple):
         """Read and check the protocol of a config.
 
         Keys that the config of an older run lacks have the defaults above; its single `eval.ridge` stands for both
-        strengths. Raises UserError for meaningless values.
+        strengths. Raises UserError for meaningless values, also of `eval.label_counts`.
         """
+        check_label_counts(config.eval.get("label_counts", ()), "eval.label_counts")
         given = {name: config.eval[name] for name in cls._fields if name in config.eval}
         if "ridge" in config.eval:
             given = {"ridge_forward": config.eval.ridge, "ridge_backward": config.eval.ridge} | given
@@ -180,6 +182,17 @@ def published(name: str, field: str = "protocol") -> Protocol:
     if name not in PAPERS:
         raise UserError(f"{field} is {name!r}; use one of {', '.join(PAPERS)}")
     return PAPERS[name]
+
+
+def check_label_counts(counts: Sequence[Any], field: str) -> None:
+    """Check numbers of labelled images to fit with.
+
+    Raises UserError, naming `field`, for anything but whole numbers above 0, as numbers or as text, and 'all'.
+    """
+    for count in counts:
+        if str(count) != "all" and not (str(count).isdecimal() and int(count) > 0):
+            usual = "1,10,100,all" if field.startswith("--") else "(1, 10, 100, 'all')"
+            raise UserError(f"{field} holds {count!r}; give whole numbers above 0 and 'all', such as {usual}")
 
 
 def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from uld_jax import config as config_lib
 from uld_jax import viz
 from uld_jax.config import Config
 from uld_jax.data import make_reader
-from uld_jax.data.open import MEASURED_BY, Data, eval_batch, open_split
+from uld_jax.data.open import MEASURED_BY, Data, check_label_counts, eval_batch, open_split
 from uld_jax.errors import UserError
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.pictures import contact_sheet, film_over_steps, pose_sheet
@@ -57,17 +57,17 @@ def evaluate_run(
     _override(config, overrides)
     name, where = measured_data(config, dataset, data_dir)
     train = open_split(config, "train", name, where)
+    check_label_counts(label_counts, train, Protocol.of(config).pool_images, "--label_counts")
     # With images alone, or a train split alone, only stability can be measured.
     alone = split == "test" and train.spec.splits == ("train",)
     test = None if alone else open_split(config, split, name, where)
     reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
     data = Data(train, test, reader(train), None if test is None else reader(test))
-    predictor = Predictor(finished.method, mesh)
+    predictor = Predictor(finished.model.method, mesh)
     report = measure(
         config,
         predictor,
-        finished.state,
-        finished.frozen,
+        finished.model,
         data,
         group_by=group_by,
         label_counts=label_counts,
@@ -100,22 +100,22 @@ def report_folder(workdir: epath.Path, split: str, dataset: str, data_dir: str) 
     return workdir / "eval" / (f"{other}_{split}" if other else split)
 
 
-def in_training(config, workdir, stage, step, predictor, state, frozen, data: Data, last: bool) -> dict[str, Any]:
+def in_training(config, workdir, stage, step, predictor, model, data: Data, last: bool) -> dict[str, Any]:
     """Evaluate in the training loop: numbers, a contact sheet, and at the end of the stage its report.
 
     Returns the numbers as in `metrics.json`.
     """
     report = measure(
-        config, predictor, state, frozen, data, thorough=last, label_counts=config.eval.label_counts if last else ()
+        config, predictor, model, data, thorough=last, label_counts=config.eval.label_counts if last else ()
     )
     source = data.train if data.test is None else data.test
     report = dataclasses.replace(report, split="train" if data.test is None else "test", stage=stage)
     with warnings.catch_warnings():
         warnings.simplefilter("always", LandmarkWarning)
         landmark_health(report.xy, report.score, source.frame_size)
-    shown = predictor.heatmaps(state, frozen, source.images([0] * predictor.devices))
+    shown = predictor.heatmaps(model, source.images([0] * predictor.devices))
     count = -(-PICTURED // predictor.devices) * predictor.devices
-    pictures = predictor.pictures(state, frozen, source.images(np.linspace(0, len(source) - 1, count).astype(int)))
+    pictures = predictor.pictures(model, source.images(np.linspace(0, len(source) - 1, count).astype(int)))
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         for name, sheet in pictures.items():

@@ -31,7 +31,8 @@ from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.method import Described, Need, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods import shared
 from uld_jax.methods.shared import Fan, Graph, View
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
@@ -39,7 +40,18 @@ from uld_jax.models.heads import LandmarkDescriptors
 from uld_jax.models.stargan_generator import StarGanGenerator
 from uld_jax.ops import color, heatmaps, keypoints, views, warp
 
-MEASURED = 8192  # rows on which the quality of a clustering is measured
+# Of the published code; the paper has the optimiser's name, the number of neighbours and "random similarity" alone.
+ROTATION = 15.0  # standard deviation in degrees of the source view's rotation; the target's is twice as much
+MAX_ROTATION = 40.0  # largest angle in degrees
+JITTER = 0.033  # standard deviation of the logarithm of a view's size; there 4 % of the landmarks' box a side
+TEMPERATURE = 0.1  # of the soft-argmax
+FIXED_SIGMA = 0.5  # deviation of fixed Gaussians in heatmap pixels; exp(-r^2 / 0.5)
+TAU = 0.8  # similarity below which an edge of the graph is cut
+BETAS = (0.0, 0.9)  # of Adam, for both networks
+L2 = 5e-4  # weight of the parameters' squares in the gradient of both networks
+CLIP = 1.0  # largest norm of a network's gradient
+
+MEASURED = 8192  # rows on which the quality of a clustering is measured (ours)
 
 
 class Ring(NamedTuple):
@@ -101,20 +113,12 @@ class CGB(Stage):
       steps: number of steps of the stage.
       view: view of the frame. The published code crops to the annotated landmarks' box and a margin, which is
         annotation; here only the frame is known.
-      rotation: standard deviation in degrees of the source view's rotation; the target's is twice as much (published
-        code; the paper has a "random similarity").
-      max_rotation: largest angle in degrees.
-      jitter: standard deviation of the logarithm of a view's size (4 % of the landmarks' box a side in the published
-        code).
-      shift, bend: shift and bend of the views, as in `ops/warp.py`; none in the paper.
+      bend: bend of the views, as in `ops/warp.py`; none in the paper.
       net: the FAN's size.
-      norm: normalisation of the FAN, `batch` or `group`.
       generator_width, generator_blocks: size of the generator.
       vgg_width: width of the random VGG16 that is used when `config.weights.vgg16` is empty.
       dtype: type of the networks' arithmetic.
       standardise: True if the detector sees a view less its mean and contrast, as the foundation's detector does.
-      temperature: temperature of the soft-argmax (0.1 in the published code).
-      fixed_sigma: deviation of fixed Gaussians in heatmap pixels; 0.5 is exp(-r^2 / 0.5) of the published code.
       sigma: law of adaptive Gaussians: `paper`, 1 / e^d; or `code_rescaled`: 2 sigma^2 = (e^-d - e^-1) 4.8 / (1 - e^-1)
         + 0.2.
       detach_d: True if d is a constant to the gradient (ours). The published code has a gradient through d, so that the
@@ -126,8 +130,8 @@ class CGB(Stage):
         other gradient.
       descriptor_size: D, size of a descriptor.
       clusters: M, number of clusters of k-means (T = 80 in section 4.3).
-      graph: neighbours, threshold and space of links; 80, 0.8 and `gcn_hidden` in the published code, which counts a
-        row among its own 80 neighbours.
+      graph: neighbours and space of links; 80 and `gcn_hidden` in the published code, which counts a row among its own
+        80 neighbours.
       ring_every, ring_size: steps between batches whose descriptors are kept, and number of batches kept.
       round_every: steps between clusterings.
       loss_window: central fraction of the view that the loss compares; 1 in the paper.
@@ -136,7 +140,6 @@ class CGB(Stage):
       generator_first: steps during which only the generator learns, though the detector's batch statistics follow
         its views; 0 in the paper. These steps and those of the decay count from the start of the warm-up.
       decay_every, decay: decay of both rates.
-      beta1, beta2, l2, clip: options of both optimisers; the gradient's norm is clipped for each network.
       bn_eval: statistics of predictions: `running`, or those of the `batch`, as published (batches of 30 there); a
         photo's landmarks then depend on the other photos, and on the padding of the last batch.
       weights: folders of converted weights by kind; without `gcn_v` the network that ships with the library is used.
@@ -150,20 +153,13 @@ class CGB(Stage):
     labels_from: Literal["ring", "pass"] = "ring"
     steps: int = 0
     view: View = View(128)
-    rotation: float = 15.0
-    max_rotation: float = 40.0
-    jitter: float = 0.033
-    shift: float = 0.0
     bend: float = 0.0
     net: Fan = Fan()
-    norm: Literal["batch", "group"] = "batch"
     generator_width: int = 32
     generator_blocks: int = 6
     vgg_width: int = 64
     dtype: str = "float32"
     standardise: bool = False
-    temperature: Positive = 0.1
-    fixed_sigma: float = 0.5
     sigma: Literal["paper", "code_rescaled"] = "paper"
     detach_d: bool = True
     descriptor: Literal["softmax_pool", "elementwise_max", "matmul_max"] = "softmax_pool"
@@ -181,10 +177,6 @@ class CGB(Stage):
     generator_first: int = 0
     decay_every: int = 0
     decay: float = 0.1
-    beta1: float = 0.0
-    beta2: float = 0.9
-    l2: float = 5e-4
-    clip: float = 1.0
     bn_eval: Literal["running", "batch"] = "running"
     weights: Any = ()
 
@@ -201,9 +193,12 @@ class CGB(Stage):
     # -- networks -----------------------------------------------------------------------------------------------------
 
     @property
-    def uses_previous(self) -> bool:
-        """Tell whether `init` takes anything from the stage before."""
-        return self.start in ("previous", "zeroshot")
+    def needs(self):
+        """A warm-up to go on with, or a detector to start from."""
+        sizes = "the same k, net.width and net.depth"
+        ring = Need("ring", "a warm-up, cgb.CGB", of_images=False)
+        detector = Need("network", f"a detector of {sizes}, heatmap_detector.HeatmapDetector", of_images=False)
+        return {"previous": (ring,), "zeroshot": (detector,)}.get(self.start, ())
 
     @property
     def _slots(self) -> int:
@@ -212,13 +207,11 @@ class CGB(Stage):
 
     @property
     def _fan(self):
-        return FAN(self.k, **dataclasses.asdict(self.net), norm=self.norm, **layers.precision(self.dtype))
+        return FAN(self.k, **dataclasses.asdict(self.net), **layers.precision(self.dtype))
 
     @property
     def _describe(self):
-        return LandmarkDescriptors(
-            self.descriptor_size, self.descriptor, self.temperature, **layers.precision(self.dtype)
-        )
+        return LandmarkDescriptors(self.descriptor_size, self.descriptor, TEMPERATURE, **layers.precision(self.dtype))
 
     @property
     def _generator(self):
@@ -268,22 +261,21 @@ class CGB(Stage):
         wide, rows_a_step = layers.wide(self.dtype), len(batch["index"]) * self.k
         ring = Ring(jnp.zeros((self.ring_size, rows_a_step, self.descriptor_size), wide), jnp.int32(0))
         if self.start == "previous":
-            going_on = previous is not None and isinstance(previous.aux, Consensus)
+            known = shared.take(self, start, "ring")
             # The projection may learn in only one of the stages: its moments then start, or end, between them.
-            kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()} if going_on else {}
-            if not going_on or not same_shapes((previous.params, kept, previous.aux.ring), (params, opt_state, ring)):
+            kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()}
+            if not same_shapes((previous.params, kept, known), (params, opt_state, ring)):
                 raise UserError(
-                    "cgb.start=previous goes on with a warm-up of the same k, batch, networks, ring and kind of "
-                    "optimiser; put such a stage warmup before it, or set config.init_from=RUN:warmup"
+                    f"{start.stage}.start=previous goes on with a warm-up of other sizes; use the same k, batch, "
+                    "networks, ring and kind of optimiser in both"
                 )
-            params, model_state, opt_state = previous.params, previous.model_state, kept
-            ring = previous.aux.ring
+            params, model_state, opt_state, ring = previous.params, previous.model_state, kept, known
         elif self.start == "zeroshot":
             drawn = params["detector"], model_state["detector"]
-            if previous is None or not same_shapes((previous.params, previous.model_state), drawn):
+            if not same_shapes((shared.take(self, start, "network"), previous.model_state), drawn):
                 raise UserError(
-                    "cgb.start=zeroshot needs a detector of the same k, width and depth; put the stages zeroshot and "
-                    "detector before it, or set config.init_from=RUN:detector"
+                    f"{start.stage}.start=zeroshot starts from a detector of other sizes; use the same k, net.width "
+                    "and net.depth in both"
                 )
             params["detector"], model_state["detector"] = previous.params, previous.model_state
         elif self.start == "checkpoint" and not start.shapes_only:
@@ -305,8 +297,8 @@ class CGB(Stage):
         # Step 1) Two views of each photo, the target turned twice as far.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jax.vmap(jax.random.split)(keys)
-        source = self._geometry.look(batch["image"], self._warps(keys[:, 0], self.rotation))
-        target = self._geometry.look(batch["image"], self._warps(keys[:, 1], 2 * self.rotation))
+        source = self._geometry.look(batch["image"], self._warps(keys[:, 0], ROTATION))
+        target = self._geometry.look(batch["image"], self._warps(keys[:, 1], 2 * ROTATION))
         (loss, (model_state, metrics, z)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux, frozen, source, target
         )
@@ -333,7 +325,7 @@ class CGB(Stage):
         out, new_state["detector"] = self._fan.apply(
             {"params": params["detector"], **model_state["detector"]}, seen, train=True, mutable=["batch_stats"]
         )
-        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        xy = heatmaps.soft_argmax(out.logits, TEMPERATURE)
         z = self._descriptors(params, out)
         # Steps 3), 4) Consistency, and Gaussians that are wider for lower consistency.
         d = self._consistency(aux, z)
@@ -420,7 +412,7 @@ class CGB(Stage):
             z,
             network,
             k=self.graph.neighbours,
-            tau=self.graph.tau,
+            tau=TAU,
             mask=mask,
             confidence="density" if network is None else "gcn",
             link_space=self.graph.link_space,
@@ -482,7 +474,7 @@ class CGB(Stage):
         def adam(rate, first=0):
             decayed = optax.exponential_decay(rate, max(self.decay_every, 1), self.decay, staircase=True)
             after = lambda step: jnp.where(step < first, 0, decayed(step) if self.decay_every else rate)
-            return optimizers.adam(after, b1=self.beta1, b2=self.beta2, l2=self.l2, clip=self.clip)
+            return optimizers.adam(after, b1=BETAS[0], b2=BETAS[1], l2=L2, clip=CLIP)
 
         detector = adam(self.detector_rate, self.generator_first)
         both = {"detector": detector, "generator": adam(self.generator_rate)}
@@ -499,10 +491,8 @@ class CGB(Stage):
         def draw(key):
             turn, rest = jax.random.split(key)
             degrees = rotation * jax.random.normal(turn, (), dtype)
-            degrees = jnp.clip(degrees, -self.max_rotation, self.max_rotation)
-            straight = warp.random_warp(
-                rest, scale=self.jitter, shift=self.shift, bend=self.bend, zoom=self.view.zoom, dtype=dtype
-            )
+            degrees = jnp.clip(degrees, -MAX_ROTATION, MAX_ROTATION)
+            straight = warp.random_warp(rest, scale=JITTER, bend=self.bend, zoom=self.view.zoom, dtype=dtype)
             return warp.turned(straight, degrees)
 
         return jax.vmap(draw)(keys)
@@ -530,7 +520,7 @@ class CGB(Stage):
 
     def _sigma(self, aux: Consensus, d):
         """The deviations [B,K] of the Gaussians in heatmap pixels (eq. 3)."""
-        fixed = jnp.full_like(d, self.fixed_sigma)
+        fixed = jnp.full_like(d, FIXED_SIGMA)
         if self.bottleneck == "fixed":
             return fixed
         if self.sigma == "paper":
@@ -555,12 +545,12 @@ class CGB(Stage):
         """FAN's output for views, d [B,K] of its landmarks, and their Gaussians [B,h,w,K]."""
         out = self._apply(state, seen, self.bn_eval)
         d = self._consistency(state.aux, self._descriptors(state.params, out))
-        xy = heatmaps.soft_argmax(out.logits, self.temperature)
+        xy = heatmaps.soft_argmax(out.logits, TEMPERATURE)
         return out, d, heatmaps.gaussian(xy, self._geometry.heat, self._sigma(state.aux, d))
 
     def _landmarks(self, out):
         """The landmarks of unwarped views, [B,K,2] float32 in pixels of the frame."""
-        return self._geometry.to_frame(heatmaps.soft_argmax(out.logits, self.temperature)).astype(jnp.float32)
+        return self._geometry.to_frame(heatmaps.soft_argmax(out.logits, TEMPERATURE)).astype(jnp.float32)
 
 
 def _middle(x, fraction: float):
@@ -580,8 +570,8 @@ def _loaded(fan, params, model_state):
         given["params"] = given["params"] | {"l_0": params["l_0"]}
     if not same_shapes(given, own):
         raise UserError(
-            "the weights of config.weights.fan are of a FAN of another size; set the stage's width, depth and norm to "
-            "theirs (the published ones: 256, 4, batch)"
+            "the weights of config.weights.fan are of a FAN of another size; set the stage's width and depth to theirs "
+            "(the published ones: 256, 4)"
         )
     given = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, own)
     return given["params"], {"batch_stats": given["batch_stats"]}

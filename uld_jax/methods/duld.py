@@ -44,13 +44,20 @@ from uld_jax.bank import by_batch, lookup
 from uld_jax.clustering import two_stage
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import NotNegative, Positive, PositiveInt
+from uld_jax.hyperparameters import NotNegative, PositiveInt
+from uld_jax.method import Need
 from uld_jax.methods import shared
-from uld_jax.methods.duld_stage import DuldStage, Memory, Plan, Pose
+from uld_jax.methods.duld_stage import ITERATIONS, DuldStage, Memory, Plan, Pose
 from uld_jax.models import layers, pose_vae
 from uld_jax.models.duld_net import DuldNet, Psi, unit
 from uld_jax.ops import contrast, heatmaps, keypoints
 
+TEMPERATURE = 0.1 / 1.41**2  # divisor of similarities in step 1; SiLK has 0.1 between descriptors of length 1.41
+SIGMA = 1.0  # of the Gaussians that the detector learns, in cells (the paper gives none)
+DESCRIPTOR_WEIGHT = 10.0  # of the contrastive loss of descriptors (published code of Mallis et al.)
+MARGIN = 0.8  # m of eq. 4 (section 4)
+BACKGROUND = 64  # random cells a view, which keypoints of the view must be apart from (published code of Mallis et al.)
+APART = 5.7  # pairs of a view that are nearer, in cells of a map of 64, are left out (published code of Mallis et al.)
 CODE_MARGIN = 0.8  # m of eq. 3, between codes of length 1 (ours: section 4 gives 0.8 for eq. 4)
 CODE_SQUARED = False  # pairs of codes weigh by distances, not by their squares (eq. 3)
 CODE_SIGMA = 1.5  # of the Gaussians that are decoded, in cells (ours; the paper gives none)
@@ -61,13 +68,11 @@ LEAST_SHARE = 0.05  # a cluster with fewer keypoints than this times its pose's 
 # -- 1) bootstrapping (section 3.2) -----------------------------------------------------------------------------------
 
 
-def correspondence_loss(psi: Psi, matches, temperature: float, block: int) -> contrast.Reciprocal:
+def correspondence_loss(psi: Psi, matches) -> contrast.Reciprocal:
     """Step 1) SiLK's losses of pairs of views [2B,...], neighbours in the batch, whose cells match [2B,h*w]."""
     described = keypoints.l2_normalize(psi.descriptors)
     paired = lambda x: x.reshape(-1, 2, matches.shape[-1], *x.shape[3:])
-    one = lambda z, at, m: contrast.reciprocal(
-        z[0], z[1], at[0], at[1], m[0], m[1], temperature=temperature, block=block
-    )
+    one = lambda z, at, m: contrast.reciprocal(z[0], z[1], at[0], at[1], m[0], m[1], temperature=TEMPERATURE)
     return jax.tree.map(jnp.mean, jax.vmap(one)(paired(described), paired(psi.logits), paired(matches)))
 
 
@@ -86,21 +91,7 @@ class Clustered(DuldStage):
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap(Clustered):
-    """Step 1) Aggregator and heads learn dense correspondence under warps; then the first clusters are formed.
-
-    Attributes:
-      temperature: divisor of the similarities of descriptors of length 1; 0.1 between descriptors of length 1.41 in
-        SiLK.
-      block: rows of a pair's similarities that exist at a time; 0 for all, enough for a grid of 64.
-    """
-
-    temperature: Positive = 0.1 / 1.41**2
-    block: NotNegative = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.block and self.net.grid**2 % self.block:
-            raise UserError(f"block is {self.block}; use a divisor of grid * grid = {self.net.grid**2}, or 0")
+    """Step 1) Aggregator and heads learn dense correspondence under warps; then the first clusters are formed."""
 
     @property
     def plan(self):
@@ -108,9 +99,9 @@ class Bootstrap(Clustered):
         return Plan(trains=("aggregator", "detector", "descriptor"), learnt_at=self.steps + 1, clusters=self.k)
 
     @property
-    def uses_previous(self):
-        """Whether `init` takes anything from the stage before."""
-        return self.start == "labels"
+    def needs(self):
+        """What the stage before left, with `start=labels`."""
+        return super().needs if self.start == "labels" else ()
 
     def round_at(self, step):
         return self.round_if(step == self.steps)
@@ -126,7 +117,7 @@ class Bootstrap(Clustered):
         def loss(params, examples):
             flat = out_of_pairs(examples)
             psi = self.network.psi(params, flat["maps"])
-            found = correspondence_loss(psi, flat["matches"], self.temperature, self.block)
+            found = correspondence_loss(psi, flat["matches"])
             return found.descriptor + found.keypoint, found._asdict()
 
         return self.learn(state, loss, examples)
@@ -247,7 +238,7 @@ def form_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
 def new_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
     """Steps 2, 5, 7) New clusters of poses, of all keypoints, and of each pose's."""
     aux, seen, plan = state.aux, bank.values, stage.plan
-    k_means = dict(iterations=stage.iterations, restarts=stage.restarts)
+    k_means = dict(iterations=ITERATIONS, restarts=stage.restarts)
     pose_key, first_key, more_key = jax.random.split(rng, 3)
     group, poses, active, memory, more = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, 0, aux.memory, None
     if plan.pose:  # step 7)
@@ -260,7 +251,7 @@ def new_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
     if stage.start == "labels":  # a label's slot is its landmark
         own, there = seen.described[:, :, : stage.k], seen.mask[:, :, : stage.k, None]
         anchors = jnp.where(stage.keeps_labels(state), keypoints.masked_mean(own, there, (0, 1)), anchors)
-    limits = plan.groups, plan.least_keypoints, stage.iterations
+    limits = plan.groups, plan.least_keypoints, ITERATIONS
     centroids, used, moved = clusters_by_pose(seen, anchors, group, *limits)  # step 7)
     if plan.clusters != stage.k:  # of the keypoints that stand for one of the K landmarks (Mallis et al. 2024)
         place = lambda *described: two_stage.exemplars(*described, centroids, used)
@@ -311,33 +302,14 @@ def standing(mask, slots):
 # -- 4) D-ULD (section 3.2) -------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Contrast:
-    """Contrastive loss of keypoints' descriptors (eq. 4).
-
-    Attributes:
-      descriptor_weight: weight of the loss; 10 in the published code of Mallis et al.
-      squared: pairs weigh by squares, d^2 and max(0, m - d)^2 (that code); else by d and max(0, m - d) (eq. 4).
-      margin: m, 0.8 in section 4.
-      background: random cells a view, which keypoints of the view must be apart from (that code).
-      apart: pairs of a view that are nearer than this, in cells of a map of 64, are left out; 5.7 in that code.
-    """
-
-    descriptor_weight: float = 10.0
-    squared: bool = True
-    margin: Positive = 0.8
-    background: PositiveInt = 64
-    apart: float = 5.7
-
-
-def detector_loss(logits, cells, there, sigma: float):
+def detector_loss(logits, cells, there):
     """Step 4) Squared error of the detector's maps [B,h,w] to Gaussians at the landmarks [B,K,2] that are there."""
     # mean over p of (sigmoid(logit_p) - max_k exp(-|p - xy_k|^2 / (2 sigma^2)))^2
-    target = heatmaps.keypoint_map(cells, there, logits.shape[1:], sigma)
+    target = heatmaps.keypoint_map(cells, there, logits.shape[1:], SIGMA)
     return jnp.mean((jax.nn.sigmoid(logits) - target) ** 2)
 
 
-def pair_loss(psi: Psi, examples, how: Contrast, negatives: str):
+def pair_loss(psi: Psi, examples, squared: bool, negatives: str):
     """Step 4, eq. 4) Labels of one cluster in the two views of a pair are alike, and others apart.
 
     `examples` are of neighbours in the batch. Of labels whose number in the view is unknown, -1, nothing is asked.
@@ -351,23 +323,23 @@ def pair_loss(psi: Psi, examples, how: Contrast, negatives: str):
     both = on_a[:, :, None] & on_b[:, None] & (is_a >= 0)[:, :, None] & (is_b >= 0)[:, None]
     same = both & (is_a[:, :, None] == is_b[:, None])
     square = contrast.square_distances(a, b)
-    total, count = jnp.sum(jnp.where(same, contrast.attraction(square, how.squared), 0)), jnp.sum(same)
+    total, count = jnp.sum(jnp.where(same, contrast.attraction(square, squared), 0)), jnp.sum(same)
     far = both & ~same
     if negatives == "cross":
-        total += jnp.sum(jnp.where(far, contrast.repulsion(square, how.margin, how.squared), 0))
+        total += jnp.sum(jnp.where(far, contrast.repulsion(square, MARGIN, squared), 0))
         count += jnp.sum(far)
     else:
-        apart, pairs = repelled_within(psi, described, examples, how)
+        apart, pairs = repelled_within(psi, described, examples, squared)
         total, count = total + apart, count + pairs
     means = {"near": keypoints.masked_mean(square, same), "far": keypoints.masked_mean(square, far)}  # of squares
     return total / jnp.maximum(count, 1), means
 
 
-def repelled_within(psi: Psi, described, examples, how: Contrast):
+def repelled_within(psi: Psi, described, examples, squared: bool):
     """Sum and number of the pairs of a view that must be apart, of labels and of random cells."""
     cells, random = examples["cells"], examples["background"]
-    least = how.apart * psi.logits.shape[1] / 64
-    options = dict(least=least, margin=how.margin, squared=how.squared)
+    least = APART * psi.logits.shape[1] / 64
+    options = dict(least=least, margin=MARGIN, squared=squared)
     return contrast.repelled_within(described, cells, examples["there"], described_at(psi, random), random, **options)
 
 
@@ -388,10 +360,10 @@ class Duld(Clustered):
 
     Attributes:
       round_every: steps between clusterings; 5,000 in section 4.
-      sigma: width of the Gaussians that the detector learns, in cells.
       train_clusters: M; landmarks' keypoints are clustered once more into so many, which are trained on, while K stand
         for landmarks (the row "Mallis (D)" of table 1: 100). 0: the K themselves (section 3.2).
-      contrast: the loss of descriptors.
+      squared: True if pairs weigh by squares, d^2 and max(0, m - d)^2 (published code of Mallis et al.), in the loss of
+        descriptors; False for d and max(0, m - d) (eq. 4).
       negatives: pairs that must be apart: `within` a view, of keypoints and of keypoints with random cells (published
         code of Mallis et al.); or `cross`, of both images' other clusters (the words of eq. 4).
     """
@@ -399,9 +371,8 @@ class Duld(Clustered):
     needs_partner = True
 
     round_every: PositiveInt = 5_000
-    sigma: Positive = 1.0
     train_clusters: NotNegative = 0
-    contrast: Contrast = Contrast()
+    squared: bool = True
     negatives: Literal["within", "cross"] = "within"
 
     def __post_init__(self):
@@ -439,16 +410,16 @@ class Duld(Clustered):
             "cells": cells,
             "there": there,
             "number": number,
-            "background": random_cells(keys, self.contrast.background, self.net.grid, self.dtype),
+            "background": random_cells(keys, BACKGROUND, self.net.grid, self.dtype),
         }
 
         def loss(params, examples):
             flat = out_of_pairs(examples)
             psi = self.network.psi(params, flat["maps"])
-            detector = detector_loss(psi.logits, flat["cells"], flat["there"], self.sigma)
-            contrastive, means = pair_loss(psi, flat, self.contrast, self.negatives)
+            detector = detector_loss(psi.logits, flat["cells"], flat["there"])
+            contrastive, means = pair_loss(psi, flat, self.squared, self.negatives)
             metrics = {"detector": detector, "contrast": contrastive} | means
-            return detector + self.contrast.descriptor_weight * contrastive, metrics
+            return detector + DESCRIPTOR_WEIGHT * contrastive, metrics
 
         return self.learn(state, loss, in_pairs(examples))
 
@@ -495,12 +466,11 @@ class Proxy(Clustered):
     stage takes these clusters up.
 
     Attributes:
-      round_every, sigma: as in `Duld`.
+      round_every: as in `Duld`.
       pose: the pose network.
     """
 
     round_every: PositiveInt = 5_000
-    sigma: Positive = 1.0
     pose: Pose = Pose()
 
     @property
@@ -509,13 +479,10 @@ class Proxy(Clustered):
         trains, keeps = ("detector", "encoder", "decoder"), ("aggregator", "descriptor")
         return Plan(trains, keeps, learnt_at=0, clusters=self.k, pose=self.pose)
 
-    def init(self, rng, batch, frozen, start):
-        if self.start == "clusters" and shared.take_labels(start.previous, self.k, start.num_images) is None:
-            raise UserError(
-                f"proxy learns from a table of {self.k} landmarks of the stage before; put the stage duld, with "
-                "train_clusters=0, before it, or set config.init_from=RUN:duld"
-            )
-        return super().init(rng, batch, frozen, start)
+    @property
+    def needs(self):
+        """Labels in any case, as the stage would learn empty maps until its first round."""
+        return Need("labels", "a stage that finds landmarks, such as duld.Duld with train_clusters=0"), *super().needs
 
     def round_at(self, step):
         due = step % self.round_every == 0 or step == self.steps
@@ -526,7 +493,7 @@ class Proxy(Clustered):
 
         def loss(params, examples):
             psi = self.network.psi(params, examples["maps"])
-            detector = detector_loss(psi.logits, examples["cells"], examples["there"], self.sigma)
+            detector = detector_loss(psi.logits, examples["cells"], examples["there"])
             bound, metrics = pose_bound(self.network, params, psi, examples, self.pose.vae_into_detector)
             return detector + self.pose.vae_weight * bound, {"detector": detector} | metrics
 
@@ -579,7 +546,7 @@ def remembered(codes, real, index, size: int) -> Memory:
     return Memory(jnp.where(rows[:, None] >= 0, pick(codes), 0), rows)
 
 
-def same_pose_loss(psi: Psi, examples, how: Contrast):
+def same_pose_loss(psi: Psi, examples, squared: bool):
     """Step 8, algorithm 2, eq. 4) A landmark's descriptors in images of one pose are alike, and apart from its view's.
 
     The same landmark in another pose is no negative: it has another cluster there, and is the same place.
@@ -588,8 +555,8 @@ def same_pose_loss(psi: Psi, examples, how: Contrast):
     described = described_at(psi, jnp.where(there[..., None], cells, 0))
     square = contrast.square_distances(*[jnp.moveaxis(described, 1, 0)] * 2)  # [K,B,B]
     both = there.T[:, :, None] & there.T[:, None] & (pose[:, None] == pose) & ~jnp.tri(len(pose), dtype=bool)
-    near = jnp.sum(jnp.where(both, contrast.attraction(square, how.squared), 0))
-    far, count = repelled_within(psi, described, examples, how)
+    near = jnp.sum(jnp.where(both, contrast.attraction(square, squared), 0))
+    far, count = repelled_within(psi, described, examples, squared)
     return (near + far) / jnp.maximum(jnp.sum(both) + count, 1)
 
 
@@ -598,25 +565,24 @@ class DuldPP(Clustered):
     """Steps 7), 8) Labels come from clusters of poses and, in each, of keypoints; codes are drawn together by pose.
 
     Attributes:
-      round_every, sigma: as in `Duld`.
+      round_every: as in `Duld`.
       pose: the pose network.
       code_loss: `contrast` (eq. 3), the decoder being left out; or `elbo`, the bound of the proxy stage instead (the
         ablation's "TSC with full VAE"), weighed by `vae_weight` as there; `beta` rises anew in this stage.
       code_weight: weight of eq. 3.
       memory: S, codes that a batch is compared with: those of the last round, then of the images seen since.
       train_descriptors: whether Psi_f goes on learning, by eq. 4 (algorithm 2), or is frozen (section 3.3.2).
-      contrast: the loss of descriptors with `train_descriptors`; keypoints are pushed apart within a view.
+      squared: as in `Duld`, with `train_descriptors`; keypoints are pushed apart within a view.
       least_keypoints: a pose with fewer keypoints than this times K takes the centroids of all images.
     """
 
     round_every: PositiveInt = 5_000
-    sigma: Positive = 1.0
     pose: Pose = Pose()
     code_loss: Literal["contrast", "elbo"] = "contrast"
     code_weight: float = 1.0
     memory: PositiveInt = 4096
     train_descriptors: bool = False
-    contrast: Contrast = Contrast()
+    squared: bool = True
     least_keypoints: int = 10
 
     @property
@@ -634,13 +600,10 @@ class DuldPP(Clustered):
             memory=self.memory if self.code_loss == "contrast" else 0,
         )
 
-    def init(self, rng, batch, frozen, start):
-        before = start.previous.aux if start.previous is not None else None
-        if getattr(before, "poses", None) is None:
-            raise UserError(
-                "duldpp goes on from a pose network; put the stage proxy before it, or set config.init_from=RUN:proxy"
-            )
-        return super().init(rng, batch, frozen, start)
+    @property
+    def needs(self):
+        """What the stage before left, and a pose network in any case."""
+        return Need("poses", "duld.Proxy"), *super().needs
 
     def round_at(self, step):
         return self.round_if(step % self.round_every == 0 or step == self.steps)
@@ -652,13 +615,13 @@ class DuldPP(Clustered):
         examples |= {"pose": aux.pose[batch["index"]], "place": jnp.arange(size)}
         if self.train_descriptors:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(rng, 1), batch["index"])
-            examples["background"] = random_cells(keys, self.contrast.background, self.net.grid, self.dtype)
+            examples["background"] = random_cells(keys, BACKGROUND, self.net.grid, self.dtype)
         if eq3:
             poses = jnp.where(aux.memory.rows >= 0, aux.pose[jnp.maximum(aux.memory.rows, 0)], -1)
 
         def loss(params, examples):
             psi = self.network.psi(params, examples["maps"])
-            detector = detector_loss(psi.logits, examples["cells"], examples["there"], self.sigma)
+            detector = detector_loss(psi.logits, examples["cells"], examples["there"])
             if eq3:
                 codes, _ = self.network.code(params, psi.confidence(examples["inside"]))
                 second, metrics = code_contrast(codes, examples["pose"], aux.memory.codes, poses)
@@ -669,8 +632,8 @@ class DuldPP(Clustered):
                 second, metrics = pose_bound(self.network, params, psi, examples, self.pose.vae_into_detector)
             total = detector + (self.code_weight if eq3 else self.pose.vae_weight) * second
             if self.train_descriptors:
-                metrics["contrast"] = same_pose_loss(psi, examples, self.contrast)
-                total += self.contrast.descriptor_weight * metrics["contrast"]
+                metrics["contrast"] = same_pose_loss(psi, examples, self.squared)
+                total += DESCRIPTOR_WEIGHT * metrics["contrast"]
             return total, {"detector": detector} | metrics
 
         state, metrics = self.learn(state, loss, examples)

@@ -18,13 +18,15 @@ from uld_jax.bank import Labels, image_table, label_table
 from uld_jax.clustering import two_stage
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
-from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
+from uld_jax.method import Clustering, Described, Need, Prediction, Round, TrainState, same_shapes
 from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, View
 from uld_jax.models import duld_net, layers, pose_vae
 from uld_jax.ops import color, contrast, coordinates, keypoints, nms, views, warp
 
 KINDS = ("dhf_aggregator",)  # of `frozen`, besides the backbone's own
+ITERATIONS = 100  # of k-means, at most (ours)
+SHARPNESS = 10.0  # of the weights of `place=mean`, exp(-SHARPNESS * squared distance to the centroid) (ours)
 
 
 class Memory(NamedTuple):
@@ -144,15 +146,13 @@ class Localise:
 
     Attributes:
       place: `exemplar`, its nearest keypoint (paper); or `mean`, the mean over the map's cells, weighted by
-        confidence * exp(-sharpness * squared distance to the centroid). Ours: it is exact to less than a cell, and
+        confidence * exp(-`SHARPNESS` * squared distance to the centroid). Ours: it is exact to less than a cell, and
         takes a second pass a round, as labels are placed by the new centroids.
-      sharpness: see `place`.
       fill: a landmark without a keypoint: `dense`, predicted where the map is nearest to its centroid (or where `place`
         has it), with a score below 1/2; or `none`, missing. Labels are never filled.
     """
 
     place: Literal["exemplar", "mean"] = "exemplar"
-    sharpness: float = 10.0
     fill: Literal["dense", "none"] = "dense"
 
 
@@ -225,7 +225,7 @@ class DuldStage(Clustering):
       start: `clusters` forms the first clusters of the keypoints' descriptors (paper); `labels` takes those of the
         table that the stage before left, such as ZeroShot's, and trains on it until the second round (ours).
       localise: where a landmark is.
-      iterations, restarts: of k-means, at most; the first one is done from so many random starts.
+      restarts: number of random starts of the first k-means.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
       ema: share that the running mean of the parameters keeps a step; rounds and prediction use that mean. 0: the
@@ -257,7 +257,6 @@ class DuldStage(Clustering):
     position: float = 0.0
     start: Literal["clusters", "labels"] = "clusters"
     localise: Localise = Localise()
-    iterations: int = 100
     restarts: int = 3
     bank_gib: Positive = 4.0
     ema: Share = 0.999
@@ -282,9 +281,12 @@ class DuldStage(Clustering):
             raise UserError(f"net.grid is {self.net.grid}; the pose network needs a power of two from 4 on")
 
     @property
-    def needs_previous_rows(self):
-        """Whether `previous` must come from the same images: it left labels, or poses, of them."""
-        return self.start == "labels" or self.plan.pose is not None
+    def needs(self):
+        """Labels to start from, and the network of a stage of D-ULD, which also leaves its anchors."""
+        labels = Need(
+            "labels", "a stage that finds landmarks, such as zeroshot.ZeroShot", required=self.start == "labels"
+        )
+        return labels, Need("anchors", "a stage of D-ULD", of_images=False, required=False)
 
     @property
     def plan(self) -> Plan:
@@ -344,6 +346,8 @@ class DuldStage(Clustering):
 
     def init(self, rng, batch, frozen, start):
         plan, previous = self.plan, start.previous
+        for need in self.needs:
+            shared.take(self, start, need.what)
         shown = jax.ShapeDtypeStruct((1, *self.geometry.view, 3), layers.wide(self.dtype))
         maps = jax.eval_shape(self.backbone_maps, jax.eval_shape(self._backbone.load), shown)
         params = self.network.initialize(rng, (*plan.trains, *plan.keeps), maps)
@@ -354,17 +358,12 @@ class DuldStage(Clustering):
             )
             params["aggregator"] = shared.take_weights(frozen["dhf_aggregator"]["params"], params["aggregator"], remedy)
             logging.warning("the aggregator starts from published weights, which were trained with annotated keypoints")
-        before = previous.aux if previous is not None and isinstance(previous.aux, Discovery) else None
+        before = None if shared.take(self, start, "anchors") is None else previous.aux
         if before is not None:
             known = previous.params if before.teacher is None else before.teacher
             same = "backbone, projection, width, depth, descriptor_size, grid and latent"
-            params = shared.take_network(params, known, same)
-        needed = (
-            f"{self._name}.start=labels needs landmarks to start from; put a stage such as zeroshot before it, or set "
-            f"{self._name}.start=clusters"
-        )
-        needed = needed if self.start == "labels" else ""
-        labels = shared.take_labels(previous, self.k, start.num_images, needed)
+            params = shared.take_network(start, params, known, same)
+        labels = shared.take_labels(self, start, self.k)
         aux = self._first(params, before, labels, start.num_images)
         opt_state = self._optimizer.init({name: params[name] for name in plan.trains})
         return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, aux=aux)
@@ -414,8 +413,8 @@ class DuldStage(Clustering):
 
     def learn(self, state, loss, examples):
         """One step of Adam for the parts that learn; `loss` takes all parameters and examples [B,...]."""
-        trains = self.plan.trains
-        state, metrics = shared.descend(state, loss, examples, trains, self._optimizer, self.accumulate_steps)
+        how = self._optimizer, self.accumulate_steps, self.plan.trains
+        state, metrics = shared.descend(state, loss, examples, *how)
         if self.ema:
             mean = shared.running_mean(state.aux.teacher, state.params, self.ema, state.step, self.dtype)
             state = state.replace(aux=state.aux._replace(teacher=mean))
@@ -479,8 +478,8 @@ class DuldStage(Clustering):
         counts, poses_only = state.aux.counts._asdict(), ("active_units", "absent", "moved")
         return {name: value for name, value in counts.items() if self.plan.pose or name not in poses_only}
 
-    def warning(self, summary):
-        if summary.get("active_units") == 0:
+    def warning(self, numbers):
+        if numbers.get("active_units") == 0:
             return (
                 f"no unit of the pose code varies, it has collapsed: lower {self._name}.beta, or train the stage proxy "
                 "longer"
@@ -526,7 +525,7 @@ class DuldStage(Clustering):
         described = self._with_place(keypoints.l2_normalize(psi.descriptors), grid)
         if self.localise.place == "exemplar":
             return two_stage.matches(described, inside, centroids)
-        return two_stage.mean_matches(described, inside, centroids, psi.logits, self.localise.sharpness)
+        return two_stage.mean_matches(described, inside, centroids, psi.logits, SHARPNESS)
 
     def _nearest_pose(self, aux, codes):
         return jnp.argmin(contrast.square_distances(duld_net.unit(codes), aux.poses), -1).astype(jnp.int32)

@@ -21,9 +21,9 @@ class Detector(NamedTuple):
     Attributes:
       backbone: class below `uld_jax.backbones`.
       threshold: of its score, exclusive.
-      nms: half the side of a keypoint's box, in pixels of the view.
+      nms: half the side of a keypoint's box, in pixels of the view; boxes must not overlap.
       scales: of the view.
-      descriptors: of the `first` scale, or of each keypoint's `own`.
+      descriptors: of the `first` scale (published code), or of each keypoint's `own`.
     """
 
     backbone: str
@@ -55,15 +55,11 @@ class Generic:
       scales: at 1.3 the view shows 1 / 1.3 of its part of the frame, enlarged; at 0.7 all of it in 0.7 times as many
         pixels. () for the detector's own (SuperPoint: 1, 1.3, 1.6 in section 4; 1 alone in the extended code).
       threshold: of the detector's score; below 0 for its own (SuperPoint: 0.1; 0.15 in the extended code).
-      nms: half the side of a keypoint's box in pixels; boxes must not overlap. 0 for the detector's own.
-      descriptors: of the `first` scale (published code), of each keypoint's `own`, or as the detector has it, `auto`.
     """
 
     detector: Literal["auto", "superpoint", "r2d2", "corners"] = "auto"
     scales: tuple[float, ...] = ()
     threshold: float = -1.0
-    nms: int = 0
-    descriptors: Literal["auto", "first", "own"] = "auto"
 
     def __post_init__(self):
         if any(scale <= 0 for scale in self.scales):
@@ -81,9 +77,7 @@ class Generic:
         own = DETECTORS[self.name(weights)]
         return own._replace(
             threshold=own.threshold if self.threshold < 0 else self.threshold,
-            nms=self.nms or own.nms,
             scales=self.scales or own.scales,
-            descriptors=own.descriptors if self.descriptors == "auto" else self.descriptors,
         )
 
 

@@ -18,11 +18,16 @@ from uld_jax import optimizers
 from uld_jax.bank import Labels, image_table
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.method import Need, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, Fan, View
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
 from uld_jax.ops import color, heatmaps, keypoints, views
+
+TEMPERATURE = 0.1  # of the soft-argmax (Sanchez and Tzimiropoulos, NeurIPS 2019)
+SIGMA = 1.0  # deviation of the Gaussians of `loss=heatmap`, in heatmap pixels (ours)
+RELABEL_SPREAD = 0.75  # strength of the relabelling warps, as a fraction of the training warps' (ours)
 
 
 class Refined(NamedTuple):
@@ -52,16 +57,12 @@ class HeatmapDetector(Stage):
       steps: number of steps of the whole stage, for the schedule.
       view: view of the frame.
       net: the FAN's size.
-      norm: normalisation of the FAN, `batch` or `group`.
       dtype: type of the network's arithmetic; parameters, statistics and losses stay float32 (float64 under float64).
       loss: `position`, the smooth L1 distance of the soft-argmax; or `heatmap`, the mean squared
         difference to a Gaussian (Mallis et al., section 3.3), decoded by its peak.
-      temperature: temperature of the soft-argmax (0.1 in Sanchez and Tzimiropoulos, NeurIPS 2019).
       delta: distance from which `loss=position` is linear instead of quadratic, as a fraction of the view's side.
-      sigma: deviation of the Gaussian in heatmap pixels, for `loss=heatmap`.
       round_every: steps between refreshes of the labels; 0 keeps the first labels.
       relabel_warps: number of views whose mean is a new label.
-      relabel_spread: strength of the relabelling warps, as a fraction of the training warps'.
       labels_from: source of the first labels: `previous` for the table of the stage before; `self` for predictions of
         the network given by `init_from`, which allows other images.
       augment: the training views; warps are normally distributed.
@@ -78,15 +79,11 @@ class HeatmapDetector(Stage):
     steps: int
     view: View = View()
     net: Fan = Fan()
-    norm: Literal["batch", "group"] = "batch"
     dtype: str = "float32"
     loss: Literal["position", "heatmap"] = "position"
-    temperature: Positive = 0.1
     delta: Positive = 0.03
-    sigma: float = 1.0
     round_every: int = 0
     relabel_warps: PositiveInt = 8
-    relabel_spread: float = 0.75
     labels_from: Literal["previous", "self"] = "previous"
     augment: Augment = Augment()
     bend: float = 0.0
@@ -96,13 +93,16 @@ class HeatmapDetector(Stage):
     accumulate_steps: int = 1
 
     @property
-    def needs_previous_rows(self) -> bool:
-        """Tell whether `previous` must come from the same images."""
-        return self.labels_from == "previous"
+    def needs(self):
+        """Labels to learn from, or else the network that makes them; the network goes on where it fits."""
+        own = self.labels_from == "self"
+        network = Need("network", "a detector of the same k, net.width and net.depth", of_images=False, required=own)
+        labels = Need("labels", "a stage that finds landmarks, such as zeroshot.ZeroShot")
+        return (network,) if own else (labels, network)
 
     @property
     def _net(self):
-        return FAN(self.k, **dataclasses.asdict(self.net), norm=self.norm, **layers.precision(self.dtype))
+        return FAN(self.k, **dataclasses.asdict(self.net), **layers.precision(self.dtype))
 
     @property
     def _optimizer(self):
@@ -113,26 +113,20 @@ class HeatmapDetector(Stage):
         return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     def init(self, rng, batch, frozen, start):
-        previous = start.previous
-        if previous is None:
-            raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
-        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
-        if same_shapes(previous.params, params):
-            params, model_state = previous.params, previous.model_state
-        elif self.labels_from == "self":
-            raise UserError(
-                "detector.labels_from=self needs init_from=RUN with a detector of the same k, width and depth"
-            )
         if self.labels_from == "previous":
-            labels = previous.aux.labels
-            if labels.xy.shape[:2] != (start.num_images, self.k):
-                raise UserError(
-                    f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
-                    f"not {self.k} of {start.num_images}; use the same k and images, or detector.labels_from=self"
-                )
+            labels = shared.take_labels(self, start, self.k)
         else:
             labels = Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k)))
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
+        network = shared.take(self, start, "network")
+        if network is not None and same_shapes(network, params):
+            params, model_state = network, start.previous.model_state
+        elif self.labels_from == "self":
+            raise UserError(
+                f"{start.stage}.labels_from=self goes on with a network of other sizes; use the same k, net.width and "
+                "net.depth as the stage that config.init_from names"
+            )
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -166,12 +160,12 @@ class HeatmapDetector(Stage):
         target, weight = examples["target"], examples["weight"]
         if self.loss == "position":
             # Steps 2), 3) Smooth L1 between soft-argmax and label, in units of `delta`, summed over x and y.
-            found = heatmaps.soft_argmax(out.logits, self.temperature)
+            found = heatmaps.soft_argmax(out.logits, TEMPERATURE)
             unit = self.delta * self._geometry.heat[0]
             loss = jnp.sum(optax.losses.huber_loss(found / unit, target.astype(found.dtype) / unit), -1)
         else:
             # Eq. 4 of Mallis et al.: squared difference, for the landmarks that have a label.
-            maps = heatmaps.gaussian(target, self._geometry.heat, self.sigma)
+            maps = heatmaps.gaussian(target, self._geometry.heat, SIGMA)
             loss = jnp.mean((out.logits.astype(maps.dtype) - maps) ** 2, (1, 2))
             found, _ = heatmaps.peak(out.logits)
         distance = jnp.linalg.norm(jax.lax.stop_gradient(found) - target, axis=-1)
@@ -190,7 +184,7 @@ class HeatmapDetector(Stage):
     def heatmaps(self, state, frozen, images):
         seen = self._geometry.look(images)
         logits = self._apply(state, seen).logits
-        maps = jax.nn.softmax(logits / self.temperature, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
+        maps = jax.nn.softmax(logits / TEMPERATURE, (1, 2)) if self.loss == "position" else jnp.maximum(logits, 0)
         return color.to_uint8(seen), maps
 
     def round_at(self, step):
@@ -234,7 +228,7 @@ class HeatmapDetector(Stage):
 
     def _several(self, state, images, keys, count: int) -> Prediction:
         """Mean landmarks over `count` warped views of each image; keys [B*count]."""
-        warps = self.augment.random_warps(keys, self.view.zoom, self.dtype, self.bend, self.relabel_spread)
+        warps = self.augment.random_warps(keys, self.view.zoom, self.dtype, self.bend, RELABEL_SPREAD)
         found = self._detect(state, warps, jnp.repeat(images, count, axis=0))
         xy = jnp.mean(found.xy.reshape(-1, count, self.k, 2), 1)
         return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
@@ -243,9 +237,9 @@ class HeatmapDetector(Stage):
         """Detect the landmarks of warped views, in pixels of the frame."""
         out = self._apply(state, self._geometry.look(images, warps))
         if self.loss == "position":
-            cells = heatmaps.soft_argmax(out.logits, self.temperature)
+            cells = heatmaps.soft_argmax(out.logits, TEMPERATURE)
             # The score is the share of the heatmap within two cells of the landmark.
-            logits = out.logits.astype(cells.dtype) / self.temperature
+            logits = out.logits.astype(cells.dtype) / TEMPERATURE
             weight = jax.nn.softmax(logits, (1, 2))
             near = heatmaps.gaussian(cells, self._geometry.heat, 2.0)
             score = jnp.sum(weight * near, (1, 2))

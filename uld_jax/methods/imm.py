@@ -14,7 +14,7 @@ Differences from the published code:
                 128 / 127 as far here. The Gaussians are the same
     mask        resized to the features' size with pixel centres in the middle; TensorFlow 1 has them in the corner
     balance     `FIRST_BALANCE` fits the trained VGG16; with random weights the terms are uneven until the running means
-                have followed, a few times 1 / balance_rate steps
+                have followed, a few times 1 / BALANCE_RATE steps
     prediction  a point in cell i of n lies at (i + 1/2) / n of the view, in the published code at i / (n - 1); a linear
                 regression to annotation compensates for the difference
 """
@@ -30,12 +30,21 @@ import optax
 from uld_jax import optimizers
 from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
+from uld_jax.hyperparameters import Positive
 from uld_jax.method import Prediction, Stage, TrainState
 from uld_jax.methods.shared import View
 from uld_jax.models import imm_net, layers, vgg
 from uld_jax.ops import color, heatmaps, views, warp
 
-FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # for the image and for the layers, in the published code
+# Constants of the published code. A warp has standard deviations of the rotation in degrees, the scale, the shift (the
+# view is 2 wide), and two of the thin-plate weights: each moves by the first, every second one by the other too.
+TARGET_WARP = (0.0, 0.0, 0.1, 0.001, 0.005)  # from photo to target
+SOURCE_WARP = (5.0, 0.1, 0.1, 0.001, 0.01)  # from target to source
+FIRST_BALANCE = (100.0, 1.6, 2.3, 1.8, 2.8, 100.0)  # first divisors of the loss's terms: the image, then the layers
+BALANCE_RATE = 0.01  # of the running means of the loss's terms, through which the gradient flows
+DECAY, DECAY_EVERY = 0.95, 100_000  # of the learning rate, and the steps between
+CLIP = 1.0  # largest norm of each variable's own gradient
+L2 = 1e-5  # weight of the L2 loss on convolution kernels
 
 
 class Balance(NamedTuple):
@@ -61,14 +70,7 @@ class IMM(Stage):
       dtype: type of the networks' arithmetic.
       gauss_std: width of the Gaussians exp(-|u - mu|^2 / gauss_std^2) in units in which the view is 2 wide.
       control: n of the n x n control points of the thin-plate warps.
-      target_warp: standard deviations of the warp from photo to target: rotation in degrees, scale, shift (the view is
-        2 wide), and the thin-plate weights' two (every weight moves by the first, every second one by the second too).
-      source_warp: standard deviations of the warp from target to source.
-      balance_rate: rate of the running means of the loss's terms.
-      detach_balance: True if the divisor is a constant to the gradient; in the published code it is not.
-      learning_rate, decay, decay_every: learning rate of Adam and its decay.
-      clip: largest norm of each variable's own gradient.
-      l2: weight of the L2 loss on convolution kernels.
+      learning_rate: first learning rate of Adam.
       weights: folders of converted weights by kind.
     """
 
@@ -80,27 +82,15 @@ class IMM(Stage):
     dtype: str = "float32"
     gauss_std: float = 0.10
     control: int = 10
-    target_warp: tuple[float, ...] = (0.0, 0.0, 0.1, 0.001, 0.005)
-    source_warp: tuple[float, ...] = (5.0, 0.1, 0.1, 0.001, 0.01)
-    balance_rate: float = 0.01
-    detach_balance: bool = False
-    learning_rate: float = 1e-3
-    decay: float = 0.95
-    decay_every: int = 100_000
-    clip: float = 1.0
-    l2: float = 1e-5
+    learning_rate: Positive = 1e-3
     weights: Any = ()
 
-    uses_previous = False
     weight_kinds = frozenset({"vgg16_colorization"})
 
     def __post_init__(self):
         super().__post_init__()
         if self.view.image_size % 8:
             raise UserError(f"view.image_size is {self.view.image_size}; use a multiple of 8")
-        for name in ("target_warp", "source_warp"):
-            if len(getattr(self, name)) != 5:
-                raise UserError(f"{name} has {len(getattr(self, name))} numbers; give rotation, scale, shift, 2 bends")
 
     @property
     def _nets(self):
@@ -113,8 +103,8 @@ class IMM(Stage):
 
     @property
     def _optimizer(self):
-        rate = optax.exponential_decay(self.learning_rate, self.decay_every, self.decay, staircase=True)
-        return optax.chain(optimizers.clip_each(self.clip), optimizers.adam(rate))
+        rate = optax.exponential_decay(self.learning_rate, DECAY_EVERY, DECAY, staircase=True)
+        return optax.chain(optimizers.clip_each(CLIP), optimizers.adam(rate))
 
     @property
     def _geometry(self) -> views.Geometry:
@@ -147,9 +137,9 @@ class IMM(Stage):
         edge = jnp.broadcast_to(
             jnp.asarray(_edge_mask(self.view.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1)
         )
-        target = self._warped(keys[:, 0], self.target_warp, jnp.concatenate([photo, edge], -1))
+        target = self._warped(keys[:, 0], TARGET_WARP, jnp.concatenate([photo, edge], -1))
         target, inside = target[..., :3], target[..., 3:]
-        source = self._warped(keys[:, 1], self.source_warp, target)
+        source = self._warped(keys[:, 1], SOURCE_WARP, target)
 
         (loss, (model_state, metrics, mean)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux.mean, frozen, source, target, inside
@@ -183,10 +173,10 @@ class IMM(Stage):
                 for a, b in zip(found, want, strict=True)
             ]
         )
-        mean = (1 - self.balance_rate) * mean + self.balance_rate * terms
-        loss = 1000 * jnp.sum(terms / (jax.lax.stop_gradient(mean) if self.detach_balance else mean))
+        mean = (1 - BALANCE_RATE) * mean + BALANCE_RATE * terms
+        loss = 1000 * jnp.sum(terms / mean)
         kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
-        decay = 0.5 * self.l2 * sum(jnp.sum(x**2) for x in kernels)
+        decay = 0.5 * L2 * sum(jnp.sum(x**2) for x in kernels)
         # By construction `loss` stays near 6000; what falls is `pixels`.
         metrics = {"pixels": terms[0] / 255**2, "features": jnp.mean(terms[1:] / jnp.asarray(FIRST_BALANCE[1:]))}
         return loss + decay, (new_state, metrics, jax.lax.stop_gradient(mean))
@@ -204,7 +194,7 @@ class IMM(Stage):
         """Pictures in columns: source, target, Gaussians, generated target, target in the next photo's appearance."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(images)))
         target, cells, _ = self._look(state, images)
-        source = self._warped(keys, self.source_warp, target)
+        source = self._warped(keys, SOURCE_WARP, target)
         maps = self._maps(cells)
 
         def run(name, *inputs):

@@ -29,17 +29,24 @@ import jax.numpy as jnp
 from uld_jax.backbones import build
 from uld_jax.bank import Labels, by_batch, flatten, image_table, label_table, lookup
 from uld_jax.clustering import assignment, background, merge, outliers
+from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
-from uld_jax.method import Clustering, Prediction, Round, TrainState
+from uld_jax.hyperparameters import Positive, PositiveInt, Share
+from uld_jax.method import Clustering, Need, Prediction, Round, TrainState
 from uld_jax.methods import generic_keypoints
 from uld_jax.methods import self_training_common as common
-from uld_jax.methods.self_training_common import Detection, KMeans, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Augment, View, region_tables, required_labels
+from uld_jax.methods.self_training_common import Detection, Merged, Trained, Views
+from uld_jax.methods.shared import Augment, View, descend, region_tables, take, take_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms
 from uld_jax.ops.on_object import on_object
 
+BACKGROUND_CLUSTERS = (100, 250)  # of `background=clusters`, inside and outside (published code)
+CUT = 1.0  # step 4) keypoints beyond the mean and so many deviations of squared distances are dropped (published code)
+DESCRIPTOR_WEIGHT = 10.0  # of the contrastive loss, beside that of the map (published code)
+MARGIN = 0.8  # m of eq. 2 (published code)
+MERGE_SHARE = 0.7  # of the rarer cluster's images, above which two clusters coincide (section 4)
+THRESHOLD = 0.2  # height of a heatmap's peak below which its landmark is not visible (published code)
 MERGE_RADIUS = 1.425  # in pixels of a 64-pixel map, exclusive: the pixel itself and its eight neighbours (step 9)
 
 
@@ -127,8 +134,7 @@ class Keypoints(Clustering):
       most: P, keypoints an image; the surest are kept.
       region: keypoints outside the object are dropped: by the csv's `box` (section 4) or `mask` columns, or `none`.
       background: `clusters` drops what resembles keypoints outside the box more than those inside (Human3.6M in the
-        published code, with 100 clusters inside and 250 outside).
-      background_clusters: numbers of clusters, (inside, outside).
+        published code), both in clusters of their own.
       points: a csv `file,x0,y0,...` of keypoints of the training images that are used in place of detected ones, in
         pixels of the files.
       outliers: share of keypoints, the farthest from their neighbours, that is dropped (section 4; 0.4 in the published
@@ -136,15 +142,10 @@ class Keypoints(Clustering):
       neighbours: of a keypoint, itself included, whose median distance counts.
       clusters: M; 100 for faces, 250 for bodies.
       assignment: `hungarian` (eq. 1); `nearest`; or `none`, no clusters but the surest M keypoints (extended variant).
-      cut: keypoints beyond the mean and so many standard deviations of their cluster's squared distances are dropped;
-        0 keeps all.
-      kmeans: of step 3.
       bank_gib: descriptors kept of a pass, in GiB; of a data set with more, clusters are formed from a sample of its
         images (`Clustering`).
       weights: folders of converted weights by kind.
     """
-
-    uses_previous = False
 
     frame_size: int
     generic: generic_keypoints.Generic = generic_keypoints.Generic()
@@ -152,14 +153,11 @@ class Keypoints(Clustering):
     most: PositiveInt = 128
     region: Literal["none", "box", "mask"] = "none"
     background: Literal["none", "clusters"] = "none"
-    background_clusters: tuple[int, int] = (100, 250)
     points: str = ""
     outliers: Share = 0.4
     neighbours: PositiveInt = 100
     clusters: PositiveInt = 100
     assignment: Literal["hungarian", "nearest", "none"] = "hungarian"
-    cut: float = 1.0
-    kmeans: KMeans = KMeans()
     bank_gib: Positive = 4.0
     weights: Any = ()
 
@@ -258,8 +256,7 @@ class Keypoints(Clustering):
         seen, sides, crowd = bank.values, (), None
         if self.background != "none":
             rng, *keys = jax.random.split(rng, 3)
-            options = dict(counts=self.background_clusters, iterations=self.kmeans.iterations)
-            sides = background.form(seen.described, seen.mask, seen.inside, keys, **options)
+            sides = background.form(seen.described, seen.mask, seen.inside, keys, counts=BACKGROUND_CLUSTERS)
             # Batch by batch, as a product may round by the number of its rows.
             seen = by_batch(lambda seen: _foreground(sides, seen), seen)
         x, mask = flatten(seen.described, seen.mask)
@@ -272,8 +269,8 @@ class Keypoints(Clustering):
         if self.assignment == "none":
             return seen, shaped, FirstClusters(state.aux.centroids, state.aux.limits, sides, crowd)
         # Step 3)
-        centroids = self.kmeans.fit(x, self.clusters, rng, mask).centroids
-        limits = limits_of(seen.described, shaped, centroids, self.cut)
+        centroids = kmeans(x, self.clusters, rng=rng, mask=mask).centroids
+        limits = limits_of(seen.described, shaped, centroids, CUT)
         return seen, shaped, FirstClusters(centroids, limits, sides, crowd)
 
     def _slots(self, found, described, mask):
@@ -307,23 +304,19 @@ class Contrast:
     """Contrastive loss of stage 1.
 
     Attributes:
-      descriptor_weight: of the loss, beside that of the map; 10 in the published code.
-      margin: m; 0.8 in the published code.
       hinge: of pairs that must be apart, `squared`: max(0, m - d^2) (eq. 2), or `distance`: max(0, m - d)^2 (published
         code).
       reading: descriptors between cells, `bilinear`; or at the nearest, `cell` (published code, in training).
     """
 
-    descriptor_weight: float = 10.0
-    margin: Positive = 0.8
     hinge: Literal["squared", "distance"] = "squared"
     reading: Literal["bilinear", "cell"] = "bilinear"
 
     def apart(self, square):
         """Return the loss of squared distances d^2 of descriptors that must be apart."""
         if self.hinge == "squared":
-            return jax.nn.relu(self.margin - square)
-        return jax.nn.relu(self.margin - jnp.sqrt(square + 1e-9)) ** 2
+            return jax.nn.relu(MARGIN - square)
+        return jax.nn.relu(MARGIN - jnp.sqrt(square + 1e-9)) ** 2
 
     def read(self, maps, cells, there):
         """Descriptors [B,P,D] of maps [B,h,w,D] at cells [B,P,2], and where they were read; at (0, 0) if not there."""
@@ -331,16 +324,15 @@ class Contrast:
         return keypoints.sample(maps, at), at
 
 
-def map_loss(logits, views: Views, sigma: float, target: str):
+def map_loss(logits, views: Views, target: str):
     """Squared error of the map of where keypoints are (section 3.2): the sum of the two views' means.
 
     Args:
       logits: [2B,h,w].
       views: of these images.
-      sigma: of a keypoint's Gaussian.
       target: `gaussian`; or `pixel`, one cell a keypoint (published code).
     """
-    sigma, places = (sigma, views.cells) if target == "gaussian" else (0.1, jnp.round(views.cells))
+    sigma, places = (common.SIGMA, views.cells) if target == "gaussian" else (0.1, jnp.round(views.cells))
     maps = heatmaps.keypoint_map(places, views.there, logits.shape[1:3], sigma)
     error = jnp.mean((jax.nn.sigmoid(logits) - maps) ** 2, (1, 2))
     return 2 * keypoints.masked_mean(error, views.learned)
@@ -359,11 +351,11 @@ class Correspondence(Trained, Clustering):
       round_every: steps between clusterings; 10,000. `schedule=restarts` of the optimiser is a cosine in five plateaus
         a round (published code).
       clusters: M, that of the stage before.
-      assignment, cut: as in `Keypoints`.
+      cut: keypoints beyond the mean and so many standard deviations of their cluster's squared distances are dropped;
+        0 keeps all.
       memory: `two_rounds` adds the keypoints of the last round to those detected now (section 3.2); `all_rounds` all
         that were ever kept, which win over new ones (published code); `none`.
       seeding: of k-means, the last round's centroids, `previous` (section 4); or `random` (published code).
-      kmeans: of a round.
       detection: of a round, and of a prediction.
       region: as in `Keypoints`, of what rounds detect in the training images. A choice of ours; paper and published
         code have `none` here, where the network sees crops around the boxes and little else.
@@ -376,6 +368,8 @@ class Correspondence(Trained, Clustering):
       bank_gib: as in `Keypoints`.
     """
 
+    LEARNS_FROM = (Need("labels", "keypoints in clusters, self_training.Keypoints"),)
+
     needs_partner = True
 
     pairs: Literal["clusters", "augmented"] = "clusters"
@@ -383,11 +377,9 @@ class Correspondence(Trained, Clustering):
     warmup: int = 20_000
     round_every: PositiveInt = 10_000
     clusters: PositiveInt = 100
-    assignment: Literal["hungarian", "nearest"] = "hungarian"
-    cut: float = 1.0
+    cut: float = CUT
     memory: Literal["two_rounds", "all_rounds", "none"] = "two_rounds"
     seeding: Literal["previous", "random"] = "previous"
-    kmeans: KMeans = KMeans()
     detection: Detection = Detection()
     region: Literal["none", "box", "mask"] = "none"
     target: Literal["gaussian", "pixel"] = "gaussian"
@@ -415,10 +407,9 @@ class Correspondence(Trained, Clustering):
     def init(self, rng, batch, frozen, start):
         params = common.new_network(self._net, self._geometry, rng)
         aux = common.unknown(start.num_images, self.clusters, self.descriptor_size, layers.wide(self.dtype))
-        if self.uses_previous:
-            aux = common.learn_from(aux, start)
+        aux = common.learn_from(self, aux, start)
         if self.converted and not start.shapes_only:
-            required = not self.uses_previous
+            required = not self.learns
             params, aux = common.start_from_checkpoint(frozen["mallis"], params, aux, centroids_required=required)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -430,12 +421,12 @@ class Correspondence(Trained, Clustering):
         labels = jax.tree.map(lambda table: table[index], state.aux.labels)
         warps = self.augment.uniform_warps(keys.warps, self.view.zoom, self.dtype)
         views = common.make_views(self, images, labels, warps, keys, self.least_points)
-        return common.descend_at_once(state, self._loss, views, self._optimizer)
+        return descend(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)
         logits, maps = out.logits.astype(views.cells.dtype), out.descriptors.astype(views.cells.dtype)
-        detector = map_loss(logits, views, self.sigma, self.target)
+        detector = map_loss(logits, views, self.target)
         described, _ = self.contrast.read(maps, views.cells, views.there)
         both, same = common.pairs_of(views.there, views.number)
         apart = negatives_of(both, same, self.negatives)
@@ -444,7 +435,7 @@ class Correspondence(Trained, Clustering):
         total = jnp.sum(jnp.where(same, square, 0)) + jnp.sum(jnp.where(apart, self.contrast.apart(square), 0))
         contrastive = total / jnp.maximum(jnp.sum(same) + jnp.sum(apart), 1)
         metrics = {"detector": detector, "contrast": contrastive} | common.contrast_metrics(square, both, same)
-        return detector + self.contrast.descriptor_weight * contrastive, metrics
+        return detector + DESCRIPTOR_WEIGHT * contrastive, metrics
 
     def round_at(self, step):
         return common.round_of_stage1(step, self.steps, self.warmup, self.round_every, self.pairs)
@@ -471,15 +462,15 @@ class Correspondence(Trained, Clustering):
         # Step 3) again
         aux, seen = state.aux, bank.values
         x, mask = flatten(seen.described, seen.mask)
-        seeded = lambda: self.kmeans.fit(x, self.clusters, rng, mask).centroids
-        warm = lambda: self.kmeans.go_on(x, aux.centroids, mask).centroids
+        seeded = lambda: kmeans(x, self.clusters, rng=rng, mask=mask).centroids
+        warm = lambda: kmeans(x, self.clusters, init=aux.centroids, mask=mask).centroids
         first = aux.round == 0  # there are no centroids of these descriptors yet
         centroids = jax.lax.cond(first, seeded, warm) if self.seeding == "previous" else seeded()
         return Clusters(centroids, limits_of(seen.described, seen.mask, centroids, self.cut))
 
     def locate(self, state, found, seen):
         # Step 4) again
-        slots = assignment.assign(seen.described, seen.mask, found.centroids, found.limits, self.assignment).slots
+        slots = assignment.assign(seen.described, seen.mask, found.centroids, found.limits, "hungarian").slots
         return Placed(seen.xy, seen.mask, slots)
 
     def settle(self, state, found, bank):
@@ -501,11 +492,11 @@ class Correspondence(Trained, Clustering):
 
     def predict(self, state, frozen, images):
         xy, described, mask = common.keypoints_of(self, state, images)
-        return common.predicted(xy, described, mask, state.aux, self.assignment)
+        return common.predicted(xy, described, mask, state.aux, "hungarian")
 
     def describe(self, state, frozen, images):
         _, described, mask = common.keypoints_of(self, state, images)
-        return common.described_clusters(described, mask, state.aux, self.assignment)
+        return common.described_clusters(described, mask, state.aux, "hungarian")
 
     def heatmaps(self, state, frozen, images):
         return common.confidence_maps(self, state, images)
@@ -530,21 +521,24 @@ class Landmarks(Trained):
 
     Attributes, besides those of `Trained`:
       clusters: M, that of stage 1.
+      sigma: of the Gaussians in target maps, in heatmap pixels; 0.75 in the published code.
       least_images: a cluster that is labelled in no more images is left out; 500 in the published code, 0 in the paper.
       merge_from, merge_every: steps; the first merging and those after it. In the published code 25,000, then every
         second pass over the data.
-      merge_share: of the rarer cluster's images, above which two coincide (section 4: 70 %).
-      threshold: of a heatmap's peak, below which its landmark is not visible; 0.2 in the published code.
       decode: `argmax`, the highest cell (published code), or `parabola`, between cells.
       accumulate_steps: pieces of a batch.
     """
 
+    LEARNS_FROM = (
+        Need("labels", "stage 1, self_training.Correspondence"),
+        Need("network", "stage 1", of_images=False, required=False),
+    )
+
     clusters: PositiveInt = 100
+    sigma: Positive = 0.75
     least_images: int = 0
     merge_from: int = 25_000
     merge_every: PositiveInt = 5_000
-    merge_share: Fraction = 0.7
-    threshold: float = 0.2
     decode: Literal["argmax", "parabola"] = "argmax"
     augment: Augment = Augment(40.0, 0.3, 0.05)
     accumulate_steps: int = 1
@@ -571,22 +565,20 @@ class Landmarks(Trained):
                 params, active = common.second_from_checkpoint(frozen["mallis"], params, active)
         else:
             # Step 8) The network of stage 1 goes on, with new last layers.
-            params = common.go_on_with(start.previous.params, params, self.clusters, rng)
+            params = common.go_on_with(take(self, start, "network"), params, self.clusters, rng, start)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=None)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
     def _labels(self, start) -> Labels:
         """The labels that stage 1 left; empty ones where nothing is learned."""
-        if not self.uses_previous:
+        labels = take_labels(self, start, self.clusters)
+        if labels is None:
             return common.no_labels(start.num_images, self.clusters, jnp.float32)
-        same = "the same clusters in stage1 and stage2"
-        options = dict(left_by=Recovered, needed=common.NEEDS_STAGE1, same=same)
-        labels = required_labels(start, "labels", self.clusters, **options)
         if self.least_images >= start.num_images:
             raise UserError(
-                f"stage2.least_images={self.least_images} leaves out every cluster of {start.num_images} images; use a "
-                "lower number"
+                f"{start.stage}.least_images={self.least_images} leaves out every cluster of {start.num_images} "
+                "images; use a lower number"
             )
         return labels
 
@@ -602,16 +594,16 @@ class Landmarks(Trained):
         there, cells = (labels.score > 0) & aux.active, geometry.to_cells(labels.xy, warps)
         examples = {"seen": seen, "cells": jnp.where(there[..., None], cells, -100), "there": there}
 
-        def loss(params, model_state, examples):
+        def loss(params, examples):
             # Step 8)
             logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
             cells, there = examples["cells"], examples["there"]
             error = common.map_errors(logits, heatmaps.gaussian(cells, geometry.heat, self.sigma))
             found, _ = heatmaps.peak(jax.lax.stop_gradient(logits), refine=False)
             metrics = {"distance_px": common.peak_distance(self, found, cells, there)}
-            return keypoints.masked_mean(error, there), (model_state, metrics)
+            return keypoints.masked_mean(error, there), metrics
 
-        state, metrics = common.descend(self._optimizer, self.accumulate_steps, state, loss, examples)
+        state, metrics = descend(state, loss, examples, self._optimizer, self.accumulate_steps)
         return state, metrics | {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
 
     def round_at(self, step):
@@ -621,7 +613,7 @@ class Landmarks(Trained):
 
     def observe(self, state, frozen, batch, rng):
         xy, score = self._peaks(state, batch["image"])
-        return Peaks(xy, (score >= self.threshold) & state.aux.active)
+        return Peaks(xy, (score >= THRESHOLD) & state.aux.active)
 
     def refresh(self, state, frozen, bank, rng):
         # Step 9) In how many images do two heatmaps peak at the same place?
@@ -636,7 +628,7 @@ class Landmarks(Trained):
         each = jax.lax.map(coincide, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), bank.values))
         together = jax.tree.map(lambda x: jnp.sum(x, (0, 1)), each)
         population = jnp.sum(aux.labels.score > 0, 0)
-        merged = merge.greedy_merge(*together, self.merge_share, population=population, used=aux.active)
+        merged = merge.greedy_merge(*together, MERGE_SHARE, population=population, used=aux.active)
         labels = merged_labels(aux.labels, merged)
         return state.replace(aux=aux._replace(round=aux.round + 1, active=merged.kept, labels=labels))
 
@@ -648,7 +640,7 @@ class Landmarks(Trained):
 
     def predict(self, state, frozen, images):
         xy, score = self._peaks(state, images)
-        return common.seen_landmarks(xy, score, (score >= self.threshold) & state.aux.active)
+        return common.seen_landmarks(xy, score, (score >= THRESHOLD) & state.aux.active)
 
     def heatmaps(self, state, frozen, images):
         seen = self._geometry.look(images)

@@ -5,21 +5,21 @@ their steps are numbered there.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from uld_jax import optimizers, weights
+from uld_jax import weights
 from uld_jax.bank import Labels
 from uld_jax.clustering import assignment
-from uld_jax.clustering.kmeans import kmeans
-from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage, TrainState
-from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, required_labels, take_centroids, take_weights
+from uld_jax.hyperparameters import PositiveInt
+from uld_jax.method import Described, Need, Prediction, Round, Stage
+from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, take_centroids, take_labels, take_weights
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, keypoints, nms, views
+
+SIGMA = 0.75  # of the Gaussians in the maps of stage 1, in heatmap pixels; the published code has it in stage 2
 
 
 class Counts(NamedTuple):
@@ -121,27 +121,6 @@ def predicted(xy, described, mask, aux: Recovered, how: str) -> Prediction:
     return Prediction(points.astype(jnp.float32), score)
 
 
-@dataclasses.dataclass(frozen=True)
-class KMeans:
-    """k-means of descriptors.
-
-    Attributes:
-      iterations: at most.
-      restarts: runs from other first centroids, of which the best is kept.
-    """
-
-    iterations: int = 100
-    restarts: PositiveInt = 1
-
-    def fit(self, x, clusters: int, rng, mask):
-        """Cluster rows [N,D] from random first centroids; see `clustering.kmeans`."""
-        return kmeans(x, clusters, rng=rng, mask=mask, iterations=self.iterations, restarts=self.restarts)
-
-    def go_on(self, x, centroids, mask):
-        """Cluster rows [N,D] from known centroids [M,D]."""
-        return kmeans(x, len(centroids), init=centroids, mask=mask, iterations=self.iterations)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(Stage):
     """Fields of the trained stages of both papers, and where they start.
@@ -154,11 +133,12 @@ class Trained(Stage):
       view: of the frame.
       net: the network's size (`models/fan.py`).
       dtype: of its arithmetic.
-      sigma: of the Gaussians in target maps, in heatmap pixels.
       augment: the training views; warps are uniformly distributed, as in the published code.
-      optimizer: RMSprop, 5e-4 and 1e-5, at a constant rate (section 4).
+      optimizer: RMSprop at a constant rate of 5e-4 (section 4).
       weights: folders of converted weights by kind.
     """
+
+    LEARNS_FROM: ClassVar[tuple[Need, ...]]  # of every stage
 
     frame_size: int
     steps: int
@@ -166,7 +146,6 @@ class Trained(Stage):
     view: View = View()
     net: Fan = Fan()
     dtype: str = "float32"
-    sigma: Positive = 0.75
     augment: Augment = Augment(40.0, 0.2, 0.05)
     optimizer: Rmsprop = Rmsprop()
     weights: Any = ()
@@ -187,14 +166,14 @@ class Trained(Stage):
         return self.start == "checkpoint"
 
     @property
-    def uses_previous(self):
-        """Whether there is anything to learn from what the stage before left."""
+    def learns(self) -> bool:
+        """Whether the stage learns from what the stage before left."""
         return bool(self.steps) or not self.converted
 
     @property
-    def needs_previous_rows(self):
-        """Whether that must be of these images."""
-        return self.uses_previous
+    def needs(self):
+        """What the stage before left, unless converted weights are all there is."""
+        return self.LEARNS_FROM if self.learns else ()
 
     @property
     def _geometry(self) -> views.Geometry:
@@ -280,7 +259,7 @@ def pair_up(batch, other):
     return images.reshape(-1, *images.shape[2:]), index.reshape(-1)
 
 
-def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_points: int) -> Views:
+def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_points: int = 0) -> Views:
     """Warp images [2B,H,W,3] and their labels [2B,M] alike, and change the colours."""
     geometry = stage._geometry
     colour = jax.vmap(color.mild_changes, (0, 0, None))
@@ -291,14 +270,6 @@ def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_
     there &= learned[:, None]
     number = jnp.broadcast_to(jnp.arange(there.shape[1]), there.shape)
     return Views(seen, cells, there, learned, number, keys.colours)
-
-
-def descend_at_once(state: TrainState, loss, views: Views, optimizer: optax.GradientTransformation):
-    """Take a step of the optimiser by a loss `(params, views) -> (value, metrics)`; return state and metrics."""
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, views)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), {"loss": value} | metrics
 
 
 def pairs_of(there, number):
@@ -334,17 +305,15 @@ def described_clusters(described, mask, aux: Recovered, how: str) -> Described:
     return Described(described, jnp.where(jnp.any(has, 1), jnp.argmax(has, 1), -1).astype(jnp.int32), mask)
 
 
-def learn_from(aux: Recovered, start) -> Recovered:
-    """Return the state with the labels that the stage before left. Raises UserError where there are none that fit."""
+def learn_from(stage: Trained, aux: Recovered, start) -> Recovered:
+    """Return the state of a stage 1 with the labels that the stage before left, if it learns.
+
+    Raises UserError where there are none that fit.
+    """
     dtype, slots = aux.labels.xy.dtype, aux.labels.score.shape[1]
-    labels = required_labels(
-        start,
-        "labels",
-        slots,
-        left_by=Recovered,
-        needed="stage1 learns from keypoints; put the stage keypoints before it, or set config.init_from=RUN:keypoints",
-        same="the same clusters in keypoints and stage1",
-    )
+    labels = take_labels(stage, start, slots)
+    if labels is None:
+        return aux
     return aux._replace(labels=jax.tree.map(lambda x: x.astype(dtype), labels), fresh=labels.score > 0)
 
 
@@ -393,26 +362,23 @@ def confidence_maps(stage, state, images):
     return color.to_uint8(seen), jax.nn.sigmoid(network(stage).apply({"params": state.params}, seen).logits)[..., None]
 
 
-NEEDS_STAGE1 = (
-    "stage2 learns from the clusters of stage1; put the stages keypoints and stage1 before it, or set "
-    "config.init_from=RUN:stage1"
-)
-
-
 def heatmap_network(stage, maps: int) -> fan.FAN:
     """Return the network of a stage 2, with so many heatmaps."""
     return fan.FAN(maps, **dataclasses.asdict(stage.net), norm="group", **layers.precision(stage.dtype))
 
 
-def go_on_with(previous, params, maps: int, rng):
+def go_on_with(previous, params, maps: int, rng, start):
     """Return the descriptor branch of stage 1 with a new last layer; new parameters where there is no stage 1.
 
     Raises UserError for another network.
     """
-    if not previous:
+    if previous is None:
         return params
     branch = fan.descriptor_branch(previous, maps, rng)
-    other = "stage2 goes on with stage1's network; give both the same width, depth and downsample"
+    other = (
+        f"stage {start.stage} goes on with the network of the stage before; give both the same net.width, net.depth "
+        "and net.downsample"
+    )
     return take_weights(branch, params, other)
 
 
@@ -439,14 +405,6 @@ def peak_distance(stage, found, cells, there):
     geometry = stage._geometry
     pixels = stage.view.zoom * stage.frame_size / geometry.heat[0] * jnp.linalg.norm(found - cells, axis=-1)
     return keypoints.masked_mean(pixels, there & geometry.on_map(cells))
-
-
-def descend(optimizer, pieces: int, state, loss, examples):
-    """Return the state after one step down `loss`, over the batch in pieces, and metrics."""
-    grads, _, metrics = optimizers.accumulated_gradients(loss, state.params, {}, examples, pieces)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), metrics
 
 
 def seen_landmarks(xy, score, there) -> Prediction:

@@ -31,16 +31,19 @@ import jax.numpy as jnp
 from uld_jax import optimizers
 from uld_jax.bank import Labels, by_batch, image_table, label_table
 from uld_jax.clustering import assignment
+from uld_jax.clustering.kmeans import kmeans
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Clustering, TrainState
+from uld_jax.method import Clustering, Need, TrainState
 from uld_jax.methods import self_training_common as common
-from uld_jax.methods.self_training import Clusters, Contrast, map_loss
-from uld_jax.methods.self_training_common import Detection, KMeans, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Rmsprop, region_tables, required_labels, take_flips
+from uld_jax.methods.self_training import DESCRIPTOR_WEIGHT, Clusters, Contrast, map_loss
+from uld_jax.methods.self_training_common import Detection, Merged, Recovered, Trained, Views
+from uld_jax.methods.shared import Rmsprop, descend, region_tables, take, take_flips, take_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, warp
 from uld_jax.ops.on_object import on_object
 
+BACKGROUND = 128  # random cells a view that keypoints must be apart from (published code)
+APART = 5.7  # distance in heatmap pixels from which two cells of a view must be apart (published code)
 HEAD = ("l_0", "bn_end0", "conv_last0", "top_m_0")  # layers of stage 2 that learn at `head_rate`
 
 
@@ -121,16 +124,14 @@ class Correspondence(Trained, Clustering):
       warmup: steps before the first clustering.
       round_every: steps between clusterings.
       clusters: M, those that are trained on, as many as the stage before has slots.
-      kmeans: of both clusterings.
+      restarts: of both clusterings from other first centroids, of which the best is kept; 10 in the published code.
       detection: of a round, and of a prediction.
       region: as in `self_training.Correspondence`.
-      target: of the map, one `pixel` a keypoint (published code), or a `gaussian`.
       contrast: the contrastive loss.
-      background: random cells a view that keypoints must be apart from.
-      apart: distance in heatmap pixels from which two cells of a view must be apart; 5.7 in the published code.
-      least_points: an image with fewer labels is not learned from.
       bank_gib: as in `self_training.Keypoints`.
     """
+
+    LEARNS_FROM = (Need("labels", "keypoints in clusters, self_training.Keypoints"),)
 
     needs_partner = True
 
@@ -140,14 +141,10 @@ class Correspondence(Trained, Clustering):
     warmup: int = 30_000
     round_every: PositiveInt = 5_000
     clusters: PositiveInt = 100
-    kmeans: KMeans = KMeans(restarts=10)
+    restarts: PositiveInt = 10
     detection: Detection = Detection(threshold=0.15, nms=2, subpixel="quarter")
     region: Literal["none", "box", "mask"] = "none"
-    target: Literal["gaussian", "pixel"] = "pixel"
     contrast: Contrast = Contrast(hinge="distance")
-    background: int = 128
-    apart: float = 5.7
-    least_points: int = 0
     optimizer: Rmsprop = Rmsprop(1e-4, "steps", (150_000, 180_000))
     bank_gib: Positive = 4.0
 
@@ -170,10 +167,9 @@ class Correspondence(Trained, Clustering):
     def init(self, rng, batch, frozen, start):
         params = common.new_network(self._net, self._geometry, rng)
         aux = unknown(start.num_images, self.clusters, self.k, self.descriptor_size, layers.wide(self.dtype))
-        if self.uses_previous:
-            aux = common.learn_from(aux, start)
+        aux = common.learn_from(self, aux, start)
         if self.converted and not start.shapes_only:
-            required = not self.uses_previous
+            required = not self.learns
             params, aux = common.start_from_checkpoint(frozen["mallis"], params, aux, centroids_required=required)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -188,24 +184,24 @@ class Correspondence(Trained, Clustering):
         flips = jax.vmap(jax.random.bernoulli)(keys.flips) & (aux.round > 0)
         warps = self.augment.uniform_warps(keys.warps, self.view.zoom, self.dtype)
         warps = jax.vmap(warp.mirrored)(warps, flips)
-        views = common.make_views(self, images, labels, warps, keys, self.least_points)
+        views = common.make_views(self, images, labels, warps, keys)
         views = views._replace(number=jnp.where(flips[:, None], aux.mirrored[index], views.number))
-        return common.descend_at_once(state, self._loss, views, self._optimizer)
+        return descend(state, self._loss, views, self._optimizer)
 
     def _loss(self, params, views: Views):
         out = self._net.apply({"params": params}, views.seen)
         logits, maps = out.logits.astype(views.cells.dtype), out.descriptors.astype(views.cells.dtype)
-        detector = map_loss(logits, views, self.sigma, self.target)
+        detector = map_loss(logits, views, "pixel")
         # Step 3)
         described, at = self.contrast.read(maps, views.cells, views.there)
         both, same = common.pairs_of(views.there, views.number)
         square = contrast.square_distances(described[0::2], described[1::2])
-        cells = random_cells(views.keys, self.background, maps.shape[1:3], at.dtype)
-        total, count = within_views(self.contrast, maps, described, at, views.there, cells, self.apart)
+        cells = random_cells(views.keys, BACKGROUND, maps.shape[1:3], at.dtype)
+        total, count = within_views(self.contrast, maps, described, at, views.there, cells, APART)
         total, count = jnp.sum(jnp.where(same, square, 0)) + total, jnp.sum(same) + count
         contrastive = total / jnp.maximum(count, 1)
         metrics = {"detector": detector, "contrast": contrastive} | common.contrast_metrics(square, both, same)
-        return detector + self.contrast.descriptor_weight * contrastive, metrics
+        return detector + DESCRIPTOR_WEIGHT * contrastive, metrics
 
     def round_at(self, step):
         return common.round_of_stage1(step, self.steps, self.warmup, self.round_every, self.pairs)
@@ -228,7 +224,7 @@ class Correspondence(Trained, Clustering):
         both = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in (seen.described, seen.turned)])
 
         def clusters(number, key, mask):
-            found = self.kmeans.fit(both, number, key, jnp.tile(mask.reshape(-1), 2))
+            found = kmeans(both, number, rng=key, mask=jnp.tile(mask.reshape(-1), 2), restarts=self.restarts)
             limits = jnp.where(found.counts > 0, jnp.asarray(jnp.finfo(both.dtype).max), 0)
             return Clusters(found.centroids, limits)
 
@@ -327,6 +323,7 @@ class Landmarks(Trained):
 
     Attributes, besides those of `Trained`:
       k: K, number of landmarks.
+      sigma: of the Gaussians in target maps, in heatmap pixels; 0.75 in the published code.
       mirroring: `exact`; or `published`. The published code mirrors points by x' = 255 - x in 256 pixels that it
         divides by 4 then, so that of a mirrored view it learns to see a landmark 3/4 of a cell right of where it is;
         maps of a mirror image it shifts back by a cell. One makes up for the other, and a network that has learned with
@@ -339,7 +336,14 @@ class Landmarks(Trained):
       accumulate_steps: pieces of a batch.
     """
 
+    LEARNS_FROM = (
+        Need("landmarks", "stage 1 of the extended variant, self_training_extended.Correspondence"),
+        Need("flips", "stage 1 of the extended variant, self_training_extended.Correspondence", of_images=False),
+        Need("network", "stage 1", of_images=False, required=False),
+    )
+
     k: int
+    sigma: Positive = 0.75
     mirroring: Literal["auto", "exact", "published"] = "auto"
     decode: Literal["argmax", "parabola"] = "argmax"
     cutout: float = 80 / 256
@@ -376,27 +380,20 @@ class Landmarks(Trained):
             if not start.shapes_only:
                 given = frozen["mallis"]
                 params, active = common.second_from_checkpoint(given, params, active)
-                flips = take_flips(given, flips, required=not self.uses_previous)
+                flips = take_flips(given, flips, required=not self.learns)
         else:
             # Step 7) The network of stage 1 goes on, with new last layers.
-            params = common.go_on_with(start.previous.params, params, self.k, rng)
+            params = common.go_on_with(take(self, start, "network"), params, self.k, rng, start)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=flips)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
     def _labels(self, start) -> tuple[Labels, jax.Array]:
         """The landmarks and their partners that stage 1 left; empty ones where nothing is learned."""
-        if not self.uses_previous:
+        labels = take_labels(self, start, self.k, "landmarks")
+        if labels is None:
             return common.no_labels(start.num_images, self.k, jnp.float32), jnp.zeros(self.k, jnp.int32)
-        previous = start.previous
-        needed = common.NEEDS_STAGE1
-        if previous is not None and isinstance(previous.aux, Recovered):
-            needed = (
-                "stage2 of variant=extended learns from that variant of stage1; set "
-                "config.stage1.method=self_training_extended.Correspondence"
-            )
-        options = dict(left_by=Recovered, needed=needed, same="the same k in stage1 and stage2")
-        return required_labels(start, "landmarks", self.k, **options), previous.aux.flips
+        return labels, take(self, start, "flips")
 
     def train_step(self, state, frozen, batch, rng):
         aux, geometry = state.aux, self._geometry
@@ -419,7 +416,7 @@ class Landmarks(Trained):
         cells = jnp.where(there[..., None], cells, -100)
         examples = {"seen": seen, "cells": cells, "there": there, "number": number}
 
-        def loss(params, model_state, examples):
+        def loss(params, examples):
             logits = self._net.apply({"params": params}, examples["seen"], train=True).logits
             cells, there, number = examples["cells"], examples["there"], examples["number"]
             maps = heatmaps.renumbered(heatmaps.gaussian(cells, geometry.heat, self.sigma), number)
@@ -429,9 +426,9 @@ class Landmarks(Trained):
             metrics = {"distance_px": common.peak_distance(self, found, cells, there)}
             # Step 7) Maps without a label count as zeros in the mean.
             error = jnp.where(labelled, common.map_errors(logits, maps), 0)
-            return 0.5 * jnp.mean(error), (model_state, metrics)
+            return 0.5 * jnp.mean(error), metrics
 
-        state, metrics = common.descend(self._optimizer, self.accumulate_steps, state, loss, examples)
+        state, metrics = descend(state, loss, examples, self._optimizer, self.accumulate_steps)
         return state, metrics | {"landmarks": jnp.sum(aux.active, dtype=jnp.float32)}
 
     def landmarks(self, state):

@@ -6,6 +6,7 @@ A stage has them in sections, `config.<stage>.<section>.<key>`, of which a flag 
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,10 +17,12 @@ from uld_jax import optimizers
 from uld_jax.backbones import Backbone
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Start, TrainState, same_shapes
+from uld_jax.hyperparameters import NotNegative, Positive, PositiveInt, Share
+from uld_jax.method import Stage, Start, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import color, views, warp
+
+RMSPROP_L2 = 1e-5  # weight of the parameters' squares in the gradient (Mallis et al., section 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +100,21 @@ class Adam:
 
     Attributes:
       learning_rate: the highest of the schedule.
-      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      schedule: `constant` or `cosine`, see `optimizers.schedule`.
       warmup: steps of a linear rise.
-      decay_at: steps from which `schedule=steps` has a tenth each.
-      l2: weight of the parameters' squares in the gradient.
       clip: largest norm of the gradient; 0 for no limit.
     """
 
     learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
-    decay_at: tuple[int, ...] = ()
-    l2: float = 0.0
     clip: float = 0.0
 
     def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
-        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        options = dict(warmup=min(self.warmup, steps // 2), period=period)
         rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+        return optimizers.adam(rate, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +122,45 @@ class Rmsprop:
     """RMSprop and its schedule (`optimizers.py`).
 
     Attributes:
-      learning_rate, schedule, decay_at, l2: as in `Adam`.
+      learning_rate: the highest of the schedule.
+      schedule: `constant`, `cosine`, `restarts` or `steps`, see `optimizers.schedule`.
+      decay_at: steps from which `schedule=steps` has a tenth each.
     """
 
     learning_rate: Positive = 5e-4
     schedule: Literal["constant", "cosine", "restarts", "steps"] = "constant"
     decay_at: tuple[int, ...] = ()
-    l2: float = 1e-5
 
     def transform(self, steps: int, held: int = 0, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `schedule=restarts` begins after `held` of them."""
         options = dict(warmup=held if self.schedule == "restarts" else 0, period=period, boundaries=self.decay_at)
-        return optimizers.rmsprop(optimizers.schedule(self.schedule, self.learning_rate, steps, **options), l2=self.l2)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.rmsprop(rate, l2=RMSPROP_L2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent with momentum and its schedule (`optimizers.py`).
+
+    Attributes:
+      learning_rate, schedule, warmup, decay_at, clip: as in `Adam`; `cosine` falls to 0, step by step.
+      momentum: share of the gradients before that stays in every step; 0 for none.
+      l2: weight of all parameters in the gradient, those of normalisation and biases included, as PyTorch has it.
+    """
+
+    learning_rate: Positive = 3e-2
+    schedule: Literal["constant", "cosine", "steps"] = "cosine"
+    warmup: NotNegative = 0
+    decay_at: tuple[int, ...] = ()
+    momentum: Share = 0.9
+    l2: float = 1e-4
+    clip: float = 0.0
+
+    def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
+        """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
+        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.sgd(rate, momentum=self.momentum, l2=self.l2, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +169,11 @@ class Graph:
 
     Attributes:
       neighbours: of a row, itself not counted.
-      tau: similarity below which an edge is cut.
       link_space: whose similarity, `gcn_hidden` or `descriptor`.
       slots: M, to be larger than any number of clusters.
     """
 
     neighbours: PositiveInt = 80
-    tau: float = 0.8
     link_space: Literal["gcn_hidden", "descriptor"] = "gcn_hidden"
     slots: PositiveInt = 512
 
@@ -179,34 +203,48 @@ def labels_in_views(labels: Labels, index: jax.Array, warps: warp.Warp, geometry
     return cells, (rows.score > 0) & geometry.on_map(cells)
 
 
-def take_labels(previous: TrainState | None, k: int, num_images: int, needed: str = "") -> Labels | None:
-    """Return the table of labels that the stage before left, if it is of K landmarks of these images; else None.
+def take(method: Stage, start: Start, what: str) -> Any:
+    """Return what a stage `needs` of the one before, by the name of the need.
 
-    Raises UserError if they are `needed`, a text that says what to do without any.
+    None stands for what that stage did not leave, or this one does not need. Raises UserError if this stage cannot
+    start without.
     """
-    labels = getattr(previous.aux, "labels", None) if previous is not None else None
-    if labels is None:
-        if needed:
-            raise UserError(needed)
-        return None
-    if labels.xy.shape[:2] != (num_images, k):
-        if needed:
-            raise UserError(
-                f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, not {k} of "
-                f"{num_images}; use the same k and images"
-            )
-        return None
-    return labels
+    need = next((need for need in method.needs if need.what == what), None)
+    found = None if need is None else start.left(what)
+    if need is not None and found is None and need.required:
+        given = f"the stage before, {start.before}, leaves none" if start.before else "no stage comes before it"
+        raise UserError(
+            f"stage {start.stage} needs the {what} of {need.left_by}, and {given}; put such a stage before it, or set "
+            "config.init_from=RUN:STAGE to one of a finished run"
+        )
+    return found
 
 
-def take_network(params: dict[str, Any], known: dict[str, Any], same: str) -> dict[str, Any]:
+def take_labels(method: Stage, start: Start, slots: int, what: str = "labels") -> Labels | None:
+    """Return the table of labels [N,slots] that the stage before left; None if it left none that fits.
+
+    Raises UserError if the stage `needs` such a table and there is none of these images and so many landmarks.
+    """
+    labels = take(method, start, what)
+    if labels is None or labels.xy.shape[:2] == (start.num_images, slots):
+        return labels
+    if not next(need for need in method.needs if need.what == what).required:
+        return None
+    images, given = labels.xy.shape[:2]
+    raise UserError(
+        f"the stage before {start.stage} left {given} landmarks of {images} images, not {slots} of "
+        f"{start.num_images}; use the same number of landmarks (k, or clusters) and the same images in both"
+    )
+
+
+def take_network(start: Start, params: dict[str, Any], known: dict[str, Any], same: str) -> dict[str, Any]:
     """Return the parameters, by part of the network, with those of the stage before for all parts that it has.
 
     Raises UserError for a part of other shapes; `same` names the hyper-parameters that give both the same.
     """
     for name in set(params) & set(known):
         if not same_shapes(known[name], params[name]):
-            raise UserError(f"the stage before has another {name}; give both stages the same {same}")
+            raise UserError(f"the stage before {start.stage} has another {name}; give both stages the same {same}")
     return params | {name: known[name] for name in set(params) & set(known)}
 
 
@@ -220,22 +258,29 @@ def take_weights(given: Any, params: Any, remedy: str) -> Any:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
 
 
-def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.GradientTransformation, pieces: int):
-    """Take one step of the optimiser for the parts `names` of the parameters; the other parts stay.
+def descend(
+    state: TrainState,
+    loss,
+    examples: Any,
+    optimizer: optax.GradientTransformation,
+    pieces: int = 1,
+    names: Sequence[str] | None = None,
+):
+    """Take one step of the optimiser down a loss.
 
     Args:
-      state: of which `params` is by part.
+      state: its `opt_state` is of the parameters that learn.
       loss: `(params, examples) -> (value, metrics)`, a mean over examples.
       examples: pytree [B,...].
-      names: of the parts that learn; `opt_state` is of these.
-      optimizer: for these.
+      optimizer: for the parameters that learn.
       pieces: of the batch, computed one after the other; they divide B.
+      names: of the parts of `state.params` that learn, while the other parts stay; None if all learn.
 
     Returns:
       The state with new `params` and `opt_state`, and metrics with `loss`.
     """
-    trained = {name: state.params[name] for name in names}
-    rest = {name: part for name, part in state.params.items() if name not in trained}
+    trained = state.params if names is None else {name: state.params[name] for name in names}
+    rest = {} if names is None else {name: part for name, part in state.params.items() if name not in trained}
 
     def partial(trained, _, examples):
         value, metrics = loss(trained | rest, examples)
@@ -243,7 +288,8 @@ def descend(state: TrainState, loss, examples: Any, names, optimizer: optax.Grad
 
     grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, pieces)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    return state.replace(params=optax.apply_updates(trained, updates) | rest, opt_state=opt_state), metrics
+    params = optax.apply_updates(trained, updates)
+    return state.replace(params=params | rest, opt_state=opt_state), metrics
 
 
 def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) -> Any:
@@ -260,32 +306,6 @@ def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) 
 def region_tables(region: Literal["none", "box", "mask"], frame_size: int) -> dict[str, tuple]:
     """Return the `side_tables` of a stage that asks for the place of objects; see `ops/on_object.py`."""
     return {"box": {"boxes": ()}, "mask": {"masks": (max(frame_size // 4, 1),)}}.get(region, {})
-
-
-def required_labels(start: Start, field: str, slots: int, *, left_by: type, needed: str, same: str) -> Labels:
-    """Return the labels [N,slots] that the stage before left.
-
-    Args:
-      start: of the stage that takes them.
-      field: of the `aux` of the stage before.
-      slots: M or K, landmarks of the table.
-      left_by: class of that `aux`.
-      needed: the error's sentence where the stage before is none that leaves such an `aux`.
-      same: what must be the same in both stages for `slots` to be.
-
-    Raises:
-      UserError: there is no such table, or it is of other images or other slots.
-    """
-    labels = getattr(start.previous.aux, field) if start.previous and isinstance(start.previous.aux, left_by) else None
-    if labels is None:
-        raise UserError(needed)
-    images, given = labels.xy.shape[:2]
-    if (images, given) != (start.num_images, slots):
-        raise UserError(
-            f"the stage before left {given} clusters of {images} images, not {slots} of {start.num_images}; use the "
-            f"same images, and {same}"
-        )
-    return labels
 
 
 def take_centroids(given: Any, centroids: jax.Array, *, required: bool) -> jax.Array | None:

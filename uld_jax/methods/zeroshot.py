@@ -106,7 +106,6 @@ class ZeroShot(Stage):
         for faces). With more, factors are spent on single candidates, including unsteady ones.
       denoise: True to place a landmark where the factor model expects its candidate, given all candidates of the image;
         False to place it where the candidate was found.
-      iterations: largest number of iterations of k-means.
       bank_gib: size in GiB of the descriptors kept of a pass. If P pixels an image need more, fewer pixels of each
         image are clustered, the first of those drawn. Ours: 4 GiB hold a million descriptors of 1024 numbers, enough
         for tens of clusters.
@@ -114,8 +113,6 @@ class ZeroShot(Stage):
       cache: folder of the backbone's maps or latents of the training images (`uld features`), which the passes over
         these images then read; predictions compute them. "" computes them in every pass.
     """
-
-    uses_previous = False
 
     k: int
     frame_size: int
@@ -131,7 +128,6 @@ class ZeroShot(Stage):
     candidates: NotNegative = 0
     factors: int = 8
     denoise: bool = True
-    iterations: int = 100
     bank_gib: Positive = 4.0
     weights: Any = ()
     cache: str = ""
@@ -207,7 +203,7 @@ class ZeroShot(Stage):
         # Step 2) k-means over all sampled pixels, in the first pass.
         x, real = flatten(seen.descriptors, jnp.broadcast_to(bank.real[..., None], seen.cells.shape[:-1]))
         known = aux.round >= 0
-        cluster = lambda: kmeans(x, count, rng=rng, mask=real, iterations=self.iterations).centroids
+        cluster = lambda: kmeans(x, count, rng=rng, mask=real).centroids
         centroids = jax.lax.cond(clustered | ~known, lambda: aux.centroids, cluster)
         # Step 4) The candidates of all images, the choice of landmarks among them, and the landmarks' places.
         score = jnp.where(bank.real[..., None], seen.score, 0)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+
+from uld_jax.errors import UserError
 
 NORMS = ("batch", "group")
 
@@ -44,33 +46,90 @@ def torch_bias(fan_in: int):
     return init
 
 
-def conv(x, features: int, kernel: int, *, stride: int = 1, bias: bool = False, **options):
-    """Square convolution of [B,h,w,C], padded by (kernel - 1) // 2 on every side; called inside a compact module.
+def conv(x, features: int, kernel: int, *, stride: int = 1, dilation: int = 1, bias: bool = False, **options):
+    """Square convolution of [B,h,w,C], padded by dilation (kernel - 1) // 2 on every side; inside a compact module.
 
     `options` are those of `nn.Conv` and take precedence: padding="SAME" pads as TensorFlow does, which differs for an
     odd kernel at stride 2 (an even image gets one row less above than below).
     """
-    margin = (kernel - 1) // 2
+    margin = dilation * ((kernel - 1) // 2)
     defaults = dict(
         padding=((margin, margin), (margin, margin)),
+        kernel_dilation=dilation,
         kernel_init=torch_kernel,
         bias_init=torch_bias(kernel * kernel * x.shape[-1]),
     )
     return nn.Conv(features, (kernel, kernel), strides=(stride, stride), use_bias=bias, **defaults | options)(x)
 
 
-def normalize(x, kind: str, train: bool, **options):
-    """Batch or group normalisation of [B,h,w,C] as PyTorch has it, eps 1e-5; to be called inside a compact module.
+def normalize(x, kind: str, train: bool, *, groups: int = 1, **options):
+    """Batch or group normalisation of [B,...,C] as PyTorch has it, eps 1e-5; to be called inside a compact module.
 
     `batch`: running statistics keep 0.9 of the old value (PyTorch's momentum 0.1); the running variance is the
-    biased one, where PyTorch stores n / (n - 1) of it. Under jit the batch is the whole batch of all devices.
-    `group`: 32 groups, or as many as divide both 32 and C. `options` are Linen's: name, dtype, param_dtype; momentum
-    and epsilon given there replace PyTorch's.
+    biased one, where PyTorch stores n / (n - 1) of it. Under jit the batch is the whole batch of all devices. With
+    `groups` the batch is normalised in that many parts, see `SplitBatchNorm`, whose variables are the same.
+    `group`: 32 groups of channels, or as many as divide both 32 and C. `options` are Linen's: name, dtype, param_dtype;
+    momentum and epsilon given there replace PyTorch's.
     """
     if kind == "batch":
-        return nn.BatchNorm(use_running_average=not train, **dict(momentum=0.9, epsilon=1e-5) | options)(x)
+        options = dict(momentum=0.9, epsilon=1e-5) | options
+        if groups > 1 and train:
+            return SplitBatchNorm(groups, **options)(x)
+        return nn.BatchNorm(use_running_average=not train, **options)(x)
     groups = math.gcd(32, x.shape[-1])
     return nn.GroupNorm(groups, use_fast_variance=False, **dict(epsilon=1e-5) | options)(x)
+
+
+class SplitBatchNorm(nn.Module):
+    """Batch normalisation in training, of [B,...,C] in parts of the batch that do not see one another.
+
+    It stands for the per-device batch normalisation of MoCo (He et al. 2020, section 3.3), whose keys must not share
+    statistics with their queries: on any number of devices the parts are the same. The variables are those of
+    `nn.BatchNorm`, which reads them in evaluation.
+
+    Attributes:
+      groups: G, number of parts: B / G successive rows each, as `DataParallel` splits a batch.
+      momentum: share of the old running statistics that stays; the new share is the mean over the parts of their
+        means and of their biased variances.
+      epsilon: number added to the variances.
+      dtype: type of the result, None for that of the input and the parameters; statistics have float32 at least.
+      param_dtype: type of the parameters.
+
+    >>> x = jnp.array([1.0, 3.0, 100.0, 300.0]).reshape(4, 1)
+    >>> split_norm = SplitBatchNorm(groups=2)
+    >>> variables = split_norm.init(jax.random.key(0), x)
+    >>> split_norm.apply(variables, x, mutable="batch_stats")[0].round(3).ravel().tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+
+    groups: int
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Normalise x [B,...,C], and update the running statistics. Raises UserError where G does not divide B."""
+        if len(x) % self.groups:
+            raise UserError(
+                f"{len(x)} images do not divide into {self.groups} groups of batch normalisation; use another batch"
+            )
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        dtype = jnp.result_type(x, scale) if self.dtype is None else self.dtype
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(self.groups, -1, *x.shape[1:])
+        axes = tuple(range(1, y.ndim - 1))
+        mean, square = y.mean(axes, keepdims=True), jnp.square(y).mean(axes, keepdims=True)
+        var = jnp.maximum(square - jnp.square(mean), 0)  # rounding may leave less than 0
+        if not self.is_initializing():
+            for running, now in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * now.reshape(-1, *shape).mean(0)
+        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.reshape(x.shape).astype(dtype)
 
 
 def average_pool(x):
@@ -87,15 +146,18 @@ def upsample(x):
 
 
 class Law(NamedTuple):
-    """A law by which `initialize` fills kernels and their biases: scale(name, fan_in) * draw(key, shape, dtype).
+    """A law by which `initialize` fills kernels and their biases: scale(name, fan) * draw(key, shape, dtype).
 
     Attributes:
       draw: function that gives independent numbers of one distribution for all layers.
-      scale: function that gives a layer's factor for `name` "kernel" or "bias" and the kernel's fan-in; 0 gives zeros.
+      scale: function that gives a layer's factor for `name` "kernel" or "bias" and the kernel's fan; 0 gives zeros.
+      fan: the fan that `scale` takes: `in`, the kernel's inputs to one output, or `out`, its outputs of one input,
+        both over all of its cells.
     """
 
     draw: Callable
     scale: Callable[[str, int], float]
+    fan: Literal["in", "out"] = "in"
 
 
 def _symmetric(key, shape, dtype):
@@ -117,6 +179,11 @@ def truncated_normal(std: float) -> Law:
     return Law(draw, lambda name, fan_in: std if name == "kernel" else 0)
 
 
+# Normal kernels of variance 2 / fan_out, biases 0: He et al. 2015, eq. 14, for layers that a ReLU follows.
+HE = Law(jax.random.normal, lambda name, fan_out: math.sqrt(2 / fan_out) if name == "kernel" else 0, "out")
+he_kernel = nn.initializers.variance_scaling(2, "fan_out", "normal")
+
+
 def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
     """Draw the variables of a network of the layers above by the law of `module.init`, but in ONE random draw.
 
@@ -131,7 +198,8 @@ def initialize(module: nn.Module, key, *args, law: Law = TORCH, **kwargs):
     flat = traverse_util.flatten_dict(shapes)
     kernels = {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
     # The last axis of a kernel is no part of its fan-in, even in a transposed convolution, where it is the input's.
-    factors = {path: law.scale(path[-1], math.prod(kernels[path[:-1]][:-1])) for path in flat if path[:-1] in kernels}
+    fans = {path: math.prod(shape) // (shape[-1] if law.fan == "in" else shape[-2]) for path, shape in kernels.items()}
+    factors = {path: law.scale(path[-1], fans[path[:-1]]) for path in flat if path[:-1] in fans}
     drawn = {path: flat[path] for path, factor in factors.items() if factor}
     total = sum(math.prod(leaf.shape) for leaf in drawn.values())
     widest = jnp.result_type(*(leaf.dtype for leaf in drawn.values()))

@@ -57,11 +57,11 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
 
     Raises UserError for a stage that has no descriptors.
     """
-    if not _describes(finished.method):
-        built = {name: config_lib.stage(finished.config, name).method for name in finished.config.stages}
-        stages = [name for name, method in built.items() if _describes(method)]
-        other = f"give another one with --stage: {', '.join(stages)}" if stages else "give a run of another method"
-        raise UserError(f"stage {finished.stage!r} has no descriptors to cluster; {other}")
+    if not _describes(type(finished.model.method)):
+        raise UserError(
+            f"the stage {finished.stage} gives landmarks without a descriptor of each, so that there is nothing to "
+            f"cluster; {_stages_that_describe(finished.config)}"
+        )
     source = open_split(finished.config, split)
     size = eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
@@ -69,12 +69,12 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     @jax.jit
     def found(state, frozen, payload):
         batch = reader.fetch({}, payload)
-        seen = finished.method.describe(state, frozen, batch["image"])
+        seen = finished.model.method.describe(state, frozen, batch["image"])
         return seen.z, seen.mask & (batch["index"] < reader.rows)[:, None], seen.landmark
 
-    slots = jax.eval_shape(found, finished.state, finished.frozen, next(iter(reader.ordered())))[0].shape[1]
+    slots = jax.eval_shape(found, finished.model.state, finished.model.frozen, next(iter(reader.ordered())))[0].shape[1]
     rows = spread(len(source), max(1, most // slots))
-    parts = [sharding.to_host(found(finished.state, finished.frozen, p)) for p in reader.ordered(rows=rows)]
+    parts = [sharding.to_host(found(finished.model.state, finished.model.frozen, p)) for p in reader.ordered(rows=rows)]
     z, mask, landmark = (np.concatenate(p) for p in zip(*parts, strict=True))
     mask &= np.isfinite(z).all(-1)
     if not mask.any():
@@ -82,8 +82,22 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     return Descriptors(z[mask], landmark[mask] if (landmark[mask] >= 0).any() else None)
 
 
-def _describes(method) -> bool:
-    return type(method).describe is not Stage.describe
+def _describes(method: type) -> bool:
+    return method.describe is not Stage.describe
+
+
+def _stages_that_describe(config) -> str:
+    """Name the stages of a run that have descriptors; if there are none, those of the configs that ship."""
+
+    def found(config):
+        return [name for name in config.stages if _describes(type(config_lib.stage(config, name).method))]
+
+    if stages := found(config):
+        return f"give another one with --stage, of {', '.join(stages)}"
+    configs = {path.stem: path for path in sorted(config_lib.folder().glob("*.py"))}
+    every = {name: found(config_lib.load(name)) for name in configs if name not in ("__init__", "common")}
+    told = (f"{', '.join(stages)} of --config={name}" for name, stages in every.items() if stages)
+    return f"give a run that has one of the stages {'; '.join(told)}"
 
 
 def cluster(z, way: str, *, clusters: int, neighbours: int, tau: float, params=None, seed: int = 0, landmark=None):

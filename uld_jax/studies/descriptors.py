@@ -19,6 +19,7 @@ from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.protocol import Protocol, spread
+from uld_jax.method import Model
 from uld_jax.ops import keypoints
 from uld_jax.studies import clusters as clusters_study
 from uld_jax.studies.table import Table
@@ -45,7 +46,7 @@ def compare(where: str, stages: Sequence[str], workdir, mesh) -> Table:
         if "test" in source.spec.splits:
             source = open_split(run.config, "test")
         rows = spread(len(source), IMAGES)
-        seen = look(run.config, run.method, run.state, run.frozen, mesh, source, rows, describe=True)
+        seen = look(run.config, run.model, mesh, source, rows, describe=True)
         mask = seen.mask & np.isfinite(seen.descriptors).all(-1)
         if mask.sum() < 2:
             raise UserError(f"stage {stage!r} of {where} finds nothing on these images; there is nothing to compare")
@@ -137,13 +138,14 @@ class Seen(NamedTuple):
     descriptors: np.ndarray | None
 
 
-def look(config: Config, method, state, frozen, mesh, source: Source, rows=None, describe: bool = False) -> Seen:
+def look(config: Config, model: Model, mesh, source: Source, rows=None, describe: bool = False) -> Seen:
     """Predict and observe by a stage on a source's images, or on increasing `rows` of them.
 
     Stored labels are ignored, so training images are treated like new ones.
     """
     reader = make_reader(source, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
-    frozen = sharding.put_replicated(mesh, frozen)
+    method, state = model.method, model.state
+    frozen = sharding.put_replicated(mesh, model.frozen)
 
     @jax.jit
     def found(state, frozen, payload, key):

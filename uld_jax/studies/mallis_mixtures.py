@@ -94,12 +94,12 @@ class Mixtures:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("mixtures are written")
 
-    def measure(self, cell: Cell, found: loop.Found, mesh) -> None:
+    def measure(self, cell: Cell, found: loop.Trained, mesh) -> None:
         """Write NMI and F of a finished run on the test split."""
         if self._test is None:
             self._test = open_split(self._config, "test")
         test, radius = self._test, Protocol.of(cell.config).match_radius
-        seen = descriptors.look(cell.config, found.method, found.state, found.frozen, mesh, test)
+        seen = descriptors.look(cell.config, found.model, mesh, test)
         lengths = descriptors.lengths(test)
         visible = None if test.visible is None else test.visible[:, self.landmarks]
         truth = test.landmarks[:, self.landmarks]

@@ -26,7 +26,7 @@ def train(
     mesh,
     *,
     write: Callable[[dict[str, str]], _Result],
-    measure: Callable[[Cell, loop.Found], Any] | None = None,
+    measure: Callable[[Cell, loop.Trained], Any] | None = None,
 ) -> _Result:
     """Train cells one after the other, each in its folder `workdir / cell.name`.
 

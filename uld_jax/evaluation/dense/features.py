@@ -79,14 +79,14 @@ class Features:
     """The dense features of a finished stage, compiled once for each shape.
 
     Args:
-      finished: a stage from `engine.runs.load`, or anything with its fields `method`, `state` and `frozen`.
+      finished: a stage from `engine.runs.load`, or anything with its field `model`.
 
     Attributes:
       state, frozen: state and frozen weights of the stage, the arguments of `dense`.
     """
 
     def __init__(self, finished):
-        self._method, self.state, self.frozen = finished.method, finished.state, finished.frozen
+        self._method, self.state, self.frozen = finished.model
         self._compiled = jax.jit(self.dense)
 
     def dense(self, state, frozen, images) -> Pyramid:
@@ -144,7 +144,7 @@ def check_stage(finished, side: int) -> None:
 
     A stage may also refuse the side itself, for example one that is no multiple of its stride.
     """
-    if _has_dense(finished.method) and _shapes(finished, side) is not None:
+    if _has_dense(finished.model.method) and _shapes(finished, side) is not None:
         return
     built = {name: config_lib.stage(finished.config, name).method for name in finished.config.stages}
     stages = [name for name, method in built.items() if _has_dense(method) and name != finished.stage]
@@ -158,4 +158,4 @@ def _has_dense(method) -> bool:
 
 def _shapes(finished, side):
     images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-    return jax.eval_shape(finished.method.dense, finished.state, finished.frozen, images)
+    return jax.eval_shape(finished.model.method.dense, finished.model.state, finished.model.frozen, images)
