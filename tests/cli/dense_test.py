@@ -15,7 +15,7 @@ from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.engine import loop, runs
 from uld_jax.evaluation.dense import parts, protocols
-from uld_jax.method import TrainState
+from uld_jax.method import Model, TrainState
 
 EVERY = "--measure=matching,regression,zoom,parts"
 
@@ -27,7 +27,7 @@ def finished(photos, tmp_path_factory):
     config = tiny.config("toy", dataset="folder", data_dir=str(photos))
     method = config_lib.stage(config, "colours").method
     state = TrainState(jnp.int32(0), {"colours": jnp.asarray(np.random.default_rng(0).uniform(size=(4, 3)), "float32")})
-    return runs.Finished(workdir, config, "colours", method, state, {}, "", {})
+    return runs.Finished(workdir, config, "colours", Model(method, state, {}), "", {})
 
 
 @pytest.fixture

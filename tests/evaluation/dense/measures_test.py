@@ -13,7 +13,7 @@ from uld_jax.evaluation.dense import features as features_lib
 from uld_jax.evaluation.dense import measures, regression
 from uld_jax.evaluation.dense.features import Features
 from uld_jax.evaluation.dense.protocols import LEAD_2022
-from uld_jax.method import Stage
+from uld_jax.method import Model, Stage
 
 PROTOCOL = LEAD_2022._replace(frame=24, side=16, points=3, regressed=8, cells=16)
 
@@ -43,7 +43,7 @@ class Noise(Source):
 
 @pytest.fixture(scope="module")
 def features():
-    return Features(types.SimpleNamespace(method=Colours(), state=jnp.float32(2), frozen={}))
+    return Features(types.SimpleNamespace(model=Model(Colours(), jnp.float32(2), {})))
 
 
 def job(features, budget=10**9, say=lambda text: None):
