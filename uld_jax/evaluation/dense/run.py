@@ -33,6 +33,7 @@ from uld_jax.evaluation.dense import measures
 from uld_jax.evaluation.dense.features import Features, check_stage
 from uld_jax.evaluation.dense.protocols import MEASURES, DenseProtocol, preset
 from uld_jax.evaluation.landmark_regression import normaliser_lengths, normaliser_name
+from uld_jax.evaluation.protocol import check_label_counts
 from uld_jax.evaluation.run import measured_data, report_folder
 
 USUAL = ("matching", "regression", "parts")  # measures that are made if none is named
@@ -70,9 +71,7 @@ def check_words(asked: Asked) -> None:
     for name in asked.measures:
         if name not in MEASURES:
             raise UserError(f"--measure={name} is unknown; use some of {', '.join(MEASURES)}")
-    for word in asked.labels:
-        if word != "all" and not (word.isdecimal() and int(word) > 0):
-            raise UserError(f"--labels holds {word!r}; give positive numbers and 'all', such as 10,50,all")
+    check_label_counts(asked.labels, "--labels")
     if not asked.labels:
         raise UserError("--labels is empty; give positive numbers and 'all', such as 10,50,all")
     if asked.parts < 2:
