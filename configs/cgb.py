@@ -12,8 +12,8 @@ scripts use 1e-5 for CelebA and LS3D, and decay it: decay_every=175_000, decay=0
 200_000, 0.5 (Cats), 200_000, 0.1 (LS3D). It differs from the paper in these keys:
     --config.cgb.descriptor=elementwise_max    here a sum of features over the heatmap as a probability: the paper
                                                multiplies both and leaves the use of the product open
-    --config.cgb.link_space=descriptor         the paper has one graph; here as in the published code, whose threshold would
-                                               cut hardly any link between descriptors, which are all alike
+    --config.cgb.link_space=descriptor         the paper has one graph; here as in the published code, whose threshold
+                                               would cut hardly any link between descriptors, which are all alike
     --config.cgb.zoom=...                      views show the frame; the published code crops to annotated landmarks
 `small` trains on two laptop cores in minutes; `tiny` is for tests.
 The measured numbers are in docs/methods/cgb.md.

@@ -17,6 +17,7 @@ from uld_jax import config as config_lib
 from uld_jax import weights
 from uld_jax.engine import workdir
 from uld_jax.errors import UserError
+from uld_jax.method import Stage
 
 SOURCE = dict(file="a.pth", sha256="123", entries=4, licence="none")
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class Reader(Stage):
     """A method that wants weights."""
 
     k: int

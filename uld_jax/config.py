@@ -235,7 +235,7 @@ def stage(config: Config, name: str) -> StageSpec:
     fields = {f.name for f in dataclasses.fields(cls)}
     if steps and config.accumulate_steps > 1 and "accumulate_steps" not in fields:
         raise UserError(f"stage {name} computes its batch at once; set accumulate_steps=1")
-    usual = getattr(cls, "backbone", None)
+    usual = cls.backbone
     if values.get("backbone", usual) != usual:
         # After `--config.STAGE.backbone=OTHER` the hyper-parameters are still those of the default backbone.
         left = values.get("backbone_kwargs") == defaults("backbones", usual).to_dict()
@@ -259,7 +259,7 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(f"config.{name}.{error}") from error
     if steps and cls.train_step is Stage.train_step:
         raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
-    if steps and getattr(method, "needs_partner", False) and not config.data.get("partner", False):
+    if steps and method.needs_partner and not config.data.get("partner", False):
         raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")
     return StageSpec(name, steps, batch_size, method)
 
@@ -323,9 +323,9 @@ def unread_weights(config: Config, stages) -> list[str]:
     """List the kinds of `config.weights` that are given but that none of the built stages looks for."""
     read = set()
     for stage in stages:
-        read |= getattr(stage.method, "weight_kinds", frozenset())
-        if path := getattr(stage.method, "backbone", ""):
-            read |= build.backbone_kinds(path, getattr(stage.method, "backbone_kwargs", ()))
+        read |= stage.method.weight_kinds
+        if path := stage.method.backbone:
+            read |= build.backbone_kinds(path, stage.method.backbone_kwargs)
     return [kind for kind, folder in sorted(config.weights.items()) if folder and kind not in read]
 
 

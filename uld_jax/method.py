@@ -72,6 +72,22 @@ class Described(NamedTuple):
     mask: jax.Array
 
 
+class Need(NamedTuple):
+    """Something that `init` takes from the state that the stage before left.
+
+    Attributes:
+      what: field of that state's `aux`, such as `labels`; or `network` for its parameters.
+      left_by: stages that leave it, as `config.<stage>.method` names them, for the error.
+      of_images: True for a table of the training images, which must be the images of this run.
+      required: False for a stage that also starts without.
+    """
+
+    what: str
+    left_by: str
+    of_images: bool = True
+    required: bool = True
+
+
 class Start(NamedTuple):
     """Starting point of a stage.
 
@@ -79,11 +95,23 @@ class Start(NamedTuple):
       previous: final state of the previous stage; None if there is none.
       num_images: N, number of training images.
       shapes_only: True when only the shapes of the first state are traced, so that weights may be missing.
+      stage: name of the stage in the config, for errors.
+      before: name of the stage that left `previous`, for errors; "" if there is none.
     """
 
     previous: TrainState | None
     num_images: int
     shapes_only: bool = False
+    stage: str = "STAGE"
+    before: str = ""
+
+    def left(self, what: str) -> Any:
+        """Return what the stage before left, by the name of a `Need`; None if it left no such thing."""
+        if self.previous is None:
+            return None
+        if what == "network":
+            return self.previous.params or None
+        return getattr(self.previous.aux, what, None)
 
 
 class Round(NamedTuple):
@@ -182,16 +210,21 @@ class Stage:
     """Defaults of the protocol for methods that need only a part of it.
 
     Attributes:
-      uses_previous: True if `init` takes anything from the previous stage.
-      needs_previous_rows: True if the previous stage must have seen the same images.
+      needs: what `init` takes from the previous stage, see `methods.shared.take`.
       needs_partner: True if `train_step` takes a second image with each image.
-      weight_kinds: kinds of `config.weights` that `frozen` looks for, besides those of a field `backbone`.
+      weight_kinds: kinds of `config.weights` that `frozen` looks for, besides those of `backbone`.
+      backbone: module and class below `uld_jax.backbones` of a frozen network that the stage looks through; "" for
+        none.
+      backbone_kwargs: hyper-parameters of `backbone`, as pairs.
+      cache: folder with the maps of `backbone`, which `observe` then finds in its batch; "" for none.
     """
 
-    uses_previous = True
-    needs_previous_rows = False
+    needs: tuple[Need, ...] = ()
     needs_partner = False
     weight_kinds = frozenset()
+    backbone = ""
+    backbone_kwargs = ()
+    cache = ""
 
     def __post_init__(self):
         hyperparameters.check(self)
@@ -199,6 +232,10 @@ class Stage:
     def frozen(self, purpose="train"):
         del purpose
         return {}
+
+    def backbone_frozen(self, frozen: Any) -> Any:
+        """Return the part of `frozen` that is the backbone's."""
+        return frozen
 
     def side_tables(self):
         return MappingProxyType({})

@@ -304,7 +304,7 @@ def test_starts(method):
     with pytest.raises(UserError, match="another size"):
         thin.init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     other = replace(made, start="previous", ring_size=3)
-    with pytest.raises(UserError, match="init_from=RUN:warmup"):
+    with pytest.raises(UserError, match="goes on with a warm-up of other sizes"):
         other.init(jax.random.key(0), batch, frozen, Start(warm, 4))
     loaded = replace(made, start="checkpoint").init(jax.random.key(0), batch, frozen | {"fan": given}, Start(None, 4))
     assert float(loaded.params["detector"]["conv1"]["kernel"].min()) == 3

@@ -564,22 +564,22 @@ def test_bad_settings(cls, changes, message):
 def test_stages_that_need_another_before_them(trained):
     _, _, batch = trained
     shape = lambda method, previous=None: jax.eval_shape(
-        lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N)), batch
+        lambda b: method.init(jax.random.key(0), b, {}, Start(previous, N, before="before" if previous else "")), batch
     )
-    with pytest.raises(UserError, match="put the stage proxy before it"):
+    with pytest.raises(UserError, match=r"needs the poses of duld\.Proxy, and no stage"):
         shape(build(DuldPP, **POSED))
-    with pytest.raises(UserError, match="put a stage such as zeroshot before it"):
+    with pytest.raises(UserError, match=r"needs the labels of .*such as zeroshot\.ZeroShot, and no stage"):
         shape(build(Duld, **SIZES | dict(start="labels")))
     few = TrainState(step=jnp.int32(0), aux=Memory(jnp.zeros(1), jnp.zeros(1)))
-    with pytest.raises(UserError, match="start=labels"):
+    with pytest.raises(UserError, match=r"needs the labels of .*and the stage before"):
         shape(build(Duld, **SIZES | dict(start="labels")), few)
     wide = jax.eval_shape(
         lambda b: build(Duld, **SIZES | dict(width=16)).init(jax.random.key(0), b, {}, Start(None, N)), batch
     )
-    with pytest.raises(UserError, match="the stage before has another"):
+    with pytest.raises(UserError, match="the stage before STAGE has another"):
         shape(build(Proxy, **POSED), wide)
     # Without labels the proxy stage would learn empty maps until its first round.
     many = jax.eval_shape(lambda: state_of(build(Duld, **SIZES | dict(train_clusters=7))))
-    for previous in (None, many):
-        with pytest.raises(UserError, match="put the stage duld, with train_clusters=0, before it"):
+    for previous, why in ((None, r"such as duld\.Duld with train_clusters=0, and no"), (many, "left 7 landmarks of")):
+        with pytest.raises(UserError, match=why):
             shape(build(Proxy, **POSED), previous)

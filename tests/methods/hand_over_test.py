@@ -1,5 +1,6 @@
 """What a stage takes from the one before, or from published weights."""
 
+import dataclasses
 import typing
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.method import Start, TrainState
+from uld_jax.method import Need, Stage, Start, TrainState
 from uld_jax.methods import shared
 
 
@@ -17,19 +18,51 @@ class Left(typing.NamedTuple):
     more: Labels | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Learner(Stage):
+    """A stage that cannot start without labels, and starts from a network if there is one."""
+
+    needs: tuple[Need, ...] = (
+        Need("labels", "a stage such as A"),
+        Need("network", "B", of_images=False, required=False),
+    )
+
+
+def left(aux, params=None):
+    return Start(TrainState(jnp.int32(0), params=params or {}, aux=aux), 4, stage="second", before="first")
+
+
+LABELS = Labels(jnp.ones((4, 3, 2)), jnp.ones((4, 3)))
+
+
 def test_labels_are_those_that_the_stage_before_left():
-    options = dict(left_by=Left, needed="put A before it", same="the same k in A and B")
-    labels = Labels(jnp.ones((4, 3, 2)), jnp.ones((4, 3)))
-    start = Start(TrainState(jnp.int32(0), aux=Left(labels)), 4)
-    assert shared.required_labels(start, "labels", 3, **options) is labels
-    nothing = [Start(None, 4), Start(TrainState(jnp.int32(0), aux=labels), 4)]
-    for bad, field in (*((one, "labels") for one in nothing), (start, "more")):
-        with pytest.raises(UserError, match=r"^put A before it$"):
-            shared.required_labels(bad, field, 3, **options)
-    said = "left 3 clusters of 4 images, not {} of {}; use the same images, and the same k in A and B"
+    stage, start = Learner(), left(Left(LABELS))
+    assert shared.take_labels(stage, start, 3) is LABELS
+    for bad, why in (
+        (Start(None, 4, stage="second"), "no stage comes before it"),
+        (left(()), "the stage before, first, leaves none"),
+        (left(Left(None)), "the stage before, first, leaves none"),
+    ):
+        with pytest.raises(
+            UserError, match=f"^stage second needs the labels of a stage such as A, and {why}; put such"
+        ):
+            shared.take_labels(stage, bad, 3)
+    said = "the stage before second left 3 landmarks of 4 images, not {} of {}; use the same number"
     for slots, images in ((5, 4), (3, 7)):
         with pytest.raises(UserError, match=said.format(slots, images)):
-            shared.required_labels(start._replace(num_images=images), "labels", slots, **options)
+            shared.take_labels(stage, start._replace(num_images=images), slots)
+
+
+def test_what_a_stage_can_do_without_is_left():
+    stage = Learner()
+    assert shared.take(stage, left(Left(LABELS)), "network") is None
+    params = {"kernel": jnp.ones(2)}
+    assert shared.take(stage, left(Left(LABELS), params), "network") is params
+    assert shared.take(stage, left(Left(LABELS, LABELS)), "more") is None  # it is not among the needs
+    stage = Learner((Need("labels", "A", required=False),))
+    assert shared.take_labels(stage, Start(None, 4), 3) is None
+    assert shared.take_labels(stage, left(Left(LABELS)), 5) is None
+    assert shared.take_labels(stage, left(Left(LABELS)), 3) is LABELS
 
 
 def test_a_network_is_taken_in_the_types_of_the_new_one():

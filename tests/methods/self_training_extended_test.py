@@ -86,13 +86,18 @@ def test_images_placed_one_batch_after_the_other_have_the_labels_of_the_whole_ba
 def test_stage_2_wants_the_extended_stage_1_and_as_many_landmarks():
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
     labels = Labels(jnp.ones((4, M, 2)), jnp.ones((4, M)))
-    init = lambda stage, first: stage.init(jax.random.key(0), batch, {}, Start(first, 4))
-    with pytest.raises(UserError, match="put the stages keypoints and stage1 before it"):
+    before = lambda first: Start(first, 4, before="stage1" if first else "")
+    init = lambda stage, first: stage.init(jax.random.key(0), batch, {}, before(first))
+    with pytest.raises(
+        UserError, match=r"needs the landmarks of stage 1 of the extended variant, .* no stage comes before it"
+    ):
         init(built("stage2", "extended"), None)
-    with pytest.raises(UserError, match=r"learns from that variant of stage1; set config\.stage1\.method"):
+    with pytest.raises(
+        UserError, match=r"needs the landmarks of .*self_training_extended\.Correspondence, and the stage before"
+    ):
         init(built("stage2", "extended"), state_of(built("stage1"), 4, labels))
     first = state_of(built("stage1", "extended"), 4, labels)
-    with pytest.raises(UserError, match=r"left 4 clusters of 4 images, not 5 of 4; .* the same k"):
+    with pytest.raises(UserError, match=r"left 4 landmarks of 4 images, not 5 of 4; use the same number"):
         init(replace(built("stage2", "extended"), k=5), first)
     assert init(built("stage2", "extended"), first).aux.flips.shape == (4,)
 

@@ -400,7 +400,7 @@ def test_settings_that_mean_nothing_are_refused(stage, changes, word):
 def test_stages_out_of_order_are_refused():
     batch = {"image": jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8), "index": jnp.arange(2)}
     for stage in ("stage1", "stage2"):
-        with pytest.raises(UserError, match="put the stage"):
+        with pytest.raises(UserError, match=r"needs the labels of .*put such a stage before it"):
             built(stage).init(jax.random.key(0), batch, {}, Start(None, 4))
 
 

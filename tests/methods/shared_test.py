@@ -1,7 +1,5 @@
 """What stages share: labels in views, what a stage takes from the one before, a step of some parts, running means."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,21 +8,11 @@ import pytest
 
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
-from uld_jax.method import TrainState
+from uld_jax.method import Start, TrainState
 from uld_jax.methods import shared
 from uld_jax.ops import views
 
 N, K = 6, 3
-
-
-class Left(NamedTuple):
-    """What a stage before left."""
-
-    labels: Labels | None
-
-
-def left(count=K, images=N):
-    return TrainState(jnp.int32(0), aux=Left(Labels(jnp.ones((images, count, 2)), jnp.ones((images, count)))))
 
 
 def test_labels_are_where_the_view_shows_them():
@@ -42,26 +30,15 @@ def test_labels_are_where_the_view_shows_them():
     np.testing.assert_array_equal(there, seen & (np.asarray(labels.score)[index] > 0))
 
 
-def test_the_labels_of_the_stage_before_are_taken_if_they_fit():
-    state = left()
-    assert shared.take_labels(state, K, N) is state.aux.labels
-    for previous in (None, TrainState(jnp.int32(0)), left(count=4), left(images=7)):
-        assert shared.take_labels(previous, K, N) is None
-    for previous in (None, TrainState(jnp.int32(0)), TrainState(jnp.int32(0), aux=Left(None))):
-        with pytest.raises(UserError, match="put a stage before it"):
-            shared.take_labels(previous, K, N, "put a stage before it")
-    with pytest.raises(UserError, match="left 4 landmarks of 6 images, not 3 of 6; use the same k and images"):
-        shared.take_labels(left(count=4), K, N, "put a stage before it")
-
-
 def test_the_parts_of_the_network_before_are_taken():
     own, known = {"a": jnp.zeros(2), "b": jnp.zeros(3)}, {"b": jnp.ones(3), "c": jnp.ones(4)}
-    found = shared.take_network(own, known, "width")
+    start = Start(None, N, stage="second")
+    found = shared.take_network(start, own, known, "width")
     assert set(found) == {"a", "b"}
     assert found["a"] is own["a"]
     assert found["b"] is known["b"]
-    with pytest.raises(UserError, match="another b; give both stages the same width and depth"):
-        shared.take_network(own, {"b": jnp.ones(4)}, "width and depth")
+    with pytest.raises(UserError, match="before second has another b; give both stages the same width and depth"):
+        shared.take_network(start, own, {"b": jnp.ones(4)}, "width and depth")
 
 
 def test_converted_weights_are_taken_in_the_networks_types():

@@ -34,8 +34,6 @@ class Colours(Stage):
     sharpness: Positive = 30.0
     round_every: PositiveInt = 10
 
-    uses_previous = False
-
     def init(self, rng, batch, frozen, start):
         wide, shape = layers.wide(self.dtype), (start.num_images, self.k)
         params = {"colours": jax.random.uniform(rng, (self.k, 3), wide)}

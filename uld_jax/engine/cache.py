@@ -15,19 +15,18 @@ def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None
 
     Raises UserError for a cache of another backbone or of other images.
     """
-    folder = getattr(stage.method, "cache", "")
+    folder = stage.method.cache
     if not folder:
         return None
     cache = FeatureCache(os.path.expanduser(folder))
-    own = getattr(stage.method, "backbone_frozen", lambda frozen: frozen)  # a stage may have other frozen weights too
     backbone = whole_or_latents(of_stage(stage), cache.description.what, f"{cache.folder} holds")
-    cache.check(source, backbone, own(frozen))
+    cache.check(source, backbone, stage.method.backbone_frozen(frozen))
     return cache
 
 
 def looks_through_one(stage: StageSpec) -> bool:
     """Tell whether a stage uses a frozen backbone."""
-    return hasattr(stage.method, "backbone_kwargs")
+    return bool(stage.method.backbone)
 
 
 def of_stage(stage: StageSpec):

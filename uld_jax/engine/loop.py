@@ -166,7 +166,9 @@ class _Run:
             given_hash = tree_hash(frozen | {"rows": tables} if tables else frozen)
             frozen = sharding.put_replicated(self.mesh, frozen)
             reader = self.data.train_reader.of_batch(stage.batch_size)
-            start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0))
+            before = stages[i - 1].name if i else self.origin["stage"] if self.origin else ""
+            names = dict(stage=stage.name, before=before)
+            start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0), **names)
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
             prepared.append(_Prepared(reader, chunk, frozen, given_hash, start, template, cache, tables))
@@ -324,17 +326,19 @@ class _Run:
     def _init_from(self, first: StageSpec) -> TrainState | None:
         if not self.config.init_from:
             return None
-        if not first.method.uses_previous:
+        if not first.method.needs:
             later = [n for n in self.config.stages if n != first.name]
             raise UserError(
                 f"init_from has no use for stage {first.name}, which starts from nothing; leave that stage out, "
                 f'--config.stages="{tuple(later)}"'
             )
         finished = runs.load(self.config.init_from, self.mesh)
-        if first.method.needs_previous_rows and finished.fingerprint != self.data.train.fingerprint:
+        tables = [need for need in first.method.needs if need.of_images and need.required]
+        if tables and finished.fingerprint != self.data.train.fingerprint:
             raise UserError(
                 f"init_from={self.config.init_from} was trained on other images, and stage {first.name} needs its "
-                "labels of these; run the earlier stages on them, or look for a `labels_from` switch of the stage"
+                f"{tables[0].what} of these; run the earlier stages on them, or look for a `labels_from` switch of the "
+                "stage"
             )
         self.origin = finished.origin
         return finished.state

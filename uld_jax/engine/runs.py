@@ -77,17 +77,19 @@ def shapes(origin) -> tuple[Method, Any, TrainState]:
         second = {"image2": image, "index2": index} if config.data.partner else {}
         return {"image": image, "index": index} | second
 
-    state = shapes(origin["init_from"])[2] if origin["init_from"] else None
+    known = origin["init_from"]
+    state, before = (shapes(known)[2], known["stage"]) if known else (None, "")
     for name in config.stages:
         stage = config_lib.stage(config, name)
         # Earlier stages only give shapes, because the weights that they needed may be gone.
         last = name == origin["stage"]
         frozen = stage.method.frozen("predict" if last else "shapes")
 
-        def init(batch, frozen, previous, method=stage.method):
-            return method.init(jax.random.key(0), batch, frozen, Start(previous, origin["rows"], shapes_only=True))
+        def init(batch, frozen, previous, method=stage.method, names=(name, before)):
+            start = Start(previous, origin["rows"], True, *names)
+            return method.init(jax.random.key(0), batch, frozen, start)
 
-        state = jax.eval_shape(init, batch(stage.batch_size), frozen, state)
+        state, before = jax.eval_shape(init, batch(stage.batch_size), frozen, state), name
         if last:
             return stage.method, frozen, state
     raise UserError(f"the run's record names a stage {origin['stage']!r} that its config does not have")

@@ -19,11 +19,13 @@ class FirstState:
       mesh: the devices.
       frozen: frozen weights of the stage, replicated.
       key: typed PRNG key.
+      names: of this stage and the previous one, as fields of `Start`, for errors.
     """
 
-    def __init__(self, method: Method, reader, mesh, frozen, key: jax.Array):
+    def __init__(self, method: Method, reader, mesh, frozen, key: jax.Array, **names: str):
         def init(frozen, previous, store, payload, key):
-            return method.init(key, reader.fetch(store, payload), frozen, Start(previous, reader.rows))
+            start = Start(previous, reader.rows, **names)
+            return method.init(key, reader.fetch(store, payload), frozen, start)
 
         self._init = jax.jit(init, out_shardings=sharding.replicated(mesh))
         self._frozen, self._rest = frozen, (reader.store, next(reader.payloads(0, seed=0)), sharding.put_key(mesh, key))

@@ -31,7 +31,8 @@ from uld_jax.clustering.gcn_clusters import gcn_clusters, mean_directions
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.method import Described, Need, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods import shared
 from uld_jax.methods.shared import Fan, Graph, View
 from uld_jax.models import layers, vgg
 from uld_jax.models.fan import FAN
@@ -192,9 +193,12 @@ class CGB(Stage):
     # -- networks -----------------------------------------------------------------------------------------------------
 
     @property
-    def uses_previous(self) -> bool:
-        """Tell whether `init` takes anything from the stage before."""
-        return self.start in ("previous", "zeroshot")
+    def needs(self):
+        """A warm-up to go on with, or a detector to start from."""
+        sizes = "the same k, net.width and net.depth"
+        ring = Need("ring", "a warm-up, cgb.CGB", of_images=False)
+        detector = Need("network", f"a detector of {sizes}, heatmap_detector.HeatmapDetector", of_images=False)
+        return {"previous": (ring,), "zeroshot": (detector,)}.get(self.start, ())
 
     @property
     def _slots(self) -> int:
@@ -257,22 +261,21 @@ class CGB(Stage):
         wide, rows_a_step = layers.wide(self.dtype), len(batch["index"]) * self.k
         ring = Ring(jnp.zeros((self.ring_size, rows_a_step, self.descriptor_size), wide), jnp.int32(0))
         if self.start == "previous":
-            going_on = previous is not None and isinstance(previous.aux, Consensus)
+            known = shared.take(self, start, "ring")
             # The projection may learn in only one of the stages: its moments then start, or end, between them.
-            kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()} if going_on else {}
-            if not going_on or not same_shapes((previous.params, kept, previous.aux.ring), (params, opt_state, ring)):
+            kept = {name: previous.opt_state.get(name, drawn) for name, drawn in opt_state.items()}
+            if not same_shapes((previous.params, kept, known), (params, opt_state, ring)):
                 raise UserError(
-                    "cgb.start=previous goes on with a warm-up of the same k, batch, networks, ring and kind of "
-                    "optimiser; put such a stage warmup before it, or set config.init_from=RUN:warmup"
+                    f"{start.stage}.start=previous goes on with a warm-up of other sizes; use the same k, batch, "
+                    "networks, ring and kind of optimiser in both"
                 )
-            params, model_state, opt_state = previous.params, previous.model_state, kept
-            ring = previous.aux.ring
+            params, model_state, opt_state, ring = previous.params, previous.model_state, kept, known
         elif self.start == "zeroshot":
             drawn = params["detector"], model_state["detector"]
-            if previous is None or not same_shapes((previous.params, previous.model_state), drawn):
+            if not same_shapes((shared.take(self, start, "network"), previous.model_state), drawn):
                 raise UserError(
-                    "cgb.start=zeroshot needs a detector of the same k, width and depth; put the stages zeroshot and "
-                    "detector before it, or set config.init_from=RUN:detector"
+                    f"{start.stage}.start=zeroshot starts from a detector of other sizes; use the same k, net.width "
+                    "and net.depth in both"
                 )
             params["detector"], model_state["detector"] = previous.params, previous.model_state
         elif self.start == "checkpoint" and not start.shapes_only:

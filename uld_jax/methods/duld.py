@@ -45,6 +45,7 @@ from uld_jax.clustering import two_stage
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import NotNegative, PositiveInt
+from uld_jax.method import Need
 from uld_jax.methods import shared
 from uld_jax.methods.duld_stage import ITERATIONS, DuldStage, Memory, Plan, Pose
 from uld_jax.models import layers, pose_vae
@@ -98,9 +99,9 @@ class Bootstrap(Clustered):
         return Plan(trains=("aggregator", "detector", "descriptor"), learnt_at=self.steps + 1, clusters=self.k)
 
     @property
-    def uses_previous(self):
-        """Whether `init` takes anything from the stage before."""
-        return self.start == "labels"
+    def needs(self):
+        """What the stage before left, with `start=labels`."""
+        return super().needs if self.start == "labels" else ()
 
     def round_at(self, step):
         return self.round_if(step == self.steps)
@@ -478,13 +479,10 @@ class Proxy(Clustered):
         trains, keeps = ("detector", "encoder", "decoder"), ("aggregator", "descriptor")
         return Plan(trains, keeps, learnt_at=0, clusters=self.k, pose=self.pose)
 
-    def init(self, rng, batch, frozen, start):
-        if self.start == "clusters" and shared.take_labels(start.previous, self.k, start.num_images) is None:
-            raise UserError(
-                f"proxy learns from a table of {self.k} landmarks of the stage before; put the stage duld, with "
-                "train_clusters=0, before it, or set config.init_from=RUN:duld"
-            )
-        return super().init(rng, batch, frozen, start)
+    @property
+    def needs(self):
+        """Labels in any case, as the stage would learn empty maps until its first round."""
+        return Need("labels", "a stage that finds landmarks, such as duld.Duld with train_clusters=0"), *super().needs
 
     def round_at(self, step):
         due = step % self.round_every == 0 or step == self.steps
@@ -602,13 +600,10 @@ class DuldPP(Clustered):
             memory=self.memory if self.code_loss == "contrast" else 0,
         )
 
-    def init(self, rng, batch, frozen, start):
-        before = start.previous.aux if start.previous is not None else None
-        if getattr(before, "poses", None) is None:
-            raise UserError(
-                "duldpp goes on from a pose network; put the stage proxy before it, or set config.init_from=RUN:proxy"
-            )
-        return super().init(rng, batch, frozen, start)
+    @property
+    def needs(self):
+        """What the stage before left, and a pose network in any case."""
+        return Need("poses", "duld.Proxy"), *super().needs
 
     def round_at(self, step):
         return self.round_if(step % self.round_every == 0 or step == self.steps)

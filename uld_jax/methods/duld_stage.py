@@ -18,7 +18,7 @@ from uld_jax.bank import Labels, image_table, label_table
 from uld_jax.clustering import two_stage
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
-from uld_jax.method import Clustering, Described, Prediction, Round, TrainState, same_shapes
+from uld_jax.method import Clustering, Described, Need, Prediction, Round, TrainState, same_shapes
 from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, View
 from uld_jax.models import duld_net, layers, pose_vae
@@ -281,9 +281,12 @@ class DuldStage(Clustering):
             raise UserError(f"net.grid is {self.net.grid}; the pose network needs a power of two from 4 on")
 
     @property
-    def needs_previous_rows(self):
-        """Whether `previous` must come from the same images: it left labels, or poses, of them."""
-        return self.start == "labels" or self.plan.pose is not None
+    def needs(self):
+        """Labels to start from, and the network of a stage of D-ULD, which also leaves its anchors."""
+        labels = Need(
+            "labels", "a stage that finds landmarks, such as zeroshot.ZeroShot", required=self.start == "labels"
+        )
+        return labels, Need("anchors", "a stage of D-ULD", of_images=False, required=False)
 
     @property
     def plan(self) -> Plan:
@@ -343,6 +346,8 @@ class DuldStage(Clustering):
 
     def init(self, rng, batch, frozen, start):
         plan, previous = self.plan, start.previous
+        for need in self.needs:
+            shared.take(self, start, need.what)
         shown = jax.ShapeDtypeStruct((1, *self.geometry.view, 3), layers.wide(self.dtype))
         maps = jax.eval_shape(self.backbone_maps, jax.eval_shape(self._backbone.load), shown)
         params = self.network.initialize(rng, (*plan.trains, *plan.keeps), maps)
@@ -353,17 +358,12 @@ class DuldStage(Clustering):
             )
             params["aggregator"] = shared.take_weights(frozen["dhf_aggregator"]["params"], params["aggregator"], remedy)
             logging.warning("the aggregator starts from published weights, which were trained with annotated keypoints")
-        before = previous.aux if previous is not None and isinstance(previous.aux, Discovery) else None
+        before = None if shared.take(self, start, "anchors") is None else previous.aux
         if before is not None:
             known = previous.params if before.teacher is None else before.teacher
             same = "backbone, projection, width, depth, descriptor_size, grid and latent"
-            params = shared.take_network(params, known, same)
-        needed = (
-            f"{self._name}.start=labels needs landmarks to start from; put a stage such as zeroshot before it, or set "
-            f"{self._name}.start=clusters"
-        )
-        needed = needed if self.start == "labels" else ""
-        labels = shared.take_labels(previous, self.k, start.num_images, needed)
+            params = shared.take_network(start, params, known, same)
+        labels = shared.take_labels(self, start, self.k)
         aux = self._first(params, before, labels, start.num_images)
         opt_state = self._optimizer.init({name: params[name] for name in plan.trains})
         return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, aux=aux)

@@ -18,7 +18,8 @@ from uld_jax import optimizers
 from uld_jax.bank import Labels, image_table
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.method import Need, Prediction, Round, Stage, TrainState, same_shapes
+from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, Fan, View
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
@@ -92,9 +93,12 @@ class HeatmapDetector(Stage):
     accumulate_steps: int = 1
 
     @property
-    def needs_previous_rows(self) -> bool:
-        """Tell whether `previous` must come from the same images."""
-        return self.labels_from == "previous"
+    def needs(self):
+        """Labels to learn from, or else the network that makes them; the network goes on where it fits."""
+        own = self.labels_from == "self"
+        network = Need("network", "a detector of the same k, net.width and net.depth", of_images=False, required=own)
+        labels = Need("labels", "a stage that finds landmarks, such as zeroshot.ZeroShot")
+        return (network,) if own else (labels, network)
 
     @property
     def _net(self):
@@ -109,26 +113,20 @@ class HeatmapDetector(Stage):
         return self.view.geometry(self.frame_size, self.net.downsample, self.dtype)
 
     def init(self, rng, batch, frozen, start):
-        previous = start.previous
-        if previous is None:
-            raise UserError("the detector needs landmarks to learn from; put a stage before it or set config.init_from")
-        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
-        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
-        if same_shapes(previous.params, params):
-            params, model_state = previous.params, previous.model_state
-        elif self.labels_from == "self":
-            raise UserError(
-                "detector.labels_from=self needs init_from=RUN with a detector of the same k, width and depth"
-            )
         if self.labels_from == "previous":
-            labels = previous.aux.labels
-            if labels.xy.shape[:2] != (start.num_images, self.k):
-                raise UserError(
-                    f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, "
-                    f"not {self.k} of {start.num_images}; use the same k and images, or detector.labels_from=self"
-                )
+            labels = shared.take_labels(self, start, self.k)
         else:
             labels = Labels(jnp.zeros((start.num_images, self.k, 2)), jnp.zeros((start.num_images, self.k)))
+        shape = jax.ShapeDtypeStruct((1, *self._geometry.view, 3), jnp.float32)
+        params, model_state = layers.split(layers.initialize(self._net, rng, shape, train=False))
+        network = shared.take(self, start, "network")
+        if network is not None and same_shapes(network, params):
+            params, model_state = network, start.previous.model_state
+        elif self.labels_from == "self":
+            raise UserError(
+                f"{start.stage}.labels_from=self goes on with a network of other sizes; use the same k, net.width and "
+                "net.depth as the stage that config.init_from names"
+            )
         return TrainState(
             step=jnp.int32(0),
             params=params,

@@ -85,7 +85,6 @@ class IMM(Stage):
     learning_rate: Positive = 1e-3
     weights: Any = ()
 
-    uses_previous = False
     weight_kinds = frozenset({"vgg16_colorization"})
 
     def __post_init__(self):

@@ -32,11 +32,11 @@ from uld_jax.clustering import assignment, background, merge, outliers
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt, Share
-from uld_jax.method import Clustering, Prediction, Round, TrainState
+from uld_jax.method import Clustering, Need, Prediction, Round, TrainState
 from uld_jax.methods import generic_keypoints
 from uld_jax.methods import self_training_common as common
-from uld_jax.methods.self_training_common import Detection, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Augment, View, descend, region_tables, required_labels
+from uld_jax.methods.self_training_common import Detection, Merged, Trained, Views
+from uld_jax.methods.shared import Augment, View, descend, region_tables, take, take_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, nms
 from uld_jax.ops.on_object import on_object
@@ -146,8 +146,6 @@ class Keypoints(Clustering):
         images (`Clustering`).
       weights: folders of converted weights by kind.
     """
-
-    uses_previous = False
 
     frame_size: int
     generic: generic_keypoints.Generic = generic_keypoints.Generic()
@@ -370,6 +368,8 @@ class Correspondence(Trained, Clustering):
       bank_gib: as in `Keypoints`.
     """
 
+    LEARNS_FROM = (Need("labels", "keypoints in clusters, self_training.Keypoints"),)
+
     needs_partner = True
 
     pairs: Literal["clusters", "augmented"] = "clusters"
@@ -407,10 +407,9 @@ class Correspondence(Trained, Clustering):
     def init(self, rng, batch, frozen, start):
         params = common.new_network(self._net, self._geometry, rng)
         aux = common.unknown(start.num_images, self.clusters, self.descriptor_size, layers.wide(self.dtype))
-        if self.uses_previous:
-            aux = common.learn_from(aux, start)
+        aux = common.learn_from(self, aux, start)
         if self.converted and not start.shapes_only:
-            required = not self.uses_previous
+            required = not self.learns
             params, aux = common.start_from_checkpoint(frozen["mallis"], params, aux, centroids_required=required)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -530,6 +529,11 @@ class Landmarks(Trained):
       accumulate_steps: pieces of a batch.
     """
 
+    LEARNS_FROM = (
+        Need("labels", "stage 1, self_training.Correspondence"),
+        Need("network", "stage 1", of_images=False, required=False),
+    )
+
     clusters: PositiveInt = 100
     sigma: Positive = 0.75
     least_images: int = 0
@@ -561,22 +565,20 @@ class Landmarks(Trained):
                 params, active = common.second_from_checkpoint(frozen["mallis"], params, active)
         else:
             # Step 8) The network of stage 1 goes on, with new last layers.
-            params = common.go_on_with(start.previous.params, params, self.clusters, rng)
+            params = common.go_on_with(take(self, start, "network"), params, self.clusters, rng, start)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=None)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
     def _labels(self, start) -> Labels:
         """The labels that stage 1 left; empty ones where nothing is learned."""
-        if not self.uses_previous:
+        labels = take_labels(self, start, self.clusters)
+        if labels is None:
             return common.no_labels(start.num_images, self.clusters, jnp.float32)
-        same = "the same clusters in stage1 and stage2"
-        options = dict(left_by=Recovered, needed=common.NEEDS_STAGE1, same=same)
-        labels = required_labels(start, "labels", self.clusters, **options)
         if self.least_images >= start.num_images:
             raise UserError(
-                f"stage2.least_images={self.least_images} leaves out every cluster of {start.num_images} images; use a "
-                "lower number"
+                f"{start.stage}.least_images={self.least_images} leaves out every cluster of {start.num_images} "
+                "images; use a lower number"
             )
         return labels
 

@@ -5,7 +5,7 @@ their steps are numbered there.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from uld_jax import weights
 from uld_jax.bank import Labels
 from uld_jax.clustering import assignment
 from uld_jax.hyperparameters import PositiveInt
-from uld_jax.method import Described, Prediction, Round, Stage
-from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, required_labels, take_centroids, take_weights
+from uld_jax.method import Described, Need, Prediction, Round, Stage
+from uld_jax.methods.shared import Augment, Fan, Rmsprop, View, take_centroids, take_labels, take_weights
 from uld_jax.models import fan, layers
 from uld_jax.ops import color, keypoints, nms, views
 
@@ -138,6 +138,8 @@ class Trained(Stage):
       weights: folders of converted weights by kind.
     """
 
+    LEARNS_FROM: ClassVar[tuple[Need, ...]]  # of every stage
+
     frame_size: int
     steps: int
     start: Literal["previous", "checkpoint"] = "previous"
@@ -164,14 +166,14 @@ class Trained(Stage):
         return self.start == "checkpoint"
 
     @property
-    def uses_previous(self):
-        """Whether there is anything to learn from what the stage before left."""
+    def learns(self) -> bool:
+        """Whether the stage learns from what the stage before left."""
         return bool(self.steps) or not self.converted
 
     @property
-    def needs_previous_rows(self):
-        """Whether that must be of these images."""
-        return self.uses_previous
+    def needs(self):
+        """What the stage before left, unless converted weights are all there is."""
+        return self.LEARNS_FROM if self.learns else ()
 
     @property
     def _geometry(self) -> views.Geometry:
@@ -303,17 +305,15 @@ def described_clusters(described, mask, aux: Recovered, how: str) -> Described:
     return Described(described, jnp.where(jnp.any(has, 1), jnp.argmax(has, 1), -1).astype(jnp.int32), mask)
 
 
-def learn_from(aux: Recovered, start) -> Recovered:
-    """Return the state with the labels that the stage before left. Raises UserError where there are none that fit."""
+def learn_from(stage: Trained, aux: Recovered, start) -> Recovered:
+    """Return the state of a stage 1 with the labels that the stage before left, if it learns.
+
+    Raises UserError where there are none that fit.
+    """
     dtype, slots = aux.labels.xy.dtype, aux.labels.score.shape[1]
-    labels = required_labels(
-        start,
-        "labels",
-        slots,
-        left_by=Recovered,
-        needed="stage1 learns from keypoints; put the stage keypoints before it, or set config.init_from=RUN:keypoints",
-        same="the same clusters in keypoints and stage1",
-    )
+    labels = take_labels(stage, start, slots)
+    if labels is None:
+        return aux
     return aux._replace(labels=jax.tree.map(lambda x: x.astype(dtype), labels), fresh=labels.score > 0)
 
 
@@ -362,26 +362,23 @@ def confidence_maps(stage, state, images):
     return color.to_uint8(seen), jax.nn.sigmoid(network(stage).apply({"params": state.params}, seen).logits)[..., None]
 
 
-NEEDS_STAGE1 = (
-    "stage2 learns from the clusters of stage1; put the stages keypoints and stage1 before it, or set "
-    "config.init_from=RUN:stage1"
-)
-
-
 def heatmap_network(stage, maps: int) -> fan.FAN:
     """Return the network of a stage 2, with so many heatmaps."""
     return fan.FAN(maps, **dataclasses.asdict(stage.net), norm="group", **layers.precision(stage.dtype))
 
 
-def go_on_with(previous, params, maps: int, rng):
+def go_on_with(previous, params, maps: int, rng, start):
     """Return the descriptor branch of stage 1 with a new last layer; new parameters where there is no stage 1.
 
     Raises UserError for another network.
     """
-    if not previous:
+    if previous is None:
         return params
     branch = fan.descriptor_branch(previous, maps, rng)
-    other = "stage2 goes on with stage1's network; give both the same width, depth and downsample"
+    other = (
+        f"stage {start.stage} goes on with the network of the stage before; give both the same net.width, net.depth "
+        "and net.downsample"
+    )
     return take_weights(branch, params, other)
 
 

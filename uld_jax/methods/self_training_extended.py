@@ -33,11 +33,11 @@ from uld_jax.bank import Labels, by_batch, image_table, label_table
 from uld_jax.clustering import assignment
 from uld_jax.clustering.kmeans import kmeans
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Clustering, TrainState
+from uld_jax.method import Clustering, Need, TrainState
 from uld_jax.methods import self_training_common as common
 from uld_jax.methods.self_training import DESCRIPTOR_WEIGHT, Clusters, Contrast, map_loss
 from uld_jax.methods.self_training_common import Detection, Merged, Recovered, Trained, Views
-from uld_jax.methods.shared import Rmsprop, descend, region_tables, required_labels, take_flips
+from uld_jax.methods.shared import Rmsprop, descend, region_tables, take, take_flips, take_labels
 from uld_jax.models import layers
 from uld_jax.ops import color, contrast, heatmaps, keypoints, warp
 from uld_jax.ops.on_object import on_object
@@ -131,6 +131,8 @@ class Correspondence(Trained, Clustering):
       bank_gib: as in `self_training.Keypoints`.
     """
 
+    LEARNS_FROM = (Need("labels", "keypoints in clusters, self_training.Keypoints"),)
+
     needs_partner = True
 
     k: int
@@ -165,10 +167,9 @@ class Correspondence(Trained, Clustering):
     def init(self, rng, batch, frozen, start):
         params = common.new_network(self._net, self._geometry, rng)
         aux = unknown(start.num_images, self.clusters, self.k, self.descriptor_size, layers.wide(self.dtype))
-        if self.uses_previous:
-            aux = common.learn_from(aux, start)
+        aux = common.learn_from(self, aux, start)
         if self.converted and not start.shapes_only:
-            required = not self.uses_previous
+            required = not self.learns
             params, aux = common.start_from_checkpoint(frozen["mallis"], params, aux, centroids_required=required)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
@@ -335,6 +336,12 @@ class Landmarks(Trained):
       accumulate_steps: pieces of a batch.
     """
 
+    LEARNS_FROM = (
+        Need("landmarks", "stage 1 of the extended variant, self_training_extended.Correspondence"),
+        Need("flips", "stage 1 of the extended variant, self_training_extended.Correspondence", of_images=False),
+        Need("network", "stage 1", of_images=False, required=False),
+    )
+
     k: int
     sigma: Positive = 0.75
     mirroring: Literal["auto", "exact", "published"] = "auto"
@@ -373,27 +380,20 @@ class Landmarks(Trained):
             if not start.shapes_only:
                 given = frozen["mallis"]
                 params, active = common.second_from_checkpoint(given, params, active)
-                flips = take_flips(given, flips, required=not self.uses_previous)
+                flips = take_flips(given, flips, required=not self.learns)
         else:
             # Step 7) The network of stage 1 goes on, with new last layers.
-            params = common.go_on_with(start.previous.params, params, self.k, rng)
+            params = common.go_on_with(take(self, start, "network"), params, self.k, rng, start)
         labels = jax.tree.map(lambda x: x.astype(layers.wide(self.dtype)), labels)
         aux = Merged(round=jnp.int32(0), active=active, labels=labels, flips=flips)
         return TrainState(step=jnp.int32(0), params=params, opt_state=self._optimizer.init(params), aux=aux)
 
     def _labels(self, start) -> tuple[Labels, jax.Array]:
         """The landmarks and their partners that stage 1 left; empty ones where nothing is learned."""
-        if not self.uses_previous:
+        labels = take_labels(self, start, self.k, "landmarks")
+        if labels is None:
             return common.no_labels(start.num_images, self.k, jnp.float32), jnp.zeros(self.k, jnp.int32)
-        previous = start.previous
-        needed = common.NEEDS_STAGE1
-        if previous is not None and isinstance(previous.aux, Recovered):
-            needed = (
-                "stage2 of variant=extended learns from that variant of stage1; set "
-                "config.stage1.method=self_training_extended.Correspondence"
-            )
-        options = dict(left_by=Recovered, needed=needed, same="the same k in stage1 and stage2")
-        return required_labels(start, "landmarks", self.k, **options), previous.aux.flips
+        return labels, take(self, start, "flips")
 
     def train_step(self, state, frozen, batch, rng):
         aux, geometry = state.aux, self._geometry

@@ -18,7 +18,7 @@ from uld_jax.backbones import Backbone
 from uld_jax.bank import Labels
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive, PositiveInt
-from uld_jax.method import Start, TrainState, same_shapes
+from uld_jax.method import Stage, Start, TrainState, same_shapes
 from uld_jax.models import layers
 from uld_jax.ops import color, views, warp
 
@@ -178,34 +178,48 @@ def labels_in_views(labels: Labels, index: jax.Array, warps: warp.Warp, geometry
     return cells, (rows.score > 0) & geometry.on_map(cells)
 
 
-def take_labels(previous: TrainState | None, k: int, num_images: int, needed: str = "") -> Labels | None:
-    """Return the table of labels that the stage before left, if it is of K landmarks of these images; else None.
+def take(method: Stage, start: Start, what: str) -> Any:
+    """Return what a stage `needs` of the one before, by the name of the need.
 
-    Raises UserError if they are `needed`, a text that says what to do without any.
+    None stands for what that stage did not leave, or this one does not need. Raises UserError if this stage cannot
+    start without.
     """
-    labels = getattr(previous.aux, "labels", None) if previous is not None else None
-    if labels is None:
-        if needed:
-            raise UserError(needed)
-        return None
-    if labels.xy.shape[:2] != (num_images, k):
-        if needed:
-            raise UserError(
-                f"the stage before left {labels.xy.shape[1]} landmarks of {labels.xy.shape[0]} images, not {k} of "
-                f"{num_images}; use the same k and images"
-            )
-        return None
-    return labels
+    need = next((need for need in method.needs if need.what == what), None)
+    found = None if need is None else start.left(what)
+    if need is not None and found is None and need.required:
+        given = f"the stage before, {start.before}, leaves none" if start.before else "no stage comes before it"
+        raise UserError(
+            f"stage {start.stage} needs the {what} of {need.left_by}, and {given}; put such a stage before it, or set "
+            "config.init_from=RUN:STAGE to one of a finished run"
+        )
+    return found
 
 
-def take_network(params: dict[str, Any], known: dict[str, Any], same: str) -> dict[str, Any]:
+def take_labels(method: Stage, start: Start, slots: int, what: str = "labels") -> Labels | None:
+    """Return the table of labels [N,slots] that the stage before left; None if it left none that fits.
+
+    Raises UserError if the stage `needs` such a table and there is none of these images and so many landmarks.
+    """
+    labels = take(method, start, what)
+    if labels is None or labels.xy.shape[:2] == (start.num_images, slots):
+        return labels
+    if not next(need for need in method.needs if need.what == what).required:
+        return None
+    images, given = labels.xy.shape[:2]
+    raise UserError(
+        f"the stage before {start.stage} left {given} landmarks of {images} images, not {slots} of "
+        f"{start.num_images}; use the same number of landmarks (k, or clusters) and the same images in both"
+    )
+
+
+def take_network(start: Start, params: dict[str, Any], known: dict[str, Any], same: str) -> dict[str, Any]:
     """Return the parameters, by part of the network, with those of the stage before for all parts that it has.
 
     Raises UserError for a part of other shapes; `same` names the hyper-parameters that give both the same.
     """
     for name in set(params) & set(known):
         if not same_shapes(known[name], params[name]):
-            raise UserError(f"the stage before has another {name}; give both stages the same {same}")
+            raise UserError(f"the stage before {start.stage} has another {name}; give both stages the same {same}")
     return params | {name: known[name] for name in set(params) & set(known)}
 
 
@@ -267,32 +281,6 @@ def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) 
 def region_tables(region: Literal["none", "box", "mask"], frame_size: int) -> dict[str, tuple]:
     """Return the `side_tables` of a stage that asks for the place of objects; see `ops/on_object.py`."""
     return {"box": {"boxes": ()}, "mask": {"masks": (max(frame_size // 4, 1),)}}.get(region, {})
-
-
-def required_labels(start: Start, field: str, slots: int, *, left_by: type, needed: str, same: str) -> Labels:
-    """Return the labels [N,slots] that the stage before left.
-
-    Args:
-      start: of the stage that takes them.
-      field: of the `aux` of the stage before.
-      slots: M or K, landmarks of the table.
-      left_by: class of that `aux`.
-      needed: the error's sentence where the stage before is none that leaves such an `aux`.
-      same: what must be the same in both stages for `slots` to be.
-
-    Raises:
-      UserError: there is no such table, or it is of other images or other slots.
-    """
-    labels = getattr(start.previous.aux, field) if start.previous and isinstance(start.previous.aux, left_by) else None
-    if labels is None:
-        raise UserError(needed)
-    images, given = labels.xy.shape[:2]
-    if (images, given) != (start.num_images, slots):
-        raise UserError(
-            f"the stage before left {given} clusters of {images} images, not {slots} of {start.num_images}; use the "
-            f"same images, and {same}"
-        )
-    return labels
 
 
 def take_centroids(given: Any, centroids: jax.Array, *, required: bool) -> jax.Array | None:

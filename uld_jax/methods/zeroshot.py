@@ -114,8 +114,6 @@ class ZeroShot(Stage):
         these images then read; predictions compute them. "" computes them in every pass.
     """
 
-    uses_previous = False
-
     k: int
     frame_size: int
     backbone: str = "gradient.GradientHistograms"
