@@ -1,4 +1,4 @@
-"""Examples of labelled images, from cached features and anew in every step."""
+"""Features of views, stages that have none, and examples of labelled images."""
 
 import dataclasses
 import types
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
+from uld_jax import config as config_lib
 from uld_jax.data.specs import DatasetSpec, Source
+from uld_jax.errors import UserError
 from uld_jax.evaluation.dense import features as features_lib
 from uld_jax.evaluation.dense import measures, regression
 from uld_jax.evaluation.dense.features import Features
@@ -74,6 +77,19 @@ def test_cached_features_equal_those_of_every_step(features):
     np.testing.assert_allclose(
         cached.read(cached.data, rows, None)[1], regression.to_unit(views.xy[rows], 16), atol=1e-6
     )
+
+
+def test_stages_without_dense_features_are_refused():
+    """In ZeroShot `dense` is a hyper-parameter, and no function of the protocol."""
+    config = tiny.config("zeroshot")
+    for name in config.stages:
+        method = config_lib.stage(config, name).method
+        given = types.SimpleNamespace(model=Model(method, None, None), stage=name, config=config)
+        with pytest.raises(UserError, match=f"stage '{name}' has no dense features; give a run of another method"):
+            features_lib.check_stage(given, 96)
+    first = types.SimpleNamespace(model=Model(Stage(), None, None), stage="first", config=tiny.config("toy"))
+    with pytest.raises(UserError, match="stage 'first' has no dense features; give another one with --stage: colours"):
+        features_lib.check_stage(first, 96)
 
 
 def test_few_labels_are_warped_anew_in_every_step(features):
