@@ -39,3 +39,9 @@ def test_more_labels_than_there_are_is_refused_when_the_data_is_opened():
     with pytest.raises(UserError, match=r"^--label_counts holds 30, "):
         check_label_counts(["30"], train, 0, "--label_counts")
     check_label_counts([30], types.SimpleNamespace(landmarks=None), 0, "--label_counts")  # nothing will be fitted
+
+
+@pytest.mark.parametrize("rows", [(5,), (5, 0), (-5, 4), (5, 4, 3), ("5", "4"), (5.5, 4)])
+def test_numbers_of_synthetic_images_are_two(rows):
+    with pytest.raises(UserError, match=r"^data\.rows is .*; give the numbers of training and of test images, such as"):
+        open_split(tiny.config(**{"data.rows": rows}), "train")

@@ -239,7 +239,11 @@ def test_yaw_is_told_from_68_points(still):
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"), [("age", "the test csv has no column 'age'"), ("yaw_proxy:0,a", "--group_by")]
+    ("asked", "words"),
+    [
+        ("age", "the test csv has no column 'age'"),
+        ("yaw_proxy:0,a", "--group_by=yaw_proxy:0,a: 'a' is not a number; give"),
+    ],
 )
 def test_groups_that_cannot_be_are_refused_before_anything_is_predicted(monkeypatch, asked, words):
     monkeypatch.setattr(Finds, "read", lambda *_: pytest.fail("landmarks were predicted"))

@@ -189,7 +189,9 @@ def test_bad_input_is_one_sentence_before_any_compute(uld, written, tmp_path):
         *train, f"--config.zeroshot.cache={tmp_path}"
     )
     make = ("features", SPEC, f"--out={tmp_path / 'run'}")
-    assert "stage detector looks through a frozen backbone" in refused(*make, "--stage=detector")
+    assert "the stage detector does not look through a frozen backbone; name one that does by --stage" in refused(
+        *make, "--stage=detector"
+    )
     assert "no stage 'last'" in refused(*make, "--stage=last")
     assert "--dtype" in refused(*make, "--dtype=int8")
     assert "none of the stages imm looks" in refused("features", "--config=imm:preset=tiny", *make[2:])

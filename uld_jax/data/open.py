@@ -32,7 +32,12 @@ def open_split(
     """Open one split that the config names. Raises UserError for data that cannot be used."""
     name, options = dataset or config.dataset, {}
     if name == "synthetic":
-        options = {"rows": dict(zip(("train", "test"), config.data.rows, strict=True)).get(split)}
+        rows = config.data.rows
+        if len(rows) != 2 or not all(isinstance(count, int) and count > 0 for count in rows):
+            raise UserError(
+                f"data.rows is {rows}; give the numbers of training and of test images, such as (2000, 500)"
+            )
+        options = {"rows": dict(zip(("train", "test"), rows, strict=True)).get(split)}
     return open_source(
         name,
         split,

@@ -172,7 +172,7 @@ def _groups(group_by: str, test: Source) -> tuple[str, Any, list[float] | None]:
     if values is None:
         known = ", ".join(test.columns) or "none"
         raise UserError(f"--group_by={group_by}: the test csv has no column {column!r}; its columns are {known}")
-    return column, values, [_number(e, "--group_by") for e in edges.split(",")] if edges else None
+    return column, values, [_edge(edge, group_by) for edge in edges.split(",")] if edges else None
 
 
 def yaw_of(source: Source) -> np.ndarray | None:
@@ -208,8 +208,10 @@ def _landmark_set(xy, score, source: Source, rows) -> LandmarkSet:
     return LandmarkSet(xy, score, source.landmarks[rows], visible, columns)
 
 
-def _number(text: str, field: str) -> float:
+def _edge(text: str, group_by: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{field}: {text!r} is not a number") from error
+        raise UserError(
+            f"--group_by={group_by}: {text!r} is not a number; give the edges as numbers, such as yaw:0,30,60,90"
+        ) from error

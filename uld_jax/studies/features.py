@@ -53,8 +53,8 @@ def main(
     config_lib.check_weights_are_read([(config, [config_lib.stage(config, name) for name in config.stages])])
     looking = [one for one in built if cache.looks_through_one(one)]
     if not looking:
-        what = f"stage {stage} looks" if stage else f"none of the stages {', '.join(names)} looks"
-        raise UserError(f"{what} through a frozen backbone; name another by --stage, or another config")
+        which = f"the stage {stage} does not look" if stage else f"none of the stages {', '.join(names)} looks"
+        raise UserError(f"{which} through a frozen backbone; name one that does by --stage, or give another config")
     backbone = cache.whole_or_latents(cache.of_stage(looking[0]), what, "--what asks for")
     frozen = backbone.load()
     source = open_split(config, split)
