@@ -49,6 +49,7 @@ def small(monkeypatch):
     monkeypatch.setattr(parts, "DRAWN", 40)
 
 
+@pytest.mark.slow
 def test_dense_writes_its_report(toy, uld_says, small):
     out = uld_says("dense", f"--workdir={toy}", EVERY, "--labels=3,all", "--parts=3")
     folder = toy / "eval/test/dense/colours"

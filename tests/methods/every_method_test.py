@@ -22,9 +22,10 @@ from uld_jax.engine import loop
 from uld_jax.method import Stage, Start
 
 EXTENDED = "self_training:variant=extended"  # whose first stage is that of self_training
-VARIANTS = [(EXTENDED, "stage1"), (EXTENDED, "stage2"), ("lead:stage1=moco", "moco"), ("lead:compact=nmf", "compact")]
-STAGES = [*tiny.stages(), *VARIANTS]
-ids = pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
+LEAD = [("lead:stage1=moco", "moco"), ("lead:compact=nmf", "compact")]  # what these have besides takes long to compile
+STAGES = [*tiny.stages(), (EXTENDED, "stage1"), (EXTENDED, "stage2"), *LEAD]
+CASES = [pytest.param(*s, marks=[pytest.mark.slow] * (s in LEAD), id="-".join(s)) for s in STAGES]
+ids = pytest.mark.parametrize(("name", "stage"), CASES)
 ROWS = 24
 # IMM divides each term of its loss by the term's own running mean: `loss` stays put. LEAD's second stage has the
 # teacher's entropy in its loss.

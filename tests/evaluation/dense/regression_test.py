@@ -52,6 +52,7 @@ def test_levels_apart_equal_hypercolumns(at_a_time):
     assert 0.5 < ours.entropy.mean() < np.log(144) - 0.1  # neither flat nor a single cell
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_pytorch():
     torch = pytest.importorskip("torch")
     regressor, maps = problem(1)
@@ -144,6 +145,7 @@ def test_a_regressor_learns_where_the_blobs_are():
     assert trained.entropy_start != trained.entropy_end
 
 
+@pytest.mark.slow
 def test_draws_train_apart_and_in_parts_alike(monkeypatch):
     rows = regression.draws(np.arange(40), 6, 3, seed=4)
     fit = Fit(0.02, 0.01, 2, amsgrad=True, batch=4, images=12)
