@@ -143,6 +143,6 @@ def test_public_names_of_the_api_pages_are_documented(name):
 
 def test_packages_are_complete_on_the_api_pages():
     for room in COMPLETE:
-        for path in sorted((tiny.ROOT / "uld_jax" / room).glob("*.py")):
-            name = f"uld_jax.{room}.{path.stem}"
+        for path in sorted((tiny.ROOT / "uld_jax" / room).rglob("*.py")):
+            name = ".".join(path.relative_to(tiny.ROOT).with_suffix("").parts)
             assert path.stem == "__init__" or name in MODULES, f"add `.. automodule:: {name}` to docs/api/{room}.md"

@@ -11,4 +11,5 @@ the host, except for the views that `stability` warps on the device. They take a
   measure                all measures of a stage on a data set, as a `report.Report`
   report, pictures       the files of a report: numbers, tables, plots and contact sheets
   run                    evaluations during training and of a finished run
+  dense                  the measures of dense features, `uld dense`
 """

@@ -83,8 +83,8 @@ def test_gradients_are_those_of_pytorch():
 
 def test_unknown_points_do_not_count():
     xy, target = jnp.zeros((1, 2, 2)), jnp.array([[[0.05, 0.3], [jnp.nan, jnp.nan]]])
-    assert float(regression.loss(xy, target)) == pytest.approx((0.5 * 0.5**2 + 2.5) / 2)
-    gradient = jax.grad(lambda xy: regression.loss(xy, target))(xy)
+    value, gradient = jax.jit(jax.value_and_grad(regression.loss))(xy, target)
+    assert float(value) == pytest.approx((0.5 * 0.5**2 + 2.5) / 2)
     assert np.isfinite(gradient).all()
     assert not gradient[0, 1].any()
 
@@ -135,11 +135,11 @@ def placed_error(regressors):
 
 
 def test_a_regressor_learns_where_the_blobs_are():
-    trained = train([np.arange(40)], 40)
+    trained = train([np.arange(40)], 25)
     errors, mean_shape = placed_error(trained.regressors)
     assert errors.shape == (1, 40, 3)
     assert errors.mean() < 0.25 * mean_shape
-    assert trained.steps == 200
+    assert trained.steps == 125
     assert trained.loss < 0.1
     assert 0 < trained.entropy_end < np.log(144)
     assert trained.entropy_start != trained.entropy_end
@@ -147,7 +147,7 @@ def test_a_regressor_learns_where_the_blobs_are():
 
 @pytest.mark.slow
 def test_draws_train_apart_and_in_parts_alike(monkeypatch):
-    rows = regression.draws(np.arange(40), 6, 3, seed=4)
+    rows = regression.draws(np.arange(40), 6, 4, seed=4)
     fit = Fit(0.02, 0.01, 2, amsgrad=True, batch=4, images=12)
     together = train(rows, 2, few=True, fit=fit)
     monkeypatch.setitem(regression._RESPONSES, "cpu", 4 * (12 * 12 * 3 + 3 * 3 * 2) * 4 * 2)  # two draws at a time
@@ -169,10 +169,13 @@ def test_rows_that_fill_a_batch_change_nothing():
         fit = Fit(0.01, 0.0, 1)
         state = jax.vmap(fit.optimizer(1).init)(regressors)
         settings = dict(read=regression._read_cached, options=regression.options_of(SMALL, 3, 4), fit=fit, steps=1)
-        return regression._step(regressors, state, data, jnp.asarray([rows]), keys, 0, **settings)[0]
+        regressors, _, value = regression._step(regressors, state, data, jnp.asarray([rows]), keys, 0, **settings)
+        return regressors, value
 
-    for a, b in zip(jax.tree.leaves(stepped([3, 7, -1, -1])), jax.tree.leaves(stepped([3, 7])), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    (padded, value), (twice, other) = stepped([3, 7, -1, -1]), stepped([3, 7, 3, 7])
+    np.testing.assert_allclose(value, other, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(padded), jax.tree.leaves(twice), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)  # Adam's first step of 0.01 enlarges rounding of small gradients
 
 
 def test_draws_are_reproducible_and_differ():
