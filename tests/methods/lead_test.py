@@ -11,14 +11,14 @@ import pytest
 from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.backbones.lead import Lead
-from uld_jax.bank import Bank
+from uld_jax.bank import Bank, Labels
 from uld_jax.convert import convert
 from uld_jax.detector import Detector
 from uld_jax.engine import loop, runs
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import replace
 from uld_jax.method import Start, TrainState
-from uld_jax.methods import lead, lead_common, lead_compact
+from uld_jax.methods import lead, lead_common, lead_compact, shared
 from uld_jax.ops import coordinates, dense_matching, hypercolumns
 
 SIDE, BATCH = 40, 8
@@ -203,6 +203,19 @@ def test_likeness_is_the_cosine_of_hypercolumns():
     inside = np.asarray(narrow._similar(parts, maps)) > -1
     assert inside[:, 2:6, 2:6].all()
     assert not inside.all()
+
+
+def test_landmarks_are_labels_for_other_stages():
+    labels = Labels(jnp.ones((5, 4, 2)), jnp.ones((5, 4)))
+    parts = lead_common.Parts(jnp.int32(2), jnp.ones((4, 6)), labels)
+    detector = config_lib.stage(tiny.config("zeroshot"), "detector").method
+    for aux in (
+        lead.Target({}, {}, 1.0, parts),
+        lead.Queue({}, {}, 0, 1.0, parts),
+        lead_compact.Teacher({}, {}, parts),
+    ):
+        start = Start(TrainState(jnp.int32(0), aux=aux), 5)
+        assert shared.take_labels(detector, start, 4) is labels
 
 
 # -- stage 2 --------------------------------------------------------------------------------------------------------
