@@ -15,6 +15,7 @@ from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.engine import loop, runs
 from uld_jax.evaluation.dense import parts, protocols
+from uld_jax.evaluation.dense.run import FILES
 from uld_jax.method import Model, TrainState
 
 EVERY = "--measure=matching,regression,zoom,parts"
@@ -54,12 +55,7 @@ def test_dense_writes_its_report(toy, uld_says, small):
     out = uld_says("dense", f"--workdir={toy}", EVERY, "--labels=3,all", "--parts=3")
     folder = toy / "eval/test/dense/colours"
     report = json.loads((folder / "metrics.json").read_text())
-    assert {p.name for p in folder.iterdir()} == {
-        "metrics.json",
-        *("matching.csv", "similarity.png", "parts.csv", "parts.png", "tsne.png"),
-        *("regression.csv", "regression_landmarks.csv", "draws.json", "regression.png", "labels.png"),
-        *("zoom.csv", "zoom_factors.csv", "zoom.png", "zoom_images.png"),
-    }
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", *(n for names in FILES.values() for n in names)}
     assert (report["stage"], report["n_train"], report["n_test"]) == ("colours", 24, 8)
     assert report["maps"] == [[16, 16, 4], [4, 4, 3]]
     matched = report["matching"]
@@ -88,7 +84,7 @@ def test_dense_writes_its_report(toy, uld_says, small):
         assert pairs["same_xy"].shape == (4, 20, 2)
 
 
-def test_pairs_are_made_once(toy, uld_says, small):
+def test_pairs_are_made_once_and_earlier_measures_kept(toy, uld_says, small):
     metrics = toy / "eval/test/dense/colours/metrics.json"
     path = toy / "eval/test/dense/pairs.npz"
 
@@ -98,12 +94,20 @@ def test_pairs_are_made_once(toy, uld_says, small):
 
     first = pixels()
     assert pixels() == first
-    other = pixels("--pairs=2")
+    kept = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps(kept | {"zoom": "of an earlier report"}))
+    (metrics.parent / "zoom.png").touch()
+    assert pixels() == first
+    assert json.loads(metrics.read_text())["zoom"] == "of an earlier report"
+    other = pixels("--pairs=2")  # other choices: nothing is kept
+    assert "zoom" not in json.loads(metrics.read_text())
+    assert not (metrics.parent / "zoom.png").exists()
     assert other[1] != first[1]
     assert pixels()[0] == pytest.approx(first[0])  # made again, and alike
 
 
-def test_without_annotation_there_are_parts(toy, photos, tmp_path, uld, small):
+def test_without_annotation_there_are_parts(toy, photos, tmp_path, uld, small, monkeypatch):
+    monkeypatch.setattr(parts, "embed", lambda rows, seed: rows[:, :2])  # t-SNE takes seconds for any number of rows
     bare = tmp_path / "bare"  # photos without a csv
     shutil.copytree(photos / "test", bare)
     given = ("dense", f"--workdir={toy}", "--dataset=folder", f"--data_dir={bare}", "--parts=2")

@@ -13,7 +13,7 @@ from uld_jax.evaluation.dense.protocols import CONTRAST_LANDMARKS_2021, DVE_2019
 
 def test_examples():
     result = doctest.testmod(protocols)
-    assert result.attempted >= 5
+    assert result.attempted >= 6
     assert result.failed == 0
 
 

@@ -50,7 +50,7 @@ def centre(image):
 def test_points_and_pixels_move_together(boxes):
     source, protocol = Discs(boxes), LEAD_2022._replace(frame=48, side=40)
     factor = np.array([1.0, 1.4, 2.0])
-    found = zoom.zoomed_views(source, np.arange(3), factor, protocol)
+    found = zoom.zoomed_views(source, np.arange(3), factor, protocol, boxed=boxes)
     assert found.inside.all()
     for image, xy in zip(found.views.images, found.views.xy):
         assert np.abs(centre(image) - xy[0]).max() < 0.35
@@ -58,6 +58,7 @@ def test_points_and_pixels_move_together(boxes):
     side = 22 if boxes else 90  # of the square, in pixels of the photo
     np.testing.assert_allclose(size, np.pi * 16 * (48 / side / factor) ** 2, rtol=0.12)
     # With a box, the centre of the square is that of the box and of the frame, whatever the factor.
+    assert zoom.has_boxes(source) == boxes
     if boxes:
         away = (found.views.xy[:, 0] - 19.5) * factor[:, None]
         np.testing.assert_allclose(away, np.tile(np.array([1.0, -0.5]) * 48 / 22, (3, 1)), atol=1e-4)
@@ -67,7 +68,7 @@ def test_points_and_pixels_move_together(boxes):
 
 def test_points_that_leave_the_view_are_told():
     source, protocol = Discs(), LEAD_2022._replace(frame=48, side=4)
-    found = zoom.zoomed_views(source, np.arange(3), np.ones(3), protocol)
+    found = zoom.zoomed_views(source, np.arange(3), np.ones(3), protocol, boxed=True)
     assert not found.inside.any()
     assert np.isfinite(found.views.xy).all()  # lengths of the normaliser need them
 

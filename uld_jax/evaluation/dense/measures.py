@@ -125,8 +125,8 @@ def matching(job: Job) -> dict[str, Any]:
     header = ["landmark", *(f"{name}_{unit}" for name in matching_lib.TARGETS for unit in ("canonical_px", "percent"))]
     job.table("matching.csv", [header, *([i, *row] for i, row in enumerate(np.stack(columns, 1)))])
     views = read_views(test, specs.labelled(test)[spread(len(specs.labelled(test)), 1 + pictures.SHOWN)], protocol)
-    if len(views.images) > 1:
-        sheet = pictures.similarity_sheet(job.features, views.images, views.xy[0], **options)
+    sheet = pictures.similarity_sheet(job.features, views.images, views.xy[0], **options)
+    if sheet is not None:
         viz.save(sheet, job.folder / "similarity.png")
     return result
 
@@ -160,20 +160,19 @@ def _sets(job: Job) -> matching_lib.Sets:
 # Regression
 
 
-def regression_by_labels(job: Job, labels: Sequence[int | str], repeats: int) -> list[dict[str, Any]]:
+def regression_by_labels(job: Job, labels: Sequence[int | str]) -> list[dict[str, Any]]:
     """Measure landmark regression with all labels or a few; see `dense.regression`.
 
     Args:
       job: what is measured.
       labels: numbers of labelled images, and `all`.
-      repeats: number of draws of a few labelled images.
 
     Returns:
       A record for each of the numbers, `all` last.
     """
     labelled, train = specs.labelled(job.train), {}
     counts = sorted({int(n) for n in labels if n != "all"})
-    drawn = {n: regression.draws(labelled, n, repeats, job.seed) for n in counts}
+    drawn = {n: regression.draws(labelled, n, job.protocol.repeats, job.seed) for n in counts}
     if "all" in labels:
         drawn["all"] = labelled[None]
     for n, rows in drawn.items():
@@ -329,11 +328,12 @@ def _write_regression(job: Job, records, each, drawn, views, placed) -> None:
 def zoom_out(job: Job) -> dict[str, Any]:
     """Measure regression on objects at other sizes; see `dense.zoom`."""
     protocol, rows, factor, seen = job.protocol, {}, {}, {}
+    boxed = zoom.has_boxes(job.train) and zoom.has_boxes(job.test)
     for name, source in (("train", job.train), ("test", job.test)):
         rows[name] = specs.labelled(source)
         factor[name] = zoom.factors(len(source), name == "test", _PAIR_SEED)[rows[name]]
         job.say(f"zoom: reading {len(rows[name])} images of the split {name}")
-        seen[name] = zoom.zoomed_views(source, rows[name], factor[name], protocol)
+        seen[name] = zoom.zoomed_views(source, rows[name], factor[name], protocol, boxed=boxed)
     points = {name: np.where(z.inside[..., None], z.views.xy, np.nan) for name, z in seen.items()}
     images, fit = seen["test"].views.images, protocol.full
     examples = examples_of(job, seen["train"].views.images, points["train"])
@@ -352,7 +352,7 @@ def zoom_out(job: Job) -> dict[str, Any]:
         "seen": low,
         "not_seen": high,
         "ranges": [each._asdict() for each in ranges],
-        "object": "box" if zoom.has_boxes(job.test) else "frame",
+        "object": "box" if boxed else "frame",
         "beyond_the_photo": float(seen["test"].beyond.mean()),
         "points_outside": int((known & ~seen["test"].inside).sum()),
         **_told(job, trained),

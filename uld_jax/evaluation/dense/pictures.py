@@ -25,10 +25,13 @@ def similarity_sheet(features, images: np.ndarray, xy: np.ndarray, *, cells: int
       xy: [L,2] points of the source in pixels; a few of those inside are shown.
       cells, similarity: see `matching.match`.
 
-    Colours run from the median to the largest similarity of a row; a dot is at the largest one of each image.
+    Colours run from the median to the largest similarity of a row; a dot is at the largest one of each image. Without
+    a point inside, the result is None.
     """
     side = images.shape[1]
     inside = np.flatnonzero(((xy >= 0) & (xy <= side - 1)).all(-1))
+    if not len(inside):
+        return None
     shown = inside[np.unique(np.linspace(0, len(inside) - 1, min(_POINTS, len(inside))).astype(int))]
     pyramid = features(images)
     maps = np.asarray(_maps(pyramid, xy[shown], side=side, cells=cells, similarity=similarity))

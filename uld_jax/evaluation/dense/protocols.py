@@ -91,7 +91,8 @@ class DenseProtocol(NamedTuple):
       frame: side of the square frame that photos are fitted into, in pixels.
       side: S, side of its central part that the network sees, in pixels.
       similarity: `cosine`, or `dot` for the inner product of features that are not normalised.
-      cells: cells along a side of the map on which a match is sought; 0 for those of the finest map.
+      cells: cells along a side of the map on which a match is sought; 0 for those of the finest map. A view of another
+        side has another number, so that cells keep their size in pixels (`preset`).
       pairs: largest number of pairs of images.
       full: training of a regressor of all labelled images.
       few: training of a regressor of a few labelled images.
@@ -197,6 +198,8 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
 
     >>> preset("lead2022", 68).full.epochs, preset("lead2022", 68, epochs=3).full.epochs
     (80, 3)
+    >>> [preset(name, side=64).cells for name in PRESETS]
+    [64, 32, 0]
     """
     if name not in PRESETS:
         raise UserError(f"--protocol={name} is unknown; use one of {', '.join(PRESETS)}")
@@ -204,4 +207,5 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
     epochs = _EPOCHS_68 if landmarks == 68 and name != "dve2019" else protocol.full.epochs
     full = protocol.full._replace(epochs=changes.pop("epochs", epochs))
     few = protocol.few._replace(epochs=changes.pop("few_epochs", protocol.few.epochs))
-    return protocol._replace(full=full, few=few, **changes).checked()
+    changed = protocol._replace(full=full, few=few, **changes).checked()
+    return changed._replace(cells=protocol.cells * changed.side // protocol.side)

@@ -9,9 +9,12 @@ Files, in `RUN/eval/<split>/dense/<stage>/`:
   zoom.csv, zoom_factors.csv, zoom.png, zoom_images.png errors by zoom factor; the factors of all images
   parts.csv, parts.png, tsne.png                        sizes of parts; maps of parts; their cells in the plane
 
-`RUN/eval/<split>/dense/pairs.npz` holds the pairs of images of the matching, the same for all stages.
+`RUN/eval/<split>/dense/pairs.npz` holds the pairs of images of the matching, the same for all stages. Measures that an
+earlier report has of the same state, data and choices are kept; files of other ones are removed.
 """
 
+import contextlib
+import hashlib
 import json
 import sys
 import types
@@ -31,11 +34,17 @@ from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 from uld_jax.evaluation.dense import measures
 from uld_jax.evaluation.dense.features import Features, check_stage
-from uld_jax.evaluation.dense.protocols import MEASURES, DenseProtocol, preset
+from uld_jax.evaluation.dense.protocols import MEASURES, preset
 from uld_jax.evaluation.landmark_regression import normaliser_lengths, normaliser_name
 from uld_jax.evaluation.protocol import check_label_counts
 from uld_jax.evaluation.run import measured_data, report_folder
 
+FILES = {
+    "matching": ("matching.csv", "similarity.png"),
+    "regression": ("regression.csv", "regression_landmarks.csv", "draws.json", "regression.png", "labels.png"),
+    "zoom": ("zoom.csv", "zoom_factors.csv", "zoom.png", "zoom_images.png"),
+    "parts": ("parts.csv", "parts.png", "tsne.png"),
+}
 USUAL = ("matching", "regression", "parts")  # measures that are made if none is named
 
 
@@ -89,7 +98,7 @@ def dense_report(
       say: function that tells the user what goes on.
 
     Returns:
-      The contents of `metrics.json`, and the folder with the files.
+      The contents of `metrics.json` without measures of earlier reports, and the folder with the files.
 
     Raises:
       UserError: data, a stage or words that do not go together, before anything is computed.
@@ -122,25 +131,24 @@ def dense_report(
     )
     if set(names) - {"parts"}:
         _check_normaliser(job)
-    report = _head(finished, asked, job, lacking) | _measured(job, asked, names)
-    written = _plain(report)
+    head = _plain(_head(finished, asked, job))
+    kept = _kept(folder, head)
+    made = _plain(_measured(job, asked, names))
+    results = {name: (kept | made)[name] for name in MEASURES if name in kept | made}
+    written = head | {"not_measured": lacking or None} | results
     files.write(folder / "metrics.json", json.dumps(written, indent=2, allow_nan=False) + "\n")
-    return written, folder
+    return head | {"not_measured": lacking or None} | made, folder
 
 
 def _measured(job: measures.Job, asked: Asked, names: Sequence[str]) -> dict[str, Any]:
     """The results of the measures, by name."""
     made = {
         "matching": lambda: measures.matching(job),
-        "regression": lambda: measures.regression_by_labels(job, asked.labels, _repeats(asked, job.protocol)),
+        "regression": lambda: measures.regression_by_labels(job, asked.labels),
         "zoom": lambda: measures.zoom_out(job),
         "parts": lambda: measures.part_clusters(job, asked.parts),
     }
     return {name: made[name]() for name in MEASURES if name in names}
-
-
-def _repeats(asked: Asked, protocol: DenseProtocol) -> int:
-    return asked.changes.get("repeats") or protocol.repeats
 
 
 def _train_split(config: Config, test: Source, where) -> Source | None:
@@ -189,11 +197,32 @@ def _check_normaliser(job: measures.Job) -> None:
         )
 
 
-def _head(finished, asked: Asked, job: measures.Job, lacking: Mapping[str, str]) -> dict[str, Any]:
+def _kept(folder: epath.Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures of an earlier report with the same head; the files of a report with another one are removed."""
+    path, old = folder / "metrics.json", {}
+    if path.exists():
+        with contextlib.suppress(json.JSONDecodeError):
+            old = json.loads(path.read_text())
+    if old and all(old.get(key) == value for key, value in head.items()):
+        return {name: old[name] for name in MEASURES if name in old}
+    for name in [name for names in FILES.values() for name in names]:
+        (folder / name).unlink(missing_ok=True)
+    return {}
+
+
+def _state_id(state) -> str:
+    """Hexadecimal digits that change with a stage's state."""
+    leaves = jax.tree.leaves(jax.device_get(state))
+    return specs.fingerprint_of(*(hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for x in leaves))
+
+
+def _head(finished, asked: Asked, job: measures.Job) -> dict[str, Any]:
     """The part of a report that all measures share."""
     spec = job.test.spec
     return {
         "stage": finished.stage,
+        "state": _state_id(finished.model.state),
+        "images": job.test.fingerprint,
         "split": asked.split,
         "protocol": job.protocol.name,
         "choices": job.protocol.asdict(),
@@ -203,7 +232,6 @@ def _head(finished, asked: Asked, job: measures.Job, lacking: Mapping[str, str])
         "maps": [list(shape) for shape in job.shapes],
         "n_train": None if job.train is None else len(specs.labelled(job.train)),
         "n_test": len(specs.labelled(job.test)),
-        "not_measured": dict(lacking) or None,
     }
 
 

@@ -40,12 +40,13 @@ def has_boxes(source: Source) -> bool:
     return set(objects.BOX) <= set(source.columns) or source.mask(0) is not None
 
 
-def object_maps(source: Source, rows) -> np.ndarray:
+def object_maps(source: Source, rows, boxed: bool) -> np.ndarray:
     """Maps [n,4] float64 from the files of some rows to the frame that shows the square around the object.
 
-    Raises UserError for boxes that cannot be used.
+    `boxed` is True for the square around the object's box, False for what the source's own frame shows. Raises
+    UserError for boxes that cannot be used.
     """
-    if not has_boxes(source):
+    if not boxed:
         return np.asarray(source.frame_maps, np.float64)[rows]
     corners = objects.boxes(source)[rows].reshape(-1, 2, 2).astype(np.float64)
     corners = coordinates.frame_to_file(corners, source.frame_maps[rows])
@@ -94,10 +95,10 @@ class Zoomed(NamedTuple):
     beyond: np.ndarray
 
 
-def zoomed_views(source: Source, rows, factor, protocol: DenseProtocol) -> Zoomed:
-    """Read the views of some rows of a source, enlarged by factors [n], from the whole photos."""
+def zoomed_views(source: Source, rows, factor, protocol: DenseProtocol, *, boxed: bool) -> Zoomed:
+    """Read the views of some rows of a source, enlarged by factors [n], from the whole photos; see `object_maps`."""
     rows, side, first = np.asarray(rows), protocol.side, margin(protocol)
-    maps = zoomed(object_maps(source, rows), factor, protocol.frame)
+    maps = zoomed(object_maps(source, rows, boxed), factor, protocol.frame)
     images = np.empty((len(rows), side, side, 3), np.uint8)
 
     def load(place):
