@@ -91,3 +91,24 @@ def test_pictures_are_stacked_and_sheets_may_have_no_legend():
     assert (np.asarray(both)[whole.height :, 50:] == 255).all()
     with pytest.raises(ValueError, match="no picture"):
         viz.stacked([])
+
+
+def test_a_labelled_grid_has_its_pictures_below_their_names():
+    red, blue = np.full((8, 8, 3), (200, 0, 0), np.uint8), np.full((8, 8, 3), (0, 0, 200), np.uint8)
+    plain = np.asarray(viz.labelled_grid([[red, blue]], columns=["a", "b"], cell=32, gap=4))
+    assert (plain[-20, 20].tolist(), plain[-20, 56].tolist()) == ([200, 0, 0], [0, 0, 200])
+    named = np.asarray(viz.labelled_grid([[red, blue]], columns=["a", "b"], rows=["a long name"], cell=32, gap=4))
+    assert named.shape[0] == plain.shape[0]
+    assert named.shape[1] > plain.shape[1] + 30
+    assert (named[-20, -20] == (0, 0, 200)).all()
+
+
+def test_overlays_of_numbers_and_labels():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    heat = np.asarray(viz.heat_overlay(image, np.array([[0.0, 0.0], [0.0, 1.0]]), low=0.5, high=1.0, cell=16), int)
+    assert heat[15, 15].sum() > heat[0, 0].sum() + 100
+    assert (heat[0, 0] == heat[0, 15]).all()  # both below `low`
+    labels = np.asarray(viz.label_overlay(image, np.array([[0, 1], [-1, 1]]), cell=16, strength=1.0))
+    assert (labels[0, 0] == viz.palette(2)[0]).all()
+    assert (labels[15, 15] == viz.palette(2)[1]).all()
+    assert (labels[15, 0] == 100).all()
