@@ -13,7 +13,7 @@ from tests import tiny
 from uld_jax import sharding
 from uld_jax.data.open import open_split
 from uld_jax.errors import UserError
-from uld_jax.method import Described, Stage
+from uld_jax.method import Described, Model, Stage
 from uld_jax.studies import clusters
 
 
@@ -43,9 +43,7 @@ class Told(Stage):
 def finished(tmp_path):
     return lambda size=256, method=None: types.SimpleNamespace(
         config=tiny.config(**{"data.rows": (30, 8), "eval.batch_size": 8}),
-        method=method or Told(size),
-        state={},
-        frozen={},
+        model=Model(method or Told(size), {}, {}),
         stage="told",
         workdir=epath.Path(tmp_path),
     )
