@@ -169,7 +169,8 @@ def test_bad_input_is_named(finished):
         "the stage told gives landmarks without a descriptor of each, so that there is nothing to cluster; give a run"
     )
     others = (
-        "warmup, cgb of --config=cgb; bootstrap, duld, proxy, duldpp of --config=duld; stage1 of --config=self_training"
+        "warmup, cgb of --config=cgb; bootstrap, duld, proxy, duldpp of --config=duld; byol, compact of --config=lead; "
+        "stage1 of --config=self_training"
     )
     with pytest.raises(UserError, match=f"^{lacking} that has one of the stages {others}$"):
         clusters.report(finished(method=Stage()), mesh)
