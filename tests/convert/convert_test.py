@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(refused, tmp_path, monkeyp
     assert "'features.0.weight' (and 25 more) is missing" in refused(kind="vgg16", src=src, dst=dst)
     assert "--core is of no use for --kind=vgg16" in refused(kind="vgg16", src=src, dst=dst, core=src)
     assert "leave --core out" in refused(kind="fan", src=src, dst=dst, core=src)
-    assert "exists and holds something else" in refused(kind="fan", src=src, dst=text)
+    assert "is a file; give a folder" in refused(kind="fan", src=src, dst=text)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
         assert "pip install 'uld_jax[convert]'" in refused(kind="fan", src=src, dst=dst)
