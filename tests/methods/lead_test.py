@@ -183,7 +183,7 @@ def test_a_landmark_is_where_the_image_is_most_like_a_cluster():
     away = np.linalg.norm(np.asarray(found.xy)[:, :, None] - middles[:, None], axis=-1)  # [image, landmark, colour]
     number = away.mean(0).argmin(0)  # landmark of each colour; the fourth is the background's
     assert len(set(number)) == 3
-    assert away[:, number, np.arange(3)].max() < 4.5  # within the square, whose cells are alike
+    assert away[:, number, np.arange(3)].max() < 7  # a cell of the square or next to it
     assert (np.asarray(found.score) > 0.8).all()
     described = stage.describe(state, {}, batch["image"])
     np.testing.assert_allclose(np.sum(described.z * state.aux.parts.centroids, -1), found.score, atol=1e-4)

@@ -329,7 +329,7 @@ def test_stage_2_goes_on_with_the_descriptor_branch():
     assert same(second.params["m0"], first.params["m0"])
     assert same(second.params["top_m_0"], first.params["top_m_1"])
     assert second.params["l_0"]["kernel"].shape[-1] == M
-    with pytest.raises(UserError, match=r"stage2\.least_images=4 leaves out every cluster of 4 images"):
+    with pytest.raises(UserError, match=r"\.least_images=4 leaves out every cluster of 4 images"):
         built("stage2", least_images=4).init(jax.random.key(3), batch, {}, Start(first, 4))
 
 

@@ -214,7 +214,7 @@ def test_initialisation_is_that_of_he():
 @pytest.mark.parametrize(
     ("options", "shape", "words"),
     [
-        (dict(depth=34), (1, 32, 32, 3), "depth is 34; use one of 18, 50"),
+        (dict(depth=34), (1, 32, 32, 3), "depth is 34; use one of 10, 18, 50"),
         (dict(output_stride=4), (1, 32, 32, 3), "output_stride is 4; use one of 8, 16, 32"),
         (dict(), (1, 32, 32, 1), r"images of shape \(1, 32, 32, 1\); it takes colour ones"),
         (dict(depth=18, groups=2), (3, 32, 32, 3), "3 images do not divide into 2 groups"),
