@@ -431,7 +431,7 @@ class DotFinder:
         maps = views.reshape(batch, side, self._cell, side, self._cell, 3).mean((2, 4))
         if self._method.loss == "position":
             # The softmax over the cells is then the brightness itself.
-            maps = self._heatmap_detector.TEMPERATURE * jnp.log(jnp.maximum(maps, 1e-7))
+            maps = heatmap_detector.TEMPERATURE * jnp.log(jnp.maximum(maps, 1e-7))
         out = FanOutput(maps + 0 * variables["params"]["w"], maps, {})
         return (out, {"batch_stats": variables["batch_stats"]}) if mutable else out
 
