@@ -20,9 +20,9 @@ The measured numbers are in docs/methods/cgb.md.
 """
 
 from ml_collections import ConfigDict
+from uld_jax.configs import common, zeroshot
 
 from uld_jax.config import update
-from uld_jax.configs import common, zeroshot
 from uld_jax.errors import UserError
 
 INITS = ("checkpoint", "zeroshot", "scratch")

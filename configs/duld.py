@@ -26,9 +26,9 @@ The measured numbers are in docs/methods/duld.md.
 """
 
 from ml_collections import ConfigDict
+from uld_jax.configs import common
 
 from uld_jax.config import update
-from uld_jax.configs import common
 
 STAGES = ("bootstrap", "duld", "proxy", "duldpp")
 SHARED = (  # keys that must be equal in all stages of a run

@@ -17,8 +17,9 @@ in MAFL. `small` trains a narrow ResNet-18 at 64 px on two laptop cores in less 
 The measured numbers are in docs/methods/lead.md.
 """
 
-from uld_jax.config import update
 from uld_jax.configs import common
+
+from uld_jax.config import update
 from uld_jax.errors import UserError
 
 EPOCH = 146_501 // 256  # steps

@@ -25,8 +25,9 @@ Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoi
 The measured numbers are in docs/methods/self_training.md.
 """
 
-from uld_jax.config import update
 from uld_jax.configs import common
+
+from uld_jax.config import update
 from uld_jax.errors import UserError
 
 VARIANTS = {"neurips": "mallis2020", "extended": "mallis2024"}  # and the protocol of its paper

@@ -14,8 +14,9 @@ full FAN at 256 px, is not in the section, and --config.stages="('zeroshot',)" l
 landmarks; `tiny` is for tests and notebooks. The measured numbers are in docs/methods/zeroshot.md.
 """
 
-from uld_jax.config import update
 from uld_jax.configs import common
+
+from uld_jax.config import update
 
 
 def get_config(arg=None):
