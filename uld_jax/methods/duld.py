@@ -148,18 +148,18 @@ class Seen(NamedTuple):
       xy: [B,P,2], keypoints in pixels of the frame.
       mask: [B,P] bool, False in empty slots.
       described: [B,P,D], their descriptors of length 1, then their weighted place; 0 in empty slots.
-      turned: [B,P,D], descriptors of the same keypoints in the mirrored image; None without mirrored views.
+      described_mirrored: [B,P,D], descriptors of the same keypoints in the mirrored image; None without mirrored views.
       codes: [B,Z], the image's pose code; None without codes.
-      between: [B,K,2], the place of each landmark by the clusters so far, in pixels of the frame; None but with
+      weighted: [B,K,2], the place of each landmark by the clusters so far, in pixels of the frame; None but with
         `place=mean`.
     """
 
     xy: jax.Array
     mask: jax.Array
     described: jax.Array
-    turned: jax.Array | None
+    described_mirrored: jax.Array | None
     codes: jax.Array | None
-    between: jax.Array | None
+    weighted: jax.Array | None
 
 
 class Clusters(NamedTuple):
@@ -167,7 +167,7 @@ class Clusters(NamedTuple):
 
     Attributes:
       anchors, centroids, used, poses: see `Discovery`.
-      more: [M,D], centroids of the clusters that are trained on beside the K landmarks (`train_clusters`), or None.
+      trained: [M,D], centroids of the clusters that are trained on beside the K landmarks (`train_clusters`), or None.
       memory: codes that the next steps are compared with, or None.
       moved, active_units: see `Counts`.
     """
@@ -176,7 +176,7 @@ class Clusters(NamedTuple):
     centroids: jax.Array
     used: jax.Array
     poses: jax.Array | None
-    more: jax.Array | None
+    trained: jax.Array | None
     memory: Memory | None
     moved: jax.Array
     active_units: jax.Array
@@ -186,7 +186,7 @@ class Placed(NamedTuple):
     """The place of images among the clusters of a round.
 
     Attributes:
-      xy, mask, between: as in `Seen`.
+      xy, mask, weighted: as in `Seen`.
       pose: [B] int32, each image's cluster of codes, or None without codes.
       slots: [B,K] int32, the keypoint that stands for each landmark, -1 for none.
       trained: [B,M] int32, the keypoint of each cluster that is trained on; `slots` unless those are more.
@@ -195,7 +195,7 @@ class Placed(NamedTuple):
 
     xy: jax.Array
     mask: jax.Array
-    between: jax.Array | None
+    weighted: jax.Array | None
     pose: jax.Array | None
     slots: jax.Array
     trained: jax.Array
@@ -214,15 +214,16 @@ def find_keypoints(stage: DuldStage, state, frozen, batch) -> Seen:
         at, there, keep = stage.geometry.to_cells(known.xy, still), known.score > 0, stage.keeps_labels(state)
         cells, mask = jnp.where(keep, padded(at), cells), jnp.where(keep, padded(there), mask)
     there = lambda described: jnp.where(mask[..., None], described, 0)
-    turned, between = None, None
+    described_mirrored, weighted = None, None
     if stage.plan.mirrors:
         mirrored = stage.backbone_maps(frozen, stage.geometry.look(images)[:, :, ::-1])
         at = jnp.stack([stage.geometry.heat[1] - 1 - cells[..., 0], cells[..., 1]], -1)
-        turned = there(stage.describe_cells(stage.network.psi(stage.latest(state), mirrored), at))
+        described_mirrored = there(stage.describe_cells(stage.network.psi(stage.latest(state), mirrored), at))
     if stage.localise.place == "mean":
         where, _ = stage.match(psi, inside, stage.centroids_of(aux, codes, len(images)))
-        between = stage.geometry.to_frame(where)
-    return Seen(stage.geometry.to_frame(cells), mask, there(stage.describe_cells(psi, cells)), turned, codes, between)
+        weighted = stage.geometry.to_frame(where)
+    described = there(stage.describe_cells(psi, cells))
+    return Seen(stage.geometry.to_frame(cells), mask, described, described_mirrored, codes, weighted)
 
 
 def form_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
@@ -239,8 +240,8 @@ def new_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
     """Steps 2, 5, 7) New clusters of poses, of all keypoints, and of each pose's."""
     aux, seen, plan = state.aux, bank.values, stage.plan
     k_means = dict(iterations=ITERATIONS, restarts=stage.restarts)
-    pose_key, first_key, more_key = jax.random.split(rng, 3)
-    group, poses, active, memory, more = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, 0, aux.memory, None
+    pose_key, first_key, trained_key = jax.random.split(rng, 3)
+    group, poses, active, memory, trained = jnp.zeros(bank.index.shape, jnp.int32), aux.poses, 0, aux.memory, None
     if plan.pose:  # step 7)
         poses, active = pose_clusters(seen.codes, bank.real, poses, pose_key, k_means)
     if plan.memory:
@@ -257,9 +258,9 @@ def new_clusters(stage: DuldStage, state, bank, rng) -> Clusters:
         place = lambda *described: two_stage.exemplars(*described, centroids, used)
         slots, _ = by_batch(place, seen.described, seen.mask, group)
         x, mask = all_descriptors(seen, standing(seen.mask, slots))
-        more = kmeans(x, plan.clusters, rng=more_key, mask=mask, **k_means).centroids
+        trained = kmeans(x, plan.clusters, rng=trained_key, mask=mask, **k_means).centroids
     told = jnp.asarray(moved, jnp.float32), jnp.asarray(active, jnp.float32)
-    return Clusters(anchors, centroids, used, poses, more, memory, *told)
+    return Clusters(anchors, centroids, used, poses, trained, memory, *told)
 
 
 def landmark_clusters(seen: Seen, anchors, known, rng, k_means: dict):
@@ -270,7 +271,7 @@ def landmark_clusters(seen: Seen, anchors, known, rng, k_means: dict):
 
 def all_descriptors(seen: Seen, mask):
     """Descriptors [n,D] of a bank at the keypoints of `mask`, and their mask [n]: images, then mirrored images."""
-    parts = [seen.described] if seen.turned is None else [seen.described, seen.turned]
+    parts = [seen.described] if seen.described_mirrored is None else [seen.described, seen.described_mirrored]
     x = jnp.concatenate([described.reshape(-1, described.shape[-1]) for described in parts])
     return x, jnp.tile(mask.reshape(-1), len(parts))
 
@@ -284,14 +285,14 @@ def locate_landmarks(stage: DuldStage, state, found: Clusters, seen: Seen) -> Pl
     slots, _ = two_stage.exemplars(seen.described, seen.mask, group, *clusters)
     trained, mirrored = slots, None
     if plan.clusters != stage.k:
-        clusters = found.more[None], jnp.ones((1, plan.clusters), bool)
+        clusters = found.trained[None], jnp.ones((1, plan.clusters), bool)
         trained, _ = two_stage.exemplars(seen.described, standing(seen.mask, slots), group, *clusters)
     if plan.mirrors:
-        partner = two_stage.nearest(seen.turned, seen.mask, group, *clusters)
+        partner = two_stage.nearest(seen.described_mirrored, seen.mask, group, *clusters)
         mirrored = keypoints.take_slots(partner, trained)
         if stage.start == "labels":  # labels that are kept are in slots of their own, whatever is nearest to them
             mirrored = jnp.where(stage.keeps_labels(state), partner[..., : stage.k], mirrored)
-    return Placed(seen.xy, seen.mask, seen.between, pose, slots, trained, mirrored)
+    return Placed(seen.xy, seen.mask, seen.weighted, pose, slots, trained, mirrored)
 
 
 def standing(mask, slots):
@@ -312,7 +313,7 @@ def detector_loss(logits, cells, there):
 def pair_loss(psi: Psi, examples, squared: bool, negatives: str):
     """Step 4, eq. 4) Labels of one cluster in the two views of a pair are alike, and others apart.
 
-    `examples` are of neighbours in the batch. Of labels whose number in the view is unknown, -1, nothing is asked.
+    `examples` are of neighbours in the batch.
     """
     # mean over pairs of  d for the same cluster,  max(0, m - d) else;  d = |f - f'|   (eq. 4: squared=False, cross)
     # by default of  d^2,  and of max(0, m - d)^2 for labels of one view, and for labels and random cells of one view
@@ -320,7 +321,7 @@ def pair_loss(psi: Psi, examples, squared: bool, negatives: str):
     described = described_at(psi, jnp.where(there[..., None], cells, 0))
     pair = lambda x: (x[0::2], x[1::2])
     (a, b), (on_a, on_b), (is_a, is_b) = pair(described), pair(there), pair(examples["number"])
-    both = on_a[:, :, None] & on_b[:, None] & (is_a >= 0)[:, :, None] & (is_b >= 0)[:, None]
+    both = on_a[:, :, None] & on_b[:, None]
     same = both & (is_a[:, :, None] == is_b[:, None])
     square = contrast.square_distances(a, b)
     total, count = jnp.sum(jnp.where(same, contrast.attraction(square, squared), 0)), jnp.sum(same)
@@ -403,8 +404,7 @@ class Duld(Clustered):
         cells, there = shared.labels_in_views(aux.labels, index, warps, self.geometry)
         number = jnp.broadcast_to(jnp.arange(self.plan.clusters, dtype=jnp.int32), there.shape)
         if self.mirror:
-            # Mirrored clusters are unknown (-1) before the first round.
-            number = jnp.where(flips[:, None], jnp.where(aux.round > 0, aux.mirrored[index], -1), number)
+            number = jnp.where(flips[:, None], aux.mirrored[index], number)
         examples = {
             "maps": self.backbone_maps(frozen, seen),
             "cells": cells,

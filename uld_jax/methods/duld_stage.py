@@ -22,7 +22,7 @@ from uld_jax.method import Clustering, Described, Need, Prediction, Round, Train
 from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, View
 from uld_jax.models import duld_net, layers, pose_vae
-from uld_jax.ops import color, contrast, coordinates, keypoints, nms, views, warp
+from uld_jax.ops import color, coordinates, keypoints, nms, views, warp
 
 KINDS = ("dhf_aggregator",)  # of `frozen`, besides the backbone's own
 ITERATIONS = 100  # of k-means, at most (ours)
@@ -466,7 +466,7 @@ class DuldStage(Clustering):
     def _labels_between_cells(self, state, bank) -> Discovery:
         """Labels of the second pass: where the clusters of the first are, for the landmarks that have an exemplar."""
         number = jnp.where(bank.values.slots >= 0, jnp.arange(self.k), -1)
-        labels = label_table(bank, bank.values.between, number, len(state.aux.labels.score))
+        labels = label_table(bank, bank.values.weighted, number, len(state.aux.labels.score))
         return state.aux._replace(placed=jnp.bool_(True), labels=self._kept(state, labels))
 
     def _kept(self, state, labels):
@@ -528,7 +528,7 @@ class DuldStage(Clustering):
         return two_stage.mean_matches(described, inside, centroids, psi.logits, SHARPNESS)
 
     def _nearest_pose(self, aux, codes):
-        return jnp.argmin(contrast.square_distances(duld_net.unit(codes), aux.poses), -1).astype(jnp.int32)
+        return two_stage.nearest_pose(duld_net.unit(codes), aux.poses)
 
     def _group(self, aux, codes, count: int):
         """Which of the groups of centroids each of `count` images has."""

@@ -54,13 +54,13 @@ class Seen(NamedTuple):
       xy: [B,P,2] in pixels of the frame.
       mask: [B,P] bool, False in empty slots.
       described: [B,P,D] descriptors of length 1; 0 in empty slots.
-      turned: [B,P,D], those of the same keypoints in the mirror image.
+      described_mirrored: [B,P,D], those of the same keypoints in the mirror image.
     """
 
     xy: jax.Array
     mask: jax.Array
     described: jax.Array
-    turned: jax.Array
+    described_mirrored: jax.Array
 
 
 class TwoClusterings(NamedTuple):
@@ -214,14 +214,14 @@ class Correspondence(Trained, Clustering):
         points = geometry.to_frame(xy)
         mask &= on_object(points, self.frame_size, batch.get("boxes"), batch.get("masks"))
         opposite = jnp.stack([geometry.heat[1] - 1 - xy[..., 0], xy[..., 1]], -1)
-        turned = self._net.apply({"params": state.params}, look[:, :, ::-1])
-        turned = common.describe_at(turned, opposite, mask)
-        return Seen(points, mask, common.describe_at(maps, xy, mask), turned)
+        mirrored = self._net.apply({"params": state.params}, look[:, :, ::-1])
+        described, opposite = common.describe_at(maps, xy, mask), common.describe_at(mirrored, opposite, mask)
+        return Seen(points, mask, described, opposite)
 
     def form(self, state, frozen, bank, rng):
         seen = bank.values
         first, second = jax.random.split(rng)
-        both = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in (seen.described, seen.turned)])
+        both = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in (seen.described, seen.described_mirrored)])
 
         def clusters(number, key, mask):
             found = kmeans(both, number, rng=key, mask=jnp.tile(mask.reshape(-1), 2), restarts=self.restarts)
@@ -304,7 +304,7 @@ def within_views(loss: Contrast, maps, described, at, there, cells, apart: float
 def place_in(clusters: Clusters, seen: Seen):
     """Return the keypoint [B,C] of each cluster, -1 for none, and the keypoint's cluster [B,C] in the mirror image."""
     slots = assignment.assign(seen.described, seen.mask, *clusters, "nearest").slots
-    cost = assignment.squared_distances(seen.turned, clusters.centroids, seen.mask)
+    cost = assignment.squared_distances(seen.described_mirrored, clusters.centroids, seen.mask)
     mirrored = jnp.argmin(jnp.where(clusters.limits > 0, cost, jnp.inf), -1)
     return slots, keypoints.take_slots(mirrored, slots)
 
@@ -446,8 +446,8 @@ class Landmarks(Trained):
     def _maps(self, state, seen):
         """The mean of the maps of views [B,h,w,3] and of their mirror images (step 9)."""
         maps = self._net.apply({"params": state.params}, seen, train=False).logits
-        turned = self._net.apply({"params": state.params}, seen[:, :, ::-1], train=False).logits
-        return heatmaps.mean_with_mirrored(maps, turned, state.aux.flips, shift=self._mirrors_as_published)
+        mirrored = self._net.apply({"params": state.params}, seen[:, :, ::-1], train=False).logits
+        return heatmaps.mean_with_mirrored(maps, mirrored, state.aux.flips, shift=self._mirrors_as_published)
 
 
 def cut_out(key, image, fraction: float):
