@@ -33,7 +33,7 @@ def test_large_programs_are_right():
 
 
 @pytest.mark.parametrize(
-    "installed, given, set_to",
+    ("installed", "given", "set_to"),
     [
         ("0.10.2", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
         ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=dot", "--xla_cpu_experimental_ynn_fusion_type=dot"),

@@ -133,19 +133,6 @@ class FlowNet:
         return mutual(self.network(dtype).apply({"params": params}, mutual(cosines)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """Step 4, objective `grid`: two warps of one image, ours for sets of one category.
-
-    Attributes:
-      warps: views, whose warps have normal deviations.
-      bend: deviation of their thin-plate weights (`warp.random_warp`).
-    """
-
-    warps: Augment = Augment(10.0, 0.1, 0.1, 0.0)
-    bend: float = 0.02
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowStage(C3Stage):
     """What the two stages with a flow share: `params` has the part `flow`, or lacks it where none was learned.
@@ -195,7 +182,8 @@ class Flow(FlowStage):
       objective: `grid`, the cross-entropy of each cell's true place in another warp of its image, which sets of one
         category need; or `weak`, NC-Net's: matches of images of one category are surer than those of two categories.
         `weak` needs config.data.partner=True and config.data.partner_by=category or pairs.
-      grid: the warps of `grid`.
+      warps: the two views of `grid`, whose warps have normal deviations.
+      bend: deviation of their thin-plate weights (`warp.random_warp`).
       apart: whether negative pairs of `weak` that are of one category by chance are left out (ours), or count as in
         NC-Net's published code (False).
       start: as in every stage; or `ncnet`, the published networks of `config.weights.ncnet`.
@@ -205,7 +193,8 @@ class Flow(FlowStage):
 
     start: Literal["previous", "checkpoint", "scratch", "ncnet"] = "previous"
     objective: Literal["grid", "weak"] = "grid"
-    grid: Known = Known()
+    warps: Augment = Augment(10.0, 0.1, 0.1, 0.0)
+    bend: float = 0.02
     apart: bool = True
     features_learn: bool = False
     optimizer: AdamL2 = AdamL2(l2=0.0)
@@ -294,7 +283,7 @@ class Flow(FlowStage):
         """Objective `grid`) Two views of each image, and their warps."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        warps = [self.grid.warps.random_warps(k, self.view.zoom, self.dtype, self.grid.bend) for k in keys]
+        warps = [self.warps.random_warps(k, self.view.zoom, self.dtype, self.bend) for k in keys]
         seen = [normalised(self.geometry.look(batch["image"], each)) for each in warps]
         return {"a": seen[0], "b": seen[1], "warps": warps}
 
@@ -330,6 +319,8 @@ class Losses:
       rise: steps over which the weight of eq. 4 rises to that.
       paired: of the loss of step 1, on warps of the same photos; 0 in the paper. With cycle=invariance=0 and this at 1
         it gives the rows of table 2 without the cycle.
+      weak: of NC-Net's loss, which then keeps teaching the flow beside the landmarks, for several categories (the row
+        "with landmarks" of table 3, which the paper does not describe); it needs `pairs=partner`.
     """
 
     cycle: NotNegativeFloat = 1.0
@@ -337,6 +328,7 @@ class Losses:
     equivariance: NotNegativeFloat = 1.0
     rise: NotNegative = 0
     paired: NotNegativeFloat = 0.0
+    weak: NotNegativeFloat = 0.0
 
 
 class Balances(NamedTuple):
@@ -355,9 +347,9 @@ class Balances(NamedTuple):
 class Joint(FlowStage):
     """Steps 5) to 8) All networks but the flow learn from pairs of different photos.
 
-    Neighbours in a batch are a pair, so that its size is even.
-
     Attributes:
+      pairs: `batch`, neighbours in a batch, whose size is even; or `partner`, an image and its second one, which
+        config.data.partner=True and config.data.partner_by give, so that both show one category.
       losses: weights of the losses.
       warp: how maps follow the flow: `hard`, its best cell (section 3.2); `soft`, the mean under the scores;
         `softargmax`, the mean place; `st`, hard, with the gradient of soft. As the flow is a constant here, they differ
@@ -365,41 +357,54 @@ class Joint(FlowStage):
       stop_pose: whether the photo's own pose is a constant in eq. 2.
     """
 
+    pairs: Literal["batch", "partner"] = "batch"
     losses: Losses = Losses()
     warp: Literal["hard", "soft", "softargmax", "st"] = "hard"
     stop_pose: bool = False
 
     @property
+    def needs_partner(self):
+        """Two images of one category."""
+        return self.pairs == "partner"
+
+    def step_tables(self):
+        return {"categories": ()} if self.losses.weak else {}
+
+    @property
     def _learns(self) -> tuple[str, ...]:
-        return PARTS
+        return (*PARTS, "flow") if self.losses.weak else PARTS
 
     def init(self, rng, batch, frozen, start):
-        if len(batch["index"]) % 2:
+        if self.pairs == "batch" and len(batch["index"]) % 2:
             raise UserError(f"stage {start.stage} has batches of {len(batch['index'])}; use an even number, for pairs")
         params, model_state = self.networks(rng, frozen, start)
-        if self.losses.equivariance and "flow" not in params:
-            raise UserError(
-                f"{start.stage}.losses.equivariance needs a flow; put a stage c3.Flow before it, or set it to 0"
-            )
-        opt_state = self._optimizer.init({name: params[name] for name in PARTS})
+        for name in ("equivariance", "weak"):
+            if getattr(self.losses, name) and "flow" not in params:
+                raise UserError(
+                    f"{start.stage}.losses.{name} needs a flow; put a stage c3.Flow before it, or set it to 0"
+                )
+        opt_state = self._optimizer.init({name: params[name] for name in self._learns})
         terms = Terms.first(layers.wide(self.dtype))
         return TrainState(jnp.int32(0), params, model_state, opt_state, Balances(terms, terms))
 
     def train_step(self, state, frozen, batch, rng):
         views = paired_views(self, batch, rng) if self.losses.paired else None
-        seen, rest = self.look(batch["image"]), {k: v for k, v in state.params.items() if k not in PARTS}
-
-        def loss(params):
-            return self._loss(params | rest, state, frozen, seen, views)
-
-        trained = {name: state.params[name] for name in PARTS}
+        images, categories = batch["image"], batch.get("categories")
+        if self.pairs == "partner":
+            both = lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+            images = both(images, batch["image2"])
+            categories = None if categories is None else both(categories, batch["categories2"])
+        seen = self.look(images)
+        trained = {name: state.params[name] for name in self._learns}
+        rest = {name: part for name, part in state.params.items() if name not in trained}
+        loss = lambda trained: self._loss(trained | rest, state, frozen, seen, views, categories)
         (value, (model_state, aux, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates) | rest
         new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
         return new, {"loss": value} | metrics
 
-    def _loss(self, params, state, frozen, seen, views):
+    def _loss(self, params, state, frozen, seen, views, categories):
         weigh, aux, total = self.losses, state.aux, 0.0
         found, model_state = self.encode(params, state.model_state, seen, train=True)
         metrics = health(found.xy, seen, seen)
@@ -410,6 +415,9 @@ class Joint(FlowStage):
             value, told = self.equivariance(params, found)
             rise = jnp.minimum(1.0, state.step / max(weigh.rise, 1)) if weigh.rise else 1.0
             total, metrics = total + weigh.equivariance * rise * value, metrics | told
+        if weigh.weak:
+            value, told = self._weak(params, found.features, categories)
+            total, metrics = total + weigh.weak * value, metrics | told
         if weigh.paired:
             value, (model_state, terms, told) = paired_loss(self, params, model_state, aux.paired, frozen, views)
             total, aux, metrics = total + weigh.paired * value, aux._replace(paired=terms), metrics | told
@@ -448,6 +456,14 @@ class Joint(FlowStage):
         away = correlation.carry_points(correlation.matches(matches), cells) - pairs_swapped(cells)
         cell = self.view.image_size / size[0]
         return value, {"equivariance": value, "carried": cell * jnp.mean(jnp.linalg.norm(away, axis=-1))}
+
+    def _weak(self, params, features, categories):
+        """NC-Net's loss of a batch's pairs, beside the first image of each pair with the second of the one before."""
+        a, b = features[0::2], features[1::2]
+        match = lambda a, b: correlation.weak_score(self.flow.correlate(params["flow"], a, b, self.dtype))
+        scores = match(a, b), match(jnp.roll(a, 1, 0), b)
+        apart = jnp.roll(categories[0::2], 1) != categories[0::2]
+        return correlation.weak_loss(*scores, apart), {"related": jnp.mean(scores[0]), "unrelated": jnp.mean(scores[1])}
 
 
 def pairs_swapped(x):
