@@ -109,8 +109,8 @@ KINDS = {
     ),
     "ncnet": Kind(
         ncnet.convert,
-        "NC-Net's code is MIT; for its weights no terms are stated, and the images that they were trained on, of "
-        "ImageNet and PASCAL VOC or of indoor venues, are for non-commercial research",
+        "NC-Net's code is MIT; for its weights no terms are stated, and they start from torchvision's of ImageNet, "
+        "whose terms are for non-commercial research and education",
         trainer=True,
         facts=ncnet.facts,
     ),
