@@ -85,7 +85,7 @@ def cycle_with_constants(method, state, frozen, seen, made, params, weights=(1.0
 
 def test_nothing_flows_back_through_the_first_swap(joint):
     method, state, frozen = joint
-    method = replace(method, **{"losses.equivariance": 0.0})
+    method = replace(method, equivariance=0.0)
     seen = method.look(images(1))
     params = {name: state.params[name] for name in c3_common.PARTS}
     found, _ = method.encode(params, state.model_state, seen, train=True)
@@ -110,7 +110,7 @@ def test_nothing_flows_back_through_the_first_swap(joint):
 def test_the_first_decoders_activations_are_not_kept(joint):
     """The compiled program needs no more memory than one that gets the images of the first swap as constants."""
     method, state, frozen = joint
-    method = replace(method, **{"losses.equivariance": 0.0})
+    method = replace(method, equivariance=0.0)
     seen = method.look(images(1, 64))
     params = {name: state.params[name] for name in c3_common.PARTS}
     stopped = lambda p, seen: method._loss(p, state, frozen, seen, None, None)[0]
@@ -127,11 +127,14 @@ def test_the_first_decoders_activations_are_not_kept(joint):
 
 
 def translated(cells: int):
-    """Features of pairs of images, the second one the first moved by so many cells to the right; and both landmarks."""
+    """Features of pairs of images, the second one the first moved by so many cells to the right; and both landmarks.
+
+    What leaves on the right comes back on the left, so that every cell has a match.
+    """
     rng = np.random.default_rng(3)
-    wide = rng.normal(size=(2, 8, 8 + cells, 32)).astype(np.float32)
-    a, b = wide[:, :, cells:], wide[:, :, :8]
-    place = rng.uniform(-0.3, 0.3, (2, 5, 2)).astype(np.float32)
+    a = rng.normal(size=(2, 8, 8, 32)).astype(np.float32)
+    b = np.roll(a, cells, 2)
+    place = rng.uniform(-0.3, 0.1, (2, 5, 2)).astype(np.float32)
     moved = place + np.float32([2 * cells / 8, 0])
     pair = lambda x, y: jnp.asarray(np.stack([x, y], 1).reshape(-1, *x.shape[1:]))
     return pair(a, b), pair(place, moved)
@@ -141,12 +144,11 @@ def translated(cells: int):
 def test_landmarks_that_follow_a_known_flow_cost_nothing(joint, mode):
     method = replace(joint[0], warp=mode)
     features, xy = translated(2)
-    sharp = 30 * features  # soft matches need it; cosines do not change
     of = lambda xy, f: method.equivariance({"flow": {}}, Seen(f, None, xy, None))
-    value, metrics = of(xy, sharp if mode in ("hard", "st") else features)
+    value, metrics = of(xy, features)
     if mode in ("hard", "st"):  # the scores of cosines are too flat for the others
-        assert float(metrics["carried"]) < 0.2 * method.view.image_size / 8
-        assert float(value) < 0.15
+        assert float(metrics["carried"]) < 0.02 * method.view.image_size / 8
+        assert float(value) < 0.02
         # The other way round the landmarks are four cells away.
         wrong, far = of(c3.pairs_swapped(xy), features)
         assert float(wrong) > 1
@@ -160,7 +162,7 @@ def test_landmarks_that_follow_a_known_flow_cost_nothing(joint, mode):
 def test_points_are_carried_from_b_to_a(joint):
     """Image b is image a moved to the right by 8 pixels of the view: its points are 8 to the left in a."""
     method, state, _ = joint
-    method = replace(method, **{"view.zoom": 1.0, "view.image_size": 64, "net.cells": 8, "net.output_stride": 8})
+    method = replace(method, zoom=1.0, image_size=64, cells=8, output_stride=8)
     rng = np.random.default_rng(5)
     noise = np.repeat(np.repeat(rng.integers(0, 256, (2, 8, 12, 3)), 8, 1), 8, 2).astype(np.uint8)
     a, b = noise[:, :, 32:], np.concatenate([noise[:, :, 24:32], noise[:, :, 32:-8]], 2)
@@ -203,8 +205,8 @@ def test_settings_that_cannot_work_are_named(joint):
     without = TrainState(jnp.int32(0), {n: state.params[n] for n in c3_common.PARTS}, state.model_state)
     with pytest.raises(UserError, match="joint.losses.equivariance needs a flow"):
         method.init(jax.random.key(0), batch, {}, Start(without, B, stage="joint"))
-    other = replace(method, **{"net.width": 4})
+    other = replace(method, width=4)
     with pytest.raises(UserError, match="none of the same k, view.image_size and net"):
         other.init(jax.random.key(0), batch, {}, Start(state, B, stage="joint"))
     with pytest.raises(UserError, match="a power of two times net.cells"):
-        replace(method, **{"net.cells": 6})
+        replace(method, cells=6)

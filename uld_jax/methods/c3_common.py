@@ -30,7 +30,7 @@ class Net:
 
     Attributes:
       depth: of the ResNet: 50 as in the paper, 101 as in NC-Net, 18, or 10 for tests.
-      channels: of the ResNet's stem; 64 as published.
+      stem: channels of the ResNet's first layer; 64 as published.
       output_stride: pixels of the image in a cell of the ResNet's last map; 32 is the network as published.
       cells: side of the maps of appearance and pose; the ResNet's last map is resized to it.
       width: channels of the heads and of the decoder's first block.
@@ -42,7 +42,7 @@ class Net:
     """
 
     depth: Literal[101, 50, 18, 10] = 50
-    channels: PositiveInt = 64
+    stem: PositiveInt = 64
     output_stride: Literal[8, 16, 32] = 8
     cells: PositiveInt = 16
     width: PositiveInt = 256
@@ -139,7 +139,7 @@ class C3Stage(Stage):
     @property
     def _backbone(self):
         return resnet.ResNet(
-            self.net.depth, self.net.channels, output_stride=self.net.output_stride, **layers.precision(self.dtype)
+            self.net.depth, self.net.stem, output_stride=self.net.output_stride, **layers.precision(self.dtype)
         )
 
     @property
@@ -194,7 +194,7 @@ class C3Stage(Stage):
         if self.start == "previous":
             return self._taken(params, model_state, start)
         if self.start == "checkpoint" and not start.shapes_only:
-            remedy = f"config.weights.{self._kind} is of other sizes; set net.depth and net.channels to its own"
+            remedy = f"config.weights.{self._kind} is of other sizes; set net.depth and net.stem to its own"
             given, own = frozen["backbone"], model_state["backbone"]["batch_stats"]
             params = params | {"backbone": shared.take_weights(given["params"], params["backbone"], remedy)}
             statistics = shared.take_weights(given["batch_stats"], own, remedy)

@@ -23,10 +23,10 @@ from uld_jax.errors import UserError
 from uld_jax.models import layers
 
 FORMS = ("separable", "full")
-LAST_BIAS = 0.01  # first bias of the last layer, whose one ReLU would otherwise give 0 for all pairs more often
+LAST_BIAS = 0.01  # first bias of the last layer, so that its one ReLU is open where all channels before it are 0
 
 
-def convolve(x, kernel, precision=None):
+def convolve(x, kernel, precision: Any = None):
     """Filter [B,h,w,h',w',C] by a 4-D kernel [k,k,k,k,C,O], k odd; zeros surround both maps. Returns [B,h,w,h',w',O].
 
     As in other networks the kernel is not flipped: its first two axes are of a's rows and columns, the next of b's.
@@ -53,7 +53,7 @@ def convolve(x, kernel, precision=None):
     return sum(y[:, tap : tap + height, ..., tap * outputs : (tap + 1) * outputs] for tap in range(taps))
 
 
-def convolve_separable(x, over_b, over_a, precision=None):
+def convolve_separable(x, over_b, over_a, precision: Any = None):
     """Filter [B,h,w,h',w',C] over b's cells by [1,k,k,C,M], then over a's by [k,k,1,M,O]; k odd, zeros around.
 
     Both are 3-D convolutions of maps whose cells of the other image are one axis, so that nothing is transposed.
@@ -178,6 +178,20 @@ class NeighConsensus(nn.Module):
         x = correlation[..., None]
         y = filtered(x, False)
         return (y + filtered(x, True) if self.symmetric else y)[..., 0]
+
+
+def of(params, **options) -> NeighConsensus:
+    """The network of these parameters; `options` are its `symmetric`, `dtype`, `param_dtype` and `precision`.
+
+    >>> shapes = jax.eval_shape(NeighConsensus((4, 1), 3).init, jax.random.key(0), jnp.zeros((1, 2, 2, 2, 2)))
+    >>> of(shapes["params"]) == NeighConsensus((4, 1), 3)
+    True
+    """
+    found = [params[f"conv_{2 * number}"] for number in range(len(params))]
+    full = "kernel" in found[0]
+    side = found[0]["kernel" if full else "over_a"].shape[0]
+    channels = tuple(layer["bias"].shape[0] for layer in found)
+    return NeighConsensus(channels, side, "full" if full else "separable", **options)
 
 
 def _check(net, shape):
