@@ -111,7 +111,12 @@ def reduced(config, stages, preset: str) -> None:
         if stage.start == "checkpoint":
             stage.start = "scratch"
         if "flow" in stage:
-            stage.flow.update(dict(channels=(8, 1), kernel=3) if small else dict(channels=(4, 1), kernel=3))
+            stage.flow.update(channels=(8, 1), kernel=3)
+        if "warps" in stage and not small:
+            stage.warps.update(rotation=3.0, scale=0.02, shift=0.02)
+            stage.bend = 0.0
         if "losses" in stage:
             stage.losses.rise = 100 if small else 5
-        stage.optimizer.update(schedule="constant", decay_at=(), learning_rate=1e-3)
+        stage.optimizer.update(schedule="constant", decay_at=(), learning_rate=1e-3 if small else 0.02)
+        if name == "joint" and not small:
+            stage.optimizer.learning_rate = 0.002
