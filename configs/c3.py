@@ -8,7 +8,7 @@ learns from pairs of different photos. Rows of the paper's tables:
     table 2           cell=none, cycle, flow or both after the colon; without the cycle, `joint` learns as `paired` does
     table 1           k=10, k=30; another set: --config.init_from=RUN:joint --config.joint.start=previous
     table 3           dataset=pf_pascal and task=alignment after the colon: the flow alone, first on features that stay,
-                      then with them; task=both goes on with landmarks. NC-Net: --config.flow.flow.form=full, or its
+                      then with them; task=both goes on with landmarks. NC-Net: --config.flow.form=full, or its
                       published networks by --config.flow.start=ncnet --config.weights.ncnet=FOLDER
 `paper` starts from ImageNet's ResNet-50, --config.weights.resnet50=FOLDER (uld convert --kind=resnet50), and measures
 made images by VGG16, --config.weights.vgg16=FOLDER. LSUN's cars and bedrooms train by dataset=folder.
@@ -105,13 +105,13 @@ def reduced(config, stages, preset: str) -> None:
     )
     for name, stage in stages.items():
         stage.steps = steps[name]
-        update(stage, image_size=64 if small else 32, cells=16 if small else 8, vgg_width=16 if small else 4)
-        net = dict(depth=18, stem=16, output_stride=8, width=64, least=16)
-        stage.net.update(net if small else dict(depth=10, stem=4, output_stride=8, width=8, least=4))
+        update(stage, image_size=64 if small else 32, cells=16 if small else 8, vgg_width=8 if small else 4)
+        net = dict(depth=18, stem=16, output_stride=8, width=32, least=8, temperature=0.1)
+        stage.net.update(net if small else dict(depth=10, stem=4, output_stride=8, width=8, least=4, temperature=0.1))
         if stage.start == "checkpoint":
             stage.start = "scratch"
-        if "flow" in stage:
-            stage.flow.update(channels=(8, 1), kernel=3)
+        if "matcher" in stage:
+            stage.matcher.update(channels=(8, 1), kernel=3)
         if "warps" in stage and not small:
             stage.warps.update(rotation=3.0, scale=0.02, shift=0.02)
             stage.bend = 0.0

@@ -1,11 +1,14 @@
 """C3's swaps, flow and losses; what every method must hold is in every_method_test.py."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
-from tests import tiny
+from tests import pascal, tiny
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import replace
@@ -182,6 +185,8 @@ def test_collapse_is_told(joint):
     assert method.warning(numbers(spread, photos)) is None
     assert "at one point" in method.warning(numbers(0 * spread + 0.3, photos))
     assert "one colour" in method.warning(numbers(spread, 0 * photos + 0.3))
+    assert method.warning(numbers(0 * spread, photos) | {"step": 100}) is None  # all landmarks start in the middle
+    assert method.warning(numbers(0 * spread, photos) | {"step": 500})
 
 
 def test_rows_of_the_papers_table_are_configs():
@@ -203,10 +208,67 @@ def test_settings_that_cannot_work_are_named(joint):
         method.init(jax.random.key(0), batch, {}, Start(state, 3, stage="joint"))
     batch = {"image": images(), "index": jnp.arange(B)}
     without = TrainState(jnp.int32(0), {n: state.params[n] for n in c3_common.PARTS}, state.model_state)
-    with pytest.raises(UserError, match="joint.losses.equivariance needs a flow"):
+    with pytest.raises(UserError, match=r"joint\.losses\.equivariance needs a flow"):
         method.init(jax.random.key(0), batch, {}, Start(without, B, stage="joint"))
     other = replace(method, width=4)
-    with pytest.raises(UserError, match="none of the same k, view.image_size and net"):
+    with pytest.raises(UserError, match=r"none of the same k, view\.image_size and net"):
         other.init(jax.random.key(0), batch, {}, Start(state, B, stage="joint"))
-    with pytest.raises(UserError, match="a power of two times net.cells"):
+    with pytest.raises(UserError, match=r"a power of two times net\.cells"):
         replace(method, cells=6)
+
+
+def test_published_networks_of_neighbourhood_consensus_replace_features_and_flow():
+    method = built("flow", start="ncnet", form="full")
+    batch = {"image": images(), "index": jnp.arange(B)}
+    begin = lambda frozen, key: method.init(jax.random.key(key), batch, frozen, Start(None, B))
+    drawn = begin({}, 1)
+    whole = drawn.params["backbone"], drawn.model_state["backbone"]["batch_stats"]
+    features = [{k: v for k, v in part.items() if not k.startswith("layer4")} for part in whole]
+    given = {"features": dict(zip(("params", "batch_stats"), features)), "consensus": {"params": drawn.params["flow"]}}
+    given = jax.tree.map(lambda x: x + 1, given)
+    state = begin({"ncnet": given}, 2)
+    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+    same(state.params["flow"], given["consensus"]["params"])
+    for name, part in given["features"]["params"].items():
+        same(state.params["backbone"][name], part)
+    assert state.params["backbone"].keys() == drawn.params["backbone"].keys()
+    with pytest.raises(UserError, match=r"needs net\.depth=101, matcher\.form=full"):
+        replace(method, form="separable").init(jax.random.key(0), batch, {"ncnet": given}, Start(None, B))
+
+
+def write_moved_objects(folder):
+    """PF-Pascal's layout: each category is a constellation of coloured dots, which every photo shows elsewhere."""
+    (folder / pascal.FOLDER).mkdir(parents=True)
+    (folder / "image_pairs").mkdir()
+    rng, points, side, count = np.random.default_rng(0), {}, 96, 6
+    for number in pascal.CLASSES:
+        at, colours = rng.uniform(-20, 20, (8, 2)), rng.integers(40, 256, (8, 3))
+        for image in range(count):
+            points[number, image] = here = at + rng.uniform(24, side - 24, 2)
+            drawn = Image.new("RGB", (side, side), (0, 0, 0))
+            pen = ImageDraw.Draw(drawn)
+            for (x, y), colour in zip(here, colours, strict=True):
+                pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=tuple(colour.tolist()))
+            drawn.save(folder / pascal.name_of(number, image), quality=95)
+    pairs = [(n, a, b) for n in pascal.CLASSES for a in range(count) for b in range(count) if a != b]
+    names = lambda n, a, b: f"{pascal.name_of(n, a)},{pascal.name_of(n, b)},{n}"
+    cells = lambda *row: ",".join([names(*row), *pascal.cells(points[row[:2]]), *pascal.cells(points[row[0], row[2]])])
+    for split, more in (("train", ",flip"), ("val", ",flip"), ("test", ",XA,YA,XB,YB")):
+        lines = [cells(*row) if split == "test" else names(*row) + ",0" for row in pairs]
+        (folder / f"image_pairs/{split}_pairs.csv").write_text("\n".join([pascal.HEADER + more, *lines]))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_weak_loss_falls_and_points_go_where_they_belong(tmp_path, uld):
+    photos, run = write_moved_objects(tmp_path / "photos"), tmp_path / "run"
+    changes = ["--config.data.frame_size=64", "--config.flow.image_size=64", "--config.flow.steps=80"]
+    changes += ["--config.stages=('flow',)", "--config.flow.stem=16", "--config.log_every=10", "--config.eval_every=0"]
+    name = "configs/c3.py:dataset=pf_pascal,task=alignment,preset=tiny"
+    uld("train", f"--config={tiny.ROOT / name}", f"--config.data_dir={photos}", f"--workdir={run}", *changes)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.05
+    uld("align", f"--workdir={run}")
+    report = json.loads((run / "eval/test/align/flow/pf_pascal_ncnet.json").read_text())
+    assert report["all"]["pck"] > report["all"]["identity"] + 20

@@ -300,7 +300,7 @@ for name in names:
 """
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == tiny.TOY else pytest.mark.slow) for n in tiny.CONFIGS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != tiny.TOY)) for n in tiny.CONFIGS])
 def test_ten_steps_on_one_device_and_on_eight_agree_in_float64(name):
     tiny.run("-c", DEVICES, "float64", name, devices=8)
 

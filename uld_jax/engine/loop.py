@@ -272,7 +272,7 @@ class _Run:
                     if found := {k: float(v) for k, v in sharding.to_host(method.summary(state)).items()}:
                         self.metrics.write(offset + step, stage.name, **found)
                         progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-                        warn(found)
+                        warn(found | {"step": step})
 
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
@@ -308,7 +308,7 @@ class _Run:
                 _check_finite(stage.name, step, values)
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
-                warn(values)
+                warn(values | {"step": step})
             lines = self.metrics.count
 
         lines = self.metrics.count

@@ -102,7 +102,7 @@ class Paired(C3Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowNet:
+class Matcher:
     """The convolutions over the cells of both images (`models/neigh_consensus.py`).
 
     Attributes:
@@ -138,15 +138,15 @@ class FlowStage(C3Stage):
     """What the two stages with a flow share: `params` has the part `flow`, or lacks it where none was learned.
 
     Attributes:
-      flow: the flow's network.
+      matcher: the flow's network.
     """
 
-    flow: FlowNet = FlowNet()
+    matcher: Matcher = Matcher()
 
     def field(self, state, images_a, images_b):
         """Step 3) T: the best cell in a for each cell of b, [B,h,w,2] `(x, y)`, of frames [B,H,W,3] uint8."""
         of = lambda images: self._features(state.params, state.model_state, self.look(images), train=False)
-        found = self.flow.correlate(state.params.get("flow"), of(images_a), of(images_b), self.dtype)
+        found = self.matcher.correlate(state.params.get("flow"), of(images_a), of(images_b), self.dtype)
         return correlation.matches(correlation.swap(found))
 
     def carry(self, state, frozen, images_a, images_b, points_b):
@@ -240,7 +240,7 @@ class Flow(FlowStage):
 
     def _published(self, params, model_state, frozen, rng):
         """The networks with NC-Net's features, which end before f, and its convolutions."""
-        remedy = "config.weights.ncnet needs net.depth=101, flow.form=full, and its own flow.kernel and flow.channels"
+        remedy = "config.weights.ncnet needs net.depth=101, matcher.form=full, and its own kernel and channels there"
         if not frozen:
             return params | {"flow": self._new_flow(rng, params, model_state)}, model_state
         given, own = frozen["ncnet"]["features"], params["backbone"]
@@ -248,7 +248,7 @@ class Flow(FlowStage):
         take = lambda given, own: own | shared.take_weights(given, {name: own.get(name) for name in given}, remedy)
         params = params | {"backbone": take(given["params"], own)}
         params["flow"] = shared.take_weights(
-            frozen["ncnet"]["consensus"], self._new_flow(rng, params, model_state), remedy
+            frozen["ncnet"]["consensus"]["params"], self._new_flow(rng, params, model_state), remedy
         )
         return params, model_state | {"backbone": {"batch_stats": take(given["batch_stats"], statistics)}}
 
@@ -256,14 +256,14 @@ class Flow(FlowStage):
         shown = jax.ShapeDtypeStruct((1, *self.geometry.view, 3), layers.wide(self.dtype))
         f = jax.eval_shape(lambda x: self._features(params, model_state, x, train=False), shown)
         given = jnp.zeros((1, *f.shape[1:3], *f.shape[1:3]), layers.wide(self.dtype))
-        return self.flow.network(self.dtype).init(rng, given)["params"]
+        return self.matcher.network(self.dtype).init(rng, given)["params"]
 
     def train_step(self, state, frozen, batch, rng):
         examples = self._warped(batch, rng) if self.objective == "grid" else self._related(batch)
 
         def loss(params, examples):
             of = lambda seen: self._features(params, state.model_state, seen, train=False)
-            match = lambda a, b: self.flow.correlate(params["flow"], a, b, self.dtype)
+            match = lambda a, b: self.matcher.correlate(params["flow"], a, b, self.dtype)
             a, b = of(examples["a"]), of(examples["b"])
             # Step 2, 3)
             found = match(a, b)
@@ -448,7 +448,7 @@ class Joint(FlowStage):
         """
         # mean over images and landmarks of  sum over cells of (p_i - T o p_j)^2;  T(u) is j's cell for cell u of i
         f = jax.lax.stop_gradient(found.features)
-        matches = jax.lax.stop_gradient(self.flow.correlate(params["flow"], f, pairs_swapped(f), self.dtype))
+        matches = jax.lax.stop_gradient(self.matcher.correlate(params["flow"], f, pairs_swapped(f), self.dtype))
         pose = self.net.gaussians(found.xy, f.shape[1])
         value = map_distance(pose, correlation.warp_maps(matches, pairs_swapped(pose), self.warp))
         size = f.shape[1:3]
@@ -460,7 +460,7 @@ class Joint(FlowStage):
     def _weak(self, params, features, categories):
         """NC-Net's loss of a batch's pairs, beside the first image of each pair with the second of the one before."""
         a, b = features[0::2], features[1::2]
-        match = lambda a, b: correlation.weak_score(self.flow.correlate(params["flow"], a, b, self.dtype))
+        match = lambda a, b: correlation.weak_score(self.matcher.correlate(params["flow"], a, b, self.dtype))
         scores = match(a, b), match(jnp.roll(a, 1, 0), b)
         apart = jnp.roll(categories[0::2], 1) != categories[0::2]
         return correlation.weak_loss(*scores, apart), {"related": jnp.mean(scores[0]), "unrelated": jnp.mean(scores[1])}

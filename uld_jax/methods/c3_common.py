@@ -21,6 +21,7 @@ from uld_jax.ops import color, coordinates, heatmaps
 
 RATE = 0.01  # of the running means of the perceptual terms (published code of IMM)
 COLLAPSED = 0.02  # mean distance of landmarks from their middle, or contrast of made images, below which a stage warns
+WARM = 500  # steps of a stage before it warns, as landmarks start in the middle of the view
 PARTS = ("backbone", "appearance", "pose", "decoder")
 
 
@@ -37,6 +38,8 @@ class Net:
       least: fewest channels of the decoder.
       softmax: `2d` reads a landmark off one softmax over all cells (section 3.1); `marginal` off one over columns and
         one over rows, as IMM does.
+      temperature: divisor of the logits before the softmax; 1 in the paper. Landmarks all start in the middle of the
+        view, and leave it sooner with less.
       gauss_std: width of the Gaussians exp(-|u - mu|^2 / gauss_std^2) in units in which the outer cells' centres are 2
         apart (IMM).
     """
@@ -48,6 +51,7 @@ class Net:
     width: PositiveInt = 256
     least: PositiveInt = 32
     softmax: Literal["2d", "marginal"] = "2d"
+    temperature: Positive = 1.0
     gauss_std: Positive = 0.10
 
     def gaussians(self, unit_xy, side: int):
@@ -253,7 +257,8 @@ class C3Stage(Stage):
         """Return the landmarks [B,K,2] of maps f in unit coordinates, and the head's statistics."""
         logits, statistics = self._run("pose", params, model_state, f, train=train)
         read = heatmaps.soft_argmax if self.net.softmax == "2d" else heatmaps.separable_soft_argmax
-        return coordinates.to_unit(read(logits), (self.net.cells, self.net.cells)), statistics
+        xy = read(logits / self.net.temperature)
+        return coordinates.to_unit(xy, (self.net.cells, self.net.cells)), statistics
 
     def encode(self, params, model_state, images, *, train: bool):
         """Encode normalised images [B,S,S,3]: `Seen`, and the statistics with new ones of the parts that ran."""
@@ -318,6 +323,8 @@ class C3Stage(Stage):
         return seen, self.encode(state.params, state.model_state, seen, train=False)[0]
 
     def warning(self, numbers):
+        if numbers.get("step", WARM) < WARM:
+            return None
         if numbers.get("spread", 1.0) < COLLAPSED:
             return (
                 f"all landmarks are at one point (mean distance from their middle {numbers['spread']:.2g} of half the "
