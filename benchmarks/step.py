@@ -28,7 +28,7 @@ from uld_jax.engine.step import FirstState, compile_step
 
 # The start of a detector does not change its step; these starts need no weights, and CGB then needs no earlier stages.
 ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
-CHANGES = {"self_training": ["--config.keypoints.detector=corners"]}
+CHANGES = {"self_training": ["--config.keypoints.detector=corners"], "c3": ["--config.paired.start=scratch"]}
 
 
 def load(name: str, preset: str, changes=()):

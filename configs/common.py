@@ -63,18 +63,19 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.seed = 0
     config.dtype = "float32"  # type of the networks' arithmetic: float32 | bfloat16 | float64 (tests)
 
-    config.dataset = arg.dataset  # synthetic | folder
+    config.dataset = arg.dataset  # synthetic | folder | pf_pascal, or a name that `uld prepare` wrote
     config.data_dir = ""
     config.data = ConfigDict()
     config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
-    config.data.fit = "pad"  # pad | crop | stretch
+    config.data.fit = "stretch" if arg.dataset == "pf_pascal" else "pad"  # pad | crop | stretch
     config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7
     config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | shoulders | box | image, or such as "36,45"
     config.data.sides = "auto"  # sides of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
     config.data.on_bad_file = "error"  # images that cannot be read: error | skip (all are decoded once to find them)
     config.data.workers = 0  # Grain worker processes; 0 reads with threads
-    config.data.partner = False  # True: batches carry a second, random image
+    config.data.partner = False  # True: batches carry a second image
+    config.data.partner_by = "any"  # which image that is: any | category (csv column) | pairs (those of the data set)
     config.data.rows = (2000, 500)  # synthetic images: train, test
 
     config.batch_size = 32  # images a step, for stages without their own (config.STAGE.batch_size)
@@ -90,7 +91,9 @@ def base(arg: ConfigDict) -> ConfigDict:
             gcn_v="",
             lead="",
             mallis="",
+            ncnet="",
             r2d2="",
+            resnet101="",
             resnet18="",
             resnet50="",
             self_training="",

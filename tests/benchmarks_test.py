@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bank, features, harness, kmeans, knn, lead_memory, step
+from benchmarks import bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
 from benchmarks import round as a_round
 from tests import tiny
 
@@ -168,6 +168,20 @@ def test_blocks_of_matches_need_a_third_of_the_memory_of_the_naive_form(tmp_path
 def test_blocks_at_full_size_need_a_third_of_the_memory(side):
     rows = lead_memory.benchmark(side, 64, 48, (3, 6, 12, 24), (2048, 1024, 512, 256), 64)
     assert rows[2]["naive / this"] > 3
+
+
+def test_work_and_memory_of_both_forms_of_the_consensus(tmp_path, capsys):
+    flow_cost.main(["--sides=5", "--batch=2", f"--json={tmp_path}/rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["form"], row["what"]) for row in rows] == [
+        (form, what) for form in ("full", "separable") for what in ("forward", "with gradients")
+    ]
+    assert [row["full / this"] for row in rows[:2]] == [1, 1]
+    for full, separable in zip(rows[:2], rows[2:], strict=True):
+        assert separable["full / this"] == pytest.approx(full["GFLOP"] / separable["GFLOP"])
+        assert separable["full / this"] > 4
+        assert separable["between MiB"] < full["between MiB"] < full["MiB"]
+    assert "| 5 x 5 | 2 | separable | forward |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "version": set(),
+    "compiler": set(),
     "hyperparameters": set(),
     "interrupts": set(),
     "legacy": set(),
@@ -86,7 +87,7 @@ ALLOWED = {
         "studies",
         "weights",
     },
-    "__init__": {"config", "detector", "engine", "version"},
+    "__init__": {"compiler", "config", "detector", "engine", "version"},
     "__main__": {"cli", "interrupts", "processes"},
 }
 # `config` looks up the folder of the configs that ship with the package, inside a function; it runs none of them.

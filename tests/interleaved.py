@@ -19,7 +19,7 @@ from uld_jax.data import objects
 from uld_jax.data.open import open_data
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import FirstState, compile_step
+from uld_jax.engine.step import FirstState, compile_step, with_tables
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.report import metrics
@@ -63,12 +63,13 @@ def run(config, mesh, seen) -> None:
         reader = data.train_reader.of_batch(stage.batch_size)
         state = FirstState(method, reader, mesh, frozen, jax.random.key(number)).state(state)
         rounds, predictor = Rounds(method, reader, mesh, cache=cache, tables=tables), Predictor(method, mesh)
-        advance, payloads = compile_step(method, reader, mesh, 1), reader.payloads(0, seed=1)
+        seen_by_steps = with_tables(reader, mesh, objects.tables(data.train, method.step_tables()))
+        advance, payloads = compile_step(method, seen_by_steps, mesh, 1), reader.payloads(0, seed=1)
         key = sharding.put_key(mesh, jax.random.key(9))
         for step in range(stage.steps + 1):
             state = rounds.run(state, frozen, jax.random.fold_in(jax.random.key(7), step), method.round_at(step))
             if step < stage.steps:
-                state, values = advance(state, frozen, reader.store, next(payloads), key)
+                state, values = advance(state, frozen, seen_by_steps.store, next(payloads), key)
                 seen(f"{name} loss {step}", values["loss"])
         seen(f"{name} state", (state.params, state.aux))
         found = measure(config, predictor, Model(method, state, frozen), data, thorough=False)

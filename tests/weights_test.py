@@ -43,6 +43,10 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, np.asarray(expected, np.float32))
     assert jax.tree.structure(found) == jax.tree.structure(tree())
+    # Of several networks, statistics do not count either; a network alone counts whole.
+    both = {"first": tree(), "second": {"params": {"bias": np.ones(4)}}}
+    assert weights.save(tmp_path / "both", "two", both, SOURCE)["parameters"] == 34
+    assert weights.save(tmp_path / "one", "one", tree()["params"], SOURCE)["parameters"] == 30
 
 
 def test_paths_may_be_relative_and_start_at_home(tmp_path, monkeypatch):

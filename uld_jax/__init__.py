@@ -4,12 +4,16 @@
     detector = uld_jax.load("runs/mine")
     found = detector.predict(images)          # [N,H,W,3] uint8, or a list of images of any sizes
 
-Heavy imports happen at the first use of a name, so that `import uld_jax` is quick and configures nothing.
+Heavy imports happen at the first use of a name, so that `import uld_jax` is quick. It configures nothing but a flag of
+the compiler, see `compiler.py`; import it before the first computation.
 """
 
+from uld_jax.compiler import set_flags
 from uld_jax.version import __version__
 
 __all__ = ["__version__", "load", "train"]
+
+set_flags()
 
 
 def load(workdir, *, mesh=None):

@@ -261,6 +261,12 @@ def stage(config: Config, name: str) -> StageSpec:
         raise UserError(f"the stage {name} has nothing to train; set config.{name}.steps=0")
     if steps and method.needs_partner and not config.data.get("partner", False):
         raise UserError(f"the stage {name} learns from pairs of images; set config.data.partner=True")
+    way = config.data.get("partner_by", "any")  # runs of earlier versions lack the key
+    if steps and method.partner_by and way not in method.partner_by:
+        raise UserError(
+            f"the stage {name} takes partners by {' or '.join(method.partner_by)} and not by {way}; set "
+            f"config.data.partner_by={method.partner_by[0]}"
+        )
     return StageSpec(name, steps, batch_size, method)
 
 

@@ -39,6 +39,7 @@ class Range(NamedTuple):
 Positive = Annotated[float, Range(0, open_low=True)]
 PositiveInt = Annotated[int, Range(1)]
 NotNegative = Annotated[int, Range(0)]
+NotNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True)]  # above 0, up to 1
 Share = Annotated[float, Range(0, 1, open_high=True)]  # from 0, below 1
 

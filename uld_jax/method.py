@@ -16,7 +16,8 @@ from flax import struct
 from uld_jax import hyperparameters
 from uld_jax.bank import Bank, by_batch
 
-# image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2.
+# image [B,H,W,3] uint8; index [B] int32, the dataset row (N marks padding); on request the partner image2, index2, and
+# rows of tables of the images by name (`side_tables`, `step_tables`).
 # A batch never holds annotation: evaluation takes it from the source, on the host.
 Batch = dict[str, jax.Array]
 
@@ -149,6 +150,13 @@ class Method(Protocol):
         `observe` finds the images' rows in its batch under the function's name. The tables never hold annotation.
         """
 
+    def step_tables(self) -> Mapping[str, tuple]:
+        """Name the tables of training images that `train_step` needs, as `side_tables` does for rounds.
+
+        `train_step` finds the images' rows in its batch under the function's name, such as `categories` [B] int32, and
+        those of the partners under the name with a 2, `categories2`. Every device holds the tables whole.
+        """
+
     def init(self, rng: jax.Array, batch: Batch, frozen: Any, start: Start) -> TrainState:
         """Make the first state of the stage."""
 
@@ -180,7 +188,8 @@ class Method(Protocol):
     def warning(self, numbers: dict[str, float]) -> str | None:
         """Return a warning, with the remedy, if training or a refresh went wrong; otherwise None.
 
-        `numbers` are those of `summary` after a refresh, or the metrics of a step that is logged.
+        `numbers` are those of `summary` after a refresh, or the metrics of a step that is logged; and `step`, the number
+        of steps done in the stage.
         """
 
     def landmarks(self, state: TrainState) -> jax.Array | None:
@@ -210,6 +219,16 @@ class Method(Protocol):
         frozen weights of the purpose `predict`. None for a stage without any.
         """
 
+    def carry(
+        self, state: TrainState, frozen: Any, images_a: jax.Array, images_b: jax.Array, points_b: jax.Array
+    ) -> jax.Array | None:
+        """Carry points of images b to images a: [B,P,2] points for [B,H,W,3] uint8 images and [B,P,2] float32 points.
+
+        Points are `(x, y)` in pixels of the images given. Image a shows another object of the category of b's. Each
+        point is carried on its own, because slots without a keypoint hold a point of no meaning. `evaluation.alignment`
+        measures the result, with the frozen weights of the purpose `predict`. None for a stage that cannot.
+        """
+
     def heatmaps(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Return the network's input [B,H,W,3] uint8 and its maps [B,h,w,K], for pictures; None without maps."""
 
@@ -237,6 +256,8 @@ class Stage:
     Attributes:
       needs: what `init` takes from the previous stage, see `methods.shared.take`.
       needs_partner: True if `train_step` takes a second image with each image.
+      partner_by: values of `config.data.partner_by` that suit `train_step`, such as `("category", "pairs")` for
+        partners of the same category; () for all.
       weight_kinds: kinds of `config.weights` that `frozen` looks for, besides those of `backbone`.
       backbone: module and class below `uld_jax.backbones` of a frozen network that the stage looks through; "" for
         none.
@@ -246,6 +267,7 @@ class Stage:
 
     needs: tuple[Need, ...] = ()
     needs_partner = False
+    partner_by = ()
     weight_kinds = frozenset()
     backbone = ""
     backbone_kwargs = ()
@@ -263,6 +285,9 @@ class Stage:
         return frozen
 
     def side_tables(self):
+        return MappingProxyType({})
+
+    def step_tables(self):
         return MappingProxyType({})
 
     def train_step(self, state, frozen, batch, rng):
@@ -295,6 +320,9 @@ class Stage:
 
     def dense(self, state, frozen, images):
         del state, frozen, images
+
+    def carry(self, state, frozen, images_a, images_b, points_b):
+        del state, frozen, images_a, images_b, points_b
 
     def heatmaps(self, state, frozen, images):
         del state, frozen, images

@@ -38,8 +38,10 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
     """
     dst = _path(dst)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    flat = traverse_util.flatten_dict(params)  # networks alone, or `params` and other collections
-    trained = {path: x for path, x in flat.items() if "params" not in params or path[0] == "params"}
+    # Networks alone, or `params` and other collections, these by network or not.
+    flat = traverse_util.flatten_dict(params)
+    apart = any("params" in path for path in flat)
+    trained = {path: x for path, x in flat.items() if not apart or "params" in path}
     source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         return _same(dst, kind, params, source)

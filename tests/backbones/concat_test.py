@@ -32,6 +32,7 @@ def test_maps_are_those_of_the_parts():
     assert joined.spec.fingerprint != build.backbone(PATH, "b").spec.fingerprint
 
 
+@pytest.mark.slow
 def test_zeroshot_gives_each_part_the_same_weight():
     stage = ZeroShot(k=3, frame_size=32, backbone=PATH, position=0.0)
     described = np.asarray(stage._describe(stage.frozen(), images()))[..., :-2]

@@ -92,6 +92,7 @@ def test_bad_input_is_named(folder):
         Dinov2(compute="float16")
 
 
+@pytest.mark.slow
 def test_zeroshot_finds_landmarks_in_its_features(twin, tmp_path, uld):
     """From a folder of transformers to landmarks, by commands alone."""
 

@@ -76,6 +76,7 @@ def test_the_clean_latent(folder, frozen, twins, images, latents):
     assert {tap.name for tap in backbone.spec.taps} == set(found)
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, latents):
     backbone = make(folder, mode="noise", timesteps=(60, 0), seed=3)
     describe = jax.jit(backbone.describe)
@@ -162,6 +163,7 @@ def test_fingerprints_tell_settings_and_weights_apart(folder, tmp_path):
     assert make(folder, timesteps=[0, 5], taps=[[0, 1]]) == make(folder, timesteps=(0, 5), taps=((0, 1),))
 
 
+@pytest.mark.slow
 def test_half_precision(folder, frozen, images):
     exact = jax.jit(make(folder).features)(frozen, images)
     rough = jax.jit(make(folder, compute="bfloat16").features)(frozen, images)

@@ -82,6 +82,25 @@ def test_a_text_of_the_trainers_options_is_read_where_it_is_known(tmp_path):
     assert "the entry 'opt' is no tensor but a Python Namespace" in refusal(bare, **known)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_trainer_saves_of_its_own_is_dropped_where_it_is_known(tmp_path, zipped):
+    options = argparse.Namespace(sizes=[5, 5, 5], folder="a", inner=argparse.Namespace(rate=0.1))
+    losses = dict(losses=np.zeros(5), best=np.float64(0.5), names=np.array(["a", None], object))
+    path = tmp_path / "a.pth"
+    torch.save(
+        {"state_dict": tensors(), "args": options, "epoch": 3, **losses}, path, _use_new_zipfile_serialization=zipped
+    )
+    same(files.read(str(path), trainer=True))
+    assert "holds Python objects" in refusal(path)
+    # Nothing but tensors is among the entries, and other objects are refused as ever.
+    torch.save({"state_dict": tensors() | {"args": options}}, path)
+    assert "the entry 'args' is no tensor but a Python Dropped" in refusal(path, trainer=True)
+    options.folder = Trap(tmp_path / "sprung")
+    torch.save({"state_dict": tensors(), "args": options}, path)
+    assert "(the first: getattr)" in refusal(path, trainer=True)
+    assert not (tmp_path / "sprung").exists()
+
+
 def _saved(folder, content):
     torch.save(content, folder / "b.pth")
     return str(folder / "b.pth")

@@ -179,7 +179,7 @@ def test_transformers_of_depth_18():
 
 
 def test_folders_of_transformers(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(resnet, "_shapes", lambda depth, width, shapes=resnet._shapes: shapes(depth, WIDTH))
+    monkeypatch.setattr(resnet, "_shapes", lambda depth, width, last, shapes=resnet._shapes: shapes(depth, WIDTH, last))
     src, dst = tmp_path / "resnet-50", tmp_path / "dst"
     model.save_pretrained(src)
     source = converter.convert("resnet50", str(src), str(dst))
@@ -218,9 +218,24 @@ def test_another_depth_is_told(twin):
         f"is a ResNet-{twin.depth}, and --kind=resnet{other} takes a ResNet-{other}; use --kind=resnet{twin.depth}"
     )
     assert expected in said
-    deep = {f"module.{key}": value for key, value in entries_of(reference.torch_twin(101, WIDTH).state_dict()).items()}
+    deep, deepest = (
+        {f"module.{key}": value for key, value in entries_of(reference.torch_twin(depth, WIDTH).state_dict()).items()}
+        for depth in (101, 152)
+    )
     assert "is a ResNet-101" in refusal(convert, deep, other)
-    assert f"give a ResNet-{other}" in refusal(convert, deep, other)
+    assert "use --kind=resnet101" in refusal(convert, deep, other)
+    assert "is a ResNet-152" in refusal(convert, deepest, other)
+    assert f"give a ResNet-{other}" in refusal(convert, deepest, other)
+
+
+def test_resnet101(tmp_path):
+    twin = reference.torch_twin(101, WIDTH, classes=7)
+    twins.randomize(twin, np.random.default_rng(101))
+    state = state_of(twin)
+    assert len(state) == 626
+    entries = read(tmp_path, state)
+    equal(convert(entries, 101), expected(twin))
+    assert resnet.facts(entries)["taken_for"] == "torchvision's network, a ResNet-101"
 
 
 class Trap:

@@ -250,7 +250,7 @@ class _StopWithin(_StopAt):
         return self.now
 
 
-@pytest.mark.parametrize("where", ["refresh", "evaluation"])
+@pytest.mark.parametrize("where", ["refresh", pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_a_run_stopped_within_a_computation_ends_in_the_same_parameters(references, tmp_path, monkeypatch, where):
     settings, want = references("zeroshot")
     stop = _StopWithin()

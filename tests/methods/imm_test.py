@@ -44,10 +44,10 @@ def test_warps_have_the_published_spread(method):
     ramp = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1) + 0.5) * 2 / side - 1
     images = jnp.asarray(np.broadcast_to(ramp, (400, side, side, 2)).astype(np.float32))
     keys = jax.random.split(jax.random.key(0), 400)
-    looked = np.asarray(method._warped(keys, (0.0, 0.0, 0.1, 0.0, 0.0), images))
+    looked = np.asarray(imm.warped(keys, (0.0, 0.0, 0.1, 0.0, 0.0), images, method.control))
     centre = looked[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean((1, 2))
     np.testing.assert_allclose(centre.std(0), 0.1, rtol=0.15)
-    looked = np.asarray(method._warped(keys, (0.0, 0.1, 0.0, 0.0, 0.0), 0.5 * images))
+    looked = np.asarray(imm.warped(keys, (0.0, 0.1, 0.0, 0.0, 0.0), 0.5 * images, method.control))
     slope = (looked[:, 8, 20, 0] - looked[:, 8, 10, 0]) / (0.5 * 10 * 2 / side)
     np.testing.assert_allclose([slope.mean(), slope.std()], [1, 0.1], atol=0.015)
 

@@ -461,7 +461,7 @@ def test_both_stages_start_from_converted_weights(tmp_path, caplog, name):
         built(name, start="checkpoint").frozen()
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2"])
+@pytest.mark.parametrize("name", [pytest.param("stage1", marks=pytest.mark.slow), "stage2"])
 def test_published_weights_are_evaluated_as_they_are(tmp_path, name):
     """No keypoints, no training: the command of docs/methods/self_training.md."""
     from uld_jax import sharding

@@ -28,7 +28,9 @@ def shapes_of(network, height=64, width=64):
     return jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), image)
 
 
-@pytest.mark.parametrize(("depth", "parameters", "entries"), [(50, 23_508_032, 320), (18, 11_176_512, 122)])
+@pytest.mark.parametrize(
+    ("depth", "parameters", "entries"), [(101, 42_500_160, 626), (50, 23_508_032, 320), (18, 11_176_512, 122)]
+)
 def test_published_size(depth, parameters, entries):
     variables = shapes_of(ResNet(depth))
     leaves = {name: jax.tree.leaves(tree) for name, tree in variables.items()}
@@ -172,6 +174,26 @@ def test_dilated_maps_contain_the_strided_ones(depth):
         assert whole.shape[1:3] == ((12, 9) if name in ("stem", "layer1") else (6, 5))
 
 
+def test_layers_after_the_last_are_left_out():
+    """NC-Net's features: all of ResNet-101 but layer 4, with a cell for 16 pixels."""
+    whole, part = shapes_of(ResNet(101)), shapes_of(ResNet(101, last=3))
+    for name, tree in part.items():
+        assert set(whole[name]) - set(tree) == {f"layer4_{i}" for i in range(3)}
+        assert {key: whole[name][key] for key in tree} == tree
+    image = jax.ShapeDtypeStruct((1, 400, 400, 3), jnp.float32)
+    maps = jax.eval_shape(lambda v, x: ResNet(101, last=3).apply(v, x, train=False), part, image)
+    assert list(maps) == ["layer1", "layer2", "layer3", "stem"]
+    assert maps["layer3"].shape == (1, 25, 25, 1024)
+    # What is left computes the same.
+    x, variables = images(1, 46, 33), variables_of(18)
+    kept = {name: {key: tree[key] for key in tree if "layer4" not in key} for name, tree in variables.items()}
+    with jax.enable_x64(True):
+        network = ResNet(18, NARROW, last=3, param_dtype=jnp.float64)
+        found = jax.jit(lambda v, x: network.apply(v, x, train=False))(kept, x)
+    expected = Reference(variables, 18, 32, 0)(x)
+    assert relative(np.asarray(found["layer3"]), expected["layer3"]) < 1e-9
+
+
 def test_groups_of_the_batch_do_not_see_one_another():
     x = images(4, 46, 33)
     other = x.copy()
@@ -214,8 +236,9 @@ def test_initialisation_is_that_of_he():
 @pytest.mark.parametrize(
     ("options", "shape", "words"),
     [
-        (dict(depth=34), (1, 32, 32, 3), "depth is 34; use one of 10, 18, 50"),
+        (dict(depth=34), (1, 32, 32, 3), "depth is 34; use one of 10, 18, 50, 101"),
         (dict(output_stride=4), (1, 32, 32, 3), "output_stride is 4; use one of 8, 16, 32"),
+        (dict(last=0), (1, 32, 32, 3), "last is 0; use the number of a layer, 1 to 4"),
         (dict(), (1, 32, 32, 1), r"images of shape \(1, 32, 32, 1\); it takes colour ones"),
         (dict(depth=18, groups=2), (3, 32, 32, 3), "3 images do not divide into 2 groups"),
     ],
@@ -230,7 +253,8 @@ def torch_twin(depth, width=64, classes=None):
     """The same network in PyTorch, with the attribute names of torchvision; without `classes` it has no `fc`."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
-    bottleneck, blocks = depth >= 50, {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    bottleneck = depth >= 50
+    blocks = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
 
     class TorchBlock(nn.Module):
         def __init__(self, before, inner, stride):
@@ -298,8 +322,7 @@ def test_equals_torch_in_training_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("side", [96, 128, 400])
+@pytest.mark.parametrize(("depth", "side"), [*((d, s) for d in (18, 50) for s in (96, 128, 400)), (101, 96)])
 def test_the_published_size_equals_torch_and_transformers(depth, side):
     """All maps of the twin, and the last one of transformers, whose weights are moved by the converter."""
     torch = pytest.importorskip("torch")
@@ -317,7 +340,11 @@ def test_the_published_size_equals_torch_and_transformers(depth, side):
         for name, theirs in twin.maps(twins.to_torch(x)).items():
             worst = relative(np.asarray(found[name]), twins.to_numpy(theirs))
             assert worst < 1e-4
-    sizes = {} if depth == 50 else dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    sizes = {
+        18: dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"),
+        50: {},
+        101: dict(depths=[3, 4, 23, 3]),
+    }[depth]
     model = transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval()
     twins.randomize(model, np.random.default_rng(side))
     entries = {key: value.numpy() for key, value in model.state_dict().items()}

@@ -47,6 +47,15 @@ def test_rescale_points_follows_a_real_resize(to_size):
     np.testing.assert_allclose(found, c.pixel_grid(*to_size)[inner], atol=2e-3)
 
 
+def test_rescaled_corners_coincide():
+    corners = np.array([[0.0, 0.0], [399.0, 299.0], [199.5, 149.5]])
+    found = c.rescale_corners(corners, (300, 400), (19, 25))
+    np.testing.assert_allclose(found, [[0, 0], [24, 18], [12, 9]], atol=1e-12)
+    np.testing.assert_allclose(c.rescale_corners(found, (19, 25), (300, 400)), corners, atol=1e-12)
+    assert c.rescale_corners(np.ones((1, 2), np.float32), (1, 4), (8, 7)).tolist() == [[2.0, 7.0]]
+    assert isinstance(c.rescale_corners(jnp.ones(2), (2, 2), (3, 3)), jnp.ndarray)
+
+
 @pytest.mark.parametrize("fit", c.FITS)
 def test_frame_map_places_the_image(fit):
     file_size, frame_size = (120, 200), (64, 64)

@@ -125,6 +125,7 @@ def latents(diffusion, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), [("zeroshot", "zeroshot"), ("duld", "bootstrap")])
 def test_a_pass_through_latents_equals_one_without(diffusion, latents, monkeypatch, name, stage):
     """They were written for one stage, and serve another's settings too."""

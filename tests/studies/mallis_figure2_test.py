@@ -133,6 +133,7 @@ class Training:
         (workdir / "final").touch()
 
 
+@pytest.mark.slow
 def test_a_figure_has_mean_and_spread_and_goes_on(tmp_path, capsys, monkeypatch):
     training = Training(monkeypatch)
     args = ["--figure=2c", f"--config={SPEC}", f"--workdir={tmp_path}", "--grid=seed=0,2"]

@@ -11,6 +11,7 @@ from uld_jax import viz
 from uld_jax.studies import runner, sweep, table
 
 
+@pytest.mark.slow
 def test_the_table_has_mean_and_spread_over_seeds(tmp_path, monkeypatch):
     Training(monkeypatch)
     found = sweep.run(SPEC, GRIDS, tmp_path, overrides=SHORT)

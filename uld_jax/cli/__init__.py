@@ -3,7 +3,21 @@
 Importing the commands is quick, because a command imports its heavy modules when it runs.
 """
 
-from uld_jax.cli import clusters, convert, dense, evaluate, features, figure, fit, gcn, predict, prepare, sweep, train
+from uld_jax.cli import (
+    align,
+    clusters,
+    convert,
+    dense,
+    evaluate,
+    features,
+    figure,
+    fit,
+    gcn,
+    predict,
+    prepare,
+    sweep,
+    train,
+)
 
 COMMANDS = {
     "train": train.COMMAND,
@@ -11,6 +25,7 @@ COMMANDS = {
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,
     "dense": dense.COMMAND,
+    "align": align.COMMAND,
     "predict": predict.COMMAND,
     "fit": fit.COMMAND,
     "clusters": clusters.COMMAND,

@@ -25,8 +25,8 @@ def run(args: FlagValues) -> int:
     from uld_jax.data import listing, open_source
     from uld_jax.data.builders import prepared
 
-    if args.dataset == "folder":
-        raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
+    if args.dataset in ("folder", "pf_pascal"):
+        raise UserError(f"--dataset={args.dataset} is read as it is; give the prepared data set a name of its own")
     name = "synthetic" if args.dataset == "synthetic" else "folder"
     if (name == "synthetic") == bool(args.src):
         what = f"--src={args.src} is not read by" if args.src else "--src is empty; give the folder of photos of"

@@ -14,6 +14,7 @@ from uld_jax.convert import (
     gcn_v,
     lead,
     mallis,
+    ncnet,
     r2d2,
     resnet,
     self_training,
@@ -34,6 +35,7 @@ class Kind(NamedTuple):
       beside: entries of a PyTorch file of this kind beside its `state_dict`; None if they are not read.
       nested: names under which a PyTorch file of this kind has its tensors, if they are nested; the first counts.
       text: a text of the trainer's options that is read too, such as "opt.dataset"; see `files.read`.
+      trainer: True if a PyTorch file of this kind has options and arrays of its trainer, which are not read.
       facts: function of the result of `convert`; returns further entries of `source.json`.
       source_facts: function of the entries of the file that does the same, for what only these show.
       folder: function that reads a folder of this kind; None if only a file is accepted.
@@ -46,6 +48,7 @@ class Kind(NamedTuple):
     beside: files.Beside | None = None
     nested: tuple[str, ...] = ("state_dict",)
     text: str = ""
+    trainer: bool = False
     facts: Callable[[Any], dict[str, Any]] = lambda _: {}
     source_facts: Callable[[Any], dict[str, Any]] = lambda _: {}
     folder: Callable[[str], files.Opened] | None = None
@@ -104,10 +107,18 @@ KINDS = {
         beside=mallis.BESIDE,
         facts=mallis.facts,
     ),
+    "ncnet": Kind(
+        ncnet.convert,
+        "NC-Net's code is MIT; for its weights no terms are stated, and they start from torchvision's of ImageNet, "
+        "whose terms are for non-commercial research and education",
+        trainer=True,
+        facts=ncnet.facts,
+    ),
     "r2d2": Kind(
         r2d2.convert,
         "NAVER's code and weights are CC BY-NC-SA 3.0 (non-commercial)",
     ),
+    "resnet101": _resnet(101),
     "resnet18": _resnet(18),
     "resnet50": _resnet(50),
     "self_training": Kind(
@@ -168,7 +179,7 @@ def convert(kind: str, src: str, dst: str, core: str | None = None) -> dict[str,
         src = os.path.normpath(src)
         entries, paths, more = how.folder(src)
     else:
-        entries = files.read(src, beside=how.beside, nested=how.nested, text=how.text)
+        entries = files.read(src, beside=how.beside, nested=how.nested, text=how.text, trainer=how.trainer)
         paths, more = [src], {}
     count = len(entries) - (how.text in entries)  # a text is no entry of the network
     source = {"file": os.path.basename(src), "sha256": files.sha256(*paths), "entries": count}

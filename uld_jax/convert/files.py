@@ -1,7 +1,7 @@
 """Checkpoint files to named arrays. No code in a file is ever run: Python objects are refused, not unpickled.
 
-The one exception is `argparse.Namespace`, in files of kinds whose trainers save their options: a stand-in takes its
-place and keeps texts alone.
+The one exception is what trainers save of their own in files of some kinds, an `argparse.Namespace` of options or
+arrays of losses: stand-ins take the place of these objects, and keep texts alone or nothing.
 
 PyTorch, safetensors and h5py are imported only when needed; the rest of the library does without them.
 """
@@ -107,6 +107,7 @@ def read(
     beside: Beside | None = None,
     nested: tuple[str, ...] = ("state_dict",),
     text: str = "",
+    trainer: bool = False,
 ) -> dict[str, np.ndarray]:
     """Read every entry of a PyTorch, safetensors or HDF5 file; the type follows from the first bytes.
 
@@ -121,6 +122,9 @@ def read(
     With `text`, such as "opt.dataset", the text `dataset` of the trainer's options, an `argparse.Namespace` beside the
     tensors, is read as well if it is there, as an array without axes under that name. Only then may a PyTorch file
     hold an `argparse.Namespace`.
+
+    With `trainer` a PyTorch file may hold an `argparse.Namespace`, NumPy arrays and NumPy numbers beside the tensors,
+    of which nothing is kept.
 
     Raises:
       UserError: there is no such file, it is no checkpoint, or the package that reads it is not installed; the message
@@ -138,7 +142,7 @@ def read(
         elif head[8:] == b"{":  # after the length of the header, the header in JSON
             entries = _safetensors(path)
         elif head.startswith((b"PK\x03\x04", b"\x80")):
-            entries = _torch(path, beside, nested, text)
+            entries = _torch(path, beside, nested, text, trainer)
         elif head == b"version h":
             raise UserError(
                 f"{flag}={path} is no PyTorch, safetensors or HDF5 file, but what Git LFS leaves in its place; "
@@ -155,12 +159,13 @@ def read(
     return entries
 
 
-def _torch(path, beside, nested, text):
+def _torch(path, beside, nested, text, trainer):
     import torch
 
     try:
         known = _plain_globals() + (_numpy_globals() if beside else [])
         known += [(Namespace, "argparse.Namespace")] if text else []
+        known += _dropped_globals() if trainer else []
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -209,6 +214,22 @@ class Namespace:
     def __setstate__(self, state):
         items = state.items() if isinstance(state, Mapping) else ()
         self.texts = {name: value for name, value in items if isinstance(name, str) and isinstance(value, str)}
+
+
+class Dropped:
+    """Stand-in for an object in a pickle of which nothing is needed; keeps nothing."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        del state
+
+
+def _dropped_globals():
+    """Globals in the pickles of an `argparse.Namespace` and of NumPy's arrays and numbers, none of which is called."""
+    names = [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
+    return [(Dropped, name) for name in ("argparse.Namespace", "numpy.ndarray", "numpy.dtype", *names)]
 
 
 def _text(found, text):

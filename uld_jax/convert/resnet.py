@@ -1,4 +1,4 @@
-"""Published ResNet checkpoints to the variables of `uld_jax.models.resnet.ResNet`, depth 18 or 50.
+"""Published ResNet checkpoints to the variables of `uld_jax.models.resnet.ResNet`, depth 18, 50 or 101.
 
 `src` is a folder of transformers (`config.json` beside `model.safetensors` or `pytorch_model.bin`), or a PyTorch or
 safetensors file whose entries have one of two sets of names, behind any common prefix:
@@ -10,8 +10,9 @@ safetensors file whose entries have one of two sets of names, behind any common 
                  encoder.stages.{L-1}.layers.0.shortcut.{convolution,normalization}.*
       *: weight, bias, running_mean, running_var, num_batches_tracked; blocks of ResNet-18 have two convolutions
 
-torchvision's ResNet-50 has 320 entries. The classifier (`fc.*`, `classifier.1.*`) and `num_batches_tracked` are left
-out. Kernels change from OIHW to HWIO; in a normalisation, weight -> scale, running_mean -> mean, running_var -> var.
+torchvision's ResNet-50 has 320 entries, ResNet-101 has 626. The classifier (`fc.*`, `classifier.1.*`) and
+`num_batches_tracked` are left out. Kernels change from OIHW to HWIO; in a normalisation, weight -> scale,
+running_mean -> mean, running_var -> var.
 
 Prefixes of published files, with what the file is taken for:
 
@@ -80,6 +81,9 @@ class Layout(NamedTuple):
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
 
 
+TORCHVISION = Layout("", False, "torchvision's network", resnet.IMAGENET)
+
+
 def open_folder(path: str, depth: int) -> files.Opened:
     """Open a folder of transformers. Raises UserError for a file that is missing, and for another network's folder."""
     kind = f"resnet{depth}"
@@ -97,11 +101,16 @@ def convert(entries: rules.Entries, *, where: str, depth: int, width: int = 64):
     if found not in (None, depth):
         remedy = f"use --kind=resnet{found}" if found in resnet.BLOCKS else f"give a ResNet-{depth}"
         raise UserError(f"{where} is a ResNet-{found}, and --kind=resnet{depth} takes a ResNet-{depth}; {remedy}")
-    made = [_rule(path, shape, layout) for path, shape in _shapes(depth, width).items()]
+    made = rules_of(depth, width, layout=layout)
     classifier = re.escape(layout.prefix) + r"fc[.].*"
     if layout.transformers:
         classifier = re.escape(layout.prefix.removesuffix("resnet.")) + r"classifier[.]1[.].*"
     return rules.apply(made, entries, where=where, ignored=(*_IGNORED, classifier))
+
+
+def rules_of(depth: int, width: int = 64, last: int = 4, layout: Layout = TORCHVISION) -> list[rules.Rule]:
+    """Return the rules for the variables {params, batch_stats} of a ResNet up to layer `last`."""
+    return [_rule(path, shape, layout) for path, shape in _shapes(depth, width, last).items()]
 
 
 def recognize(entries: rules.Entries, where: str = "") -> Layout:
@@ -132,8 +141,8 @@ def recognize(entries: rules.Entries, where: str = "") -> Layout:
         faces = dataset.lower().startswith("celeba")
         normalization = resnet.CELEBA if faces else resnet.IMAGENET
         return Layout(prefix, False, f"ContrastLandmark's query encoder of {dataset}", normalization)
-    publisher = "torchvision's network" + (f" behind {prefix!r}" if prefix else "")
-    return Layout(prefix, False, publisher, resnet.IMAGENET)
+    publisher = TORCHVISION.publisher + (f" behind {prefix!r}" if prefix else "")
+    return TORCHVISION._replace(prefix=prefix, publisher=publisher)
 
 
 def facts(entries: rules.Entries) -> dict[str, Any]:
@@ -164,8 +173,8 @@ def _depth(entries, layout) -> int | None:
 
 
 @functools.cache
-def _shapes(depth, width) -> dict[tuple[str, ...], tuple[int, ...]]:
-    network = resnet.ResNet(depth, width)
+def _shapes(depth, width, last) -> dict[tuple[str, ...], tuple[int, ...]]:
+    network = resnet.ResNet(depth, width, last=last)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}

@@ -4,8 +4,10 @@ open_source(name, split, ...)     one split on the host: images, landmarks, size
 make_reader(source, mesh, B)      its images as training batches
 """
 
+from uld_jax.data import pf_pascal
 from uld_jax.data.decode import decode_image, image_size
 from uld_jax.data.listing import list_images
+from uld_jax.data.partners import ByCategory, ByPairs
 from uld_jax.data.pipeline import Order, StreamReader
 from uld_jax.data.resident import ResidentReader, image_bytes, memory_budget
 from uld_jax.data.schemes import NO_SCHEME
@@ -35,7 +37,7 @@ def open_source(
     *,
     data_dir=None,
     frame_size: int,
-    fit: str = "pad",
+    fit: str | None = None,
     scheme: str = NO_SCHEME,
     normaliser: str = "auto",
     sides: str = "auto",
@@ -45,12 +47,13 @@ def open_source(
     """Open one split of a data set and check it.
 
     Args:
-      name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`, or a prepared data set in `data_dir`); or
-        the name of a data set that `builders.prepared.prepare` wrote under `data_dir`.
+      name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`, or a prepared data set in `data_dir`);
+        `pf_pascal` (see `data/pf_pascal.py`); or the name of a data set that `builders.prepared.prepare` wrote under
+        `data_dir`.
       split: `train`, `test`, or another split of the data set.
       data_dir: folder of the data; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
-      fit: way to fit files into the frame, `pad`, `crop` or `stretch`.
+      fit: way to fit files into the frame, `pad`, `crop` or `stretch`; None is `stretch` for `pf_pascal`, else `pad`.
       scheme: name of the annotated points' scheme (`schemes.SCHEMES`), or `none`; a prepared data set then uses its
         recorded scheme.
       normaliser: `auto`, `eyes`, `shoulders`, `box`, `image` or two point numbers (see `specs.spec_of`).
@@ -63,6 +66,7 @@ def open_source(
     """
     if frame_size < 1:
         raise UserError(f"data.frame_size is {frame_size}; use the side of the images in pixels, such as 128")
+    fit = fit or (pf_pascal.FIT if name == pf_pascal.NAME else "pad")
     coordinates.frame_map((1, 1), (1, 1), fit)  # refuses an unknown word even if there is nothing to fit
     if name == "synthetic":
         from uld_jax.data.synthetic import Synthetic
@@ -74,6 +78,9 @@ def open_source(
         return source
     if options:
         raise UserError(f"the data set {name} has no option {sorted(options)[0]}; remove it from config.data")
+    reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, on_bad_file=on_bad_file)
+    if name == pf_pascal.NAME:
+        return pf_pascal.PfPascal(data_dir, split, **reading)
     from uld_jax.data.builders import prepared
     from uld_jax.data.folder import Folder, existing_folder
 
@@ -83,8 +90,7 @@ def open_source(
             "photos use dataset=folder"
         )
     root = existing_folder(data_dir)
-    reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, sides=sides)
-    reading |= dict(on_bad_file=on_bad_file)
+    reading |= dict(sides=sides)
     version = prepared.find(root, None if name == "folder" else name)
     if version is not None:
         return prepared.Prepared(version, split, **reading)
@@ -97,7 +103,13 @@ def open_source(
 
 
 def make_reader(
-    source: Source, mesh, batch_size: int, *, kind: str = "auto", workers: int = 0, partner: bool = False
+    source: Source,
+    mesh,
+    batch_size: int,
+    *,
+    kind: str = "auto",
+    workers: int = 0,
+    partner: bool | ByCategory | ByPairs = False,
 ) -> StreamReader | ResidentReader:
     """Make the training reader of a source.
 
@@ -106,9 +118,11 @@ def make_reader(
       mesh: the devices.
       batch_size: B, number of images in a batch over all devices together.
       kind: `resident` (all images in device memory), `stream` (decoded batch by batch), or `auto`: resident if the
-        images fit, preferably with a copy on every device, otherwise with the rows split over the devices.
+        images fit, preferably with a copy on every device, otherwise with the rows split over the devices. Partners
+        by category or pairs need a copy on every device.
       workers: number of decoding processes of `stream`; 0 uses threads.
-      partner: True also gives every sample an independent second image.
+      partner: True also gives every sample an independent second image; a law of `data.partners`, which is True too,
+        tells which images it is drawn from.
 
     Raises:
       UserError: an unknown kind, or a batch that does not divide over the devices.
@@ -120,7 +134,8 @@ def make_reader(
             f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
         )
     if kind == "auto":
-        kind = "resident" if image_bytes(source) <= memory_budget(mesh) * mesh.size else "stream"
+        holders = mesh.size if isinstance(partner, bool) else 1
+        kind = "resident" if image_bytes(source) <= memory_budget(mesh) * holders else "stream"
     if kind == "stream":
         return StreamReader(source, mesh, batch_size, workers=workers, partner=partner)
     return ResidentReader(source, mesh, batch_size, partner=partner)

@@ -5,7 +5,8 @@
   ...,split                        optional, `train` or `test`; without this column `train.csv` lists training images
                                    and `test.csv` test images
   ...,box_x0,box_y0,box_x1,box_y1  optional box of the object
-  ...,mask                         optional image file of the object's pixels; for box and mask see `objects`
+  ...,mask                         optional image file of the object's pixels
+  ...,category                     optional word for the kind of object; for box, mask and category see `objects`
   ...,any other columns            kept as text, for `--group_by`
 
 An error is one sentence that names the file, line and column.

@@ -12,6 +12,7 @@ Everything is checked when the folder is opened; an error is one sentence that n
 import os
 import posixpath
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -111,16 +112,15 @@ class Folder(Source):
         """Find the images that cannot be decoded; see `Source`."""
         return list(broken(self.names, lambda row: decode.check(self._path(row))).values())
 
-    def _probe(self, on_bad_file) -> dict[str, "_Head"]:
+    def _probe(self, on_bad_file) -> dict[str, "Head"]:
         """Read headers by several threads; return those of usable files by name, and report or skip all others."""
-        with ThreadPoolExecutor(decode_threads()) as pool:
-            heads = list(pool.map(_head, map(self._path, range(len(self)))))
+        heads = read_heads(map(self._path, range(len(self))))
         absent = [i for i, h in enumerate(heads) if isinstance(h, listing.AbsentFile)]
         named = [i for i in absent if self.place(i) != self.names[i]]
         if named and on_bad_file == "error":
             first = named[0]
             raise UserError(
-                f"{self.place(first)}: {self.names[first]} is not in {self._root} ({_count(named, 'such file')}); "
+                f"{self.place(first)}: {self.names[first]} is not in {self._root} ({counted(named, 'such file')}); "
                 f"paths in the column `file` are relative to the folder of the csv"
             )
         bad = sort_out(self.names, heads, lambda row: decode.check(self._path(row)), on_bad_file, self.where)
@@ -137,21 +137,32 @@ def _without_masks(names, labels: annotation.Annotation) -> list[str]:
     return [name for name in names if name not in masks and posixpath.dirname(name) not in folders]
 
 
-class _Head(NamedTuple):
-    """Facts about an image that are known without decoding it."""
+class Head(NamedTuple):
+    """Facts about an image that are known without decoding it.
+
+    Attributes:
+      size: (height, width) of the upright file.
+      file_bytes: size of the file.
+      checksum: crc32 of the first bytes.
+    """
 
     size: tuple[int, int]
     file_bytes: int
-    checksum: int  # crc32 of the first bytes
+    checksum: int
 
 
-def _head(path) -> "_Head | listing.BadFile":
-    """Read the header of an image file; return the error if it is unreadable."""
+def read_heads(paths: Iterable[str]) -> "list[Head | listing.BadFile]":
+    """Read the headers of image files by several threads; an unreadable file gives its error."""
+    with ThreadPoolExecutor(decode_threads()) as pool:
+        return list(pool.map(_head, paths))
+
+
+def _head(path) -> "Head | listing.BadFile":
     try:
         found = decode.header(path)
     except listing.BadFile as error:
         return error
-    return _Head(found.size, found.file_bytes, zlib.crc32(found.start))
+    return Head(found.size, found.file_bytes, zlib.crc32(found.start))
 
 
 def existing_folder(data_dir) -> epath.Path:
@@ -185,9 +196,10 @@ def check_points(landmarks, file_sizes, place):
         height, width = file_sizes[row]
         raise UserError(
             f"{place(row)}: point {point} at ({x:g}, {y:g}) lies far outside its image of {width} x {height} pixels; "
-            f"coordinates must be pixels of the file ({_count(np.flatnonzero(far.any(-1)), 'image')} affected)"
+            f"coordinates must be pixels of the file ({counted(np.flatnonzero(far.any(-1)), 'image')} affected)"
         )
 
 
-def _count(items, word) -> str:
+def counted(items, word: str) -> str:
+    """Format the number of items with a word for one of them, `1 image` or `2 images`."""
     return f"{len(items)} {word}" + ("" if len(items) == 1 else "s")

@@ -1,10 +1,11 @@
-"""Data about the images besides pixels and landmarks: boxes, masks, and the user's own keypoints.
+"""Data about the images besides pixels and landmarks: boxes, masks, categories, and the user's own keypoints.
 
 Mallis et al. (NeurIPS 2020, section 4) use bounding boxes to drop initial keypoints that lie on the background. A csv
 of a folder (`data/folder.py`) may carry them:
 
   ...,box_x0,box_y0,box_x1,box_y1   box of the object in pixels of the upright file; fractions are fine
   ...,mask                          image file of the photo's size, white on the object; path relative to the folder
+  ...,category                      word for the kind of object
 
 The built-in `synthetic` heads have boxes and masks from their renderer (`Source.mask`): the head with its hair, without
 neck and clothes.
@@ -30,6 +31,7 @@ from uld_jax.ops import coordinates
 
 BOX = ("box_x0", "box_y0", "box_x1", "box_y1")
 MASK = "mask"
+CATEGORY = "category"
 _WHITE = 128  # least value, of 255, of a mask's pixel on the object
 
 
@@ -46,11 +48,11 @@ class Keypoints(NamedTuple):
 
 
 def tables(source: Source, asked: Mapping[str, tuple]) -> dict[str, Any]:
-    """Read the tables that a stage needs (`Method.side_tables`) as {function of this file: other arguments}.
+    """Read the tables that a stage names (`Method.side_tables`, `step_tables`), {function of this file: arguments}.
 
     Raises UserError as the functions do.
     """
-    known = {"boxes": boxes, "masks": masks, "keypoints": keypoints}
+    known = {"boxes": boxes, "masks": masks, "keypoints": keypoints, "categories": categories}
     return {name: known[name](source, *arguments) for name, arguments in asked.items()}
 
 
@@ -135,6 +137,22 @@ def masks(source: Source, side: int) -> np.ndarray:
             pool.shutdown(cancel_futures=True)
             raise
     return out
+
+
+def categories(source: Source) -> np.ndarray:
+    """Read the category of each image, [N] int32: the place of its word among the sorted words of the source, from 0.
+
+    Raises UserError if the source has no column `category`, or a cell is empty.
+    """
+    if CATEGORY not in source.columns:
+        raise UserError(
+            f"the data set {source.spec.name} has no csv column {CATEGORY}; give it, with a word for the kind of each "
+            "image's object"
+        )
+    words = [cell.strip() for cell in source.columns[CATEGORY]]
+    if "" in words:
+        raise UserError(f"{source.place(words.index(''))}, column {CATEGORY}: empty; every image needs a category")
+    return np.unique(words, return_inverse=True)[1].astype(np.int32)
 
 
 def _mask(source, row) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from uld_jax.data import make_reader, open_source
+from uld_jax.data.partners import ByCategory, ByPairs, law_of
 from uld_jax.data.specs import BY_NUMBER, Source, labelled
 from uld_jax.errors import UserError
 
@@ -60,9 +61,20 @@ def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
     return Data(
         train,
         test,
-        reader(train, batch_size=config.batch_size, partner=config.data.partner),
+        reader(train, batch_size=config.batch_size, partner=partner_of(config, train)),
         None if test is None else reader(test, batch_size=eval_batch(config, mesh)),
     )
+
+
+def partner_of(config: ml_collections.ConfigDict, train: Source) -> bool | ByCategory | ByPairs:
+    """Return what `make_reader` takes as `partner`. Raises UserError for a law without partners or without images."""
+    way = config.data.get("partner_by", "any")  # earlier runs lack the key
+    law = law_of(train, way)
+    if law is not None and not config.data.partner:
+        raise UserError(
+            f"config.data.partner_by={way} is not read without a second image; set config.data.partner=True"
+        )
+    return config.data.partner if law is None else law
 
 
 def check_label_counts(counts: Sequence[int | str], train: Source, pool_images: int, field: str) -> None:

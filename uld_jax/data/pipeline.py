@@ -27,6 +27,7 @@ from absl import flags
 
 from uld_jax import sharding
 from uld_jax.data.listing import BadFile, bad_files
+from uld_jax.data.partners import ByCategory, ByPairs
 from uld_jax.data.specs import Source, decode_threads
 
 _ENDLESS = 2**40  # batches, because Grain requires a length
@@ -39,13 +40,15 @@ class Order:
 
     Sample s of the run is row `perm_e[s mod N]` of permutation `e = s // N`, and step t holds the samples from `t * B`
     to `t * B + B - 1`. Hence the order depends on the seed and the step alone, B may exceed N, and every row comes
-    equally often. The partner of a sample is another row, drawn independently.
+    equally often. The partner of a sample is another row, drawn independently, and of the same category by the law
+    `ByCategory`. By the law `ByPairs` the permutations are of all P pairs, and a sample and its partner are a pair.
 
     Attributes:
       rows: N, number of rows.
       batch_size: B, number of samples in a batch.
       seed: non-negative seed.
       lane: number that separates orders with the same seed.
+      law: law of partners; None for any other row.
 
     >>> order = Order(rows=3, batch_size=2, seed=0)
     >>> sorted(np.concatenate([order.batch(0), order.batch(1), order.batch(2)]).tolist())
@@ -56,32 +59,47 @@ class Order:
     batch_size: int
     seed: int = 0
     lane: int = 0
+    law: ByCategory | ByPairs | None = dataclasses.field(default=None, compare=False)
 
     def batch(self, step: int) -> np.ndarray:
         """Return the rows of one step, [B] int32."""
         return self.at(self._samples(step))
 
     def partners(self, step: int) -> np.ndarray:
-        """Return the rows of the partners of one step, [B] int32; each differs from its `batch` row, unless N is 1."""
+        """Return the rows of the partners of one step, [B] int32; each differs from its `batch` row, unless N is 1.
+
+        A listed pair may be of one image.
+        """
         return self.partner_at(self._samples(step))
 
     def at(self, samples: np.ndarray) -> np.ndarray:
         """Return the rows of samples given by their number in the run, [...] int64 -> [...] int32."""
-        return self._look_up(_permutation, samples)
+        return self._pairs(samples)[..., 0] if isinstance(self.law, ByPairs) else self._rows(samples)
 
     def partner_at(self, samples: np.ndarray) -> np.ndarray:
         """Return the partner rows of the given samples, [...] int64 -> [...] int32."""
-        return (self.at(samples) + self._look_up(_offsets, samples)) % np.int32(self.rows)
+        if isinstance(self.law, ByPairs):
+            return self._pairs(samples)[..., 1]
+        if self.law is not None:
+            return self.law.partners(self._rows(samples), self._look_up(_bits, samples, self.rows, np.uint64))
+        return (self._rows(samples) + self._look_up(_offsets, samples, self.rows)) % np.int32(self.rows)
+
+    def _rows(self, samples):
+        return self._look_up(_permutation, samples, self.rows)
+
+    def _pairs(self, samples):
+        return self.law.rows[self._look_up(_permutation, samples, len(self.law.rows))]
 
     def _samples(self, step):
         return np.arange(self.batch_size, dtype=np.int64) + int(step) * self.batch_size
 
-    def _look_up(self, table, samples):
-        epochs, places = np.divmod(samples, self.rows)
-        out = np.empty(np.shape(samples), np.int32)
+    def _look_up(self, table, samples, count, dtype=np.int32):
+        """Read a table of `count` numbers an epoch at samples given by their number in the run."""
+        epochs, places = np.divmod(samples, count)
+        out = np.empty(np.shape(samples), dtype)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            out[here] = table(self.seed, self.lane, int(epoch), self.rows)[places[here]]
+            out[here] = table(self.seed, self.lane, int(epoch), count)[places[here]]
         return out
 
 
@@ -101,6 +119,11 @@ def _offsets(seed, lane, epoch, rows) -> np.ndarray:
     if rows == 1:
         return np.zeros(1, np.int32)
     return (_random(seed, lane, _PARTNER, epoch, rows) % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=32)
+def _bits(seed, lane, epoch, rows) -> np.ndarray:
+    return _random(seed, lane, _PARTNER, epoch, rows)
 
 
 class OnePass:
@@ -131,12 +154,25 @@ class StreamReader:
       batch_size: B, number of images in a batch over all processes together.
       workers: number of decoding processes. With 0, threads of this process decode, which suffices for a source that
         spends its time outside Python, as Pillow does. Processes need a source that can be pickled.
-      partner: True also gives an independent second image of every sample, `image2` and `index2`.
+      partner: True also gives an independent second image of every sample, `image2` and `index2`; a law of
+        `data.partners`, which is True too, tells which images it is drawn from.
+
+    Attributes:
+      law: law of partners, or None.
     """
 
-    def __init__(self, source: Source, mesh, batch_size: int, *, workers: int = 0, partner: bool = False):
+    def __init__(
+        self,
+        source: Source,
+        mesh,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        partner: bool | ByCategory | ByPairs = False,
+    ):
         sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
-        self._source, self._mesh, self._workers, self._partner = source, mesh, workers, partner
+        self._source, self._mesh, self._workers, self._partner = source, mesh, workers, bool(partner)
+        self.law = None if isinstance(partner, bool) else partner
         self.batch_size, self.rows, self.store = batch_size, len(source), {}
 
     def of_batch(self, batch_size: int) -> "StreamReader":
@@ -148,7 +184,7 @@ class StreamReader:
 
         The iterator is endless. With chunk = S > 1, it gives S batches at a time, stacked: [S,B,...], split on axis 1.
         """
-        order = Order(self.rows, self.batch_size, seed)
+        order = Order(self.rows, self.batch_size, seed, law=self.law)
         examples = _Examples(self._source, order, *self._mine(self.batch_size), first_step, _ENDLESS, self._partner)
         return self._read(examples, chunk)
 

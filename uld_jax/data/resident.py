@@ -5,7 +5,8 @@ all, and batches are those of `pipeline.StreamReader`, row for row, on any numbe
 
 Otherwise the rows are split over the devices. Each device then draws its part of every batch from its own rows, in its
 own order, so that no image moves between devices. Rows still come equally often (as far as the devices have equally
-many), but batches differ from those of the other mode and depend on the number of devices.
+many), but batches differ from those of the other mode and depend on the number of devices. Partners by category or
+pairs (`data.partners`) may be any rows, and so need the images whole.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
+from uld_jax.data.partners import ByCategory, ByPairs
 from uld_jax.data.pipeline import OnePass, Order, ahead_of, of_batch, put
 from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
@@ -36,10 +38,19 @@ class ResidentReader:
       sharded: True splits the rows over the devices; None splits them only if one device cannot hold all.
 
     Raises:
-      UserError: the images do not fit even when split, or there are fewer images than devices to split them over.
+      UserError: the images do not fit even when split, or there are fewer images than devices to split them over; or
+        the images are split, and partners are by category or pairs.
     """
 
-    def __init__(self, source: Source, mesh, batch_size: int, *, partner: bool = False, sharded: bool | None = None):
+    def __init__(
+        self,
+        source: Source,
+        mesh,
+        batch_size: int,
+        *,
+        partner: bool | ByCategory | ByPairs = False,
+        sharded: bool | None = None,
+    ):
         sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
         if sharded is None:
             need, budget = image_bytes(source), memory_budget(mesh)
@@ -49,7 +60,13 @@ class ResidentReader:
                     f"the images take {need / 2**30:.1f} GiB and the devices have "
                     f"{budget * mesh.size / 2**30:.1f} GiB for them; use config.data.reader=stream"
                 )
-        self._mesh, self._partner, self.sharded = mesh, partner, sharded
+        self._mesh, self._partner, self.sharded = mesh, bool(partner), sharded
+        self.law = None if isinstance(partner, bool) else partner
+        if sharded and self.law is not None:
+            raise UserError(
+                "the images do not fit on one device, and partners by category or pairs are drawn from all of them; "
+                "use config.data.reader=stream"
+            )
         self.batch_size, self.rows = batch_size, len(source)
         self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
@@ -63,7 +80,8 @@ class ResidentReader:
 
         With chunk = S > 1, they are [S,B].
         """
-        orders = self._of_blocks(lambda lane, rows: Order(rows, self.batch_size // self._blocks.count, seed, lane))
+        per_block = self.batch_size // self._blocks.count
+        orders = self._of_blocks(lambda lane, rows: Order(rows, per_block, seed, lane, self.law))
 
         def batches():
             for step in itertools.count(first_step):

@@ -121,6 +121,23 @@ def spec_of(
     )
 
 
+class Pairs(NamedTuple):
+    """Pairs of images of one category, as a data set lists them.
+
+    Attributes:
+      rows: [P,2] int32, rows of image a and image b.
+      flip: [P] bool, True for a pair that training shows with both images mirrored.
+      xy: [P,2,K,2] float64 `(x, y)` of the same K keypoints on a and b, in pixels of the upright FILES; NaN in empty
+        slots. None without points.
+      places: file and line of each pair, for messages.
+    """
+
+    rows: np.ndarray
+    flip: np.ndarray
+    xy: np.ndarray | None
+    places: list[str]
+
+
 class Source:
     """One split on the host, with random access. Subclasses set the attributes and define `image`.
 
@@ -133,6 +150,7 @@ class Source:
       frame_maps: [N,4] float64 maps from the upright file to the frame (`ops/coordinates.file_to_frame`).
       file_sizes: [N,2] int32 (height, width) of the upright file.
       columns: other columns of the annotation, {name: list of N strings}.
+      pairs: pairs of images that the data set lists; None for a data set without.
       data_dir: data folder, to which the names of other files in `columns` are relative; None without files.
       skipped: files of the folder that are not used as images: of another kind, or left out by `on_bad_file`.
       where: name of the folder, for messages; empty without files.
@@ -148,6 +166,7 @@ class Source:
     frame_maps: np.ndarray
     file_sizes: np.ndarray
     columns: dict[str, list[str]]
+    pairs: Pairs | None = None
     data_dir: str | None = None
     fingerprint: str
     skipped: tuple[Skipped, ...] = ()

@@ -31,7 +31,7 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.engine.progress import Progress, Trace
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_in_one_program
+from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_in_one_program, with_tables
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
 from uld_jax.engine.workdir import tree_hash
 from uld_jax.errors import UserError
@@ -167,15 +167,18 @@ class _Run:
             frozen = interrupts.attended(stage.method.frozen, self.stop.check)
             cache = cache_lib.opened(stage, self.data.train, frozen)
             tables = objects.tables(self.data.train, stage.method.side_tables())
-            given_hash = tree_hash(frozen | {"rows": tables} if tables else frozen)
-            frozen = sharding.put_replicated(self.mesh, frozen)
+            step_tables = objects.tables(self.data.train, stage.method.step_tables())
             reader = self.data.train_reader.of_batch(stage.batch_size)
+            known = {"rows": tables, "step_rows": step_tables, "partners": reader.law}
+            given_hash = tree_hash(frozen | {name: part for name, part in known.items() if part})
+            frozen = sharding.put_replicated(self.mesh, frozen)
             before = stages[i - 1].name if i else self.origin["stage"] if self.origin else ""
             names = dict(stage=stage.name, before=before)
             start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0), **names)
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
-            prepared.append(_Prepared(reader, chunk, frozen, given_hash, start, template, cache, tables))
+            seen = with_tables(reader, self.mesh, step_tables)
+            prepared.append(_Prepared(reader, seen, chunk, frozen, given_hash, start, template, cache, tables))
             if saved[i] and saved[i]["frozen"] != prepared[-1].frozen_hash:
                 raise UserError(
                     f"the frozen weights of stage {stage.name} differ from those that {self.workdir} was trained with; "
@@ -237,7 +240,7 @@ class _Run:
             "data": self.data.train.fingerprint,
         }
 
-        advance = compile_step(method, reader, self.mesh, chunk)
+        advance = compile_step(method, ready.seen, self.mesh, chunk)
         payloads = reader.payloads(step, seed=_fold(config.seed, number), chunk=chunk)
         pass_key = self._key(number, 1)
         step_key = sharding.put_key(self.mesh, self._key(number, 2))
@@ -269,7 +272,7 @@ class _Run:
                     if found := {k: float(v) for k, v in sharding.to_host(method.summary(state)).items()}:
                         self.metrics.write(offset + step, stage.name, **found)
                         progress.note(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-                        warn(found)
+                        warn(found | {"step": step})
 
                 if step == stage.steps or _due(step, config.eval_every):
                     progress.pause()
@@ -282,7 +285,7 @@ class _Run:
                     progress.note(summary(report))
                 if step < stage.steps:
                     payload = next(payloads)
-                    given = state, frozen, reader.store, payload, step_key
+                    given = state, frozen, ready.seen.store, payload, step_key
                     if not compiled:
                         compile_for = functools.partial(compile_ahead, advance, *given)
                         say = lambda seconds: progress.note(f"compiling a step, {seconds:.0f} s so far")
@@ -305,7 +308,7 @@ class _Run:
                 _check_finite(stage.name, step, values)
                 self.metrics.write(offset + step, stage.name, **values, images_per_second=round(progress.measure(), 1))
                 progress.show(values["loss"])
-                warn(values)
+                warn(values | {"step": step})
             lines = self.metrics.count
 
         lines = self.metrics.count
@@ -376,16 +379,18 @@ class _Prepared(NamedTuple):
 
     Attributes:
       reader: reader of training batches of the stage's size.
+      seen: the same reader, whose batches also hold what `train_step` needs of the images besides pixels.
       chunk: number of steps in one program.
       frozen: frozen weights, replicated.
-      frozen_hash: sha256 of the frozen weights and the tables.
+      frozen_hash: sha256 of the frozen weights, the tables, and the law of partners.
       start: maker of the first state.
       template: shapes and placement of the state, for restoring.
       cache: `FeatureCache` with the maps of the stage's backbone, or None.
-      tables: tables of the images that the stage needs besides pixels, {name: [N,...]}.
+      tables: tables of the images that rounds need besides pixels, {name: [N,...]}.
     """
 
     reader: Any
+    seen: Any
     chunk: int
     frozen: Any
     frozen_hash: str

@@ -1,6 +1,7 @@
 """The first state and the steps of a stage as programs on all devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -37,6 +38,40 @@ class FirstState:
     def state(self, previous: TrainState | None) -> TrainState:
         """Compute the state from the final state of the previous stage."""
         return self._init(self._frozen, previous, *self._rest)
+
+
+class WithTables:
+    """A reader for `compile_step` whose batches also hold rows of tables of the images (`Method.step_tables`).
+
+    A table `name` is in a batch as `name` for the images, and as `name2` for their partners.
+
+    Args:
+      reader: the training data.
+      mesh: the devices, each of which gets the tables whole.
+      tables: {name: pytree of [N,...] host arrays}.
+
+    Attributes:
+      store: pytree of device arrays, an argument of the step.
+    """
+
+    def __init__(self, reader, mesh, tables: Mapping[str, Any]):
+        self._reader = reader
+        self.store = {"reader": reader.store, "tables": sharding.put_replicated(mesh, dict(tables))}
+
+    def fetch(self, store, payload) -> dict[str, Any]:
+        """Return the batch of a payload with its rows of the tables; traced inside the jitted step."""
+        batch = self._reader.fetch(store["reader"], payload)
+        for number in ("", "2"):
+            if "index" + number in batch:
+                rows = batch["index" + number]
+                found = jax.tree.map(lambda table, rows=rows: table[rows], store["tables"])
+                batch = batch | {name + number: table for name, table in found.items()}
+        return batch
+
+
+def with_tables(reader, mesh, tables: Mapping[str, Any]):
+    """Return a reader whose batches also hold rows of tables; the same reader if there are none."""
+    return WithTables(reader, mesh, tables) if tables else reader
 
 
 def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:

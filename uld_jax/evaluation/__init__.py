@@ -12,4 +12,5 @@ the host, except for the views that `stability` warps on the device. They take a
   report, pictures       the files of a report: numbers, tables, plots and contact sheets
   run                    evaluations during training and of a finished run
   dense                  the measures of dense features, `uld dense`
+  alignment              keypoints carried from one photo to another, `uld align`
 """

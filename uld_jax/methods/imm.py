@@ -132,14 +132,8 @@ class IMM(Stage):
     def train_step(self, state, frozen, batch, rng):
         # Step 1) Two warps, one upon the other; images are 0..255 here, as in the published code.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
-        keys = jax.vmap(jax.random.split)(keys)
         photo = 255 * self._geometry.look(batch["image"])
-        edge = jnp.broadcast_to(
-            jnp.asarray(_edge_mask(self.view.image_size), photo.dtype)[..., None], (*photo.shape[:3], 1)
-        )
-        target = self._warped(keys[:, 0], TARGET_WARP, jnp.concatenate([photo, edge], -1))
-        target, inside = target[..., :3], target[..., 3:]
-        source = self._warped(keys[:, 1], SOURCE_WARP, target)
+        source, target, inside = warped_pair(keys, photo, self.control)
 
         (loss, (model_state, metrics, mean)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux.mean, frozen, source, target, inside
@@ -169,7 +163,7 @@ class IMM(Stage):
         found, want = self._features(frozen, made), jax.lax.stop_gradient(self._features(frozen, target))
         terms = jnp.stack(
             [
-                jnp.mean(_resized(inside, a.shape[1:3]) * (a.astype(made.dtype) - b.astype(made.dtype)) ** 2)
+                jnp.mean(resized(inside, a.shape[1:3]) * (a.astype(made.dtype) - b.astype(made.dtype)) ** 2)
                 for a, b in zip(found, want, strict=True)
             ]
         )
@@ -194,7 +188,7 @@ class IMM(Stage):
         """Pictures in columns: source, target, Gaussians, generated target, target in the next photo's appearance."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(images)))
         target, cells, _ = self._look(state, images)
-        source = self._warped(keys, SOURCE_WARP, target)
+        source = warped(keys, SOURCE_WARP, target, self.control)
         maps = self._maps(cells)
 
         def run(name, *inputs):
@@ -224,25 +218,38 @@ class IMM(Stage):
         found = vgg.vgg16(frozen["vgg"], vgg.gray_input(images), vgg.IMM_TAPS, jnp.dtype(self.dtype))
         return [images, *(found[name] for name in vgg.IMM_TAPS)]
 
-    def _warped(self, keys, deviations, images):
-        """Warp each image [B,S,S,C] by its own thin-plate warp, its weights drawn as in the published code."""
-        rotation, scale, shift, bend, more = deviations
-        dtype = layers.wide(self.dtype)
 
-        def draw(key):
-            draws = jax.random.split(key, 6)
-            normal = lambda i, *shape: jax.random.normal(draws[i], shape, dtype)
-            points = (self.control**2, 2)
-            some = jax.random.bernoulli(draws[5], 0.5, points)
-            one = warp.Warp(
-                linear=(1 + scale * normal(0)) * jnp.eye(2, dtype=dtype),
-                shift=shift * normal(1, 2),
-                bend=bend * normal(2, *points) + more * some * normal(3, *points),
-            )
-            return warp.turned(one, rotation * normal(4))
+def warped_pair(keys, photo, control: int):
+    """Step 1) The source and the target of photos [B,S,S,3] by keys [B], and the mask [B,S,S,1] of the target.
 
-        warps = jax.vmap(draw)(keys)
-        return jax.vmap(lambda w, image: warp.warp_image(w, image, self._geometry.view))(warps, images)
+    The target is a warp of the photo, and the source one of the target, of `control` x `control` points. The mask falls
+    to 0 where the target shows what is beyond its photo.
+    """
+    keys = jax.vmap(jax.random.split)(keys)
+    edge = jnp.broadcast_to(jnp.asarray(_edge_mask(photo.shape[1]), photo.dtype)[..., None], (*photo.shape[:3], 1))
+    target = warped(keys[:, 0], TARGET_WARP, jnp.concatenate([photo, edge], -1), control)
+    target, inside = target[..., :3], target[..., 3:]
+    return warped(keys[:, 1], SOURCE_WARP, target, control), target, inside
+
+
+def warped(keys, deviations, images, control: int):
+    """Warp each image [B,S,S,C] by its own thin-plate warp, its weights drawn as in the published code."""
+    rotation, scale, shift, bend, more = deviations
+    dtype = images.dtype
+
+    def draw(key):
+        draws = jax.random.split(key, 6)
+        normal = lambda i, *shape: jax.random.normal(draws[i], shape, dtype)
+        points = (control**2, 2)
+        some = jax.random.bernoulli(draws[5], 0.5, points)
+        one = warp.Warp(
+            linear=(1 + scale * normal(0)) * jnp.eye(2, dtype=dtype),
+            shift=shift * normal(1, 2),
+            bend=bend * normal(2, *points) + more * some * normal(3, *points),
+        )
+        return warp.turned(one, rotation * normal(4))
+
+    return jax.vmap(lambda w, image: warp.warp_image(w, image, images.shape[1:3]))(jax.vmap(draw)(keys), images)
 
 
 def _edge_mask(side: int) -> np.ndarray:
@@ -256,5 +263,6 @@ def _edge_mask(side: int) -> np.ndarray:
     return line[:, None] * line[None]
 
 
-def _resized(mask, size):
+def resized(mask, size):
+    """Resize a mask [B,S,S,1] to [B,h,w,1], `size` = (h, w), bilinearly."""
     return jax.image.resize(mask, (len(mask), *size, 1), "bilinear", antialias=False)

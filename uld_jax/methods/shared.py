@@ -164,6 +164,29 @@ class Sgd:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdamL2:
+    """Adam with the parameters' squares in the gradient, as PyTorch's `weight_decay`, and its schedule.
+
+    Attributes:
+      learning_rate, schedule, warmup, decay_at, clip: as in `Sgd`.
+      l2: weight of all parameters in the gradient.
+    """
+
+    learning_rate: Positive = 5e-4
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    warmup: NotNegative = 0
+    decay_at: tuple[int, ...] = ()
+    l2: float = 1e-4
+    clip: float = 0.0
+
+    def transform(self, steps: int) -> optax.GradientTransformation:
+        """Return the optimiser of a stage of so many steps."""
+        options = dict(warmup=min(self.warmup, steps // 2), boundaries=self.decay_at)
+        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+
+
+@dataclasses.dataclass(frozen=True)
 class Graph:
     """Clusters of a graph of nearest neighbours (`clustering/gcn_clusters.py`).
 

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 (He et al. 2016), the encoders of LEAD and C3, as torchvision has them.
+"""ResNet-18, ResNet-50 and ResNet-101 (He et al. 2016), the encoders of LEAD, C3 and NC-Net, as torchvision has them.
 
 Modules are named as in torchvision's files, `layer1.0.downsample.0` being `layer1_0/downsample_0`. A bottleneck with
 stride 2 has the stride in its 3x3 convolution (torchvision's variant 1.5), and all padding is PyTorch's: the same on
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from uld_jax.errors import UserError
 from uld_jax.models import layers
 
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # by depth; 10 was never published, it is for tests
+# By depth; 10 was never published, it is for tests.
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 OUTPUT_STRIDES = (8, 16, 32)
 INITIAL = layers.HE
 
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
     Attributes:
       width: channels of the 3x3 convolutions.
-      bottleneck: True for the block of ResNet-50, whose output has 4 width channels; False for that of ResNet-18.
+      bottleneck: True for the block of ResNet-50 and 101, whose output has 4 width channels; False for ResNet-18's.
       place: how the block samples its input.
       groups, dtype, param_dtype, precision: as in `ResNet`.
     """
@@ -106,12 +107,14 @@ class ResNet(nn.Module):
     """Images to the maps after the stem and after each of the four layers.
 
     Attributes:
-      depth: 50 or 18; or 10, half as deep as 18, for tests.
-      width: channels of the stem; 64 as published. Layer n has 2^(n-1) times as many, and 4 times these with depth 50.
-      output_stride: pixels of the image in a cell of the last map: 32 as published, or 16 or 8, see `places`. The
+      depth: 101, 50 or 18; or 10, half as deep as 18, for tests.
+      width: channels of the stem; 64 as published. Layer n has 2^(n-1) times as many, and 4 times these from depth 50.
+      output_stride: pixels of the image in a cell of layer 4: 32 as published, or 16 or 8, see `places`. The
         parameters are the same.
       groups: parts of the batch, each with its own batch statistics in training, see `layers.SplitBatchNorm`; 1 for
         statistics over the whole batch of all devices.
+      last: number of the last layer; those after it have neither maps nor parameters. NC-Net's features are
+        `ResNet(depth=101, last=3)` with train=False.
       dtype: type of the computation, None for the parameters' and the image's; statistics have float32 at least.
       param_dtype: type of the parameters.
       precision: precision of the convolutions; accelerators round float32 to 10 bits or fewer by default.
@@ -128,17 +131,18 @@ class ResNet(nn.Module):
     width: int = 64
     output_stride: int = 32
     groups: int = 1
+    last: int = 4
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: Any = None
 
     @nn.compact
     def __call__(self, image, train: bool) -> dict[str, jax.Array]:
-        """Return {stem, layer1, layer2, layer3, layer4: [B,h,w,C]} of `image` [B,H,W,3], normalised.
+        """Return {stem, layer1, layer2, layer3, layer4: [B,h,w,C]} of `image` [B,H,W,3], normalised; up to `last`.
 
         The stem and layer1 have a cell for 4 pixels; the sides of a map are rounded up. Raises UserError for images
-        without 3 channels, an unknown depth or output stride, and, in training, a batch that does not divide into
-        `groups`.
+        without 3 channels, an unknown depth, output stride or last layer, and, in training, a batch that does not
+        divide into `groups`.
         """
         _check(self, image.shape)
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -147,7 +151,7 @@ class ResNet(nn.Module):
         x = nn.relu(layers.normalize(x, "batch", train, groups=self.groups, name="bn1", **options))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         maps = {"stem": x}
-        for number, (blocks, first) in enumerate(zip(BLOCKS[self.depth], places(self.output_stride)), 1):
+        for number, (blocks, first) in enumerate(zip(BLOCKS[self.depth][: self.last], places(self.output_stride)), 1):
             for i in range(blocks):
                 place = first if i == 0 else Place(1, first.after, first.after)
                 width, more = self.width * 2 ** (number - 1), dict(precision=self.precision, **options)
@@ -171,5 +175,7 @@ def _check(net, shape):
         raise UserError(f"depth is {net.depth}; use one of {', '.join(map(str, BLOCKS))}")
     if net.output_stride not in OUTPUT_STRIDES:
         raise UserError(f"output_stride is {net.output_stride}; use one of {', '.join(map(str, OUTPUT_STRIDES))}")
+    if net.last not in range(1, 5):
+        raise UserError(f"last is {net.last}; use the number of a layer, 1 to 4")
     if len(shape) != 4 or shape[-1] != 3:
         raise UserError(f"ResNet got images of shape {shape}; it takes colour ones, [B,H,W,3]")

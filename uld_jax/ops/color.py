@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from uld_jax.ops import coordinates
+
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
@@ -133,3 +135,27 @@ def _hue_matrix(angle):
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
     a, b, c = cos + third, third - root, third + root
     return jnp.stack([jnp.stack([a, b, c]), jnp.stack([c, a, b]), jnp.stack([b, c, a])])
+
+
+def dotted(images, xy, radius: float = 2.0):
+    """Draw landmarks on images as soft dots, one hue each.
+
+    Args:
+      images: [B,H,W,3] uint8.
+      xy: [B,K,2] `(x, y)` in pixels.
+      radius: of a dot in pixels.
+
+    Returns:
+      [B,H,W,3] uint8.
+
+    >>> dotted(jnp.zeros((1, 9, 9, 3), jnp.uint8), jnp.array([[[4.0, 4.0]]]))[0, 4, 4].tolist()
+    [255, 0, 0]
+    """
+    turn = jnp.arange(xy.shape[1])[:, None] / xy.shape[1] * 6 + jnp.asarray([0, 4, 2])
+    hues = jnp.clip(jnp.abs((turn % 6) - 3) - 1, 0, 1)  # [K,3], those of HSV at full saturation and value
+    away = jnp.asarray(coordinates.pixel_grid(*images.shape[1:3]))[None, :, :, None] - xy[:, None, None]
+    cover = jnp.clip(radius + 0.5 - jnp.linalg.norm(away, axis=-1), 0, 1)  # [B,H,W,K]
+    shown = images / 255
+    for k in range(xy.shape[1]):
+        shown = shown + cover[..., k, None] * (hues[k] - shown)
+    return to_uint8(shown)

@@ -42,6 +42,19 @@ def rescale_points(xy, from_size, to_size):
     return (xy + 0.5) * _per_axis(to_size, from_size, xy) - 0.5
 
 
+def rescale_corners(xy, from_size, to_size):
+    """Move points [..., 2] as `rescale_points` does, but so that the centres of both images' corner pixels coincide.
+
+    This is resizing with "align_corners", by which NC-Net goes from pixels to cells of a feature map and back. A side
+    of one pixel has only the coordinate 0.
+
+    >>> rescale_corners(np.array([399.0, 100.0]), (400, 400), (25, 25)).round(3).tolist()
+    [24.0, 6.015]
+    """
+    over, under = (tuple(side - 1 for side in size) for size in (to_size, from_size))
+    return xy * _per_axis(over, tuple(max(side, 1) for side in under), xy)
+
+
 def to_unit(xy, size):
     """Convert pixels [..., 2] of an image of `size` (height, width) to unit coordinates, image borders at -1 and 1.
 
