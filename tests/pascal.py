@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
+from uld_jax.configs import common
 
 from tests import tiny
-from uld_jax.configs import common
 from uld_jax.method import Prediction, Stage, TrainState
 
 FOLDER = "PF-dataset-PASCAL/JPEGImages"

@@ -188,8 +188,8 @@ class Method(Protocol):
     def warning(self, numbers: dict[str, float]) -> str | None:
         """Return a warning, with the remedy, if training or a refresh went wrong; otherwise None.
 
-        `numbers` are those of `summary` after a refresh, or the metrics of a step that is logged; and `step`, the number
-        of steps done in the stage.
+        `numbers` are those of `summary` after a refresh, or the metrics of a step that is logged; and `step`, the
+        number of steps done in the stage.
         """
 
     def landmarks(self, state: TrainState) -> jax.Array | None:
