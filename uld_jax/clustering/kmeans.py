@@ -206,7 +206,10 @@ def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
     groups = math.gcd(count, jax.device_count())
     split = lambda a: a.reshape(groups, count // groups, *a.shape[1:])
     x = split(x)
-    square = jnp.sum(x.astype(dtype) ** 2, -1)
+    # In chunks as everything else: of all rows at once some compilers keep every square.
+    bare = _Rows(x, valid=None, weights=None, scale=None, mean=None, norms=None, chunk=chunk)
+    lengths = lambda square, cut, put, fresh: put(square, jnp.sum(cut(x).astype(dtype) ** 2, -1))
+    square = _visit(bare, lengths, jnp.zeros(x.shape[:2], dtype))
     valid = jnp.isfinite(square) & (square > 0 if spherical else True)
     valid &= True if mask is None else split(mask)
     if weights is None:
