@@ -19,6 +19,8 @@ from uld_jax.errors import UserError
         ("none", 68, "image", "folder_68_image", None),
         ("ibug68", 68, "36,45", "folder_68_eyes", (36, 45)),
         ("ibug68", 68, "30,45", "folder_68_30-45", (30, 45)),
+        ("ibug68", 68, "mouth", "folder_68_mouth", (48, 54)),
+        ("ibug68", 68, "48,54", "folder_68_mouth", (48, 54)),
         ("none", 68, "36,45", "folder_68_36-45", (36, 45)),
         ("none", 20, "3,7", "folder_20_3-7", (3, 7)),
         ("none", 20, " 7 - 3", "folder_20_7-3", (7, 3)),

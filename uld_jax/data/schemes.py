@@ -1,4 +1,4 @@
-"""Named landmark schemes: the points of an annotation, their partners in the mirror, and their normaliser."""
+"""Named landmark schemes: the points of an annotation, their partners in the mirror, and named pairs of points."""
 
 import types
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ class Scheme(NamedTuple):
 
     Attributes:
       landmarks: L, the number of points.
-      normaliser: name of the distance between the two points in `eyes`: `eyes` or `shoulders`.
-      eyes: numbers of the two points whose distance errors are divided by.
+      pairs: named pairs of points, {name: (a, b)}, whose distance errors may be divided by; by default that of the
+        first.
       mirror: permutation [L] of the points in a mirrored image.
       areas: areas of a face, {name: (first, last point)}.
       fixed: numbers of the points that do not glide over the head as it turns, from which its yaw can be estimated.
@@ -40,12 +40,16 @@ class Scheme(NamedTuple):
     """
 
     landmarks: int
-    normaliser: str
-    eyes: tuple[int, int]
+    pairs: Mapping[str, tuple[int, int]]
     mirror: tuple[int, ...]
     areas: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
     fixed: tuple[int, ...] = ()
     image_sides: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    @property
+    def normaliser(self) -> str:
+        """The name of the pair whose distance errors are divided by, unless another one is asked for."""
+        return next(iter(self.pairs))
 
 
 # Joints of Human3.6M that the official evaluation of Mallis et al. 2020 exchanges between left and right: arms and hips
@@ -61,8 +65,7 @@ SCHEMES = {
     # the right. Points of the jaw are annotated on its outline in the picture, so they glide over the head as it turns.
     "ibug68": Scheme(
         landmarks=68,
-        normaliser="eyes",
-        eyes=(36, 45),
+        pairs={"eyes": (36, 45), "mouth": (48, 54)},
         mirror=mirror_permutation(
             68,
             *_runs((0, 16, 8), (17, 26, 5), (31, 35, 2), (36, 45, 4), (48, 54, 3), (55, 59, 2), (60, 64, 2)),
@@ -74,18 +77,17 @@ SCHEMES = {
         fixed=tuple(range(17, 68)),
     ),
     # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
-    "eyes_nose_mouth5": Scheme(5, "eyes", (0, 1), mirror_permutation(5, (0, 1), (3, 4))),
+    "eyes_nose_mouth5": Scheme(5, {"eyes": (0, 1), "mouth": (3, 4)}, mirror_permutation(5, (0, 1), (3, 4))),
     # Right and left shoulder, as in the published code of Mallis et al. 2020.
     "human36m_32": Scheme(
         landmarks=32,
-        normaliser="shoulders",
-        eyes=(25, 17),
+        pairs={"shoulders": (25, 17)},
         mirror=mirror_permutation(32, *_HUMAN36M_SIDES[0], *_HUMAN36M_SIDES[1]),
         image_sides=_HUMAN36M_SIDES,
     ),
     # In the order of its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives
     # its normaliser, so the shoulders are taken as for Human3.6M.
-    "bbc_pose7": Scheme(7, "shoulders", (5, 6), mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
+    "bbc_pose7": Scheme(7, {"shoulders": (5, 6)}, mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
 }
 NO_SCHEME = "none"
 # Only for finished runs whose config is older than `data.scheme`: they used the scheme with as many points.

@@ -21,7 +21,8 @@ from uld_jax.data.listing import BadFile, Skipped, bad_files
 from uld_jax.data.schemes import BY_NUMBER, NO_SCHEME, SCHEMES, image_order, scheme_of
 from uld_jax.errors import UserError
 
-NORMALISERS = ("auto", "eyes", "shoulders", "box", "image")
+NAMED = tuple(dict.fromkeys(name for scheme in SCHEMES.values() for name in scheme.pairs))  # pairs of points
+NORMALISERS = ("auto", *NAMED, "box", "image")
 SIDES = ("auto", "object", "image")
 _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
 
@@ -32,10 +33,10 @@ class DatasetSpec(NamedTuple):
     Attributes:
       name: short and stable name; part of the protocol id.
       landmarks: L, number of annotated points in an image; None without annotation.
-      normaliser: length that the error is divided by: `eyes` or `shoulders` (distance of the two points in `eyes`),
-        `box` (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or the
+      normaliser: length that the error is divided by: a named pair of the scheme such as `eyes` (distance of the two
+        points in `eyes`), `box` (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or the
         distance of two points chosen by the user, such as `30-45`.
-      eyes: indices of the two points, for the normaliser `eyes`, `shoulders` or two points; else None.
+      eyes: indices of the two points, for a normaliser that is a named pair or two points; else None.
       mirror: permutation [L] of the points in a mirrored image; None if unknown.
       landmark_names: one name for each point; () if unknown.
       splits: names of the existing splits; () if any name gives all images.
@@ -73,9 +74,9 @@ def spec_of(
 ) -> DatasetSpec:
     """Make the spec of a data set from its number of landmarks and their scheme.
 
-    `normaliser='auto'` selects the eyes or the shoulders of the scheme, or the box without a scheme. Two point numbers,
-    `'30,45'`, select their distance. Raises UserError for any other word, for points that do not exist, for a scheme
-    with another number of points, and for `eyes` or `shoulders` if they are unknown.
+    `normaliser='auto'` selects the scheme's first named pair, or the box without a scheme. A name selects that pair,
+    and two point numbers, `'30,45'`, their distance. Raises UserError for any other word, for points that do not exist,
+    for a scheme with another number of points, and for a named pair that the scheme lacks.
 
     >>> spec_of('folder', 68).protocol, spec_of('folder', 68, scheme='ibug68').protocol
     ('folder_68_box', 'folder_68_eyes')
@@ -90,21 +91,24 @@ def spec_of(
             f"data.scheme={scheme} has {known.landmarks} points, and {name} has {landmarks} landmarks; use the scheme "
             f"that they were annotated by, or {NO_SCHEME}"
         )
-    word, eyes = (known.normaliser, known.eyes) if known else (None, None)
+    pairs = known.pairs if known else {}
+    eyes = None
     two = _TWO_POINTS.fullmatch(normaliser)
     if two:
         asked = int(two[1]), int(two[2])
         if asked[0] == asked[1] or (landmarks is not None and max(asked) >= landmarks):
             raise UserError(f"data.normaliser is {normaliser}; give two different points below {landmarks}")
-        normaliser, eyes = word if asked == eyes else "-".join(str(n) for n in asked), asked
+        names = {pair: name for name, pair in pairs.items()}
+        normaliser, eyes = names.get(asked, "-".join(str(n) for n in asked)), asked
     elif normaliser not in NORMALISERS:
         raise UserError(
             f"data.normaliser is {normaliser!r}; use one of {', '.join(NORMALISERS)} or two point numbers such as 36,45"
         )
     elif normaliser == "auto":
-        normaliser = word or "box"
-    if normaliser in ("eyes", "shoulders") and landmarks is not None and normaliser != word:
-        of = [name for name, scheme in SCHEMES.items() if scheme.normaliser == normaliser]
+        normaliser = known.normaliser if known else "box"
+    eyes = pairs.get(normaliser, eyes)
+    if normaliser in NAMED and landmarks is not None and normaliser not in pairs:
+        of = [name for name, scheme in SCHEMES.items() if normaliser in scheme.pairs]
         raise UserError(
             f"data.normaliser={normaliser} needs to know which points of {name} the {normaliser} are; set data.scheme "
             f"({' or '.join(of)}), or give the two points, such as data.normaliser=36,45"
@@ -113,7 +117,7 @@ def spec_of(
         name=name,
         landmarks=landmarks,
         normaliser=normaliser,
-        eyes=None if normaliser in ("box", "image") else eyes,
+        eyes=eyes,
         mirror=known and known.mirror,
         landmark_names=landmark_names,
         splits=splits,

@@ -160,7 +160,7 @@ def test_a_data_set_of_before_keeps_what_was_written(tmp_path):
     path.write_text(json.dumps(written))
     found = data.open_source("face", "train", data_dir=tmp_path, frame_size=6).spec
     assert (found.protocol, found.scheme, found.mirror) == ("face_5_eyes", "eyes_nose_mouth5", (1, 0, 2, 4, 3))
-    assert found.eyes == SCHEMES[found.scheme].eyes
+    assert found.eyes == SCHEMES[found.scheme].pairs["eyes"]
 
 
 def test_it_can_go_to_worker_processes(root):

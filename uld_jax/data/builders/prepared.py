@@ -283,7 +283,7 @@ def _spec(info, landmarks, scheme, normaliser) -> DatasetSpec:
         )
     if normaliser == "auto" and scheme == spec.scheme:
         return spec
-    if normaliser == "eyes" and spec.eyes is not None and spec.normaliser == "eyes" and scheme == spec.scheme:
+    if normaliser == spec.normaliser and spec.eyes is not None and scheme == spec.scheme:
         return spec
     asked = spec_of(info.name, landmarks, scheme=scheme, normaliser=normaliser)
     mirror = spec.mirror if scheme == spec.scheme else asked.mirror
