@@ -107,7 +107,7 @@ def reduced(config, stages, preset: str) -> None:
         stage.steps = steps[name]
         update(stage, image_size=64 if small else 32, cells=16 if small else 8, vgg_width=8 if small else 4)
         net = dict(depth=18, stem=16, output_stride=8, width=32, least=8, temperature=0.1)
-        stage.net.update(net if small else dict(depth=10, stem=4, output_stride=8, width=8, least=4, temperature=0.1))
+        stage.net.update(net if small else dict(depth=10, stem=4, output_stride=8, width=8, least=4))
         if stage.start == "checkpoint":
             stage.start = "scratch"
         if "matcher" in stage:

@@ -33,9 +33,9 @@ class DatasetSpec(NamedTuple):
     Attributes:
       name: short and stable name; part of the protocol id.
       landmarks: L, number of annotated points in an image; None without annotation.
-      normaliser: length that the error is divided by: a named pair of the scheme such as `eyes` (distance of the two
-        points in `eyes`), `box` (sqrt(width * height) of the box around an image's annotated points), `image` (side of the frame), or the
-        distance of two points chosen by the user, such as `30-45`.
+      normaliser: length that the error is divided by: a named pair of the scheme, such as `eyes` (distance of the two
+        points in `eyes`), `box` (sqrt(width * height) of the box around an image's annotated points), `image` (side of
+        the frame), or the distance of two points chosen by the user, such as `30-45`.
       eyes: indices of the two points, for a normaliser that is a named pair or two points; else None.
       mirror: permutation [L] of the points in a mirrored image; None if unknown.
       landmark_names: one name for each point; () if unknown.
