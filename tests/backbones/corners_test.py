@@ -15,6 +15,7 @@ def square(gain=1.0, low=12, high=28):
     return jnp.asarray(image[None], jnp.float32)
 
 
+@pytest.mark.slow
 def test_the_corners_of_a_square_are_its_keypoints_and_contrast_does_not_matter():
     detector = Corners()
     want = {(12, 12), (12, 27), (27, 12), (27, 27)}

@@ -96,6 +96,7 @@ def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, late
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(each.values(), found.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_inversion(folder, frozen, twins, latents):
     backbone = make(folder, mode="inversion", timesteps=(500, -1), inversion_steps=4)  # -1, 0, 250, 500
     found = jax.jit(backbone.describe)(frozen, latents)

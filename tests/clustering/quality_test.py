@@ -265,6 +265,7 @@ def sharded():
     print(json.dumps(report))
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one_and_gather_no_rows():
     report = json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
     assert report["devices"] == 8

@@ -248,6 +248,7 @@ def test_a_whole_run_of_cgb(tmp_path, init):
     assert score.std() > 0  # the consistency of each landmark, and not a constant
 
 
+@pytest.mark.slow
 def test_imm_shows_what_it_generates(tmp_path):
     config = tiny.config("imm", eval_every=0, save_every=0, log_every=2, **{"imm.steps": 2})
     loop.run(config, tmp_path)

@@ -38,6 +38,7 @@ def test_the_gaussians_are_the_published_ones(method):
     np.testing.assert_allclose(method._maps(cells)[0], np.exp(-square / 0.1**2), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_warps_have_the_published_spread(method):
     """A plain ramp image tells where each view looks: the mean linear part and the shift of many warps."""
     side = method.view.image_size

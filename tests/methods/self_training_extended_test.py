@@ -159,6 +159,7 @@ def published_map(image_maps, mirror_maps):
     return ((one + moved) * 0.5).numpy()
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_of_the_extended_variant_is_evaluated_as_its_code_does():
     rng = np.random.default_rng(12)
     images = jnp.asarray(rng.integers(0, 256, (6, SIDE, SIDE, 3), np.uint8))

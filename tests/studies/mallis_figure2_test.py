@@ -166,6 +166,7 @@ def test_a_figure_has_mean_and_spread_and_goes_on(tmp_path, capsys, monkeypatch)
     assert "holds a figure with figure=2c, not 2b" in err
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_said(tmp_path, capsys, monkeypatch):
     Training(monkeypatch)
     code, out, err = uld(capsys, monkeypatch, "--figure=2b", f"--config={SPEC}", f"--workdir={tmp_path}")

@@ -51,6 +51,7 @@ def test_the_table_says_where_protocols_differ(tmp_path, monkeypatch):
     assert "may not be compared: `heads+seed_0` (seed=0); `heads+seed_1` (seed=1, seed=3)." in last
 
 
+@pytest.mark.slow
 def test_two_grids_of_numbers_are_a_heat_map(tmp_path, monkeypatch):
     training = Training(monkeypatch)
     monkeypatch.setattr(viz, "sweep_plot", lambda rows: Image.new("RGB", (8, 8)))

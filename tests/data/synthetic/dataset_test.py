@@ -27,6 +27,7 @@ def test_a_row_depends_on_seed_split_and_number_alone(source):
     assert fewer.fingerprint == synthetic.Synthetic("train", rows=5, frame_size=SIZE).fingerprint != source.fingerprint
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_batch(source, render):
     keys = dataset.row_keys(0, "train", np.array([33, 4], np.uint32))
     image, landmarks, visible = render(jax.vmap(synthetic.sample_scene)(keys))

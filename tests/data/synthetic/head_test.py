@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.data.synthetic.heads import march, pick, posed
 from uld_jax.data import synthetic
@@ -42,6 +43,7 @@ def test_visibility_equals_ray_marching(scenes, look):
     assert 60 < visible.sum() < 140
 
 
+@pytest.mark.slow
 def test_the_head_is_what_ray_marching_meets_before_neck_and_clothes(scenes, look):
     some = posed(pick(scenes, *range(8)), [-80, -60, -40, -20, 10, 35, 55, 75], bald=False)
     worlds, *_ = look(some)
