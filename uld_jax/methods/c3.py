@@ -145,7 +145,7 @@ class FlowStage(C3Stage):
 
     def field(self, state, images_a, images_b):
         """Step 3) T: the best cell in a for each cell of b, [B,h,w,2] `(x, y)`, of frames [B,H,W,3] uint8."""
-        of = lambda images: self._features(state.params, state.model_state, self.look(images), train=False)
+        of = lambda images: self._features(state.params, state.model_state, self.look(images))
         found = self.matcher.correlate(state.params.get("flow"), of(images_a), of(images_b), self.dtype)
         return correlation.matches(correlation.swap(found))
 
@@ -169,9 +169,9 @@ class FlowStage(C3Stage):
         shown = ((images, mine), (other, theirs), (other, brought))
         return jnp.stack([color.dotted(photo, xy) for photo, xy in shown], 1)
 
-    def _features(self, params, model_state, seen, *, train: bool):
-        """f' [B,h,w,C] of normalised images, by the statistics that training collected or those of the batch."""
-        return self._run("backbone", params, model_state, seen, train=train)[0]["layer3"]
+    def _features(self, params, model_state, seen):
+        """f' [B,h,w,C] of normalised images, by the statistics that training collected."""
+        return self._run("backbone", params, model_state, seen, train=False)[0]["layer3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ class Flow(FlowStage):
 
     def _new_flow(self, rng, params, model_state):
         shown = jax.ShapeDtypeStruct((1, *self.geometry.view, 3), layers.wide(self.dtype))
-        f = jax.eval_shape(lambda x: self._features(params, model_state, x, train=False), shown)
+        f = jax.eval_shape(lambda x: self._features(params, model_state, x), shown)
         given = jnp.zeros((1, *f.shape[1:3], *f.shape[1:3]), layers.wide(self.dtype))
         return self.matcher.network(self.dtype).init(rng, given)["params"]
 
@@ -262,7 +262,7 @@ class Flow(FlowStage):
         examples = self._warped(batch, rng) if self.objective == "grid" else self._related(batch)
 
         def loss(params, examples):
-            of = lambda seen: self._features(params, state.model_state, seen, train=False)
+            of = lambda seen: self._features(params, state.model_state, seen)
             match = lambda a, b: self.matcher.correlate(params["flow"], a, b, self.dtype)
             a, b = of(examples["a"]), of(examples["b"])
             # Step 2, 3)
@@ -405,9 +405,10 @@ class Joint(FlowStage):
         return new, {"loss": value} | metrics
 
     def _loss(self, params, state, frozen, seen, views, categories):
-        weigh, aux, total = self.losses, state.aux, 0.0
-        found, model_state = self.encode(params, state.model_state, seen, train=True)
-        metrics = health(found.xy, seen, seen)
+        weigh, aux, total, model_state, metrics = self.losses, state.aux, 0.0, state.model_state, {}
+        if weigh.cycle or weigh.invariance or weigh.equivariance or weigh.weak:
+            found, model_state = self.encode(params, model_state, seen, train=True)
+            metrics = health(found.xy, seen, seen)
         if weigh.cycle or weigh.invariance:
             value, (model_state, terms, told) = self._cycle(params, model_state, aux.cycle, frozen, seen, found)
             total, aux, metrics = total + value, aux._replace(cycle=terms), metrics | told
