@@ -106,7 +106,7 @@ def test_nothing_flows_back_through_the_first_swap(joint):
     largest = max(float(jnp.max(abs(x))) for x in jax.tree.leaves(want))
     assert largest > 0
     for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-3 * largest)
+        np.testing.assert_allclose(x, y, atol=1e-2 * largest)
 
 
 @pytest.mark.slow
