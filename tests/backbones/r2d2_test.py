@@ -12,6 +12,7 @@ from uld_jax.backbones.r2d2 import R2D2
 from uld_jax.errors import UserError
 from uld_jax.method import Start
 from uld_jax.methods.zeroshot import ZeroShot
+from uld_jax.models import resnet
 
 torch = pytest.importorskip("torch")
 
@@ -54,7 +55,7 @@ def test_the_published_weights_on_real_faces_equal_torch(weights_folder, faces, 
 
 def test_each_confidence_has_its_threshold():
     params, images = made(), np.random.default_rng(0).uniform(size=(1, 12, 12, 3)).astype(np.float32)
-    whole = reference.r2d2.of(params).apply({"params": params}, reference.r2d2.normalize(jnp.asarray(images)))
+    whole = reference.r2d2.of(params).apply({"params": params}, resnet.normalize(jnp.asarray(images)))
     middle = [float(np.median(confidence)) for confidence in whole[1:]]
     for repeatability, reliability in ((middle[0], 0.0), (0.0, middle[1]), middle):
         found = R2D2("", repeatability, reliability).detect(params, images).score

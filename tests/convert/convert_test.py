@@ -3,10 +3,10 @@
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal
 from tests.models import fan_test as reference
 from uld_jax import __main__ as cli
 from uld_jax import convert, weights
@@ -49,11 +49,6 @@ def fan_state():
     state = reference.torch_twin(landmarks=10, width=256, depth=4, downsample=4, norm="batch").state_dict()
     assert len(state) == 334
     return state
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_fan(uld, refused, tmp_path, fan_state):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal, refusal
 from tests.models import aggregator_test as reference
 from uld_jax import __main__ as cli
 from uld_jax import convert as converter
@@ -32,18 +33,6 @@ def convert(entries):
     return dhf_aggregator.convert(entries, where="aggregation.pt")
 
 
-def refusal(entries):
-    with pytest.raises(UserError) as error:
-        convert(entries)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_examples():
     assert doctest.testmod(dhf_aggregator) == (0, 1)
 
@@ -59,16 +48,18 @@ def test_every_entry_has_its_place(entries):
 
 def test_entries_that_do_not_fit_are_named(entries):
     norm = "bottleneck_layers.2.0.conv3.norm.bias"
-    assert f"{norm!r} is missing" in refusal({key: value for key, value in entries.items() if key != norm})
+    assert f"{norm!r} is missing" in refusal(convert, {key: value for key, value in entries.items() if key != norm})
     assert "'mixing_weights' (and 144 more) is missing; the entry 'fc' is used by nothing" in refusal(
-        {"fc": np.ones(3)}
+        convert, {"fc": np.ones(3)}
     )
     second = {"bottleneck_layers.0.1.conv1.weight": np.ones((6, 24, 1, 1))}
-    assert f"{next(iter(second))!r} is used by nothing" in refusal(entries | second)
-    assert "'mixing_weights' has shape (7,), not (6,)" in refusal(entries | {"mixing_weights": np.ones(7)})
+    assert f"{next(iter(second))!r} is used by nothing" in refusal(convert, entries | second)
+    assert "'mixing_weights' has shape (7,), not (6,)" in refusal(convert, entries | {"mixing_weights": np.ones(7)})
     kernel = "bottleneck_layers.1.0.conv2.weight"
-    assert f"{kernel!r} has shape (6, 6, 1, 1), not (6, 6, 3, 3)" in refusal(entries | {kernel: np.ones((6, 6, 1, 1))})
-    assert "not finite" in refusal(entries | {"mixing_weights": np.full(6, np.nan)})
+    assert f"{kernel!r} has shape (6, 6, 1, 1), not (6, 6, 3, 3)" in refusal(
+        convert, entries | {kernel: np.ones((6, 6, 1, 1))}
+    )
+    assert "not finite" in refusal(convert, entries | {"mixing_weights": np.full(6, np.nan)})
 
 
 def test_a_file_as_its_trainer_writes_it(tmp_path, monkeypatch, capsys):

@@ -1,10 +1,10 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal
 from tests.models import dinov2_test as reference
 from uld_jax import convert as converter
 from uld_jax import weights
@@ -66,11 +66,6 @@ def refusal(call, *args, **kwargs):
         call(*args, **kwargs)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_every_naming_gives_the_same_network(entries):

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 
 from tests.clustering.gcn_v_test import HIDDEN, D, torch_twin
+from tests.convert.checks import refusal
 from uld_jax import __main__ as cli
 from uld_jax import weights
 from uld_jax.clustering import gcn_v as network
 from uld_jax.convert import gcn_v
-from uld_jax.errors import UserError
 
 torch = pytest.importorskip("torch")
 
@@ -19,13 +19,6 @@ def entries():
 
 def convert(entries):
     return gcn_v.convert(entries, where="gcn.pth", size=D, hidden=HIDDEN)
-
-
-def refusal(entries):
-    with pytest.raises(UserError) as error:
-        convert(entries)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_every_entry_has_its_place(entries):
@@ -47,12 +40,12 @@ def test_entries_that_do_not_fit_are_named(entries):
     def without(*keys):
         return {key: value for key, value in entries.items() if key not in keys}
 
-    assert "'classifier.1.weight' is missing" in refusal(without("classifier.1.weight"))
-    assert "'conv1.weight' (and 6 more) is missing" in refusal({"fc.weight": np.ones(3)})
-    assert "'conv2.bias' is used by nothing" in refusal(entries | {"conv2.bias": np.ones(HIDDEN)})
-    deep = refusal(entries | {"conv1.weight": np.ones((2 * D + 1, HIDDEN))})
+    assert "'classifier.1.weight' is missing" in refusal(convert, without("classifier.1.weight"))
+    assert "'conv1.weight' (and 6 more) is missing" in refusal(convert, {"fc.weight": np.ones(3)})
+    assert "'conv2.bias' is used by nothing" in refusal(convert, entries | {"conv2.bias": np.ones(HIDDEN)})
+    deep = refusal(convert, entries | {"conv1.weight": np.ones((2 * D + 1, HIDDEN))})
     assert f"'conv1.weight' has shape ({2 * D + 1}, {HIDDEN}), not ({2 * D}, {HIDDEN})" in deep
-    assert "not finite" in refusal(entries | {"classifier.2.bias": np.array([np.nan])})
+    assert "not finite" in refusal(convert, entries | {"classifier.2.bias": np.array([np.nan])})
 
 
 def test_a_trainers_file_of_the_published_size(tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal, refusal
 from tests.models import resnet_test, twins
 from uld_jax import convert as converter
 from uld_jax import weights
@@ -106,18 +107,6 @@ def checkpoint(twin):
 
 def convert(entries, depth=DEPTH):
     return ncnet.convert(entries, where="ncnet.pth.tar", depth=depth, width=WIDTH)
-
-
-def refusal(entries):
-    with pytest.raises(UserError) as error:
-        convert(entries)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.parametrize("depth", [DEPTH, pytest.param(101, marks=pytest.mark.slow)])
@@ -233,21 +222,23 @@ def test_entries_that_do_not_fit_are_named(twin):
         return {key: value for key, value in entries.items() if key not in keys}
 
     first = f"{FEATURES}.0.weight"
-    assert f"'{first}' is missing" in refusal(without(first))
-    assert "'NeighConsensus.conv.2.weight' is missing" in refusal(without("NeighConsensus.conv.2.weight"))
-    assert "'NeighConsensus.conv.4.bias' is missing" in refusal(without("NeighConsensus.conv.4.bias"))
+    assert f"'{first}' is missing" in refusal(convert, without(first))
+    assert "'NeighConsensus.conv.2.weight' is missing" in refusal(convert, without("NeighConsensus.conv.2.weight"))
+    assert "'NeighConsensus.conv.4.bias' is missing" in refusal(convert, without("NeighConsensus.conv.4.bias"))
     assert "'NeighConsensus.conv.0.weight' (and 5 more) is missing" in refusal(
-        {key: value for key, value in entries.items() if key.startswith("Feature")}
+        convert, {key: value for key, value in entries.items() if key.startswith("Feature")}
     )
     more = {f"{FEATURES}.7.0.conv1.weight": np.ones((WIDTH * 8, WIDTH * 64, 1, 1))}
-    assert f"'{FEATURES}.7.0.conv1.weight' is used by nothing" in refusal(entries | more)
+    assert f"'{FEATURES}.7.0.conv1.weight' is used by nothing" in refusal(convert, entries | more)
     weight = "NeighConsensus.conv.2.weight"
-    flat = refusal(entries | {weight: np.ones((3, 2, 3, 3))})
+    flat = refusal(convert, entries | {weight: np.ones((3, 2, 3, 3))})
     assert "'NeighConsensus.conv.2.weight' has shape (3, 2, 3, 3), not (k,O,I,k,k,k)" in flat
     assert (
         "the consensus has kernels of 3x3x3x3, 3x5x5x5, 3x3x3x3; give a file whose kernels have one odd side"
-        in refusal(entries | {weight: np.ones((3, 3, 2, 5, 5, 5))})
+        in refusal(convert, entries | {weight: np.ones((3, 3, 2, 5, 5, 5))})
     )
     last = {"NeighConsensus.conv.4.weight": np.ones((3, 2, 3, 3, 3, 3)), "NeighConsensus.conv.4.bias": np.ones(2)}
-    assert "the consensus ends with 2 channels, not 1" in refusal(entries | last)
-    assert "'conv1.weight' (and " in refusal({"conv1.weight": np.ones((4, 3, 7, 7)), "fc.weight": np.ones((2, 2))})
+    assert "the consensus ends with 2 channels, not 1" in refusal(convert, entries | last)
+    assert "'conv1.weight' (and " in refusal(
+        convert, {"conv1.weight": np.ones((4, 3, 7, 7)), "fc.weight": np.ones((2, 2))}
+    )

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal, refusal
 from tests.models import r2d2_test as reference
 from tests.models import twins
 from uld_jax import convert as converter
@@ -30,20 +31,8 @@ def convert(entries):
     return r2d2.convert(entries, where="r2d2.pt")
 
 
-def refusal(entries):
-    with pytest.raises(UserError) as error:
-        convert(entries)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def without(entries, key):
     return {name: value for name, value in entries.items() if name != key}
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_batch_normalisation_goes_into_kernels_and_biases(entries):
@@ -84,17 +73,17 @@ def test_the_variant_is_read(entries):
 
 
 def test_entries_that_do_not_fit_are_named(entries):
-    assert "'clf.bias' is missing" in refusal(without(entries, "clf.bias"))
-    assert "'ops.0.weight' is missing" in refusal(without(entries, "ops.0.weight"))
-    assert "'ops.9.weight' is missing" in refusal(without(entries, "ops.9.weight"))
-    assert "'ops.21.running_var' is missing" in refusal(without(entries, "ops.21.running_var"))
-    assert "(and 37 more) is missing" in refusal({"fc.weight": np.ones(3)})
+    assert "'clf.bias' is missing" in refusal(convert, without(entries, "clf.bias"))
+    assert "'ops.0.weight' is missing" in refusal(convert, without(entries, "ops.0.weight"))
+    assert "'ops.9.weight' is missing" in refusal(convert, without(entries, "ops.9.weight"))
+    assert "'ops.21.running_var' is missing" in refusal(convert, without(entries, "ops.21.running_var"))
+    assert "(and 37 more) is missing" in refusal(convert, {"fc.weight": np.ones(3)})
     # Of the same family: batch normalisation that is affine.
-    assert "'ops.1.weight' is used by nothing" in refusal(entries | {"ops.1.weight": np.ones(4)})
+    assert "'ops.1.weight' is used by nothing" in refusal(convert, entries | {"ops.1.weight": np.ones(4)})
     assert "'ops.20.weight' has shape (16, 16, 3, 3), not (16, 16, 2, 2)" in refusal(
-        entries | {"ops.20.weight": np.ones((16, 16, 3, 3))}
+        convert, entries | {"ops.20.weight": np.ones((16, 16, 3, 3))}
     )
-    assert "not finite" in refusal(entries | {"ops.4.running_var": -np.ones(4)})
+    assert "not finite" in refusal(convert, entries | {"ops.4.running_var": -np.ones(4)})
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(32, 484_387), (48, 1_038_899)])

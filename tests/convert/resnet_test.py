@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal
 from tests.models import resnet_test as reference
 from tests.models import twins
 from uld_jax import convert as converter
@@ -46,11 +47,6 @@ def refusal(call, *args, **kwargs):
         call(*args, **kwargs)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def expected(twin):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal
 from tests.models.stable_diffusion import reference
 from uld_jax import convert as converter
 from uld_jax import weights
@@ -62,11 +63,6 @@ def refusal(folder):
 def edit(path, **changes):
     found = json.loads(path.read_text())
     path.write_text(json.dumps(found | changes))
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_examples():

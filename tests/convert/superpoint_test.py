@@ -1,13 +1,12 @@
-import jax
 import numpy as np
 import pytest
 
+from tests.convert.checks import equal, refusal
 from tests.models import superpoint_test as reference
 from tests.models import twins
 from uld_jax import convert as converter
 from uld_jax import weights
 from uld_jax.convert import superpoint
-from uld_jax.errors import UserError
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -22,18 +21,6 @@ def convert(entries):
     return superpoint.convert(entries, where="superpoint.pth", **reference.SMALL)
 
 
-def refusal(entries):
-    with pytest.raises(UserError) as error:
-        convert(entries)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_every_entry_has_its_place(entries):
     expected = {}
     for key, value in entries.items():
@@ -46,13 +33,13 @@ def test_every_entry_has_its_place(entries):
 
 def test_entries_that_do_not_fit_are_named(entries):
     without = {key: value for key, value in entries.items() if key != "convDb.bias"}
-    assert "'convDb.bias' is missing" in refusal(without)
-    assert "(and 23 more) is missing" in refusal({"fc.weight": np.ones(3)})
-    assert "'bn1a.weight' is used by nothing" in refusal(entries | {"bn1a.weight": np.ones(4)})
+    assert "'convDb.bias' is missing" in refusal(convert, without)
+    assert "(and 23 more) is missing" in refusal(convert, {"fc.weight": np.ones(3)})
+    assert "'bn1a.weight' is used by nothing" in refusal(convert, entries | {"bn1a.weight": np.ones(4)})
     assert "'convPb.weight' has shape (64, 16, 1, 1), not (65, 16, 1, 1)" in refusal(
-        entries | {"convPb.weight": np.ones((64, 16, 1, 1))}
+        convert, entries | {"convPb.weight": np.ones((64, 16, 1, 1))}
     )
-    assert "not finite" in refusal(entries | {"conv1a.bias": np.full(4, np.inf)})
+    assert "not finite" in refusal(convert, entries | {"conv1a.bias": np.full(4, np.inf)})
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -112,13 +112,6 @@ def test_bfloat16():
         assert 0 < np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()
 
 
-def test_normalize_is_torchvisions():
-    images = np.random.default_rng(0).uniform(size=(2, 3, 4, 3)).astype(np.float32)
-    for channel, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
-        plane = (images[..., channel] - mean) / deviation
-        np.testing.assert_allclose(r2d2.normalize(jnp.asarray(images))[..., channel], plane, atol=1e-6)
-
-
 def test_bad_input_is_named():
     with pytest.raises(UserError, match="takes colour ones"):
         R2D2(width=4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

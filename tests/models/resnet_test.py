@@ -352,3 +352,10 @@ def test_the_published_size_equals_torch_and_transformers(depth, side):
         expected = twins.to_numpy(model(twins.to_torch(x)).last_hidden_state)
     worst = relative(np.asarray(apply(converter.convert(entries, where="model", depth=depth), x)["layer4"]), expected)
     assert worst < 1e-4
+
+
+def test_normalize_is_torchvisions():
+    images = np.random.default_rng(0).uniform(size=(2, 3, 4, 3)).astype(np.float32)
+    for channel, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        plane = (images[..., channel] - mean) / deviation
+        np.testing.assert_allclose(resnet.normalize(jnp.asarray(images))[..., channel], plane, atol=1e-6)

@@ -10,7 +10,7 @@ from uld_jax import weights
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models import dinov2
-from uld_jax.models.r2d2 import normalize
+from uld_jax.models.resnet import normalize
 
 TYPES = ("float32", "bfloat16")
 

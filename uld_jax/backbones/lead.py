@@ -76,12 +76,11 @@ class Lead:
         source = self._source
         names, side = self._names(source), _side(source, self.image_size)
         seen = views.look(views.still(len(images), 1.0), images, (side, side))
-        mean, deviation = resnet.IMAGENET if source["colours"] == "imagenet" else resnet.CELEBA
         dtype = jnp.dtype(self.compute)
         variables = lambda part: {"params": frozen["params"][part], **frozen["model_state"][part]}
         encoder = resnet.ResNet(source["depth"], source["width"], dtype=dtype)
-        seen = (seen - jnp.asarray(mean, seen.dtype)) / jnp.asarray(deviation, seen.dtype)
-        maps = encoder.apply(variables("encoder"), seen, train=False)
+        colours = resnet.IMAGENET if source["colours"] == "imagenet" else resnet.CELEBA
+        maps = encoder.apply(variables("encoder"), resnet.normalize(seen, colours), train=False)
         if COMPACT in names:
             fpn = lead_net.FeaturePyramid(**source["fpn"], dtype=dtype)
             maps[COMPACT] = fpn.apply(variables("fpn"), maps, train=False)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from uld_jax import weights
 from uld_jax.backbones import Detected, Spec, Tap
 from uld_jax.errors import UserError
-from uld_jax.models import r2d2
+from uld_jax.models import r2d2, resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class R2D2:
         In the `faster2d2` variant the last row or column of an odd side scores 0 and has no descriptors.
         """
         network = r2d2.of(frozen)
-        found = network.apply({"params": frozen}, r2d2.normalize(images.astype(jnp.float32)))
+        found = network.apply({"params": frozen}, resnet.normalize(images.astype(jnp.float32)))
         sure = (found.repeatability >= self.repeatability) & (found.reliability >= self.reliability)
         score = jnp.where(sure, found.repeatability * found.reliability, 0)
         rest = [(0, side - seen) for side, seen in zip(images.shape[1:3], score.shape[1:], strict=True)]

@@ -1,7 +1,5 @@
 """`uld align`: measures how well a finished run carries keypoints from one photo to another."""
 
-import sys
-
 from absl.flags import FlagValues
 
 from uld_jax.cli import shared
@@ -22,19 +20,10 @@ def define(flags: Flags) -> None:
 
 def run(args: FlagValues) -> int:
     """Measure the alignment, write the report and print its numbers."""
-    import jax
-
-    from uld_jax import sharding
-    from uld_jax.engine import runs
     from uld_jax.evaluation.alignment import run as alignment
 
     asked = alignment.Asked(args.protocol, args.split, args.data_dir, args.batch)
-    alignment.check_words(asked)
-    finished = runs.load(shared.stage_of(args), sharding.make_mesh(jax.devices()[:1]))
-    report, folder = alignment.align_report(finished, asked, say=lambda text: print(text, file=sys.stderr))
-    print("\n".join(alignment.summary(report)))
-    print(f"  written to {folder}")
-    return shared.OK
+    return shared.told_report(args, asked, alignment.check_words, alignment.align_report, alignment.summary)
 
 
 COMMAND = shared.Command(USAGE, define, run)

@@ -1,7 +1,5 @@
 """`uld dense`: measures the dense features of a finished run."""
 
-import sys
-
 from absl.flags import FlagValues
 
 from uld_jax.cli import shared
@@ -35,10 +33,6 @@ def define(flags: Flags) -> None:
 
 def run(args: FlagValues) -> int:
     """Measure the features, write the report and print its numbers."""
-    import jax
-
-    from uld_jax import sharding
-    from uld_jax.engine import runs
     from uld_jax.evaluation.dense import run as dense
 
     asked = dense.Asked(
@@ -52,12 +46,7 @@ def run(args: FlagValues) -> int:
         data_dir=args.data_dir,
         reading={key: args[key].value for key in ("scheme", "normaliser") if args[key].value},
     )
-    dense.check_words(asked)
-    finished = runs.load(shared.stage_of(args), sharding.make_mesh(jax.devices()[:1]))
-    report, folder = dense.dense_report(finished, asked, say=lambda text: print(text, file=sys.stderr))
-    print("\n".join(dense.summary(report)))
-    print(f"  written to {folder}")
-    return shared.OK
+    return shared.told_report(args, asked, dense.check_words, dense.dense_report, dense.summary)
 
 
 COMMAND = shared.Command(USAGE, define, run)

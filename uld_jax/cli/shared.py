@@ -80,6 +80,29 @@ def stage_of(args: FlagValues) -> str:
     return f"{args.workdir}:{args.stage}" if args.stage else args.workdir
 
 
+def told_report(args: FlagValues, asked: Any, check, measure, summary) -> int:
+    """Measure a finished stage on one device, print its report and the folder with its files; return the exit code.
+
+    Args:
+      args: the flags, with --workdir and --stage.
+      asked: what is measured.
+      check: function of `asked` that raises UserError for words that no run could answer.
+      measure: function of the stage, `asked` and `say` that returns the report and its folder.
+      summary: function that returns the lines that tell a report.
+    """
+    import jax
+
+    from uld_jax import sharding
+    from uld_jax.engine import runs
+
+    check(asked)
+    finished = runs.load(stage_of(args), sharding.make_mesh(jax.devices()[:1]))
+    report, folder = measure(finished, asked, say=lambda text: print(text, file=sys.stderr))
+    print("\n".join(summary(report)))
+    print(f"  written to {folder}")
+    return OK
+
+
 def pair(text: str, flag: str) -> tuple[int, int]:
     """Parse the numbers of `START:STOP`. Raises UserError unless 0 <= START < STOP."""
     first, _, last = text.partition(":")

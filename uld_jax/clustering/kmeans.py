@@ -188,6 +188,10 @@ class _Rows(NamedTuple):
     norms: jax.Array  # [G,R] squared length of the centred rows
     chunk: int
 
+    def visit(self, body, carry):
+        """Compute `_visit` over these rows."""
+        return _visit(self.x.shape[1], self.chunk, body, carry)
+
     def centred(self, cut=lambda a: a):
         """Rows from which the mean was taken; `cut` takes [G,R,...] to some of the rows. Where not valid: the mean."""
         x = cut(self.x).astype(self.mean.dtype)
@@ -207,9 +211,8 @@ def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
     split = lambda a: a.reshape(groups, count // groups, *a.shape[1:])
     x = split(x)
     # In chunks as everything else: of all rows at once some compilers keep every square.
-    bare = _Rows(x, valid=None, weights=None, scale=None, mean=None, norms=None, chunk=chunk)
     lengths = lambda square, cut, put, fresh: put(square, jnp.sum(cut(x).astype(dtype) ** 2, -1))
-    square = _visit(bare, lengths, jnp.zeros(x.shape[:2], dtype))
+    square = _visit(x.shape[1], chunk, lengths, jnp.zeros(x.shape[:2], dtype))
     valid = jnp.isfinite(square) & (square > 0 if spherical else True)
     valid &= True if mask is None else split(mask)
     if weights is None:
@@ -228,21 +231,20 @@ def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
             part = jnp.where(fresh, cut(weights), 0)
             return sums + jnp.einsum("gr,grd->gd", part, rows.centred(cut), precision=_HIGHEST)
 
-        sums = _visit(rows, add, jnp.zeros((groups, x.shape[-1]), dtype))
+        sums = rows.visit(add, jnp.zeros((groups, x.shape[-1]), dtype))
         mean = sums.sum(0) / jnp.maximum(jnp.sum(weights), jnp.finfo(dtype).tiny)
     rows = rows._replace(mean=mean)
     measure = lambda norms, cut, put, fresh: put(norms, jnp.sum(rows.centred(cut) ** 2, -1))
-    return rows._replace(norms=_visit(rows, measure, rows.norms))
+    return rows._replace(norms=rows.visit(measure, rows.norms))
 
 
-def _visit(rows, body, carry):
-    """Compute carry = body(carry, cut, put, fresh) for one chunk after the other, in all groups at once.
+def _visit(size: int, chunk: int, body, carry):
+    """Compute carry = body(carry, cut, put, fresh) for one chunk of the `size` rows of all groups after the other.
 
     `cut` takes an array [G,R,...] to the chunk's part [G,C,...]; `put(array, part)` is the array [...,G,R] with that
     part replaced. If R does not divide, the last chunk overlaps the one before; `fresh` [C] is False there.
     """
-    size = rows.x.shape[1]
-    chunks = -(-size // rows.chunk)
+    chunks = -(-size // chunk)
     length = -(-size // chunks)
     if chunks == 1:
         return body(carry, lambda a: a, lambda a, part: part, jnp.ones(size, bool))
@@ -293,7 +295,7 @@ def _assign(rows, centroids, labels, block, last=False):
     start = _Found(jnp.zeros_like(labels), zeros(labels.shape[1]), None, None, zeros(k).astype(jnp.int32), zeros())
     if not last:
         start = _Found(*start[:2], jnp.zeros(groups, bool), zeros(k, centroids.shape[1]), zeros(k), None)
-    found = _visit(rows, add, start)
+    found = rows.visit(add, start)
     # Groups are combined only here: devices send each other nothing else.
     return found._replace(
         changed=None if last else jnp.any(found.changed),
@@ -367,7 +369,7 @@ def _distances(rows, picked):
         cross = jnp.einsum("td,grd->tgr", picked, rows.centred(cut), precision=_HIGHEST)
         return put(distances, jnp.maximum(square - 2 * cross + cut(rows.norms), 0))
 
-    return _visit(rows, measure, jnp.zeros((len(picked), *rows.norms.shape), picked.dtype))
+    return rows.visit(measure, jnp.zeros((len(picked), *rows.norms.shape), picked.dtype))
 
 
 def _draw(key, rows, chances, trials):
@@ -420,7 +422,7 @@ def _refill(rows, centroids, full, distances):
             exact = jnp.sum((rows.centred(cut) - row) ** 2, -1)  # 0 for its copies
             return put(nearest, jnp.minimum(cut(nearest), exact))
 
-        nearest = _visit(rows, measure, nearest)
+        nearest = rows.visit(measure, nearest)
         return centroids.at[empty].set(row[0]), full.at[empty].set(True), nearest
 
     return jax.lax.while_loop(more, fill, (centroids, full, nearest))[0]

@@ -12,7 +12,7 @@ Everything is checked when the folder is opened; an error is one sentence that n
 import os
 import posixpath
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -26,7 +26,45 @@ from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
 
-class Folder(Source):
+class Photos(Source):
+    """The files of a split whose images are photos below a folder. Subclasses set `names`, and what else they know.
+
+    For `frame_size` and `fit` see `data.open_source`.
+    """
+
+    def __init__(self, data_dir, frame_size: int, fit: str):
+        self._root = existing_folder(data_dir)
+        self.data_dir = self.where = os.fspath(self._root)
+        self._fit, self.frame_size = fit, frame_size
+
+    def _set_sizes(self, heads: "Sequence[Head]") -> None:
+        """Set what follows from the headers of all images: sizes, maps and fingerprint."""
+        frame = self.frame_size, self.frame_size
+        self.file_sizes = np.array([h.size for h in heads], np.int32)
+        self.frame_maps = np.stack([coordinates.frame_map(h.size, frame, self._fit) for h in heads])
+        files = [(n, *h) for n, h in zip(self.names, heads, strict=True)]
+        self.fingerprint = fingerprint_of(self.frame_size, self._fit, files)
+
+    def image(self, row):
+        """Decode the image of one row; see `Source`."""
+        return decode.decode_image(self._path(row), self.frame_size, self._fit)[0]
+
+    def encoded(self, row):
+        """Return the unchanged bytes of the file."""
+        return epath.Path(self._path(row)).read_bytes()
+
+    def broken(self):
+        """Find the images that cannot be decoded; see `Source`."""
+        return list(broken(self.names, self._check).values())
+
+    def _check(self, row):
+        return decode.check(self._path(row))
+
+    def _path(self, row):
+        return os.path.join(self.data_dir, self.names[row])
+
+
+class Folder(Photos):
     """One split of a folder. Raises UserError for any error in its files.
 
     For `frame_size`, `fit`, `scheme` and `normaliser` see `data.open_source`, for `sides` see `specs.set_sides`.
@@ -44,9 +82,7 @@ class Folder(Source):
         sides: str = "auto",
         on_bad_file: str = "error",
     ):
-        self._root = existing_folder(data_dir)
-        self.data_dir = self.where = os.fspath(self._root)
-        self._fit, self.frame_size = fit, frame_size
+        super().__init__(data_dir, frame_size, fit)
         self.names, note = self._select(split)
         self._places = note.places if note else None
         used = self._probe(on_bad_file)
@@ -57,9 +93,7 @@ class Folder(Source):
         count = None if note is None or note.landmarks is None else note.landmarks.shape[1]
         asked = dict(scheme=scheme, normaliser=normaliser, splits=self._splits)
         self.spec = spec_of("folder", count, landmark_names=note.landmark_names if note else (), **asked)
-        self.file_sizes = np.array([h.size for h in heads], np.int32)
-        self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])
-        self.fingerprint = fingerprint_of(frame_size, fit, [(n, *h) for n, h in zip(self.names, heads, strict=True)])
+        self._set_sizes(heads)
         if count is not None:
             check_points(note.landmarks, self.file_sizes, self.place)
             self.landmarks = coordinates.file_to_frame(note.landmarks, self.frame_maps).astype(np.float32)
@@ -97,21 +131,6 @@ class Folder(Source):
         """Return the file and line of the csv that names the image; without a csv, the image."""
         return self._places[row] if self._places else self.names[row]
 
-    def image(self, row):
-        """Decode the image of one row; see `Source`."""
-        return decode.decode_image(self._path(row), self.frame_size, self._fit)[0]
-
-    def encoded(self, row):
-        """Return the unchanged bytes of the file."""
-        return epath.Path(self._path(row)).read_bytes()
-
-    def _path(self, row):
-        return os.path.join(os.fspath(self._root), self.names[row])
-
-    def broken(self):
-        """Find the images that cannot be decoded; see `Source`."""
-        return list(broken(self.names, lambda row: decode.check(self._path(row))).values())
-
     def _probe(self, on_bad_file) -> dict[str, "Head"]:
         """Read headers by several threads; return those of usable files by name, and report or skip all others."""
         heads = read_heads(map(self._path, range(len(self))))
@@ -123,7 +142,7 @@ class Folder(Source):
                 f"{self.place(first)}: {self.names[first]} is not in {self._root} ({counted(named, 'such file')}); "
                 f"paths in the column `file` are relative to the folder of the csv"
             )
-        bad = sort_out(self.names, heads, lambda row: decode.check(self._path(row)), on_bad_file, self.where)
+        bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
         reasons = [listing.Skipped(b.file, str(listing.BadFile(self._path(row), b.why))) for row, b in bad.items()]
         self.skipped = tuple(sorted([*self.skipped, *reasons]))

@@ -17,18 +17,16 @@ both orders, each plain and mirrored), 308 for validation, and 299 for the test.
 (`leaked`).
 """
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from uld_jax.data import csv_tables, decode, folder, listing
+from uld_jax.data import csv_tables, folder, listing
 from uld_jax.data.names import Lookup
 from uld_jax.data.schemes import NO_SCHEME
-from uld_jax.data.specs import Pairs, Source, broken, fingerprint_of, sort_out, spec_of
+from uld_jax.data.specs import Pairs, sort_out, spec_of
 from uld_jax.errors import UserError
-from uld_jax.ops import coordinates
 
 NAME = "pf_pascal"
 SPLITS = ("train", "val", "test")
@@ -61,7 +59,7 @@ class Listed(NamedTuple):
     places: list[str]
 
 
-class PfPascal(Source):
+class PfPascal(folder.Photos):
     """One split of PF-Pascal, `train`, `val` or `test`. Raises UserError for any error in its files.
 
     The column `category` has the names of the categories. For `frame_size`, `fit`, `scheme`, `normaliser` and
@@ -79,9 +77,7 @@ class PfPascal(Source):
         normaliser: str = "auto",
         on_bad_file: str = "error",
     ):
-        self._root = folder.existing_folder(data_dir)
-        self.data_dir = self.where = os.fspath(self._root)
-        self._fit, self.frame_size = fit, frame_size
+        super().__init__(data_dir, frame_size, fit)
         listed = read_pairs(self._root, split)
         places = {}  # of every row, the list and line that name it first
         for a, b, category, place in zip(listed.a, listed.b, listed.category, listed.places, strict=True):
@@ -89,15 +85,12 @@ class PfPascal(Source):
             places.setdefault((b, category), place)
         keys = sorted(places)
         used = self._probe(keys, [places[key] for key in keys], on_bad_file)
-        heads = list(used.values())
         self.names = [name for name, _ in used]
         self.columns = {"category": [category for _, category in used]}
         self._places = [places[key] for key in used]
         splits = tuple(one for one in SPLITS if _list(self._root, one) is not None)
         self.spec = spec_of(NAME, None, scheme=scheme, normaliser=normaliser, splits=splits)
-        self.file_sizes = np.array([h.size for h in heads], np.int32)
-        self.frame_maps = np.stack([coordinates.frame_map(h.size, (frame_size, frame_size), fit) for h in heads])
-        self.fingerprint = fingerprint_of(frame_size, fit, [(n, *h) for n, h in zip(self.names, heads, strict=True)])
+        self._set_sizes(list(used.values()))
         self.pairs = _of_rows(listed, {key: row for row, key in enumerate(used)})
         if self.pairs.xy is not None:
             for side in range(2):
@@ -115,7 +108,7 @@ class PfPascal(Source):
                 f"({folder.counted({self.names[row] for row in absent}, 'such file')}); give the folder that holds "
                 "PF-dataset-PASCAL with all its photos"
             )
-        bad = sort_out(self.names, heads, lambda row: decode.check(self._path(row)), on_bad_file, self.where)
+        bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
         reasons = {b.file: str(listing.BadFile(self._path(row), b.why)) for row, b in bad.items()}
         self.skipped = tuple(listing.Skipped(name, reasons[name]) for name in sorted(reasons))
@@ -124,21 +117,6 @@ class PfPascal(Source):
     def place(self, row):
         """Return the list and line that name the image first."""
         return self._places[row]
-
-    def image(self, row):
-        """Decode the image of one row; see `Source`."""
-        return decode.decode_image(self._path(row), self.frame_size, self._fit)[0]
-
-    def encoded(self, row):
-        """Return the unchanged bytes of the file."""
-        return (self._root / self.names[row]).read_bytes()
-
-    def broken(self):
-        """Find the images that cannot be decoded; see `Source`."""
-        return list(broken(self.names, lambda row: decode.check(self._path(row))).values())
-
-    def _path(self, row):
-        return os.path.join(self.data_dir, self.names[row])
 
 
 def _of_rows(listed: Listed, rows: dict[tuple[str, str], int]) -> Pairs:

@@ -94,6 +94,12 @@ def measured_data(config: Config, dataset: str, data_dir: str) -> tuple[str, str
     return dataset or config.dataset, data_dir or (config.data_dir if not dataset else "")
 
 
+def check_alone(command: str) -> None:
+    """Raise UserError in one of several processes, for a command that measures in one."""
+    if jax.process_count() > 1:
+        raise UserError(f"uld {command} measures in one process; start it on one machine, without --coordinator")
+
+
 def report_folder(workdir: epath.Path, split: str, dataset: str, data_dir: str) -> epath.Path:
     """Folder for numbers on a split; those on other data do not replace those on the run's own data."""
     other = "_".join(filter(None, (dataset, epath.Path(data_dir).name if data_dir else "")))

@@ -35,16 +35,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from uld_jax import weights
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import NotNegative, NotNegativeFloat, PositiveInt
 from uld_jax.method import TrainState
 from uld_jax.methods import imm, shared
-from uld_jax.methods.c3_common import PARTS, C3Stage, Seen, Terms, health, normalised
+from uld_jax.methods.c3_common import PARTS, C3Stage, Seen, Terms, health
 from uld_jax.methods.shared import AdamL2, Augment
-from uld_jax.models import layers
+from uld_jax.models import layers, resnet
 from uld_jax.models.neigh_consensus import NeighConsensus
 from uld_jax.ops import color, coordinates, correlation
 
@@ -72,7 +71,7 @@ def paired_views(stage: C3Stage, batch, rng):
     """Step 1) Normalised sources and targets [B,S,S,3], and where targets show their photo [B,S,S,1]."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
     source, target, inside = imm.warped_pair(keys, stage.geometry.look(batch["image"]), CONTROL)
-    return normalised(source), normalised(target), inside
+    return resnet.normalize(source), resnet.normalize(target), inside
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +91,8 @@ class Paired(C3Stage):
         views = paired_views(self, batch, rng)
         draw = lambda params: paired_loss(self, params, state.model_state, state.aux, frozen, views)
         (value, (model_state, terms, metrics)), grads = jax.value_and_grad(draw, has_aux=True)(state.params)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=terms)
-        return new, {"loss": value} | metrics
+        new = shared.updated(state, self._optimizer, grads)
+        return new.replace(model_state=model_state, aux=terms), {"loss": value} | metrics
 
 
 # -- 2), 3), 4) the flow between two images (section 3.2) -------------------------------------------------------------
@@ -284,17 +281,14 @@ class Flow(FlowStage):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         warps = [self.warps.random_warps(k, self.view.zoom, self.dtype, self.bend) for k in keys]
-        seen = [normalised(self.geometry.look(batch["image"], each)) for each in warps]
+        seen = [resnet.normalize(self.geometry.look(batch["image"], each)) for each in warps]
         return {"a": seen[0], "b": seen[1], "warps": warps}
 
     def _true_cells(self, examples, size):
         """The true places of the cells of each view in the other one, two [B,h,w,2] in cells of maps of `size`."""
         geometry = dataclasses.replace(self.geometry, stride=self.view.image_size // size[0])
-        grid = jnp.asarray(coordinates.pixel_grid(*size), layers.wide(self.dtype)).reshape(1, -1, 2)
-        grid = jnp.broadcast_to(grid, (len(examples["a"]), *grid.shape[1:]))
-        there = lambda a, b: geometry.to_cells(geometry.to_frame(grid, a), b).reshape(len(grid), *size, 2)
         a, b = examples["warps"]
-        return there(a, b), there(b, a)
+        return geometry.cells_in(a, b), geometry.cells_in(b, a)
 
     def _related(self, batch):
         """Objective `weak`) Two images of one category, and whether a's predecessor is of another one."""
@@ -391,18 +385,14 @@ class Joint(FlowStage):
         views = paired_views(self, batch, rng) if self.losses.paired else None
         images, categories = batch["image"], batch.get("categories")
         if self.pairs == "partner":
-            both = lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
-            images = both(images, batch["image2"])
-            categories = None if categories is None else both(categories, batch["categories2"])
+            images = shared.neighbours(images, batch["image2"])
+            categories = None if categories is None else shared.neighbours(categories, batch["categories2"])
         seen = self.look(images)
         trained = {name: state.params[name] for name in self._learns}
-        rest = {name: part for name, part in state.params.items() if name not in trained}
-        loss = lambda trained: self._loss(trained | rest, state, frozen, seen, views, categories)
+        loss = lambda trained: self._loss(state.params | trained, state, frozen, seen, views, categories)
         (value, (model_state, aux, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, trained)
-        params = optax.apply_updates(trained, updates) | rest
-        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
-        return new, {"loss": value} | metrics
+        new = shared.updated(state, self._optimizer, grads)
+        return new.replace(model_state=model_state, aux=aux), {"loss": value} | metrics
 
     def _loss(self, params, state, frozen, seen, views, categories):
         weigh, aux, total, model_state, metrics = self.losses, state.aux, 0.0, state.model_state, {}

@@ -199,10 +199,7 @@ class C3Stage(Stage):
             return self._taken(params, model_state, start)
         if self.start == "checkpoint" and not start.shapes_only:
             remedy = f"config.weights.{self._kind} is of other sizes; set net.depth and net.stem to its own"
-            given, own = frozen["backbone"], model_state["backbone"]["batch_stats"]
-            params = params | {"backbone": shared.take_weights(given["params"], params["backbone"], remedy)}
-            statistics = shared.take_weights(given["batch_stats"], own, remedy)
-            model_state = model_state | {"backbone": {"batch_stats": statistics}}
+            return shared.take_resnet(frozen["backbone"], params, model_state, "backbone", remedy)
         return params, model_state
 
     def _taken(self, params, model_state, start):
@@ -274,7 +271,7 @@ class C3Stage(Stage):
 
     def look(self, images):
         """Show normalised views [B,S,S,3] of frames [B,H,W,3] uint8."""
-        return normalised(self.geometry.look(images))
+        return resnet.normalize(self.geometry.look(images))
 
     def perceptual(self, frozen, terms: Terms, made, target, inside=None):
         """Eq. 1) The distance of made images [B,S,S,3] from their targets, the new running means, and the terms [6].
@@ -282,12 +279,13 @@ class C3Stage(Stage):
         `inside` [B,S,S,1] weighs pixels, and the layers' cells by its size there; None weighs all alike.
         """
         # sum over terms of mean |term(made) - term(target)|^2 / its running mean; about 6 at the start
-        features = lambda x: vgg.vgg16(frozen["vgg"], x, vgg.IMM_TAPS, jnp.dtype(self.dtype))
-        found, want = features(made), jax.lax.stop_gradient(features(target))
-        pairs = [(made, target), *((found[name], want[name]) for name in vgg.IMM_TAPS)]
-        weigh = lambda x: 1.0 if inside is None else imm.resized(inside, x.shape[1:3])
-        square = lambda a, b: jnp.mean(weigh(a) * (a.astype(made.dtype) - b.astype(made.dtype)) ** 2)
-        values = jnp.stack([square(a, b) for a, b in pairs])
+
+        def features(x):
+            found = vgg.vgg16(frozen["vgg"], x, vgg.IMM_TAPS, jnp.dtype(self.dtype))
+            return [x, *(found[name] for name in vgg.IMM_TAPS)]
+
+        found, want = features(made), features(target)
+        values = imm.distances(found, jax.lax.stop_gradient(want), inside)
         terms, divisors = terms.updated(values)
         return jnp.sum(values / divisors), terms, values
 
@@ -300,7 +298,7 @@ class C3Stage(Stage):
 
     def heatmaps(self, state, frozen, images):
         seen, found = self._read(state, images)
-        return color.to_uint8(coloured(seen)), found.pose
+        return color.to_uint8(resnet.denormalize(seen)), found.pose
 
     def pictures(self, state, frozen, images):
         """Sheets of pictures, of each photo i and the next one, j.
@@ -314,7 +312,7 @@ class C3Stage(Stage):
         a, p = found.appearance, found.pose
         shown = [seen, other(seen), decode(a, p), decode(a, other(p)), decode(other(a), p)]
         alone = [seen, decode(jnp.zeros_like(a), p), decode(a, jnp.zeros_like(p))]
-        sheet = lambda columns: color.to_uint8(coloured(jnp.stack(columns, 1)))
+        sheet = lambda columns: color.to_uint8(resnet.denormalize(jnp.stack(columns, 1)))
         return {"swaps": sheet(shown), "isolated": sheet(alone)}
 
     def _read(self, state, images):
@@ -336,18 +334,6 @@ class C3Stage(Stage):
                 "optimizer.learning_rate, or train paired longer"
             )
         return None
-
-
-def normalised(images):
-    """Images [...,3] in 0..1 by ImageNet's mean and deviation, which the backbone and VGG16 take."""
-    mean, deviation = (jnp.asarray(x, images.dtype) for x in resnet.IMAGENET)
-    return (images - mean) / deviation
-
-
-def coloured(images):
-    """Normalised images [...,3] in 0..1."""
-    mean, deviation = (jnp.asarray(x, images.dtype) for x in resnet.IMAGENET)
-    return images * deviation + mean
 
 
 def health(xy, made, target):

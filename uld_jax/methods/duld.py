@@ -110,8 +110,8 @@ class Bootstrap(Clustered):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         first, second, flip = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
         # Both views are mirrored or none: else equal descriptors of the left eye and the right one would be asked for.
-        images, flip_keys = neighbours(batch["image"], batch["image"]), jnp.repeat(flip, 2)
-        seen, warps, _ = self.draw_views(images, neighbours(first, second), flip_keys, self.mirror)
+        images, flip_keys = shared.neighbours(batch["image"], batch["image"]), jnp.repeat(flip, 2)
+        seen, warps, _ = self.draw_views(images, shared.neighbours(first, second), flip_keys, self.mirror)
         examples = in_pairs({"maps": self.backbone_maps(frozen, seen), "matches": self.geometry.matches(warps)})
 
         def loss(params, examples):
@@ -121,11 +121,6 @@ class Bootstrap(Clustered):
             return found.descriptor + found.keypoint, found._asdict()
 
         return self.learn(state, loss, examples)
-
-
-def neighbours(first, second):
-    """[2B,...] of pairs, neighbours, from their first and second parts [B,...]."""
-    return jnp.stack([first, second], 1).reshape(-1, *first.shape[1:])
 
 
 def in_pairs(examples):
@@ -397,9 +392,11 @@ class Duld(Clustered):
         coin, *drawn = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 5))(keys), axis=1)
         # Another image, or the same one again, in another view.
         other = jax.vmap(jax.random.bernoulli)(coin)
-        index = neighbours(batch["index"], jnp.where(other, batch["index2"], batch["index"]))
-        images = neighbours(batch["image"], jnp.where(other[:, None, None, None], batch["image2"], batch["image"]))
-        keys, flip_keys = neighbours(*drawn[:2]), neighbours(*drawn[2:])
+        index = shared.neighbours(batch["index"], jnp.where(other, batch["index2"], batch["index"]))
+        images = shared.neighbours(
+            batch["image"], jnp.where(other[:, None, None, None], batch["image2"], batch["image"])
+        )
+        keys, flip_keys = shared.neighbours(*drawn[:2]), shared.neighbours(*drawn[2:])
         seen, warps, flips = self.draw_views(images, keys, flip_keys, self.mirror)
         cells, there = shared.labels_in_views(aux.labels, index, warps, self.geometry)
         number = jnp.broadcast_to(jnp.arange(self.plan.clusters, dtype=jnp.int32), there.shape)

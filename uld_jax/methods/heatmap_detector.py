@@ -150,9 +150,7 @@ class HeatmapDetector(Stage):
         grads, model_state, metrics = optimizers.accumulated_gradients(
             self._loss, state.params, state.model_state, examples, self.accumulate_steps
         )
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, model_state=model_state, opt_state=opt_state), metrics
+        return shared.updated(state, self._optimizer, grads).replace(model_state=model_state), metrics
 
     def _loss(self, params, model_state, examples):
         variables, seen = {"params": params, **model_state}, self._shown(examples["image"])

@@ -32,6 +32,7 @@ from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive
 from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.methods import shared
 from uld_jax.methods.shared import View
 from uld_jax.models import imm_net, layers, vgg
 from uld_jax.ops import color, heatmaps, views, warp
@@ -138,14 +139,8 @@ class IMM(Stage):
         (loss, (model_state, metrics, mean)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, state.aux.mean, frozen, source, target, inside
         )
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        new = state.replace(
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            opt_state=opt_state,
-            aux=Balance(mean),
-        )
-        return new, {"loss": loss} | metrics
+        new = shared.updated(state, self._optimizer, grads)
+        return new.replace(model_state=model_state, aux=Balance(mean)), {"loss": loss} | metrics
 
     def _loss(self, params, model_state, mean, frozen, source, target, inside):
         new_state = {}
@@ -161,12 +156,7 @@ class IMM(Stage):
         made = run("renderer", run("appearance", source), self._maps(cells))
         # Step 4) Terms of the loss, each over the running mean of itself.
         found, want = self._features(frozen, made), jax.lax.stop_gradient(self._features(frozen, target))
-        terms = jnp.stack(
-            [
-                jnp.mean(resized(inside, a.shape[1:3]) * (a.astype(made.dtype) - b.astype(made.dtype)) ** 2)
-                for a, b in zip(found, want, strict=True)
-            ]
-        )
+        terms = distances(found, want, inside)
         mean = (1 - BALANCE_RATE) * mean + BALANCE_RATE * terms
         loss = 1000 * jnp.sum(terms / mean)
         kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
@@ -252,6 +242,17 @@ def warped(keys, deviations, images, control: int):
     return jax.vmap(lambda w, image: warp.warp_image(w, image, images.shape[1:3]))(jax.vmap(draw)(keys), images)
 
 
+def distances(found, want, inside=None):
+    """Step 4) Mean squared distances [n] of maps [B,h,w,C] from those that are wanted, in the type of the first.
+
+    `inside` [B,S,S,1], resized to each map, weighs its cells; None weighs all alike.
+    """
+    wide = found[0].dtype
+    weigh = lambda x: 1.0 if inside is None else _resized(inside, x.shape[1:3])
+    square = lambda a, b: jnp.mean(weigh(a) * (a.astype(wide) - b.astype(wide)) ** 2)
+    return jnp.stack([square(a, b) for a, b in zip(found, want, strict=True)])
+
+
 def _edge_mask(side: int) -> np.ndarray:
     """A mask [S,S]: 0 at the border, 1 in the middle, a tanh ramp between.
 
@@ -263,6 +264,5 @@ def _edge_mask(side: int) -> np.ndarray:
     return line[:, None] * line[None]
 
 
-def resized(mask, size):
-    """Resize a mask [B,S,S,1] to [B,h,w,1], `size` = (h, w), bilinearly."""
+def _resized(mask, size):
     return jax.image.resize(mask, (len(mask), *size, 1), "bilinear", antialias=False)

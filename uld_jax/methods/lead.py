@@ -24,7 +24,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from uld_jax import weights
 from uld_jax.errors import UserError
@@ -105,11 +104,9 @@ def from_checkpoint(stage, params, model_state, frozen, start):
     """Return parameters and state with the converted encoder, for `start=checkpoint`."""
     if stage.start != "checkpoint" or start.shapes_only:
         return params, model_state
-    given, kind = frozen["encoder"], f"resnet{stage.encoder.depth}"
+    kind = f"resnet{stage.encoder.depth}"
     remedy = f"config.weights.{kind} holds a network of other sizes; set encoder.depth and encoder.width to its own"
-    encoder = shared.take_weights(given["params"], params["encoder"], remedy)
-    statistics = shared.take_weights(given["batch_stats"], model_state["encoder"]["batch_stats"], remedy)
-    return params | {"encoder": encoder}, model_state | {"encoder": {"batch_stats": statistics}}
+    return shared.take_resnet(frozen["encoder"], params, model_state, "encoder", remedy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,15 +236,13 @@ class Byol(Pretraining):
         (value, (model_state, statistics, metrics)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, aux, views
         )
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        new = shared.updated(state, self._optimizer, grads)
         # Step 3)
         tau = target_momentum(self.momentum, state.step, self.steps)
         follow = lambda old, new: (tau * old + (1 - tau) * new).astype(old.dtype)
-        target = jax.tree.map(follow, aux.params, {name: params[name] for name in aux.params})
+        target = jax.tree.map(follow, aux.params, {name: new.params[name] for name in aux.params})
         aux = aux._replace(params=target, statistics=statistics, spread=metrics["spread"])
-        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
-        return new, {"loss": value, "tau": tau} | metrics
+        return new.replace(model_state=model_state, aux=aux), {"loss": value, "tau": tau} | metrics
 
     def _loss(self, params, model_state, aux: Target, views):
         """The loss of two views [B,S,S,3], both networks' new statistics, and metrics."""
@@ -376,17 +371,15 @@ class Moco(Pretraining):
         (value, (model_state, statistics, keys, metrics)), grads = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.model_state, aux, views, order
         )
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        new = shared.updated(state, self._optimizer, grads)
         # Step 3)
         follow = lambda old, new: (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
-        target = jax.tree.map(follow, aux.params, params)
+        target = jax.tree.map(follow, aux.params, new.params)
         # The oldest keys make place; with the step the place is part of the state, so a resumed run goes on with it.
         place = (state.step * len(keys)) % self.queue
         waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys.astype(aux.keys.dtype), place, 0)
         aux = aux._replace(params=target, statistics=statistics, keys=waiting, spread=metrics["spread"])
-        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, aux=aux)
-        return new, {"loss": value} | metrics
+        return new.replace(model_state=model_state, aux=aux), {"loss": value} | metrics
 
     def _loss(self, params, model_state, aux: Queue, views, order):
         """The loss of two views [B,S,S,3], both networks' new statistics, the keys [B,D], and metrics."""

@@ -46,8 +46,7 @@ class Encoder:
 
     def normalised(self, images):
         """Normalise images [B,H,W,3] in 0..1 by the mean and deviation of `colours`."""
-        mean, deviation = (jnp.asarray(x, images.dtype) for x in COLOURS[self.colours])
-        return (images - mean) / deviation
+        return resnet.normalize(images, COLOURS[self.colours])
 
 
 def encode(stage, params, model_state, shown) -> hypercolumns.Pyramid:

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from uld_jax.bank import flatten
 from uld_jax.clustering import nmf
@@ -30,7 +29,7 @@ from uld_jax.methods.lead_common import STRIDE, DenseStage, Parts, Seen, encode
 from uld_jax.methods.shared import Augment, Sgd
 from uld_jax.models import layers, lead_net
 from uld_jax.models.lead_net import LEVELS
-from uld_jax.ops import augment, coordinates, dense_matching, hypercolumns, keypoints
+from uld_jax.ops import augment, dense_matching, hypercolumns, keypoints
 
 STAGE1 = "stage 1, lead.Byol or lead.Moco"
 
@@ -181,9 +180,8 @@ class Compact(DenseStage):
         learn = self._aligned if self.objective == "alignment" else self._equivariant
         draw = lambda params: learn(state, params, batch, rng)
         (value, (model_state, metrics)), grads = jax.value_and_grad(draw, has_aux=True)(state.params)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, model_state=model_state, opt_state=opt_state), {"loss": value} | metrics
+        new = shared.updated(state, self._optimizer, grads)
+        return new.replace(model_state=model_state), {"loss": value} | metrics
 
     def _aligned(self, state, params, batch, rng):
         # Step 1) Crops that both networks see, in other colours for the student.
@@ -235,10 +233,7 @@ class Compact(DenseStage):
             f, model_state = self._study(params, model_state, self.changes.recolored(colours[i], seen, orders[i], i))
             maps.append(f)
         # The place of each cell of the image in the copy.
-        side = self._side
-        grid = jnp.asarray(coordinates.pixel_grid(side, side), layers.wide(self.dtype)).reshape(1, -1, 2)
-        grid = jnp.broadcast_to(grid, (len(keys), *grid.shape[1:]))
-        truth = geometry.to_cells(geometry.to_frame(grid), warps).reshape(len(keys), side, side, 2)
+        truth = geometry.cells_in(geometry.still(len(keys)), warps)
         options = dict(stride=STRIDE, scale=self.equivariance.scale, exchange=self.equivariance.exchange)
         value = dense_matching.equivariance(
             *maps, truth, geometry.on_map(truth), block=self.equivariance.block, **options

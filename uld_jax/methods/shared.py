@@ -158,8 +158,7 @@ class Sgd:
 
     def transform(self, steps: int, period: int = 0) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps; `period` is that of `optimizers.schedule`."""
-        options = dict(warmup=min(self.warmup, steps // 2), period=period, boundaries=self.decay_at)
-        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
+        rate = _stepped(self, steps, period)
         return optimizers.sgd(rate, momentum=self.momentum, l2=self.l2, clip=self.clip)
 
 
@@ -181,9 +180,13 @@ class AdamL2:
 
     def transform(self, steps: int) -> optax.GradientTransformation:
         """Return the optimiser of a stage of so many steps."""
-        options = dict(warmup=min(self.warmup, steps // 2), boundaries=self.decay_at)
-        rate = optimizers.schedule(self.schedule, self.learning_rate, steps, **options)
-        return optimizers.adam(rate, l2=self.l2, clip=self.clip)
+        return optimizers.adam(_stepped(self, steps), l2=self.l2, clip=self.clip)
+
+
+def _stepped(how: Sgd | AdamL2, steps: int, period: int = 0) -> optax.Schedule:
+    """The learning rate of an optimiser with `decay_at`, in a stage of so many steps."""
+    options = dict(warmup=min(how.warmup, steps // 2), period=period, boundaries=how.decay_at)
+    return optimizers.schedule(how.schedule, how.learning_rate, steps, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +284,16 @@ def take_weights(given: Any, params: Any, remedy: str) -> Any:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), given, params)
 
 
+def take_resnet(given: Any, params: dict[str, Any], model_state: dict[str, Any], part: str, remedy: str):
+    """Return the parameters and the statistics, by part of the network, with those of a converted ResNet in one part.
+
+    Raises UserError with the sentence `remedy` where the shapes differ.
+    """
+    network = take_weights(given["params"], params[part], remedy)
+    statistics = take_weights(given["batch_stats"], model_state[part]["batch_stats"], remedy)
+    return params | {part: network}, model_state | {part: {"batch_stats": statistics}}
+
+
 def descend(
     state: TrainState,
     loss,
@@ -303,16 +316,29 @@ def descend(
       The state with new `params` and `opt_state`, and metrics with `loss`.
     """
     trained = state.params if names is None else {name: state.params[name] for name in names}
-    rest = {} if names is None else {name: part for name, part in state.params.items() if name not in trained}
 
     def partial(trained, _, examples):
-        value, metrics = loss(trained | rest, examples)
+        value, metrics = loss(state.params | trained, examples)
         return value, ({}, metrics)
 
     grads, _, metrics = optimizers.accumulated_gradients(partial, trained, {}, examples, pieces)
+    return updated(state, optimizer, grads), metrics
+
+
+def updated(state: TrainState, optimizer: optax.GradientTransformation, grads: dict[str, Any]) -> TrainState:
+    """Return the state after one step of the optimiser; parts of the network without gradients stay."""
+    trained = {name: state.params[name] for name in grads}
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = optax.apply_updates(trained, updates)
-    return state.replace(params=params | rest, opt_state=opt_state), metrics
+    return state.replace(params=state.params | optax.apply_updates(trained, updates), opt_state=opt_state)
+
+
+def neighbours(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Return [2B,...] of pairs, which are neighbours, from their first and second parts [B,...].
+
+    >>> neighbours(jnp.array([1, 2]), jnp.array([3, 4])).tolist()
+    [1, 3, 2, 4]
+    """
+    return jnp.stack([first, second], 1).reshape(-1, *first.shape[1:])
 
 
 def running_mean(mean: Any, new: Any, keep: float, step: jax.Array, dtype: str) -> Any:

@@ -25,6 +25,13 @@ def _unit(x, features: int, number: int, train: bool, options):
     return nn.relu(layers.normalize(x, "batch", train, name=f"bn_{number}", **kinds))
 
 
+def _two(x, features: int, first: int, train: bool, options):
+    """Two of these, numbered from `first`."""
+    for number in (first, first + 1):
+        x = _unit(x, features, number, train, options)
+    return x
+
+
 class AppearanceHead(nn.Module):
     """E_a: a backbone's map to the appearance, by two 3 x 3 convolutions.
 
@@ -44,7 +51,7 @@ class AppearanceHead(nn.Module):
     def __call__(self, features, train: bool):
         """Map [B,h,w,C] to [B,h,w,width]."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
-        return _unit(_unit(features, self.width, 1, train, options), self.width, 2, train, options)
+        return _two(features, self.width, 1, train, options)
 
 
 class PoseHead(nn.Module):
@@ -65,7 +72,7 @@ class PoseHead(nn.Module):
     def __call__(self, features, train: bool):
         """Map [B,h,w,C] to logits [B,h,w,K], float32 or wider."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
-        x = _unit(_unit(features, self.width, 1, train, options), self.width, 2, train, options)
+        x = _two(features, self.width, 1, train, options)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         last = dict(param_dtype=self.param_dtype, precision=self.precision, bias_init=nn.initializers.zeros)
         init = nn.initializers.normal(STD)
@@ -114,8 +121,7 @@ class Decoder(nn.Module):
             if block:
                 x = jax.image.resize(x, (len(x), 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "linear")
             width = max(self.width >> block, min(self.least, self.width))
-            for i in (1, 2):
-                x = _unit(x, width, 2 * block + i, train, options)
+            x = _two(x, width, 2 * block + 1, train, options)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         last = dict(param_dtype=self.param_dtype, precision=self.precision, bias_init=nn.initializers.zeros)
         return layers.conv(x, 3, 3, bias=True, name="image", kernel_init=nn.initializers.normal(STD), **last)

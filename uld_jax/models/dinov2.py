@@ -62,7 +62,7 @@ class Dinov2(nn.Module):
 
     @nn.compact
     def __call__(self, images) -> tuple[jax.Array, ...]:
-        """Return one map a tap, [B,H/14,W/14,C], of `images` [B,H,W,3] normalised by `models.r2d2.normalize`.
+        """Return one map a tap, [B,H/14,W/14,C], of `images` [B,H,W,3] normalised by `models.resnet.normalize`.
 
         Every tap passes through the last normalisation, as in the published code. Raises UserError for sides that are
         no multiples of 14.

@@ -146,9 +146,3 @@ def of(params, **options) -> R2D2:
     last = plan(fast=fast)[-1].name
     width, size = params["ops_0"]["kernel"].shape[-1], params[last]["kernel"].shape[-1]
     return R2D2(width, fast, size, **options)
-
-
-def normalize(images):
-    """Normalise images [...,3] in 0..1: subtract ImageNet's mean and divide by its standard deviation."""
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(deviation, images.dtype)

@@ -161,6 +161,18 @@ class ResNet(nn.Module):
         return maps
 
 
+def normalize(images, statistics=IMAGENET):
+    """Normalise images [...,3] in 0..1: subtract the mean and divide by the deviation of `statistics`."""
+    mean, deviation = (jnp.asarray(x, images.dtype) for x in statistics)
+    return (images - mean) / deviation
+
+
+def denormalize(images, statistics=IMAGENET):
+    """Return images [...,3] in 0..1, the inverse of `normalize`."""
+    mean, deviation = (jnp.asarray(x, images.dtype) for x in statistics)
+    return images * deviation + mean
+
+
 def pool(x):
     """Return the means over the cells of a map [B,h,w,C], [B,C] float32 or wider: torchvision's input of `fc`.
 

@@ -87,6 +87,16 @@ class Geometry:
             inside &= jnp.all((xy >= boxes[:, None, :2]) & (xy <= boxes[:, None, 2:]), -1)
         return inside.reshape(-1, height, width)
 
+    def cells_in(self, warps: warp.Warp, others: warp.Warp):
+        """Where the places of the cells of views are in other views: `(x, y)` [B,h,w,2] in cells of these.
+
+        Both are views of the same frames [B], under one warp each.
+        """
+        height, width = self.heat
+        grid = jnp.asarray(coordinates.pixel_grid(height, width), warps.shift.dtype).reshape(1, -1, 2)
+        grid = jnp.broadcast_to(grid, (len(warps.shift), *grid.shape[1:]))
+        return self.to_cells(self.to_frame(grid, warps), others).reshape(-1, height, width, 2)
+
     def matches(self, warps: warp.Warp):
         """Which cell of the pair's other view shows the same place: [2B,h*w] int32, -1 for none.
 
@@ -94,10 +104,8 @@ class Geometry:
         must fall back into it.
         """
         height, width = self.heat
-        grid = jnp.asarray(coordinates.pixel_grid(height, width), warps.shift.dtype).reshape(1, -1, 2)
-        grid = jnp.broadcast_to(grid, (len(warps.shift), *grid.shape[1:]))
         swapped = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape), warps)
-        cells = jnp.floor(self.to_cells(self.to_frame(grid, warps), swapped) + 0.5)
+        cells = jnp.floor(self.cells_in(warps, swapped).reshape(-1, height * width, 2) + 0.5)
         inside = jnp.all((cells >= 0) & (cells < jnp.asarray([width, height])), -1)
         index = jnp.where(inside, cells[..., 1] * width + cells[..., 0], 0).astype(jnp.int32)
         other = index.reshape(-1, 2, height * width)[:, ::-1].reshape(index.shape)

@@ -26,7 +26,7 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation.alignment.pck import AlignmentProtocol, correct, pck, protocol_of, same_place
 from uld_jax.evaluation.alignment.pictures import pairs_sheet
 from uld_jax.evaluation.missing import known_mean, or_none
-from uld_jax.evaluation.run import report_folder
+from uld_jax.evaluation.run import check_alone, report_folder
 from uld_jax.method import Stage
 from uld_jax.ops import coordinates
 
@@ -55,8 +55,7 @@ class Asked(NamedTuple):
 
 def check_words(asked: Asked) -> None:
     """Raise UserError for words that no run could answer, before a run is loaded."""
-    if jax.process_count() > 1:
-        raise UserError("uld align measures in one process; start it on one machine, without --coordinator")
+    check_alone("align")
     protocol_of(asked.protocol)
     if asked.batch < 1:
         raise UserError(f"--batch is {asked.batch}; use 1 or more")

@@ -37,7 +37,7 @@ from uld_jax.evaluation.dense.features import Features, check_stage
 from uld_jax.evaluation.dense.protocols import MEASURES, preset
 from uld_jax.evaluation.landmark_regression import normaliser_lengths, normaliser_name
 from uld_jax.evaluation.protocol import check_label_counts
-from uld_jax.evaluation.run import measured_data, report_folder
+from uld_jax.evaluation.run import check_alone, measured_data, report_folder
 
 FILES = {
     "matching": ("matching.csv", "similarity.png"),
@@ -74,8 +74,7 @@ class Asked(NamedTuple):
 
 def check_words(asked: Asked) -> None:
     """Raise UserError for words that no run could answer, before a run is loaded."""
-    if jax.process_count() > 1:
-        raise UserError("uld dense measures in one process; start it on one machine, without --coordinator")
+    check_alone("dense")
     preset(asked.protocol, **asked.changes)
     for name in asked.measures:
         if name not in MEASURES:
