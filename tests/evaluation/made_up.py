@@ -45,6 +45,9 @@ class Finds:
     def poses(self, model, reader, rows):
         return None if reader.pose is None else reader.pose[rows]
 
+    def carry(self, model, images_a, images_b, points_b):
+        return None
+
     def images(self, model, images):
         raise AssertionError("stability is measured elsewhere")
 

@@ -14,12 +14,34 @@ from uld_jax.detector import Detector
 from uld_jax.engine.runs import Finished
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.report import metrics
 from uld_jax.method import Model, TrainState
 from uld_jax.predict import predict_folder
 
 
 def of_slots(used):
     return Model(Slots(), TrainState(jnp.int32(0), aux=used), {})
+
+
+class Carries(Slots):
+    """Carries points by the difference of both images' brightness."""
+
+    def carry(self, state, frozen, images_a, images_b, points_b):
+        a, b = (jnp.mean(x.astype(jnp.float32), (1, 2, 3)) for x in (images_a, images_b))
+        return points_b + (a - b)[:, None, None]
+
+
+def test_a_report_has_the_distance_of_carried_landmarks():
+    config, mesh = tiny.config(**{"data.rows": (24, 8)}), sharding.make_mesh()
+    data, model = open_data(config, mesh), of_slots(None)
+    report = measure(config, Predictor(Carries(), mesh), model, data)
+    bright = data.test.images().mean((1, 2, 3))
+    by = np.abs(bright - np.roll(bright, -4))  # the flow moves a point by it in x and y, and landmarks by a 16th of it
+    side = 128 / data.test.frame_size
+    np.testing.assert_allclose(report.carried.px, np.sqrt(2) * by.mean() * 15 / 16 * side, rtol=1e-4)
+    np.testing.assert_allclose(report.carried.same_place_px, np.sqrt(2) * by.mean() / 16 * side, rtol=1e-4)
+    assert metrics(report)["carried"]["counted"] == [8] * 5
+    assert measure(config, Predictor(Slots(), mesh), model, data).carried is None
 
 
 def test_slots_that_are_not_in_use_are_seen_nowhere(tmp_path):

@@ -12,6 +12,7 @@ from uld_jax.data.open import Data
 from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
 from uld_jax.evaluation import landmark_regression as regression
+from uld_jax.evaluation.carried import carried
 from uld_jax.evaluation.correspondence import Correspondence, correspondence
 from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
@@ -53,7 +54,8 @@ def measure(
       group_by: `COLUMN` or `COLUMN:edge,edge,...` of the test csv.
       label_counts: numbers of labelled images to fit with, see `label_counts.label_counts`.
       thorough: True for the protocol's whole pool of training images instead of `eval.train_images` of them, and for
-        stability in turned and in turned and scaled views, which predicts some images four times more.
+        stability in turned and in turned and scaled views, which predicts some images four times more, and carried
+        landmarks.
 
     Raises:
       UserError: an unknown column, or splits that do not fit together.
@@ -82,6 +84,9 @@ def measure(
         parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
     if thorough:
         parts |= _stability(config, functools.partial(predictor.images, model), test)
+        some = spread(len(rows), config.eval.stability_images)
+        carry, read = functools.partial(predictor.carry, model), lambda i: test.images(rows[some[i]])
+        parts["carried"] = carried(carry, read, xy[some], score[some])
     pose = predictor.poses(model, reader, rows)
     if pose is not None:
         yaw = yaw_of(test)

@@ -69,6 +69,7 @@ class Predictor:
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
         self._pictures = jax.jit(method.pictures)
+        self._carry, self._carries = jax.jit(method.carry), method.carry
 
     def _get(self, program, *given):
         """Run a program and fetch its result to the host."""
@@ -134,11 +135,24 @@ class Predictor:
         local = images[sharding.local_rows(self._mesh, len(images))]
         return self._get(self._pictures, model.state, model.frozen, sharding.put_batch(self._mesh, local))
 
+    def carry(self, model: Model, images_a, images_b, points_b) -> np.ndarray | None:
+        """Carry points [B,P,2] of images b to images a, [B,F,F,3] uint8 host images, the same on every process.
+
+        The points are float32 in pixels of the frame. None for a stage that carries none, see `Method.carry`.
+        """
+        given = images_a, images_b, np.asarray(points_b, np.float32)
+        if jax.eval_shape(self._carries, model.state, model.frozen, *given) is None:
+            return None
+        return self._get(self._carry, model.state, model.frozen, *map(self._put, given))[: len(images_a)]
+
+    def _put(self, rows):
+        """Rows [B,...] on the devices, the last one repeated until they divide over the devices."""
+        whole = -(-len(rows) // self._mesh.size) * self._mesh.size
+        padded = np.concatenate([rows, np.repeat(rows[-1:], whole - len(rows), 0)])
+        return sharding.put_batch(self._mesh, padded[sharding.local_rows(self._mesh, whole)])
+
     def images(self, model: Model, images) -> tuple[np.ndarray, np.ndarray]:
         """Predict landmarks of [B,F,F,3] uint8 host images, the same on every process; each new B compiles anew."""
         n = len(images)
-        whole = -(-n // self._mesh.size) * self._mesh.size
-        padded = np.concatenate([images, np.repeat(images[-1:], whole - n, 0)])
-        local = padded[sharding.local_rows(self._mesh, whole)]
-        xy, score = self._get(self._images, model.state, model.frozen, sharding.put_batch(self._mesh, local))
+        xy, score = self._get(self._images, model.state, model.frozen, self._put(images))
         return self._in_use(model, xy[:n], score[:n])

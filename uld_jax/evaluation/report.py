@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax import files, viz
+from uld_jax.evaluation.carried import Carried
 from uld_jax.evaluation.correspondence import Correspondence
 from uld_jax.evaluation.curves import Group, ced, ced_over_landmarks
 from uld_jax.evaluation.label_counts import LabelCount
@@ -53,6 +54,7 @@ class Report:
       correspondence: keypoints against annotated points; None if every landmark was found on every image.
       stability: movement of landmarks in turned images.
       stability_scaled: movement of landmarks in turned and scaled images.
+      carried: landmarks against those carried from other images; None for a stage that carries no points.
       pose: [N] int, pose cluster of every image; negative for none. None for a stage without pose clusters.
       pose_clusters: agreement of the clusters of poses with yaw.
     """
@@ -72,6 +74,7 @@ class Report:
     correspondence: Correspondence | None = None
     stability: Stability | None = None
     stability_scaled: Stability | None = None
+    carried: Carried | None = None
     pose: np.ndarray | None = None
     pose_clusters: PoseClusters | None = None
 
@@ -109,6 +112,8 @@ def metrics(report: Report) -> dict[str, Any]:
         values |= {"stability_protocol": stability.protocol, "stability_counted": stability.counted.sum()}
     if report.stability_scaled:
         values["stability_scaled_px"] = report.stability_scaled.px
+    if report.carried:
+        values["carried"] = report.carried._asdict()
     if report.accuracy:
         values["landmark_accuracy"] = _accuracy(report.accuracy)
     if report.pose_clusters:
