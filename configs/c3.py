@@ -5,6 +5,8 @@
 
 Stages: `paired` learns from warps of single photos, as IMM; `flow` learns which cells of two images match; `joint`
 learns from pairs of different photos. Rows of the paper's tables:
+    start             init=checkpoint, scratch or zeroshot after the colon: landmarks of ZeroShot, which a stage `pose`
+                      learns first, and which all stages after it keep by slow steps (ours)
     table 2           cell=none, cycle, flow or both after the colon; without the cycle, `joint` learns as `paired` does
     table 1           k=10, k=30; another set: --config.init_from=RUN:joint --config.joint.start=previous
     table 3           dataset=pf_pascal and task=alignment after the colon: the flow alone, first on features that stay,
@@ -18,7 +20,7 @@ the warm-ups' lengths are ours. `small` trains a narrow ResNet-18 at 64 px on tw
 The measured numbers are in docs/methods/c3.md.
 """
 
-from uld_jax.configs import common
+from uld_jax.configs import common, zeroshot
 
 from uld_jax.config import update
 from uld_jax.errors import UserError
@@ -32,14 +34,19 @@ CELLS = {  # of table 2
     "none": dict(cycle=0.0, invariance=0.0, equivariance=0.0, paired=1.0),
 }
 TASKS = ("landmarks", "alignment", "both")
+INITS = ("checkpoint", "scratch", "zeroshot")
 
 
 def get_config(arg=None):
-    """The config for `arg`, see `common.parse`; further keys are `cell` and `task`."""
-    arg = common.parse(arg, cell="both", task="landmarks", protocol="jakab2018")
-    for key, known in (("cell", CELLS), ("task", TASKS)):
+    """The config for `arg`, see `common.parse`; further keys are `cell`, `task` and `init`."""
+    arg = common.parse(arg, cell="both", task="landmarks", init="", protocol="jakab2018")
+    usual = {"paper": "checkpoint", "small": "zeroshot", "tiny": "scratch"}[arg.preset]
+    arg.init = arg.init or (usual if arg.task == "landmarks" else "checkpoint")
+    for key, known in (("cell", CELLS), ("task", TASKS), ("init", INITS)):
         if arg[key] not in known:
             raise UserError(f"{key} is {arg[key]!r}; use {', '.join(known)}")
+    if arg.init == "zeroshot" and arg.task != "landmarks":
+        raise UserError(f"init=zeroshot finds landmarks of one category; leave it out with task={arg.task}")
     config = common.base(arg)
     return (landmarks if arg.task == "landmarks" else alignment)(config, arg).lock()
 
@@ -51,6 +58,7 @@ def landmarks(config, arg):
     config.eval_every = 10 * EPOCH
     config.save_every = EPOCH
     stages = {
+        "pose": common.stage("c3_pose.Pose", steps=10 * EPOCH, zoom=0.8),
         "paired": common.stage("c3.Paired", steps=50 * EPOCH, zoom=0.8),
         "flow": common.stage("c3.Flow", steps=5 * EPOCH, zoom=0.8),
         "joint": common.stage("c3.Joint", steps=200 * EPOCH, zoom=0.8),
@@ -60,7 +68,16 @@ def landmarks(config, arg):
     stages["joint"].optimizer.update(schedule="steps", decay_at=(100 * EPOCH, 150 * EPOCH))
     if arg.preset != "paper":
         reduced(config, stages, arg.preset)
-    config.stages = tuple(name for name in stages if name != "flow" or arg.cell in ("both", "flow"))
+    if arg.init == "zeroshot":
+        first = zeroshot.get_config(f"dataset={arg.dataset},k={arg.k},preset={arg.preset}")
+        stages = {"zeroshot": first.zeroshot} | stages
+        stages["paired"].start = "previous"
+    else:
+        del stages["pose"]
+        stages["paired"].start = arg.init
+    if arg.cell in ("none", "cycle"):
+        del stages["flow"]
+    config.stages = tuple(stages)
     config.update({name: stages[name] for name in config.stages})
     return config
 
@@ -98,11 +115,8 @@ def reduced(config, stages, preset: str) -> None:
         config.eval_every = config.save_every = 500
     else:
         common.tiny(config)
-    steps = (
-        dict(paired=1000, flow=200, finetune=100, joint=1000)
-        if small
-        else dict(paired=30, flow=20, finetune=10, joint=20)
-    )
+    of_small = dict(pose=500, paired=1000, flow=200, finetune=100, joint=1000)
+    steps = of_small if small else dict(pose=30, paired=30, flow=20, finetune=10, joint=20)
     for name, stage in stages.items():
         stage.steps = steps[name]
         update(stage, image_size=64 if small else 32, cells=16 if small else 8, vgg_width=8 if small else 4)

@@ -22,9 +22,10 @@ from uld_jax.engine import loop
 from uld_jax.method import Stage, Start
 
 EXTENDED = "self_training:variant=extended"  # whose first stage is that of self_training
-LEAD = [("lead:stage1=moco", "moco"), ("lead:compact=nmf", "compact")]  # what these have besides takes long to compile
-STAGES = [*tiny.stages(), (EXTENDED, "stage1"), (EXTENDED, "stage2"), *LEAD]
-CASES = [pytest.param(*s, marks=[pytest.mark.slow] * (s in LEAD), id="-".join(s)) for s in STAGES]
+# What these configs have besides takes long to compile.
+SLOW = [("lead:stage1=moco", "moco"), ("lead:compact=nmf", "compact"), ("c3:init=zeroshot", "pose")]
+STAGES = [*tiny.stages(), (EXTENDED, "stage1"), (EXTENDED, "stage2"), *SLOW]
+CASES = [pytest.param(*s, marks=[pytest.mark.slow] * (s in SLOW), id="-".join(s)) for s in STAGES]
 ids = pytest.mark.parametrize(("name", "stage"), CASES)
 ROWS = 24
 # IMM and C3 divide each term of the loss by the term's own running mean: `loss` stays put. LEAD's second stage has the

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from uld_jax import weights
 from uld_jax.backbones import perceptual
@@ -23,6 +24,7 @@ RATE = 0.01  # of the running means of the perceptual terms (published code of I
 COLLAPSED = 0.02  # mean distance of landmarks from their middle, or contrast of made images, below which a stage warns
 WARM = 500  # steps of a stage before it warns, as landmarks start in the middle of the view
 PARTS = ("backbone", "appearance", "pose", "decoder")
+LOCATES = ("backbone", "pose")  # the parts that place the landmarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,8 @@ class C3Stage(Stage):
       net: the networks.
       vgg_width: width of the random VGG16 that is used when `config.weights.vgg16` is empty.
       optimizer: Adam and its schedule.
+      pose_rate: factor of the learning rate of the backbone and the pose head; 1 in the paper. Landmarks that another
+        method found are kept by a small one.
       start: `previous`, the networks of the stage before; `checkpoint`, a backbone from `config.weights.resnet50` (or
         18, or 101) and else new networks, as in the paper with ImageNet's; or `scratch`.
       weights: folders of converted weights by kind.
@@ -130,6 +134,7 @@ class C3Stage(Stage):
     net: Net = Net()
     vgg_width: PositiveInt = 64
     optimizer: AdamL2 = AdamL2(clip=1.0)
+    pose_rate: Positive = 1.0
     weights: Any = ()
 
     def __post_init__(self):
@@ -162,7 +167,12 @@ class C3Stage(Stage):
 
     @property
     def _optimizer(self):
-        return self.optimizer.transform(self.steps)
+        adam = self.optimizer.transform(self.steps)
+        if self.pose_rate == 1:
+            return adam
+        slow = lambda name, step: jax.tree.map(lambda x: self.pose_rate * x, step) if name in LOCATES else step
+        slower = optax.stateless(lambda updates, params: {name: slow(name, x) for name, x in updates.items()})
+        return optax.chain(adam, slower)
 
     # -- start --------------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ class DenseProtocol(NamedTuple):
       repeats: number of draws of a few labelled images.
       points: virtual keypoints a landmark.
       sharpness: factor of the logits before their softmax, beta in the papers.
-      regressed: cells along a side of the map of logits.
+      regressed: cells along a side of the map of logits; fewer for a smaller view, as `cells`.
     """
 
     name: str
@@ -200,6 +200,8 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
     (80, 3)
     >>> [preset(name, side=64).cells for name in PRESETS]
     [64, 32, 0]
+    >>> preset("lead2022", side=64).regressed
+    32
     """
     if name not in PRESETS:
         raise UserError(f"--protocol={name} is unknown; use one of {', '.join(PRESETS)}")
@@ -208,4 +210,5 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
     full = protocol.full._replace(epochs=changes.pop("epochs", epochs))
     few = protocol.few._replace(epochs=changes.pop("few_epochs", protocol.few.epochs))
     changed = protocol._replace(full=full, few=few, **changes).checked()
-    return changed._replace(cells=protocol.cells * changed.side // protocol.side)
+    scaled = {name: getattr(protocol, name) * changed.side // protocol.side for name in ("cells", "regressed")}
+    return changed._replace(**scaled)
