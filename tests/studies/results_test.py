@@ -160,6 +160,7 @@ def run_folder(folder):
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = dict(forward_nme=7.0, backward_nme=6.5, stability_px=None, protocol="folder_68_eyes")
+    report["carried"] = dict(px=2.5, same_place_px=4.0)
     for where in ("", "first"):
         (folder / "eval" / "test" / where / "metrics.json").write_text(json.dumps(report))
     return folder
@@ -173,7 +174,7 @@ def test_finished_run_gives_a_record(tmp_path):
     record = results.record_of(run, ["D-ULD"], COMMAND, busy=True, commit="0123abc")
     assert record["config"] == "duld:k=10,preset=small"
     assert record["overrides"] == ["seed=3", "data_dir=my photos"]
-    assert record["numbers"] == {"forward": 7.0, "backward": 6.5}
+    assert record["numbers"] == {"forward": 7.0, "backward": 6.5, "carried": 2.5}
     assert (record["seed"], record["minutes"], record["device"], record["busy"]) == (3, 1.5, "2 x cpu", True)
     assert record["protocol"] == "folder_68_eyes"
     assert results.record_of(run, ["a"], COMMAND, busy=True, commit="0123abc", stage="first")["minutes"] == 1.0

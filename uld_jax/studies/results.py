@@ -157,7 +157,8 @@ def record_of(
     words = shlex.split(command)
     specs = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     devices = run["devices"]
-    named = {"forward": "forward_nme", "backward": "backward_nme", "stability": "stability_px"}
+    named = {"forward": "forward_nme", "backward": "backward_nme", "stability": "stability_px", "carried": "carried"}
+    measured = report | {"carried": (report.get("carried") or {}).get("px")}
     record = dict.fromkeys(FIELDS) | {
         "row": list(row),
         "config": specs[0] if specs else None,
@@ -169,7 +170,7 @@ def record_of(
         "device": f"{devices['count']} x {devices['kind']}",
         "busy": busy,
         "minutes": round(lines[-1]["seconds"] / 60, 1) if lines else None,
-        "numbers": {key: report[name] for key, name in named.items() if report.get(name) is not None},
+        "numbers": {key: measured[name] for key, name in named.items() if measured.get(name) is not None},
         "protocol": report.get("protocol"),
         "history": False,
         "note": note,
