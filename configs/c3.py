@@ -72,6 +72,8 @@ def landmarks(config, arg):
         first = zeroshot.get_config(f"dataset={arg.dataset},k={arg.k},preset={arg.preset}")
         stages = {"zeroshot": first.zeroshot} | stages
         stages["paired"].start = "previous"
+        # A decoder that has not learned pulls landmarks away, as in configs/cgb.py.
+        stages["paired"].pose_rate, stages["joint"].pose_rate = 0.003, 0.03
     else:
         del stages["pose"]
         stages["paired"].start = arg.init
@@ -120,12 +122,14 @@ def reduced(config, stages, preset: str) -> None:
     for name, stage in stages.items():
         stage.steps = steps[name]
         update(stage, image_size=64 if small else 32, cells=16 if small else 8, vgg_width=8 if small else 4)
-        net = dict(depth=18, stem=16, output_stride=8, width=32, least=8, temperature=0.1)
+        net = dict(depth=18, stem=16, output_stride=8, width=64, least=16, temperature=0.1)
         stage.net.update(net if small else dict(depth=10, stem=4, output_stride=8, width=8, least=4))
         if stage.start == "checkpoint":
             stage.start = "scratch"
         if "matcher" in stage:
             stage.matcher.update(channels=(8, 1), kernel=3)
+        if small:  # a VGG16 with random weights pulls landmarks away and blurs (as in configs/cgb.py)
+            stage.perceptual = 0.0
         if "warps" in stage and not small:
             stage.warps.update(rotation=3.0, scale=0.02, shift=0.02)
             stage.bend = 0.0

@@ -61,7 +61,7 @@ def test_gaussians_are_as_wide_as_imms_on_16_cells_and_a_cell_on_fewer():
 
 
 def test_the_first_divisor_is_the_first_term_itself_and_then_a_running_mean():
-    terms, values = Terms.first(jnp.float32), np.random.default_rng(0).uniform(0.1, 3, (5, 6)).astype(np.float32)
+    terms, values = Terms.first(6, jnp.float32), np.random.default_rng(0).uniform(0.1, 3, (5, 6)).astype(np.float32)
     weight, mean = 0, 0
     for i, each in enumerate(values):
         terms, divisors = terms.updated(jnp.asarray(each))
@@ -69,7 +69,7 @@ def test_the_first_divisor_is_the_first_term_itself_and_then_a_running_mean():
         np.testing.assert_allclose(divisors, mean / weight, rtol=1e-4)
         assert int(terms.count) == i + 1
     # Nothing flows back through the divisors.
-    slope = jax.grad(lambda x: jnp.sum(x / Terms.first(jnp.float32).updated(x)[1]))(jnp.asarray(values[0]))
+    slope = jax.grad(lambda x: jnp.sum(x / Terms.first(6, jnp.float32).updated(x)[1]))(jnp.asarray(values[0]))
     np.testing.assert_allclose(slope, 1 / values[0], rtol=1e-4)
 
 
@@ -81,7 +81,7 @@ def cycle_with_constants(method, state, frozen, seen, made, params, weights=(1.0
     # The image at i has the appearance of i and the pose of j: p'_i is that of the image at j.
     other = np.array([1, 0, 3, 2])
     back, _ = method.decode(params, state_of, again.appearance, again.pose[other], train=True)
-    cycle, _, _ = method.perceptual(frozen, state.aux.cycle, back, seen)
+    cycle, _, _ = method.distance(frozen, state.aux.cycle, back, seen)
     invariance = jnp.mean(jnp.sum((again.pose[other] - found.pose) ** 2, (1, 2)))
     return weights[0] * cycle + weights[1] * invariance
 

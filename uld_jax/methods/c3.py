@@ -63,7 +63,7 @@ def paired_loss(stage: C3Stage, params, model_state, terms: Terms, frozen, views
     xy, new["pose"] = stage.pose(params, model_state, of_target, train=True)
     pose = stage.net.gaussians(xy, stage.net.cells)
     made, new["decoder"] = stage.decode(params, model_state, appearance, pose, train=True)
-    value, terms, values = stage.perceptual(frozen, terms, made, target, inside)
+    value, terms, values = stage.distance(frozen, terms, made, target, inside)
     return value, (new, terms, {"pixels": values[0]} | health(xy, made, target))
 
 
@@ -83,9 +83,7 @@ class Paired(C3Stage):
     def init(self, rng, batch, frozen, start):
         params, model_state = self.networks(rng, frozen, start)
         params, model_state = ({name: parts[name] for name in PARTS} for parts in (params, model_state))
-        return TrainState(
-            jnp.int32(0), params, model_state, self._optimizer.init(params), Terms.first(layers.wide(self.dtype))
-        )
+        return TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), self.first_terms())
 
     def train_step(self, state, frozen, batch, rng):
         views = paired_views(self, batch, rng)
@@ -378,7 +376,7 @@ class Joint(FlowStage):
                     f"{start.stage}.losses.{name} needs a flow; put a stage c3.Flow before it, or set it to 0"
                 )
         opt_state = self._optimizer.init({name: params[name] for name in self._learns})
-        terms = Terms.first(layers.wide(self.dtype))
+        terms = self.first_terms()
         return TrainState(jnp.int32(0), params, model_state, opt_state, Balances(terms, terms))
 
     def train_step(self, state, frozen, batch, rng):
@@ -424,7 +422,7 @@ class Joint(FlowStage):
         again, _ = self.encode(params, model_state, made, train=True)
         pose = pairs_swapped(again.pose)
         back, decoder = self.decode(params, model_state, again.appearance, pose, train=True)
-        value, terms, values = self.perceptual(frozen, terms, back, seen)
+        value, terms, values = self.distance(frozen, terms, back, seen)
         # Step 7)
         own = jax.lax.stop_gradient(found.pose) if self.stop_pose else found.pose
         invariance = map_distance(pose, own)

@@ -13,7 +13,7 @@ import optax
 from uld_jax import weights
 from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import Positive, PositiveInt
+from uld_jax.hyperparameters import NotNegativeFloat, Positive, PositiveInt
 from uld_jax.method import Need, Prediction, Stage, same_shapes
 from uld_jax.methods import imm, shared
 from uld_jax.methods.shared import AdamL2, View
@@ -67,10 +67,10 @@ class Net:
 
 
 class Terms(NamedTuple):
-    """The running means of the perceptual terms: of the image, then of `vgg.IMM_TAPS`.
+    """The running means of the perceptual terms: of the image, then of `vgg.IMM_TAPS`, if they count.
 
     Attributes:
-      mean: [6], which start at 0.
+      mean: [1] or [6], which start at 0.
       count: int32, steps that they have seen.
     """
 
@@ -78,12 +78,12 @@ class Terms(NamedTuple):
     count: jax.Array
 
     @classmethod
-    def first(cls, dtype):
-        """Return the means before the first step."""
-        return cls(jnp.zeros(1 + len(vgg.IMM_TAPS), dtype), jnp.int32(0))
+    def first(cls, count: int, dtype):
+        """Return the means of `count` terms before the first step."""
+        return cls(jnp.zeros(count, dtype), jnp.int32(0))
 
     def updated(self, terms):
-        """Return the means after the terms [6] of a step, and the divisors of this step's terms."""
+        """Return the means after the terms of a step, and the divisors of this step's terms."""
         new = Terms((1 - RATE) * self.mean + RATE * jax.lax.stop_gradient(terms), self.count + 1)
         # Started at 0, so less than their share at first: as in Adam, the first divisor is the first term itself.
         return new, jnp.maximum(new.mean / (1 - (1 - RATE) ** new.count.astype(terms.dtype)), 1e-12)
@@ -116,6 +116,7 @@ class C3Stage(Stage):
       dtype: type of the networks' arithmetic.
       view: what the networks see of a frame.
       net: the networks.
+      perceptual: weight of each of VGG16's terms beside that of the image; 1 in the paper, 0 leaves VGG16 out.
       vgg_width: width of the random VGG16 that is used when `config.weights.vgg16` is empty.
       optimizer: Adam and its schedule.
       pose_rate: factor of the learning rate of the backbone and the pose head; 1 in the paper. Landmarks that another
@@ -132,6 +133,7 @@ class C3Stage(Stage):
     start: Literal["previous", "checkpoint", "scratch"] = "previous"
     view: View = View(128)
     net: Net = Net()
+    perceptual: NotNegativeFloat = 1.0
     vgg_width: PositiveInt = 64
     optimizer: AdamL2 = AdamL2(clip=1.0)
     pose_rate: Positive = 1.0
@@ -188,13 +190,15 @@ class C3Stage(Stage):
     @property
     def weight_kinds(self):
         """The kinds of converted weights that the stage uses; see `method.Stage`."""
-        return frozenset({"vgg16", self._kind} if self.start == "checkpoint" else {"vgg16"})
+        return frozenset([self._kind] * (self.start == "checkpoint") + ["vgg16"] * bool(self.perceptual))
 
     def frozen(self, purpose="train"):
         if purpose != "train":
             return {}  # VGG16 is only for the loss in training, and the backbone's weights for its start
-        loaded = {"vgg": perceptual.load("vgg16", dict(self.weights).get("vgg16"), self.vgg_width)}
-        return loaded | self.backbone_weights()
+        loaded = self.backbone_weights()
+        if self.perceptual:
+            loaded["vgg"] = perceptual.load("vgg16", dict(self.weights).get("vgg16"), self.vgg_width)
+        return loaded
 
     def backbone_weights(self):
         """Load the weights of `start=checkpoint`, {"backbone": ...}; {} for another start."""
@@ -283,21 +287,28 @@ class C3Stage(Stage):
         """Show normalised views [B,S,S,3] of frames [B,H,W,3] uint8."""
         return resnet.normalize(self.geometry.look(images))
 
-    def perceptual(self, frozen, terms: Terms, made, target, inside=None):
-        """Eq. 1) The distance of made images [B,S,S,3] from their targets, the new running means, and the terms [6].
+    def first_terms(self) -> Terms:
+        """Return the running means before the first step."""
+        return Terms.first(1 + len(vgg.IMM_TAPS) * bool(self.perceptual), layers.wide(self.dtype))
+
+    def distance(self, frozen, terms: Terms, made, target, inside=None):
+        """Eq. 1) The distance of made images [B,S,S,3] from their targets, the new running means, and the terms.
 
         `inside` [B,S,S,1] weighs pixels, and the layers' cells by its size there; None weighs all alike.
         """
         # sum over terms of mean |term(made) - term(target)|^2 / its running mean; about 6 at the start
 
         def features(x):
+            if not self.perceptual:
+                return [x]
             found = vgg.vgg16(frozen["vgg"], x, vgg.IMM_TAPS, jnp.dtype(self.dtype))
             return [x, *(found[name] for name in vgg.IMM_TAPS)]
 
         found, want = features(made), features(target)
         values = imm.distances(found, jax.lax.stop_gradient(want), inside)
         terms, divisors = terms.updated(values)
-        return jnp.sum(values / divisors), terms, values
+        weigh = jnp.full(values.shape, self.perceptual, values.dtype).at[0].set(1)
+        return jnp.sum(weigh * values / divisors), terms, values
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
