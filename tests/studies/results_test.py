@@ -174,7 +174,7 @@ def test_finished_run_gives_a_record(tmp_path):
     record = results.record_of(run, ["D-ULD"], COMMAND, busy=True, commit="0123abc")
     assert record["config"] == "duld:k=10,preset=small"
     assert record["overrides"] == ["seed=3", "data_dir=my photos"]
-    assert record["numbers"] == {"forward": 7.0, "backward": 6.5, "carried": 2.5}
+    assert record["numbers"] == {"forward": 7.0, "backward": 6.5, "carried": 2.5, "moved": 4.0}
     assert (record["seed"], record["minutes"], record["device"], record["busy"]) == (3, 1.5, "2 x cpu", True)
     assert record["protocol"] == "folder_68_eyes"
     assert results.record_of(run, ["a"], COMMAND, busy=True, commit="0123abc", stage="first")["minutes"] == 1.0
@@ -200,6 +200,14 @@ def test_commit_of_a_changed_tree_is_refused(root, monkeypatch):
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match="the code is no commit"):
         results.record_of(run_folder(root / "run"), ["new"], COMMAND, busy=False)
+
+
+def test_the_first_record_enters_an_empty_table(root):
+    results.check(TABLE | dict(records=[]), "a/b")
+    (root / "results/a").mkdir(parents=True, exist_ok=True)
+    results.write("a/new", TABLE | dict(records=[]), root)
+    results.add("a/new", NEW, root)
+    assert results.read("a/new", root)["records"] == [NEW]
 
 
 def test_missing_table_and_torn_file_are_said(root):

@@ -97,8 +97,8 @@ def check(table: Table, name: str) -> None:
         if cell in cells:
             raise UserError(f"results/{name}.json has two records for row {record['row']}, seed {record['seed']}")
         cells.add(cell)
-    for column in table["columns"]:
-        if not any(_cell(record, column) for record in table.get("records", [])):
+    for column in table["columns"] if cells else ():  # a new table has no records yet
+        if not any(_cell(record, column) for record in table["records"]):
             raise UserError(f"results/{name}.json: no record has {' or '.join(column['keys'])}")
 
 
@@ -157,8 +157,9 @@ def record_of(
     words = shlex.split(command)
     specs = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     devices = run["devices"]
-    named = {"forward": "forward_nme", "backward": "backward_nme", "stability": "stability_px", "carried": "carried"}
-    measured = report | {"carried": (report.get("carried") or {}).get("px")}
+    named = {"forward": "forward_nme", "backward": "backward_nme", "stability": "stability_px"}
+    named |= {"carried": "px", "moved": "same_place_px"}  # of `evaluation.carried.Carried`
+    measured = report | (report.get("carried") or {})
     record = dict.fromkeys(FIELDS) | {
         "row": list(row),
         "config": specs[0] if specs else None,
