@@ -136,6 +136,12 @@ def test_records_of_several_seeds_stand_in_one_row(root):
     assert "| D-ULD | 6.2 | 7 |" in results.markdown("a/c", root)
 
 
+def test_numbers_of_several_seeds_are_averaged(root):
+    of_seed = lambda seed, forward: NEW | dict(seed=seed, numbers={"forward": forward, "backward": 5.0})
+    results.write("a/c", TABLE | dict(records=[of_seed(0, 6.0), of_seed(1, 7.0), of_seed(2, 8.5)]), root)
+    assert results.number("a/c", "D-ULD", ["forward", "backward"], root) == "7.17 / 5.00"
+
+
 def test_rows_of_other_tables_stand_side_by_side(root):
     cell = dict(table="a/b", row="D-ULD", keys=["forward", "backward"])
     rows = [dict(row=["x"], cells=[cell, None], after=["[page](p.md)"])]

@@ -239,15 +239,19 @@ def markdown(name: str, root=".") -> str:
 def number(name: str, row: str, keys: Sequence[str], root=".") -> str:
     """Format numbers of one record, separated by slashes; `row` holds the record's labels, separated by commas.
 
-    Raises UserError if not exactly one record has the numbers.
+    Of records of several seeds the means are formatted. Raises UserError if no record has the numbers, or records of
+    one seed.
     """
     table = read(name, root)
     digits = {column["keys"][0]: column.get("digits") for column in reversed(table["columns"]) if column["keys"]}
     column = {"keys": list(keys), "digits": digits.get(keys[0])}
-    found = [_cell(record, column) for record in table["records"] if _label(record) == row]
-    if len(found := list(filter(None, found))) != 1:
+    found = [record for record in table["records"] if _label(record) == row and _cell(record, column)]
+    if not found or len({str(record["seed"]) for record in found}) < len(found):
         raise UserError(f"results/{name}.json has {len(found)} records of row {row!r} with {', '.join(keys)}")
-    return found[0]
+    if len(found) == 1:
+        return _cell(found[0], column)
+    means = {key: sum(record["numbers"][key] for record in found) / len(found) for key in keys if key != "minutes"}
+    return _cell(found[0] | {"numbers": found[0]["numbers"] | means}, column)
 
 
 def _view(row: dict[str, Any], root) -> list[str]:
