@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 	@echo "Look at runs/demo/contact_sheet.png: one colour is one landmark."
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 test-newest:
 	rm -f .venv-newest/.test

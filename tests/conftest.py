@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import gc
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,9 @@ import tempfile
 
 import pytest
 from PIL import Image
+
+# Compiled programs keep millions of objects alive, which Python's usual thresholds would visit again and again.
+gc.set_threshold(100_000, 50, 100)
 
 # Before JAX starts. Programs that tests start inherit it, so a step is compiled once and shared.
 _CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
