@@ -9,7 +9,9 @@ from uld_jax import files
 from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 
-USAGE = "--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip] [--format=coco]"
+USAGE = """\
+--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
+[--format=coco]"""
 _NAMED = 5  # number of files that a line of output names
 
 

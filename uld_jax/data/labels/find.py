@@ -51,25 +51,21 @@ def read_folder(root) -> Annotation | None:
     are labelled twice.
     """
     root = epath.Path(root)
-    found = []
-    names = listing.list_others(root)
-    for name in names:
+    found, tables, twins = [], set(), set()
+    for name in listing.list_others(root):  # sorted, so that a.csv comes before a.h5
+        if name.lower().endswith(".h5") and posixpath.splitext(name)[0] in tables:
+            twins.add(name)  # DeepLabCut writes its table as csv and as HDF5
+            continue
         read = read_file(root / name)
         if read is not None:
             found.append(_File(name, *read))
-    tables = {posixpath.splitext(f.name)[0] for f in found if f.format is deeplabcut and not _is_hdf5(f.name)}
-    twins = [
-        f for f in found if f.format is deeplabcut and _is_hdf5(f.name) and posixpath.splitext(f.name)[0] in tables
-    ]
+            if read[0] is deeplabcut:
+                tables.add(posixpath.splitext(name)[0])
     pointed = {f.format for f in found if f.labels.names or any(image.points for image in f.labels.images)}
-    used = [f for f in found if f.format in pointed and f not in twins]
+    used = [f for f in found if f.format in pointed]
     if not used:
         return None
-    return _annotation(root, used)._replace(sources=frozenset(f.name for f in found if f.format in pointed))
-
-
-def _is_hdf5(name: str) -> bool:
-    return name.lower().endswith((".h5", ".hdf5"))
+    return _annotation(root, used)._replace(sources=frozenset({f.name for f in used} | twins))
 
 
 def read_file(path) -> tuple[ModuleType, Labels] | None:
@@ -301,8 +297,8 @@ def _upright(path, image: Labelled, xy: np.ndarray) -> np.ndarray:
         if image.size == stored:
             raise UserError(
                 f"{image.place}: the photo is turned by its EXIF tag, and the recorded {w} x {h} pixels are those "
-                "before that, so its points may belong to either; turn the pixels of the file itself and label it again, or "
-                "export another format (Label Studio: JSON)"
+                "before that, so its points may belong to either; turn the pixels of the file itself and label it "
+                "again, or export another format (Label Studio: JSON)"
             )
         raise UserError(
             f"{image.place}: the labels are for {w} x {h} pixels, and the file has {width} x {height}; put the image "
