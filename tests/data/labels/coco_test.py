@@ -10,11 +10,13 @@ from uld_jax.errors import UserError
 SIZES = {"im/a.jpg": (30, 40), "im/b.jpg": (30, 40), "im/c.jpg": (30, 40)}
 
 
+def image(number, name):
+    return {"id": number, "file_name": f"{name}.jpg", "width": 40, "height": 30}
+
+
 def content(**changed):
     return {
-        "images": [
-            {"id": i, "file_name": f"{n}.jpg", "width": 40, "height": 30} for i, n in ((7, "a"), (8, "b"), (9, "c"))
-        ],
+        "images": [image(7, "a"), image(8, "b"), image(9, "c")],
         "annotations": [
             {
                 "id": 1,
@@ -70,6 +72,8 @@ TWO = [{"id": i, "image_id": 7, "category_id": 3, "keypoints": [1, 1, 2] * 3} fo
         ({"annotations": [TWO[0] | {"keypoints": ["x", 1, 2] * 3}]}, "point nose: 'x' is not a number"),
         ({"annotations": [TWO[0] | {"image_id": 99}]}, "has annotations of the image 99"),
         ({"images": [{"id": 7, "file_name": "a.jpg", "width": 80, "height": 60}]}, "the labels are for 80 x 60 pixels"),
+        ({"images": [image(7, "a"), image(7, "b")]}, "image b.jpg has the id 7 of another image"),
+        ({"images": [image([], "a")]}, r"id of an entry is '\[\]', and no id"),
         ({"images": [{"id": 7}]}, "image 7: file_name is 'None'"),
     ],
 )

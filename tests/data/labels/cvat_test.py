@@ -71,5 +71,8 @@ def test_entities_are_not_expanded(tmp_path):
     (tmp_path / "a.xml").write_text(f'<?xml version="1.0"?>{bomb}')
     with pytest.raises(UserError, match=r"a.xml is not valid XML \(it has a document type"):
         made.read(tmp_path)
+    (tmp_path / "a.xml").write_text('<?xml version="1.0" encoding="nothing"?><annotations/>')
+    with pytest.raises(UserError, match=r"a.xml is not valid XML \(unknown encoding: nothing\)"):
+        made.read(tmp_path)
     (tmp_path / "a.xml").write_text('<!DOCTYPE svg><svg xmlns="http://www.w3.org/2000/svg"/>')
     assert made.read(tmp_path)[0] is None

@@ -32,6 +32,15 @@ def test_parts(tmp_path):
     assert made.points(found) == {"é.png": {"10": (3, 4), "9": (0, 0)}, "b.png": {"1": (39, 29)}}
 
 
+def test_a_list_of_boxes_beside_that_of_parts(tmp_path):
+    made.photos(tmp_path, {"a.png": (30, 40)})
+    (tmp_path / "boxes.xml").write_text(HEAD + IMAGE.format("a.png", 2 * BOX.format("", "")) + TAIL)
+    assert made.read(tmp_path)[0] is None
+    found = write(tmp_path, IMAGE.format("a.png", BOX.format("", PART.format("p", 3, 4))))
+    assert made.points(found) == {"a.png": {"p": (3, 4)}}
+    assert found.sources == {"faces.xml"}
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_points_of_stored_pixels_are_turned_with_the_photo(tmp_path, turn):
     pixels = np.zeros((30, 40, 3), np.uint8)
@@ -48,7 +57,7 @@ def test_points_of_stored_pixels_are_turned_with_the_photo(tmp_path, turn):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (2 * BOX.format("", PART.format("p", 1, 1)), "image a.png has 2 boxes, .*crop"),
+        (BOX.format("", "") + BOX.format("", PART.format("p", 1, 1)), "image a.png has 2 boxes, .*crop"),
         (BOX.format("", 2 * PART.format("p", 1, 1)), "has the point p twice"),
         (BOX.format("", "<part name='p' x='1'/>"), "part p: 'None' is not a number"),
     ],

@@ -33,14 +33,14 @@ def read(path, content) -> Labels:
             names = tuple(word(n, "a keypoint", path) for n in items(category["keypoints"], str, "keypoints", path))
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: the category {category.get('name')} has two points of one name; rename one")
-            of_category[category.get("id")] = names
+            of_category[_id(category, "id", path)] = names
     objects = {}
     for one in items(content["annotations"], dict, "annotations", path):
-        if one.get("category_id") in of_category and not one.get("iscrowd") and one.get("num_keypoints") != 0:
+        if _id(one, "category_id", path) in of_category and not one.get("iscrowd") and one.get("num_keypoints") != 0:
             place = f"{path}, annotation {one.get('id')}"
             found = _points(one.get("keypoints"), of_category[one["category_id"]], place)
             if found:
-                objects.setdefault(one.get("image_id"), []).append((one, found))
+                objects.setdefault(_id(one, "image_id", path), []).append((one, found))
     used = {of_category[one["category_id"]] for some in objects.values() for one, _ in some}
     if len(used) > 1:
         raise UserError(f"{path} labels points of several categories; give the images of each category their own file")
@@ -50,8 +50,10 @@ def read(path, content) -> Labels:
     for image in items(content["images"], dict, "images", path):
         file = word(image.get("file_name"), "file_name", f"{path}, image {image.get('id')}")
         place = f"{path}, image {file}"
-        known.add(image.get("id"))
-        here = objects.get(image.get("id"), [])
+        if (key := _id(image, "id", path)) in known:
+            raise UserError(f"{place} has the id {key} of another image; give each image its own")
+        known.add(key)
+        here = objects.get(key, [])
         if len(here) > 1:
             ids = ", ".join(str(one.get("id")) for one, _ in here[:3])
             raise UserError(f"{place} has {len(here)} objects (annotations {ids}), and {ONE_OBJECT}")
@@ -63,6 +65,14 @@ def read(path, content) -> Labels:
         raise UserError(f"{path} has annotations of the image {sorted(map(str, lost))[0]}, which it does not list")
     note = "no point has v = 2, so points with v = 1 are taken as visible" if unmarked else ""
     return Labels(images, names, note)
+
+
+def _id(one: dict, field: str, path) -> int | str:
+    """Return an id. Raises UserError if it is absent or no id."""
+    value = one.get(field)
+    if not isinstance(value, int | str):
+        raise UserError(f"{path}: {field} of an entry is {str(value)[:40]!r}, and no id; correct it")
+    return value
 
 
 def _points(values, names, place: str) -> dict[str, tuple[tuple[float, float], int]]:

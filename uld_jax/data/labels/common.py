@@ -142,13 +142,17 @@ def as_xml(data: bytes) -> ElementTree.Element:
     parser.StartDoctypeDeclHandler = _refuse
     try:
         parser.Parse(data, True)
-    except xml.parsers.expat.ExpatError as error:
+    except (xml.parsers.expat.ExpatError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError(str(error)) from None
     return tree.close()
 
 
 def _refuse(*_):
     raise ValueError("it has a document type (DOCTYPE), which labels do not need; remove that line")
+
+
+# Errors of h5py, and of code that trusts the tables, for damaged files.
+DAMAGED = (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError, MemoryError)
 
 
 def hdf5_module(path):

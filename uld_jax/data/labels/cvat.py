@@ -1,9 +1,9 @@
 """CVAT for images 1.1, XML: `image` elements with `points`, or with a `skeleton` of `points`.
 
 Coordinates have their origin at the corner of the first pixel, whose far corner is (width, height) (CVAT issue 9973),
-so half a pixel is subtracted. `outside="1"` and empty `points` are missing, `occluded="1"` is hidden; both attributes
-may be absent. A skeleton has one `points` element a joint (datumaro @ 8970bb7, tests/assets/cvat_dataset).
-Shapes other than points and skeletons are not read.
+so half a pixel is subtracted. CVAT turns photos by their EXIF tag (CVAT pull request 4529). `outside="1"` and empty
+`points` are missing, `occluded="1"` is hidden; both attributes may be absent. A skeleton has one `points` element a
+joint (datumaro @ 8970bb7, tests/assets/cvat_dataset). Shapes other than points and skeletons are not read.
 """
 
 from uld_jax.data.labels.common import ONE_OBJECT, Labelled, Labels, number, put, size_of, word

@@ -73,7 +73,7 @@ def read_hdf5(path, file) -> Labels:
     try:
         group = file[_KEY]
         columns, index, values = _table(group) if "table" in group else _fixed(group)
-    except (KeyError, ValueError, TypeError, IndexError, OSError, AttributeError) as error:
+    except common.DAMAGED as error:
         raise UserError(
             f"{path} is not a table of pandas that can be read safely ({' '.join(str(error).split())[:80]}); write it "
             "as csv, which DeepLabCut does as well"

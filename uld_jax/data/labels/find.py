@@ -29,6 +29,7 @@ from uld_jax.data.specs import decode_threads
 from uld_jax.errors import UserError
 
 _JSON, _XML, _HDF5 = (menpo, labelme, coco, labelstudio), (cvat, imglab), (deeplabcut, sleap)
+_OF_ONE_IMAGE = (labelme, menpo, pts)
 _START = 4096  # bytes in which a format shows
 # Words in files that would be labels if they could be parsed; the user is told of these, and not of any other file.
 _OF_JSON = (b'"shapes"', b'"keypoints"', b'"keypointlabels"', b'"landmarks"')
@@ -61,8 +62,11 @@ def read_folder(root) -> Annotation | None:
             found.append(_File(name, *read))
             if read[0] is deeplabcut:
                 tables.add(posixpath.splitext(name)[0])
-    pointed = {f.format for f in found if f.labels.names or any(image.points for image in f.labels.images)}
-    used = [f for f in found if f.format in pointed]
+    with_points = [f for f in found if f.labels.names or any(image.points for image in f.labels.images)]
+    kinds = {f.format for f in with_points}
+    # A file of one image may have no points; a list of images without any holds labels of another kind, such as boxes.
+    used = [f for f in found if f in with_points or (f.format in kinds and f.format in _OF_ONE_IMAGE)]
+    used = [f for f in used if f.labels.images]
     if not used:
         return None
     return _annotation(root, used)._replace(sources=frozenset({f.name for f in used} | twins))
@@ -118,9 +122,12 @@ def _read_hdf5(path) -> tuple[ModuleType, Labels] | None:
             raise
         raise UserError(f"{path} cannot be read as HDF5 ({_line(error)}); save it again") from None
     with opened as file:
-        if deeplabcut.fits_hdf5(file):
-            return deeplabcut, deeplabcut.read_hdf5(path, file)
-        return (sleap, sleap.read(path, file)) if sleap.fits(file) else None
+        try:
+            if deeplabcut.fits_hdf5(file):
+                return deeplabcut, deeplabcut.read_hdf5(path, file)
+            return (sleap, sleap.read(path, file)) if sleap.fits(file) else None
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot be read as HDF5 ({_line(error)}); save it again") from None
 
 
 def _line(error) -> str:
@@ -222,7 +229,7 @@ def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
     known, place_of = _Images(root), {}
     for file in used:
         # The name of a label file of one image is that of the image, and tells no split.
-        many, shared = file.format not in (labelme, menpo, pts), _shared(file.labels.images)
+        many, shared = file.format not in _OF_ONE_IMAGE, _shared(file.labels.images)
         for image in file.labels.images:
             name = known.of(image, file.name, shared)
             if name in place_of:

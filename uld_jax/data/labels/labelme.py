@@ -27,7 +27,7 @@ def read(path, content) -> Labels:
         if not (isinstance(xy, list) and len(xy) == 1 and isinstance(xy[0], list) and len(xy[0]) == 2):
             raise UserError(f"{place}: the point {name} has not one x and one y; label it again")
         put(points, name, tuple(number(v, f"{place}, point {name}") - 0.5 for v in xy[0]), place)
-        groups.add(shape.get("group_id"))
+        groups.add(None if shape.get("group_id") is None else str(shape["group_id"]))
     if len(groups - {None}) > 1:
         raise UserError(f"{place} has points of {len(groups - {None})} groups, and {ONE_OBJECT}")
     size = size_of(content.get("imageHeight"), content.get("imageWidth"), place)

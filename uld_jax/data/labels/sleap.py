@@ -36,7 +36,7 @@ def read(path, file) -> Labels:
         raise UserError(f"{path} is SLEAP's analysis file, which names no images; give the project, a .slp file")
     try:
         return _read(path, file)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError) as error:
+    except common.DAMAGED as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
