@@ -152,7 +152,10 @@ def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():
         assert "cli" not in used or path == PACKAGE / "__main__.py" or path.parent == PACKAGE / "cli"
         assert not packages(path) & {"tensorflow", "scipy"}, path
         readers = packages(path, lazy=path.parent != PACKAGE / "convert")
-        assert not readers & {"torch", "safetensors", "h5py"}, f"{path}: in `convert` alone, inside functions"
+        assert not readers & {"torch", "safetensors"}, f"{path}: in `convert` alone, inside functions"
+        readers = packages(path, lazy=path.parent not in (PACKAGE / "convert", PACKAGE / "data" / "labels"))
+        assert "h5py" not in readers, f"{path}: in `convert` and `data/labels` alone, inside functions"
+        assert not packages(path) & {"pickle"} or "labels" not in path.parts, f"{path}: labels are never unpickled"
 
 
 def test_commands_import_what_they_compute_with_inside_functions():

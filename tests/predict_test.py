@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests import tiny
 from uld_jax import files, predict, sharding
+from uld_jax.data import labels, listing
 from uld_jax.detector import Detector, shows_nothing
 from uld_jax.engine import runs
 from uld_jax.errors import UserError
@@ -332,3 +333,30 @@ def test_overlay_names_differ_on_every_file_system():
     keys = {unicodedata.normalize("NFC", n).casefold() for n in named.values()}
     assert len(keys) == len(names)
     assert overlay_names(reversed(names)) == named
+
+
+@pytest.mark.parametrize("word", predict.FORMATS)
+def test_the_table_in_the_layout_of_a_tool(detector, tmp_path, word):
+    """Labels of the photos, read from the table beside them, are the predictions."""
+    for name, size in {"a.png": (60, 80), "b/c d.png": (50, 50)}.items():
+        photo(tmp_path / "in" / name, size)
+    predict_folder(detector, tmp_path / "in", tmp_path / "csv")
+    predict_folder(detector, tmp_path / "in", tmp_path / "out", format=word)
+    assert listing.list_files(tmp_path).others == []  # its output is known as that
+    written = predict.table_of(tmp_path / "out", word)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", written.name, "overlays"]
+    want = table(tmp_path / "csv/landmarks.csv")
+    if word == "csv":
+        assert table(written) == want
+        return
+    written.rename(tmp_path / "in" / written.name)
+    with pytest.warns(UserWarning, match="labels of 2 images"):
+        read = labels.read_folder(tmp_path / "in")
+    assert read.landmark_names == tuple(f"landmark{k}" for k in range(4))
+    xy = [[[float(want[f][f"{a}{k}"] or "nan") for a in "xy"] for k in range(4)] for f in read.names]
+    np.testing.assert_allclose(read.landmarks, xy, atol=2e-3)
+
+
+def test_an_unknown_format_is_told_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match="format is 'xml'; use one of csv, coco, dlc, slp, labelstudio"):
+        predict_folder(None, tmp_path / "nothing", tmp_path / "out", format="xml")

@@ -116,6 +116,12 @@ class GrowingCsv:
         self._file.write(text)
         self._file.flush()
 
+    def discard(self) -> None:
+        """Remove the file, because its rows are kept elsewhere."""
+        if self._file is not None:
+            self._file.close()
+        self.partial.unlink(missing_ok=True)
+
     def finish(self, rows: Iterable[Sequence[Any]] | None = None) -> None:
         """Give the file its final name; `rows`, if given, replace its content."""
         if self._file is not None:

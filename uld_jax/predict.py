@@ -18,7 +18,7 @@ from etils import epath
 from PIL import Image
 
 from uld_jax import files, viz
-from uld_jax.data import decode, listing
+from uld_jax.data import decode, labels, listing
 from uld_jax.data.listing import Skipped, is_local
 from uld_jax.data.names import same_on_disk
 from uld_jax.data.specs import decode_threads
@@ -28,6 +28,7 @@ from uld_jax.ops import coordinates
 
 _SHEET_CELL = 160  # px, side of a cell of the contact sheet
 _SHEET_MOST = 64
+FORMATS = ("csv", *labels.FORMATS)
 _LONGEST = 1024, 4096  # px, longer side of overlays: for usual photos, and the most for very wide or tall photos
 
 
@@ -64,6 +65,7 @@ def predict_folder(
     *,
     points: str = "discovered",
     outside: str = "missing",
+    format: str = "csv",
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Predicted:
     """Predict the landmarks of every picture below a folder, at any depth, or of single files.
@@ -71,6 +73,7 @@ def predict_folder(
     Writes, in `out`:
       landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, never outside it; a missing landmark has empty
         coordinates and score 0. The file is landmarks.partial.csv while it grows; a killed program leaves that behind.
+        Another `format` takes its place when all rows are known: see `table_of`.
       overlays/<path>.png: each photo with its landmarks; overlays/index.csv lists which overlay belongs to which file.
         Overlays of an earlier call that this call does not write are removed unless they have been changed.
       contact_sheet.png: a sample of the photos with their landmarks.
@@ -81,12 +84,16 @@ def predict_folder(
       images: a folder, a file, a pattern such as `photos/*.jpg`, or a sequence of these.
       out: folder to write, local or gs://.
       points, outside: see `Detector.predict`.
+      format: layout of the table, `csv` or a tool's (`FORMATS`).
       report: function that is called after each batch with the number of files done and of all files.
 
     Raises:
-      UserError: there are no such files, or none that can be read.
+      UserError: there are no such files, or none that can be read, or the format is unknown or needs a package.
     """
     out = epath.Path(out)
+    if format == "slp":
+        labels.FORMATS[format].check_writable(table_of(out, format))
+    table_of(out, format)  # refuses an unknown word
     root, names, others = _inputs(images, out)
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
     kept, sheet = _spread(names, _SHEET_MOST), []
@@ -102,7 +109,7 @@ def predict_folder(
                 beyond += int(found.beyond.sum())
                 done += len(photos)
                 if jax.process_index() == 0:
-                    writer = writer or _Writer(out, found.xy.shape[1], names)
+                    writer = writer or _Writer(out, found.xy.shape[1], names, format, root.name)
                     shown = writer.add(photos, found.xy, found.score)
                     sheet += [_small(*one) for photo, one in zip(photos, shown, strict=True) if photo.name in kept]
             report(done + len(skipped), len(names))
@@ -115,6 +122,18 @@ def predict_folder(
         listing.write_skipped(out / "skipped.csv", skipped)
         writer.finish()
     return Predicted(done, skipped, empty, beyond)
+
+
+def table_of(out, format: str = "csv") -> epath.Path:
+    """Return the path of the table that `predict_folder` writes. Raises UserError for an unknown format.
+
+    >>> table_of("out", "coco").name, table_of("out", "dlc").name, table_of("out", "slp").name
+    ('landmarks.json', 'landmarks.csv', 'landmarks.slp')
+    """
+    if format not in FORMATS:
+        raise UserError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
+    ending = ".csv" if format == "csv" else labels.FORMATS[format].ENDING
+    return epath.Path(out) / f"landmarks{ending}"
 
 
 # Selection of files
@@ -200,7 +219,9 @@ def _small(picture, xy, score) -> tuple[Image.Image, np.ndarray, np.ndarray]:
 class _Writer:
     """Writer of the table and the overlays, row by row. Only process 0 has one."""
 
-    def __init__(self, out: epath.Path, count: int, names: Sequence[str]):
+    def __init__(self, out: epath.Path, count: int, names: Sequence[str], format: str, folder: str):
+        self._out, self._format, self._folder, self._count = out, format, folder, count
+        self._rows = []  # file, size, landmarks and scores, for formats that are written as a whole
         header = ["file", *(f"{c}{k}" for k in range(count) for c in ("x", "y", "score"))]
         self._table = files.GrowingCsv(out / "landmarks.csv", header)
         self._overlays, self._named = Overlays(out / "overlays"), overlay_names(names)
@@ -208,6 +229,8 @@ class _Writer:
     def add(self, photos: Sequence[_Photo], xy, score) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Write rows and overlays; return each picture, its landmarks in pixels of the picture, and their scores."""
         self._table.add(_row(*one) for one in zip((p.name for p in photos), xy, score, strict=True))
+        if self._format != "csv":
+            self._rows += [(p.name, p.size, *one) for p, *one in zip(photos, xy, score, strict=True)]
         shown = []
         for photo, points, value in zip(photos, xy, score, strict=True):
             points = coordinates.rescale_points(points, photo.size, photo.picture.shape[:2])
@@ -217,7 +240,13 @@ class _Writer:
 
     def finish(self) -> None:
         self._overlays.finish()
-        self._table.finish()
+        if self._format == "csv":
+            self._table.finish()
+            return
+        names = [f"landmark{k}" for k in range(self._count)]
+        found = labels.Predictions(*zip(*self._rows, strict=True), names, self._folder)
+        labels.FORMATS[self._format].write(table_of(self._out, self._format), found)
+        self._table.discard()
 
 
 def _row(name: str, xy, score) -> list[str]:

@@ -9,7 +9,9 @@ from uld_jax import files
 from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 
-USAGE = "--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]"
+USAGE = """\
+--workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
+[--format=coco]"""
 _NAMED = 5  # number of files that a line of output names
 
 
@@ -19,21 +21,23 @@ def define(flags: Flags) -> None:
     flags.stage()
     meaning = "Folder of images, nested or not; or an image, or a pattern; again for another one."
     flags.repeated("images", meaning, required=True)
-    flags.folder("out", "Folder for landmarks.csv, overlays and the contact sheet.")
+    flags.folder("out", "Folder for the table of landmarks, overlays and the contact sheet.")
     flags.choice("points", ["discovered", "annotated"], "Which landmarks to write.")
     meaning = "What becomes of landmarks beyond their photo: missing, or moved to its edge."
     flags.choice("outside", ["missing", "clip"], meaning)
+    meaning = "Layout of the table: landmarks.csv, or that of COCO, DeepLabCut, SLEAP or Label Studio."
+    flags.choice("format", ["csv", "coco", "dlc", "slp", "labelstudio"], meaning)
 
 
 def run(args: FlagValues) -> int:
     """Write the landmarks, and print which files and landmarks were left out."""
     from uld_jax.detector import Detector
-    from uld_jax.predict import predict_folder
+    from uld_jax.predict import predict_folder, table_of
 
-    options = dict(points=args.points, outside=args.outside, report=shared.progress("predict"))
+    options = dict(points=args.points, outside=args.outside, format=args.format, report=shared.progress("predict"))
     done = predict_folder(Detector.load(shared.stage_of(args)), args.images, args.out, **options)
     if shared.first_process():
-        table, sheet = (os.path.join(args.out, name) for name in ("landmarks.csv", "contact_sheet.png"))
+        table, sheet = table_of(args.out, args.format), os.path.join(args.out, "contact_sheet.png")
         print(f"{done.images} images: {table}, {sheet}")
         if done.beyond:
             now = "missing" if args.outside == "missing" else "given at its edge"

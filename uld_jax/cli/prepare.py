@@ -12,7 +12,9 @@ USAGE = "--dataset=NAME [--src=DIR] [--scheme=NAME] [--on_bad_file=skip] --data_
 def define(flags: Flags) -> None:
     """Add the flags of `uld prepare`."""
     flags.text("dataset", None, "Name of the data set; `synthetic` is rendered, others are read from --src.")
-    flags.path("src", "", "Folder of photos, with or without train.csv and test.csv.")
+    flags.path(
+        "src", "", "Folder of photos, with or without labels (train.csv and test.csv, or files of a labelling tool)."
+    )
     flags.text("scheme", "none", "What the annotated points are, as data.scheme.")
     meaning = "What becomes of photos that cannot be read: all are named and nothing is written, or they are left out."
     flags.choice("on_bad_file", ["error", "skip"], meaning)

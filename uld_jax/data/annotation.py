@@ -45,6 +45,8 @@ class Annotation(NamedTuple):
       visible: [R,L] bool, True where a point is annotated and not hidden; None without landmarks.
       columns: other columns, {name: R strings}.
       landmark_names: names of the L points; () if unknown.
+      kind: name of the tool that made the labels; empty for the project's own csv files.
+      sources: label files of that tool, relative to the folder, which are not meant as pictures.
     """
 
     names: list[str]
@@ -54,6 +56,8 @@ class Annotation(NamedTuple):
     visible: np.ndarray | None
     columns: dict[str, list[str]]
     landmark_names: tuple[str, ...] = ()
+    kind: str = ""
+    sources: frozenset[str] = frozenset()
 
     def take(self, names: Sequence[str]) -> "Annotation":
         """Return the rows of the given images; an image without a row gets an empty one, with its name as place."""
@@ -66,7 +70,9 @@ class Annotation(NamedTuple):
         places = [self.places[row] if row >= 0 else name for row, name in zip(rows, names, strict=True)]
         columns = {c: [values[row] if row >= 0 else "" for row in rows] for c, values in self.columns.items()}
         splits = [self.splits[row] if row >= 0 else "train" for row in rows]
-        return Annotation(list(names), splits, places, landmarks, visible, columns, self.landmark_names)
+        return self._replace(
+            names=list(names), splits=splits, places=places, landmarks=landmarks, visible=visible, columns=columns
+        )
 
 
 def read_folder(root) -> Annotation | None:

@@ -31,7 +31,9 @@ MOST_MEMORY = 900_000_000  # bytes that one picture may take while it is decoded
 MEMORY = 1_000_000_000  # bytes that all pictures being decoded may take together
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+# (rows, columns) that an orientation reverses, after the exchange of axes.
+_FLIPS = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
 _WHOLE = 1 << 24  # pixels up to which an image is converted at once
 _BAND = 1 << 21  # pixels of a larger image that are converted at a time
 _NAMED = 20  # most files for which a warning about several pages is given
@@ -79,7 +81,7 @@ def decode_image(file, frame_size: int, fit: str = "pad") -> tuple[np.ndarray, n
         raw_map = coordinates.frame_map((height, width), (frame_size, frame_size), fit)
         image, shrunk, scale = _read(opened, raw_map[:2])
         frame = _resample(image, shrunk, raw_map, scale, frame_size)
-    size = (width, height) if turn in _TURNED else (height, width)
+    size = (width, height) if turn in TURNED else (height, width)
     fmap = coordinates.frame_map(size, (frame_size, frame_size), fit)
     return turn_upright(frame, turn), fmap, size
 
@@ -141,18 +143,21 @@ class Header(NamedTuple):
       size: (height, width) of the upright picture.
       file_bytes: length of the file, in bytes.
       start: first 4096 bytes of the file.
+      turn: EXIF orientation, 1 to 8.
     """
 
     size: tuple[int, int]
     file_bytes: int
     start: bytes
+    turn: int = 1
 
 
 def header(file) -> Header:
     """Read the header of one image and check that it can be decoded in bounded memory. Raises BadFile if not."""
     with _opened(file) as opened:
         image, handle = opened.image, opened.handle
-        size = (image.height, image.width) if orientation(image) not in _TURNED else (image.width, image.height)
+        turn = orientation(image)
+        size = (image.height, image.width) if turn not in TURNED else (image.width, image.height)
         where = handle.tell()
         total = handle.seek(0, os.SEEK_END)
         handle.seek(0)
@@ -160,7 +165,7 @@ def header(file) -> Header:
         handle.seek(where)
         _shrink_while_decoding(image, np.zeros(2))
         _memory_needed(opened)
-    return Header(size, total, start)
+    return Header(size, total, start, turn)
 
 
 def image_size(file) -> tuple[int, int]:
@@ -416,12 +421,18 @@ def orientation(image: Image.Image) -> int:
 
 def turn_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     """Turn pixels [H,W,...] from their stored to their upright orientation, by EXIF orientation 1 to 8."""
-    if turn in _TURNED:
+    if turn in TURNED:
         pixels = pixels.swapaxes(0, 1)
-    # (rows, columns) reversed, after the exchange of axes
-    flips = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(turn, (0, 0))
+    flips = _FLIPS.get(turn, (0, 0))
     pixels = pixels[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
     return np.ascontiguousarray(pixels)
+
+
+def turn_points(points: np.ndarray, turn: int, size: tuple[int, int]) -> np.ndarray:
+    """Turn points [...,2] `(x, y)` of the stored file to the upright file of `size` (height, width)."""
+    rows, columns = _FLIPS.get(turn, (0, 0))
+    x, y = np.moveaxis(points[..., ::-1] if turn in TURNED else points, -1, 0)
+    return np.stack([size[1] - 1 - x if columns else x, size[0] - 1 - y if rows else y], -1)
 
 
 def to_rgb(image: Image.Image, found: tones.Tones | None = None, inverted: bool = False) -> Image.Image:

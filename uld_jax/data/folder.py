@@ -2,9 +2,9 @@
 
 Images at any depth are the training images, with or without annotation: `train.csv` and `test.csv` (see `annotation`)
 only give the positions of points. Images that the csv files name as test images are excluded from training and form the
-split `test`. Without a csv, every split name gives all images. Training images are sorted by path, unless the csv lists
-all of them; then they are in its order. Hence labels may be added to a run's folder, as long as one image stays without
-a row.
+split `test`. Without a csv, label files of other tools (see `labels`) are read in its place. Without csv and labels,
+every split name gives all images. Training images are sorted by path, unless the labels list all of them; then they are
+in that order. Hence labels may be added to a run's folder, as long as one image stays without a row.
 
 Everything is checked when the folder is opened; an error is one sentence that names the file, line and column.
 """
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from uld_jax.data import annotation, decode, listing
+from uld_jax.data import annotation, decode, labels, listing
 from uld_jax.data.schemes import NO_SCHEME
 from uld_jax.data.specs import Source, broken, decode_threads, fingerprint_of, set_sides, sort_out, spec_of
 from uld_jax.errors import UserError
@@ -84,7 +84,7 @@ class Folder(Photos):
     ):
         super().__init__(data_dir, frame_size, fit)
         self.names, note = self._select(split)
-        self._places = note.places if note else None
+        self._places, self._kind = (note.places, note.kind) if note else (None, "")
         used = self._probe(on_bad_file)
         if len(used) < len(self):
             self.names, note = list(used), note and note.take(list(used))
@@ -102,33 +102,39 @@ class Folder(Photos):
 
     def _select(self, split: str) -> tuple[list[str], annotation.Annotation | None]:
         """Return the images of a split and their annotation; also find which splits there are."""
-        labels, self._splits = annotation.read_folder(self._root), ()
-        if labels is None:
+        note, self._splits = annotation.read_folder(self._root), ()
+        if note is None:
+            note = labels.read_folder(self._root)
+        if note is None:
             names, self.skipped = listing.list_files(self._root)
             if not names:
                 raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another data_dir")
             return names, None
-        of = {s: [n for n, t in zip(labels.names, labels.splits, strict=True) if t == s] for s in annotation.SPLITS}
+        of = {s: [n for n, t in zip(note.names, note.splits, strict=True) if t == s] for s in annotation.SPLITS}
         self._splits = annotation.SPLITS if of["test"] else ("train",)
         if split not in self._splits:
             more = "; add test.csv, or a column `split` with `test` in some rows" if split == "test" else ""
+            if more and note.kind:
+                more = "; put `test` into the name of a label file or of a folder of images"
             raise UserError(f"{self._root} has no split {split} (it has {' and '.join(self._splits)}){more}")
         names = of["test"]
         if split == "train":
             listed, self.skipped = listing.list_files(self._root)
-            listed = _without_masks(listed, labels)
+            self.skipped = [one for one in self.skipped if one.file not in note.sources]
+            listed = _without_masks(listed, note)
             names = of["train"]  # in this order, if the csv lists all images
-            if rest := {*listed} - {*labels.names}:
+            if rest := {*listed} - {*note.names}:
                 names = sorted(rest.union(names), key=lambda name: name.split("/"))
             if not names:
                 raise UserError(
                     f"all {len(of['test'])} images of {self._root} are listed as test images, and none is left to "
-                    "train on or to fit on; list some of them in train.csv, or add more"
+                    f"train on or to fit on; {'label' if note.kind else 'list'} some of them "
+                    f"{'as training images' if note.kind else 'in train.csv'}, or add more"
                 )
-        return names, labels.take(names)
+        return names, note.take(names)
 
     def place(self, row):
-        """Return the file and line of the csv that names the image; without a csv, the image."""
+        """Return the file and line, or image, of the labels that name the image; without labels, the image."""
         return self._places[row] if self._places else self.names[row]
 
     def _probe(self, on_bad_file) -> dict[str, "Head"]:
@@ -138,9 +144,12 @@ class Folder(Photos):
         named = [i for i in absent if self.place(i) != self.names[i]]
         if named and on_bad_file == "error":
             first = named[0]
+            remedy = "paths in the column `file` are relative to the folder of the csv"
+            if self._kind:
+                remedy = "put the images into the folder, or remove them from the labels"
             raise UserError(
                 f"{self.place(first)}: {self.names[first]} is not in {self._root} ({counted(named, 'such file')}); "
-                f"paths in the column `file` are relative to the folder of the csv"
+                f"{remedy}"
             )
         bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
@@ -149,10 +158,10 @@ class Folder(Photos):
         return {name: heads[row] for row, name in enumerate(self.names) if row not in bad}
 
 
-def _without_masks(names, labels: annotation.Annotation) -> list[str]:
+def _without_masks(names, note: annotation.Annotation) -> list[str]:
     """Remove the masks that the csv names, and other images in the masks' folders, from the images of a folder."""
-    masks = {posixpath.normpath(cell.strip()) for cell in labels.columns.get("mask", ()) if cell.strip()}
-    folders = {posixpath.dirname(mask) for mask in masks} - {posixpath.dirname(name) for name in labels.names}
+    masks = {posixpath.normpath(cell.strip()) for cell in note.columns.get("mask", ()) if cell.strip()}
+    folders = {posixpath.dirname(mask) for mask in masks} - {posixpath.dirname(name) for name in note.names}
     return [name for name in names if name not in masks and posixpath.dirname(name) not in folders]
 
 

@@ -40,6 +40,8 @@ _IGNORED_FOLDERS = ("__MACOSX", "@eaDir")
 _OWN = (
     {"config.json", "run.json"},
     {"landmarks.csv", "contact_sheet.png"},
+    {"landmarks.json", "contact_sheet.png"},
+    {"landmarks.slp", "contact_sheet.png"},
     {"features.json", "dataset_info.json"},
     {"cache.json"},
     {"table.json", "table.md"},
@@ -110,6 +112,14 @@ def list_files(folder) -> Listing:
     return Listing(
         [n for n in names if reasons.get(n) is None], [Skipped(n, reasons[n]) for n in doubtful if reasons[n]]
     )
+
+
+def list_others(folder) -> list[str]:
+    """List the files below a folder whose names do not claim to be a picture, csv tables too, sorted by path."""
+    folder = epath.Path(folder)
+    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
+    names = (n for n in found if not n.lower().endswith((*_PICTURE_ENDINGS, *_VIDEO_ENDINGS, *_RAW_ENDINGS)))
+    return sorted(names, key=lambda name: name.split("/"))
 
 
 def is_local(path) -> bool:

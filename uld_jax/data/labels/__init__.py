@@ -1,0 +1,16 @@
+"""Labels of the field's tools: found in a folder by their content, and written in their layouts.
+
+read_folder(root)              the labels of a folder's images, as an `Annotation`
+read_file(path)                the labels of one file
+FORMATS[word].write(...)        predictions in the layout of a tool
+
+A format is one file with its convention and the source of that; `read` converts to pixels with centres at integers.
+"""
+
+from uld_jax.data.labels import coco, deeplabcut, labelstudio, sleap
+from uld_jax.data.labels.common import Labelled, Labels, Predictions
+from uld_jax.data.labels.find import read_file, read_folder
+
+FORMATS = {"coco": coco, "dlc": deeplabcut, "slp": sleap, "labelstudio": labelstudio}
+
+__all__ = ["FORMATS", "Labelled", "Labels", "Predictions", "read_file", "read_folder"]
