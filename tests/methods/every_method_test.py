@@ -254,7 +254,7 @@ def test_imm_shows_what_it_generates(tmp_path):
     config = tiny.config("imm", eval_every=0, save_every=0, log_every=2, **{"imm.steps": 2})
     loop.run(config, tmp_path)
     pictures = {p.name for p in (tmp_path / "pictures").iterdir()}
-    assert {"00000002_imm_generated.png", "00000002_imm_heatmaps.png"} <= pictures
+    assert {f"00000002_imm_{name}.png" for name in ("generated", "heatmaps", "swaps")} <= pictures
     assert np.isfinite(json.loads((tmp_path / "eval/test/metrics.json").read_text())["forward_nme"])
 
 

@@ -9,7 +9,7 @@ from tests import tiny
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import replace
-from uld_jax.method import Start
+from uld_jax.method import Start, TrainState
 from uld_jax.methods import imm
 
 
@@ -79,6 +79,48 @@ def test_the_loss_is_a_thousand_times_the_terms_over_their_running_means(method)
     # What the mask hides costs nothing.
     (_, (_, hidden, _)), _ = both(0.0, mean)
     assert float(hidden["pixels"]) == 0
+
+
+class Net:
+    """A network of no weights."""
+
+    def __init__(self, apply):
+        self._apply = apply
+
+    def apply(self, variables, *inputs, train):
+        assert not train
+        return self._apply(*inputs)
+
+
+def test_swaps_have_the_columns_of_c3(method, monkeypatch):
+    """Appearance is an image's brightness and pose a column that hangs on it; the renderer shows both."""
+    bright = lambda x: x[:, 0, 0, 0]  # of frames of one colour
+    column = lambda maps: maps[:, 0, :, 0].argmax(-1)
+
+    def render(a, maps):
+        shown = np.stack([a, 25.5 * column(maps), 0 * a], -1)
+        return jnp.broadcast_to(shown[:, None, None], (len(a), 32, 32, 3))
+
+    nets = {
+        "appearance": Net(bright),
+        "pose": Net(lambda x: np.ones((4, 4, 4)) * (np.arange(4.0)[:, None] - 1.5) * bright(x)[:, None, None, None]),
+        "renderer": Net(render),
+    }
+    monkeypatch.setattr(imm.IMM, "_nets", nets)
+    monkeypatch.setattr(imm, "warped", lambda keys, deviations, images, control: images)  # of `generated` alone
+    side = method.frame_size
+    images = np.stack([np.full((side, side, 3), value, np.uint8) for value in (0, 100, 200)])
+    state = TrainState(jnp.int32(0), dict.fromkeys(nets), {name: {} for name in nets})
+    sheets = method.pictures(state, {}, images)
+    assert set(sheets) == {"generated", "swaps"}
+    swaps = np.asarray(sheets["swaps"])
+    assert swaps.shape == (3, 5, 32, 32, 3)
+    seen = np.array([0, 100, 200])
+    pose = swaps[:, 2, 0, 0, 1]
+    assert len(set(pose)) > 1
+    np.testing.assert_array_equal(swaps[:, :2, 0, 0, 0], np.stack([seen, np.roll(seen, -1)], 1))
+    np.testing.assert_array_equal(swaps[:, 2:, 0, 0, 0], np.stack([seen, seen, np.roll(seen, -1)], 1))
+    np.testing.assert_array_equal(swaps[:, 2:, 0, 0, 1], np.stack([pose, np.roll(pose, -1), pose], 1))
 
 
 def test_settings_that_cannot_work_are_named(method):

@@ -103,6 +103,28 @@ def test_a_labelled_grid_has_its_pictures_below_their_names():
     assert (named[-20, -20] == (0, 0, 200)).all()
 
 
+def test_models_are_compared_on_the_same_images():
+    images = [np.full((32, 32, 3), 30 * i, np.uint8) for i in range(3)]
+    points = np.full((3, 2, 2), 15.5)
+    points[:, 1] += 8
+    rows = {"one": (points, np.array([[1, 0]] * 3)), "two": (points[:, :1] + 8, None)}
+    sheet = np.asarray(viz.compared_landmarks(images, rows, columns=["a", "b", "c"], corner="yaw", cell=32))
+    place = lambda row, column, at: sheet[-36 * (2 - row) + at, -36 * (3 - column) + at].tolist()
+    first = viz.palette(1)[0].tolist()
+    for column in range(3):
+        assert place(0, column, 15) == first
+        assert place(0, column, 24) == [30 * column] * 3  # of score 0
+        assert place(1, column, 15) == [30 * column] * 3
+        assert place(1, column, 23) == first
+    sheets = {"one": np.full((2, 1, 8, 8, 3), 50, np.uint8), "another": np.full((2, 2, 4, 4, 3), 90, np.uint8)}
+    sheets["one"][1], sheets["another"][1] = 150, 190
+    shown = np.asarray(viz.compared_pictures(sheets, ["image 3", "image 8"], cell=32))
+    column = shown[:, -56, 0]
+    assert [int(v) for v, before in zip(column[1:], column) if v != before and v != 255] == [50, 90, 150, 190]
+    assert (shown[:, -20, 0] == 50).sum() == 0  # one column
+    assert (shown[:, -20, 0] == 90).sum() == 32
+
+
 def test_overlays_of_numbers_and_labels():
     image = np.full((4, 4, 3), 100, np.uint8)
     heat = np.asarray(viz.heat_overlay(image, np.array([[0.0, 0.0], [0.0, 1.0]]), low=0.5, high=1.0, cell=16), int)

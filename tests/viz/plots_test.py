@@ -67,6 +67,26 @@ def test_plots_hold_the_numbers_they_are_given(tmp_path):
         assert Image.open(tmp_path / "new" / f"{i}.png").size == Image.open(io.BytesIO(viz.png(picture))).size
 
 
+def test_runs_are_compared_in_one_plot():
+    curves = {"a": ([0, 5, 10], [0, 0.5, 1]), "mean shape": ([0, 5, 10], [0, 0, 0.5])}  # a run may have any name
+    ced = viz.ced_plot(curves, baselines={"mean shape (9 %)": ([0, 5, 10], [0, 0, 0.2])}, title="x")
+    lines = ced.axes[0].lines
+    assert [line.get_label() for line in lines] == ["a", "mean shape", "mean shape (9 %)"]
+    assert len({line.get_color() for line in lines}) == 3
+    groups = lambda *errors: [
+        Group(f"bin {i}", 5, forward_nme=error, mean_shape_nme=9.0) for i, error in enumerate(errors)
+    ]
+    bars = viz.grouped_bars_plot({"a": groups(4.0, 6.0, None), "b": groups(5.0, 3.0, 2.0)}, title="x")
+    (ax,) = bars.axes
+    heights = [[p.get_height() for p in container] for container in ax.containers]
+    np.testing.assert_array_equal(heights, [[4, 6, np.nan], [5, 3, 2]])
+    middles = [[p.get_x() + p.get_width() / 2 for p in container] for container in ax.containers]
+    np.testing.assert_allclose(np.mean(middles, 0), [0, 1, 2], atol=1e-9)
+    assert [t.get_text() for t in ax.get_xticklabels()] == [f"bin {i}\n5 images" for i in range(3)]
+    assert [t.get_text() for t in bars.legends[0].get_texts()] == ["mean shape", "a", "b"]
+    assert len(viz.png(bars)) > 1000
+
+
 @pytest.mark.parametrize("count", [5, 20])
 def test_accuracy_bars(count):
     areas = {f"area {i}": Area(points=3, matched=1, exclusive=None if i else 0.5, best=0.9) for i in range(count)}

@@ -6,6 +6,7 @@ Importing the commands is quick, because a command imports its heavy modules whe
 from uld_jax.cli import (
     align,
     clusters,
+    compare,
     convert,
     dense,
     evaluate,
@@ -24,6 +25,7 @@ COMMANDS = {
     "sweep": sweep.COMMAND,
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "compare": compare.COMMAND,
     "dense": dense.COMMAND,
     "align": align.COMMAND,
     "predict": predict.COMMAND,

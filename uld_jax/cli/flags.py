@@ -55,9 +55,10 @@ class Flags:
         """Define a flag that takes one of several words; the first is the default."""
         flags.DEFINE_enum(name, choices[0], choices, meaning, flag_values=self.values)
 
-    def words(self, name: str, meaning: str) -> None:
-        """Define a flag that takes a list, separated by commas."""
-        flags.DEFINE_list(name, [], meaning, flag_values=self.values)
+    def words(self, name: str, meaning: str, required: bool = False) -> None:
+        """Define a flag that takes a list, separated by commas; a required flag must not be empty."""
+        flags.DEFINE_list(name, None if required else [], meaning, flag_values=self.values)
+        self._required += [name] if required else []
 
     def repeated(self, name: str, meaning: str, required: bool = False) -> None:
         """Define a flag that may be given several times; a required flag must not be empty."""

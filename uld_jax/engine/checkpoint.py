@@ -48,6 +48,15 @@ def has_final(workdir, stage: str) -> bool:
     return path.exists() and ocp.utils.is_checkpoint_finalized(path)
 
 
+def check_final(workdir, stage: str) -> None:
+    """Raise UserError unless the stage is finished."""
+    if not has_final(workdir, stage):
+        raise UserError(
+            f"{workdir} holds no finished stage '{stage}'; give its `uld train` with {flag('workdir', workdir)} again, "
+            "to its end"
+        )
+
+
 def save_final(workdir, stage: str, state: TrainState, meta: dict[str, Any]) -> None:
     """Write the closing save of a stage; return when it is on disk."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -59,13 +68,8 @@ def restore_final(workdir, stage: str, template: TrainState) -> Restored:
 
     Raises UserError when the stage is not finished or belongs to a network of another shape.
     """
-    path = final_path(workdir, stage)
-    if not has_final(workdir, stage):
-        raise UserError(
-            f"{workdir} holds no finished stage '{stage}'; give its `uld train` with {flag('workdir', workdir)} again, "
-            "to its end"
-        )
-    return _restore(path, template)
+    check_final(workdir, stage)
+    return _restore(final_path(workdir, stage), template)
 
 
 def newest_meta(workdir, stage: str) -> dict[str, Any] | None:

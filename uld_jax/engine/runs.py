@@ -42,17 +42,26 @@ def load(where: str, mesh=None) -> Finished:
     Raises UserError when there is no such run or stage, or when the stage is not finished.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    workdir, name = _split(str(where))
-    config = workdir_lib.read_config(workdir)
+    workdir, config, name = find(where)
     run = workdir_lib.read_json(workdir / "run.json")
-    name = name or config.stages[-1]
-    if name not in config.stages:
-        raise UserError(f"{workdir} has no stage {name!r}; its stages are {', '.join(config.stages)}")
     origin = {"stage": name, "config": config.to_dict(), "rows": run["rows"], "init_from": run["init_from"]}
     method, frozen, template = shapes(origin)
     state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, template)).state
     frozen = sharding.put_replicated(mesh, frozen)
     return Finished(workdir, config, name, Model(method, state, frozen), run["data_fingerprint"], origin)
+
+
+def find(where: str) -> tuple[epath.Path, Config, str]:
+    """Find a stage, `WORKDIR[:stage]`, finished or not: the folder and the config of its run, and the stage's name.
+
+    Raises UserError when there is no such run or stage.
+    """
+    workdir, name = _split(str(where))
+    config = workdir_lib.read_config(workdir)
+    name = name or config.stages[-1]
+    if name not in config.stages:
+        raise UserError(f"{workdir} has no stage {name!r}; its stages are {', '.join(config.stages)}")
+    return workdir, config, name
 
 
 def _split(where: str) -> tuple[epath.Path, str | None]:

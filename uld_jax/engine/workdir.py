@@ -48,7 +48,7 @@ def read_json(path) -> Any:
     """Read a JSON file. Raises UserError when the file is missing or torn."""
     path = epath.Path(path)
     if not path.exists():
-        raise UserError(f"{path} is missing; give --workdir a folder that `uld train` made")
+        raise UserError(f"{path} is missing; give a folder that `uld train` made")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -60,7 +60,7 @@ def ced_over_landmarks(per_landmark) -> tuple[np.ndarray, np.ndarray]:
     return count, np.cumsum(errors) / count
 
 
-def _numbers(values) -> np.ndarray | None:
+def numbers_of(values) -> np.ndarray | None:
     """Values as float64, NaN for empty cells; None if some value is no number."""
     try:
         return np.array([float(v) if str(v).strip() else np.nan for v in values], np.float64)
@@ -96,7 +96,7 @@ def group_by(errors: Mapping[str, Any], values: Sequence[Any], edges: Sequence[f
     errors = {name: np.asarray(e, np.float64) for name, e in errors.items()}
     if any(len(e) != len(values) for e in errors.values()):
         raise ValueError("group_by takes one value an image")
-    numbers = _numbers(values)
+    numbers = numbers_of(values)
     groups = []
     if edges is None and numbers is not None and len(np.unique(numbers[np.isfinite(numbers)])) > 12:
         edges = np.unique(np.quantile(numbers[np.isfinite(numbers)], np.linspace(0, 1, 6)))

@@ -49,20 +49,14 @@ def evaluate_run(
 
     Returns the numbers as in `metrics.json`, and the folder with the files.
     """
-    config = finished.config.copy_and_resolve_references().unlock()
-    for key, value in ((published(protocol, "--protocol").asdict() if protocol else {}) | dict(settings)).items():
+    config = under(finished.config, protocol)
+    for key, value in settings.items():
         config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value
     _override(config, overrides)
-    name, where = measured_data(config, dataset, data_dir)
-    train = open_split(config, "train", name, where)
-    check_label_counts(label_counts, train, Protocol.of(config).pool_images, "--label_counts")
-    # With images alone, or a train split alone, only stability can be measured.
-    alone = split == "test" and train.spec.splits == ("train",)
-    test = None if alone else open_split(config, split, name, where)
-    reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
-    data = Data(train, test, reader(train), None if test is None else reader(test))
+    data = open_splits(config, mesh, split, dataset, data_dir)
+    check_label_counts(label_counts, data.train, Protocol.of(config).pool_images, "--label_counts")
     predictor = Predictor(finished.model.method, mesh)
     report = measure(
         config,
@@ -78,11 +72,35 @@ def evaluate_run(
         folder = folder / finished.stage
     if jax.process_index() == 0:
         write_report(report, folder)
-        source = train if test is None else test
+        source = data.train if data.test is None else data.test
         viz.save(contact_sheet(source, report), folder / "contact_sheet.png")
         if (posed := pose_sheet(source, report)) is not None:
             viz.save(posed, folder / "pose_clusters.png")
     return metrics(report), folder
+
+
+def under(config: Config, protocol: str) -> Config:
+    """Copy a run's config, unlocked; the protocol of a paper, by its name, replaces the run's own unless it is empty.
+
+    Raises UserError for an unknown name.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    for key, value in (published(protocol, "--protocol").asdict() if protocol else {}).items():
+        config.eval[key] = value
+    return config
+
+
+def open_splits(config: Config, mesh, split: str, dataset: str = "", data_dir: str = "") -> Data:
+    """Open the training images and the split to measure on, of a run's own data or of others, with their readers.
+
+    With images alone, or a train split alone, there is no test split, and only stability can be measured.
+    """
+    name, where = measured_data(config, dataset, data_dir)
+    train = open_split(config, "train", name, where)
+    alone = split == "test" and train.spec.splits == ("train",)
+    test = None if alone else open_split(config, split, name, where)
+    reader = functools.partial(make_reader, mesh=mesh, batch_size=eval_batch(config, mesh), kind="stream")
+    return Data(train, test, reader(train), None if test is None else reader(test))
 
 
 def measured_data(config: Config, dataset: str, data_dir: str) -> tuple[str, str]:

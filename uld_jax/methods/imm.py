@@ -175,7 +175,13 @@ class IMM(Stage):
         return color.to_uint8(seen), self._maps(cells)
 
     def pictures(self, state, frozen, images):
-        """Pictures in columns: source, target, Gaussians, generated target, target in the next photo's appearance."""
+        """Sheets of pictures, of each photo i and the next one, j.
+
+        `generated` in columns: a warp of i as the source, i as the target, Gaussians, generated target, target in the
+        appearance of j's warp. `swaps` as C3's, without warps: i, j, i decoded, the appearance of i with the pose of j,
+        the other way round. IMM trains on two warps of one photo: a photo as it is lies in the middle of these, but
+        the appearance of one photo and the pose of another never met.
+        """
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(images)))
         target, cells, _ = self._look(state, images)
         source = warped(keys, SOURCE_WARP, target, self.control)
@@ -185,11 +191,14 @@ class IMM(Stage):
             variables = {"params": state.params[name], **state.model_state[name]}
             return self._nets[name].apply(variables, *inputs, train=False)
 
-        features = run("appearance", 255 * source)
-        made, swapped = (run("renderer", f, maps) / 255 for f in (features, jnp.roll(features, -1, 0)))
+        other = lambda x: jnp.roll(x, -1, 0)
+        render = lambda features, maps: run("renderer", features, maps) / 255
+        features, still = (run("appearance", 255 * x) for x in (source, target))
+        made, swapped = render(features, maps), render(other(features), maps)
+        pairs = [target, other(target), render(still, maps), render(still, other(maps)), render(other(still), maps)]
         big = jax.image.resize(jnp.max(maps, -1, keepdims=True), (len(images), *self._geometry.view, 1), "nearest")
         shown = jnp.stack([source, target, target * (1 - big) * 0.6 + big, made, swapped], 1)
-        return {"generated": color.to_uint8(shown)}
+        return {"generated": color.to_uint8(shown), "swaps": color.to_uint8(jnp.stack(pairs, 1))}
 
     def _look(self, state, images):
         """The views of unwarped photos, their points [B,K,2] in heatmap cells, and the pose head's logits."""

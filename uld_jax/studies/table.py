@@ -223,13 +223,25 @@ def _markdown(record: dict[str, Any]) -> str:
 
 def _protocols(record: dict[str, Any]) -> str:
     """Name the protocols of the errors in a sentence for the caption; "" without errors."""
-    used: dict[str, list[str]] = {}
-    for cell in (cell for row in record["rows"] for cell in row["cells"] if cell["protocol"]):
-        used.setdefault(cell["protocol"], []).append(cell["name"])
+    used = by_protocol((c["name"], c["protocol"]) for row in record["rows"] for c in row["cells"])
     if len(used) > 1:
-        named = "; ".join(f"`{protocol}` ({', '.join(names)})" for protocol, names in used.items())
-        return f" Errors of different protocols may not be compared: {named}."
+        return f" {not_comparable(used)}"
     return f" Protocol `{next(iter(used))}`." if used else ""
+
+
+def by_protocol(measured: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:
+    """Group the names of runs by the protocol of their errors, None for a run without errors, which is left out."""
+    used: dict[str, list[str]] = {}
+    for name, protocol in measured:
+        if protocol:
+            used.setdefault(protocol, []).append(name)
+    return used
+
+
+def not_comparable(used: dict[str, list[str]]) -> str:
+    """Say which runs have errors of which protocol, in a sentence."""
+    named = "; ".join(f"`{protocol}` ({', '.join(names)})" for protocol, names in used.items())
+    return f"Errors of different protocols may not be compared: {named}."
 
 
 def number(value: dict[str, Any], done: int) -> str:

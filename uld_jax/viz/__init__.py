@@ -10,6 +10,8 @@ Missing landmarks (score 0, or NaN coordinates) are not drawn.
 """
 
 from uld_jax.viz.pictures import (
+    compared_landmarks,
+    compared_pictures,
     contact_sheet,
     draw_overlay,
     film,
@@ -29,6 +31,7 @@ from uld_jax.viz.plots import (
     bars_plot,
     ced_plot,
     grid_plot,
+    grouped_bars_plot,
     label_count_plot,
     lines_plot,
     metrics_plot,
@@ -42,10 +45,13 @@ __all__ = [
     "bar_plot",
     "bars_plot",
     "ced_plot",
+    "compared_landmarks",
+    "compared_pictures",
     "contact_sheet",
     "draw_overlay",
     "film",
     "grid_plot",
+    "grouped_bars_plot",
     "heat_overlay",
     "heatmap_panel",
     "label_count_plot",

@@ -108,6 +108,13 @@ def _fit(image: Image.Image, cell: int) -> tuple[Image.Image, np.ndarray]:
     return square, frame_map((image.height, image.width), (cell, cell), "pad")
 
 
+def _landmarks_in_cell(image, xy, score, cell: int) -> Image.Image:
+    """Draw landmarks [K,2] in pixels of an image on the image in a square cell."""
+    square, fmap = _fit(_rgb(image), cell)
+    radius = max(1.8, cell * (0.024 if len(xy) <= 20 else 0.015))
+    return draw_overlay(square, np.asarray(xy, np.float64) * fmap[:2] + fmap[2:], score, radius=radius)
+
+
 def contact_sheet(
     images: Sequence,
     xys: Sequence,
@@ -151,10 +158,7 @@ def contact_sheet(
     if title:
         pen.text((margin, margin), title, fill=INK, font=font(1.25 * text.size))
     for i, image in enumerate(images):
-        square, fmap = _fit(_rgb(image), cell)
-        placed = np.asarray(xys[i], np.float64) * fmap[:2] + fmap[2:]
-        radius = max(1.8, cell * (0.024 if count <= 20 else 0.015))
-        square = draw_overlay(square, placed, None if scores is None else scores[i], radius=radius)
+        square = _landmarks_in_cell(image, xys[i], None if scores is None else scores[i], cell)
         sheet.paste(square, (margin + (i % columns) * (cell + gap), top + (i // columns) * (cell + gap)))
     if legend_lines:
         start, colours = top + rows * (cell + gap) + line // 2, palette(count)
@@ -196,32 +200,75 @@ def picture_grid(pictures, *, cell: int = 128, gap: int = 4) -> Image.Image:
 
 
 def labelled_grid(
-    pictures: Sequence[Sequence], *, columns: Sequence[str], rows: Sequence[str] = (), cell: int = 128, gap: int = 4
+    pictures: Sequence[Sequence],
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str] = (),
+    corner: str = "",
+    cell: int = 128,
+    gap: int = 4,
 ) -> Image.Image:
     """Arrange rows of pictures in a grid with a name above each column and, if given, before each row.
 
     Args:
       pictures: rows of uint8 arrays [h,w,3] or Pillow images, each scaled to `cell` pixels.
       columns: names of the columns.
-      rows: names of the rows; none by default.
+      rows: names of the rows, of one or several lines; none by default.
+      corner: text before the names of the columns, for names of rows.
       cell: side of a picture in pixels.
       gap: pixels between pictures.
     """
     text = font(cell / 9)
-    left = gap + max((round(text.getlength(name)) + 2 * gap for name in rows), default=0)
+    lines = [line for name in (*rows, corner) for line in name.split("\n")] if rows else []
+    left = gap + max((round(text.getlength(line)) + 2 * gap for line in lines), default=0)
     top = gap + round(1.6 * text.size)
     width, height = left + len(columns) * (cell + gap), top + len(pictures) * (cell + gap)
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
+    if rows:
+        pen.text((left - 2 * gap, top / 2), corner, fill=INK, font=text, anchor="rm")
     for j, name in enumerate(columns):
         pen.text((left + j * (cell + gap) + cell / 2, top / 2), name, fill=INK, font=text, anchor="mm")
     for i, row in enumerate(pictures):
         if rows:
-            pen.text((left - 2 * gap, top + i * (cell + gap) + cell / 2), rows[i], fill=INK, font=text, anchor="rm")
+            place = (left - 2 * gap, top + i * (cell + gap) + cell / 2)
+            pen.text(place, rows[i], fill=INK, font=text, anchor="rm", align="right")
         for j, picture in enumerate(row):
             shown = _rgb(picture).resize((cell, cell), Image.Resampling.BICUBIC)
             sheet.paste(shown, (left + j * (cell + gap), top + i * (cell + gap)))
     return sheet
+
+
+def compared_landmarks(
+    images: Sequence, rows: Mapping[str, tuple], *, columns: Sequence[str], corner: str = "", cell: int = 128
+) -> Image.Image:
+    """Draw the landmarks of several models on the same images: a row a model, a column an image.
+
+    Args:
+      images: N uint8 arrays [H,W,3] or Pillow images.
+      rows: name of a row -> (xy [N,K,2] in pixels of the images, score [N,K] or None); K may differ.
+      columns: N names of the columns.
+      corner: name of these names.
+      cell: side of an image on the sheet in pixels.
+    """
+    cells = [
+        [_landmarks_in_cell(image, xy[i], None if score is None else score[i], cell) for i, image in enumerate(images)]
+        for xy, score in rows.values()
+    ]
+    return labelled_grid(cells, columns=columns, rows=list(rows), corner=corner, cell=cell)
+
+
+def compared_pictures(sheets: Mapping[str, Sequence], names: Sequence[str], *, cell: int = 128) -> Image.Image:
+    """Put the pictures that several models make of an image under one another, for one image after the other.
+
+    Args:
+      sheets: name of a model -> [N,columns,h,w,3] uint8; columns, h and w may differ.
+      names: N names of the images.
+      cell: side of a picture in pixels.
+    """
+    shared = {"columns": [""] * max(len(sheet[0]) for sheet in sheets.values()), "rows": list(sheets), "cell": cell}
+    of_image = lambda i: [sheet[i] for sheet in sheets.values()]
+    return stacked([labelled_grid(of_image(i), corner=name, **shared) for i, name in enumerate(names)])
 
 
 def heat_overlay(image, values, *, low: float, high: float, cell: int = 128) -> Image.Image:

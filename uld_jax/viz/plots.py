@@ -42,22 +42,32 @@ def _from_zero(ax):
 
 
 def ced_plot(
-    images: Mapping[str, tuple], landmarks: Mapping[str, tuple] | None = None, *, title: str | None = None
+    images: Mapping[str, tuple],
+    landmarks: Mapping[str, tuple] | None = None,
+    *,
+    baselines: Mapping[str, tuple] | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Plot the cumulative error over images, and beside it the mean error of the best 1, 2, ... landmarks.
 
     Args:
       images: name -> (thresholds in percent, share of images), from `curves.ced`.
       landmarks: name -> (count, mean error in percent), from `ced_over_landmarks`; or None.
+      baselines: curves as in `images`, of mean shapes, of a plot of several models; the legend is then below the plot.
       title: title above the first panel.
     """
-    figure, axes = _figure(2 if landmarks else 1)
-    for name, (thresholds, share) in images.items():
-        axes[0].plot(thresholds, 100 * np.asarray(share), label=name, **line_style(name))
+    figure, axes = _figure(2 if landmarks else 1, height=3.3 if baselines is None else 4.2)
+    styles = [line_style(name) if baselines is None else series_style(i) for i, name in enumerate(images)]
+    styles += [line_style("mean shape")] * len(baselines or ())
+    for (name, (thresholds, share)), style in zip([*images.items(), *(baselines or {}).items()], styles, strict=True):
+        axes[0].plot(thresholds, 100 * np.asarray(share), label=name, **style)
         axes[0].set_xlim(0, max(thresholds))
     axes[0].set_ylim(0, 101)
     _titles(axes[0], title, "NME, % of the normaliser", "images at or below, %")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    if baselines is None:
+        axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    else:
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center")
     for name, (count, error) in (landmarks or {}).items():
         marker = "o" if len(count) <= 30 else None
         axes[1].plot(count, error, label=name, marker=marker, markersize=3.5, **line_style(name))
@@ -113,6 +123,39 @@ def bar_plot(groups: Sequence[Any], *, title: str | None = None, most: int = 40)
         ax.set_ylim(0, 1.25 * top)
         _titles(ax, title, "", "NME, % of the normaliser")
     ax.legend(frameon=False, fontsize=8, loc="upper right" if many else "upper left", ncols=2)
+    return figure
+
+
+def grouped_bars_plot(runs: Mapping[str, Sequence[Any]], *, title: str | None = None) -> Figure:
+    """Plot the forward errors of several runs by groups of images: a bar a run in each group, its mean shape across.
+
+    Args:
+      runs: label of a run -> `evaluation.curves.Group`s, of the same images in the same groups.
+      title: title above the plot.
+    """
+    groups = next(iter(runs.values()))
+    at, wide = np.arange(len(groups)), 0.8 / len(runs)
+    figure, (ax,) = _figure(width=max(4.6, 0.9 + 0.42 * len(groups) * len(runs)), height=4.2)
+    top = 1e-9
+    for i, (label, found) in enumerate(runs.items()):
+        forward, baseline = (
+            np.array([getattr(g, name) for g in found], np.float64) for name in ("forward_nme", "mean_shape_nme")
+        )
+        place = at + (i - (len(runs) - 1) / 2) * wide
+        ax.bar(place, forward, 0.92 * wide, color=series_style(i)["color"], label=label)
+        ax.hlines(
+            baseline, place - wide / 2, place + wide / 2, color=INK, linewidth=1.2, label=None if i else "mean shape"
+        )
+        for x, value in zip(place[np.isfinite(forward)], forward[np.isfinite(forward)]):
+            ax.annotate(
+                f"{value:.1f}", (x, 0), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=PAPER
+            )
+        top = np.nanmax([top, *forward, *baseline])
+    ax.set_xticks(at, [f"{group.group}\n{group.n} images" for group in groups])
+    ax.grid(False, axis="x")
+    ax.set_ylim(0, 1.06 * top)
+    _titles(ax, title, "", "forward NME, % of the normaliser")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center")
     return figure
 
 
