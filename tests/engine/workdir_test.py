@@ -115,7 +115,7 @@ def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json is missing; give --workdir"):
+    with pytest.raises(UserError, match=r"config\.json is missing; give a folder that"):
         workdir.read_config(tmp_path / "absent")
     (tmp_path / "run.json").write_text('{"seed": ')
     with pytest.raises(UserError, match=r"run\.json is not valid JSON"):

@@ -60,7 +60,7 @@ def test_tasks_that_were_cancelled_or_have_no_points(tmp_path):
         (task("a.jpg", result("n", 1, 1, original_width=None)), "has no original_width"),
         (task("a.jpg", result("n", 1, 1, value={"x": 1, "y": 1})), "a point without a label"),
         (task("a.jpg", result("n", 1, "?")), r"n: '\?' is not a number"),
-        (task(None, result("n", 1, 1)), "task 5: data.image is 'None'"),
+        (task(None, result("n", 1, 1)), "task 5: `image` of `data` is 'None'"),
         ({"annotation_id": 1, "image": "a.jpg"}, "is an export of Label Studio as JSON-MIN"),
     ],
 )

@@ -84,7 +84,7 @@ def _files(task, place: str) -> tuple[str, ...]:
     data = task["data"]
     texts = [v for v in data.values() if isinstance(v, str)]
     address = data.get("image", texts[0] if len(texts) == 1 else None)
-    address = word(address, "data.image", place)
+    address = word(address, "`image` of `data`", place)
     parts = urllib.parse.urlsplit(address)
     uploaded = address.startswith("/data/upload/")
     if address.startswith("/data/local-files/"):
@@ -99,7 +99,7 @@ def _files(task, place: str) -> tuple[str, ...]:
     if match := _UPLOADED.fullmatch(spelt[-1]):
         spelt.append(match[1])
     if not whole:
-        raise UserError(f"{place}: data.image is {address!r}, which names no image; export the labels again")
+        raise UserError(f"{place}: `image` of `data` is {address!r}, which names no image; export the labels again")
     return tuple(dict.fromkeys(spelt))
 
 
