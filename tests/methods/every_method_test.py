@@ -221,7 +221,8 @@ def test_thirty_steps_lower_the_loss(name, stage):
     for i in range(30):
         state, metrics = step(state, frozen, batch, jax.random.key(i))
         losses.append(float(metrics[FALLS.get((name, stage), "loss")]))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
+    first = 1 if stage == "moco" else 0  # its queue starts with random keys, which are easily told from real ones
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[first : first + 5]), losses
     assert step._cache_size() == 1, step._cache_size()
 
 
