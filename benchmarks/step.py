@@ -27,8 +27,8 @@ from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
 
 # The start of a detector does not change its step; these starts need no weights, and CGB then needs no earlier stages.
-ARGUMENTS = {"cgb": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
-CHANGES = {"self_training": ["--config.keypoints.detector=corners"], "c3": ["--config.paired.start=scratch"]}
+ARGUMENTS = {"cgb": ",init=scratch", "c3": ",init=scratch", "zeroshot": ",backbone=gradient.GradientHistograms"}
+CHANGES = {"self_training": ["--config.keypoints.detector=corners"]}
 
 
 def load(name: str, preset: str, changes=()):
