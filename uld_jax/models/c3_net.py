@@ -74,9 +74,9 @@ class PoseHead(nn.Module):
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         x = _two(features, self.width, 1, train, options)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        last = dict(param_dtype=self.param_dtype, precision=self.precision, bias_init=nn.initializers.zeros)
-        init = nn.initializers.normal(STD)
-        return layers.conv(x, self.landmarks, 1, bias=True, name="logits", kernel_init=init, **last)
+        # Without a bias: a softmax over cells does not see it, so that Adam would learn it from rounding errors.
+        last = dict(param_dtype=self.param_dtype, precision=self.precision, kernel_init=nn.initializers.normal(STD))
+        return layers.conv(x, self.landmarks, 1, name="logits", **last)
 
 
 class Decoder(nn.Module):
