@@ -41,12 +41,12 @@ def get_config(arg=None):
     """The config for `arg`, see `common.parse`; further keys are `cell`, `task` and `init`."""
     arg = common.parse(arg, cell="both", task="landmarks", init="", protocol="jakab2018")
     usual = {"paper": "checkpoint", "small": "zeroshot", "tiny": "scratch"}[arg.preset]
-    arg.init = arg.init or (usual if arg.task == "landmarks" else "checkpoint")
+    if arg.init and arg.task != "landmarks":
+        raise UserError(f"init={arg.init} is a start of landmarks; with task={arg.task} set --config.flow.start")
+    arg.init = arg.init or usual
     for key, known in (("cell", CELLS), ("task", TASKS), ("init", INITS)):
         if arg[key] not in known:
             raise UserError(f"{key} is {arg[key]!r}; use {', '.join(known)}")
-    if arg.init == "zeroshot" and arg.task != "landmarks":
-        raise UserError(f"init=zeroshot finds landmarks of one category; leave it out with task={arg.task}")
     config = common.base(arg)
     return (landmarks if arg.task == "landmarks" else alignment)(config, arg).lock()
 
@@ -80,7 +80,7 @@ def landmarks(config, arg):
     if arg.cell in ("none", "cycle"):
         del stages["flow"]
     config.stages = tuple(stages)
-    config.update({name: stages[name] for name in config.stages})
+    config.update(stages)
     return config
 
 

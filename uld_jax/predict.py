@@ -91,9 +91,9 @@ def predict_folder(
       UserError: there are no such files, or none that can be read, or the format is unknown or needs a package.
     """
     out = epath.Path(out)
+    table = table_of(out, format)
     if format == "slp":
-        labels.FORMATS[format].check_writable(table_of(out, format))
-    table_of(out, format)  # refuses an unknown word
+        labels.FORMATS[format].check_writable(table)
     root, names, others = _inputs(images, out)
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
     kept, sheet = _spread(names, _SHEET_MOST), []

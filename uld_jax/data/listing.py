@@ -8,7 +8,7 @@ pictures are ignored silently: hidden files, the thumbnails of file managers, cs
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -103,8 +103,7 @@ def list_files(folder) -> Listing:
         raise UserError(f"{folder} does not exist; give a folder of images")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of images")
-    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
-    names = sorted((n for n in found if not _is_ignored(n)), key=lambda name: name.split("/"))
+    names = _walk(folder, lambda name: not _is_ignored(name))
     doubtful = [n for n in names if not n.lower().endswith(_PICTURE_ENDINGS)]
     with ThreadPoolExecutor(16) as pool:
         paths = [os.path.join(os.fspath(folder), n) for n in doubtful]
@@ -116,10 +115,8 @@ def list_files(folder) -> Listing:
 
 def list_others(folder) -> list[str]:
     """List the files below a folder whose names do not claim to be a picture, csv tables too, sorted by path."""
-    folder = epath.Path(folder)
-    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
-    names = (n for n in found if not n.lower().endswith((*_PICTURE_ENDINGS, *_VIDEO_ENDINGS, *_RAW_ENDINGS)))
-    return sorted(names, key=lambda name: name.split("/"))
+    pictured = (*_PICTURE_ENDINGS, *_VIDEO_ENDINGS, *_RAW_ENDINGS)
+    return _walk(epath.Path(folder), lambda name: not name.lower().endswith(pictured))
 
 
 def is_local(path) -> bool:
@@ -130,6 +127,12 @@ def is_local(path) -> bool:
 def _is_ignored(name: str) -> bool:
     last = name.rpartition("/")[2].lower()
     return last in _IGNORED or last.endswith(".csv")
+
+
+def _walk(folder: epath.Path, wanted: Callable[[str], bool]) -> list[str]:
+    """List the wanted files below a folder, relative to it, sorted by path."""
+    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
+    return sorted(filter(wanted, found), key=lambda name: name.split("/"))
 
 
 def _walk_local(root: str) -> Iterator[str]:

@@ -26,6 +26,11 @@ class Data(NamedTuple):
     train_reader: Any
     test_reader: Any
 
+    @property
+    def measured(self) -> Source:
+        """The split whose images are measured: the test split, or without one the training images."""
+        return self.train if self.test is None else self.test
+
 
 def open_split(
     config: ml_collections.ConfigDict, split: str, dataset: str | None = None, data_dir: str | None = None

@@ -69,7 +69,7 @@ class Predictor:
         self._images = jax.jit(images)
         self._heatmaps = jax.jit(method.heatmaps)
         self._pictures = jax.jit(method.pictures)
-        self._carry, self._carries = jax.jit(method.carry), method.carry
+        self._carry = jax.jit(method.carry)
 
     def _get(self, program, *given):
         """Run a program and fetch its result to the host."""
@@ -141,7 +141,7 @@ class Predictor:
         The points are float32 in pixels of the frame. None for a stage that carries none, see `Method.carry`.
         """
         given = images_a, images_b, np.asarray(points_b, np.float32)
-        if jax.eval_shape(self._carries, model.state, model.frozen, *given) is None:
+        if jax.eval_shape(self._carry, model.state, model.frozen, *given) is None:
             return None
         return self._get(self._carry, model.state, model.frozen, *map(self._put, given))[: len(images_a)]
 

@@ -72,9 +72,8 @@ def evaluate_run(
         folder = folder / finished.stage
     if jax.process_index() == 0:
         write_report(report, folder)
-        source = data.train if data.test is None else data.test
-        viz.save(contact_sheet(source, report), folder / "contact_sheet.png")
-        if (posed := pose_sheet(source, report)) is not None:
+        viz.save(contact_sheet(data.measured, report), folder / "contact_sheet.png")
+        if (posed := pose_sheet(data.measured, report)) is not None:
             viz.save(posed, folder / "pose_clusters.png")
     return metrics(report), folder
 
@@ -132,7 +131,7 @@ def in_training(config, workdir, stage, step, predictor, model, data: Data, last
     report = measure(
         config, predictor, model, data, thorough=last, label_counts=config.eval.label_counts if last else ()
     )
-    source = data.train if data.test is None else data.test
+    source = data.measured
     report = dataclasses.replace(report, split="train" if data.test is None else "test", stage=stage)
     with warnings.catch_warnings():
         warnings.simplefilter("always", LandmarkWarning)

@@ -186,6 +186,7 @@ class Flow(FlowStage):
       optimizer: Adam; 5e-4, then 1e-5 with `features_learn` (appendix).
     """
 
+    compares = False
     start: Literal["previous", "checkpoint", "scratch", "ncnet"] = "previous"
     objective: Literal["grid", "weak"] = "grid"
     warps: Augment = Augment(10.0, 0.1, 0.1, 0.0)
@@ -214,14 +215,13 @@ class Flow(FlowStage):
     @property
     def weight_kinds(self):
         """The kinds of converted weights that the stage uses; see `method.Stage`."""
-        return (super().weight_kinds - {"vgg16"}) | ({"ncnet"} if self.start == "ncnet" else set())
+        return super().weight_kinds | ({"ncnet"} if self.start == "ncnet" else set())
 
     def frozen(self, purpose="train"):
-        if purpose != "train":
-            return {}
-        if self.start == "ncnet":
-            return {"ncnet": weights.load(dict(self.weights).get("ncnet", ""), "ncnet")}
-        return self.backbone_weights()
+        loaded = super().frozen(purpose)
+        if purpose == "train" and self.start == "ncnet":
+            loaded["ncnet"] = weights.load(dict(self.weights).get("ncnet", ""), "ncnet")
+        return loaded
 
     def init(self, rng, batch, frozen, start):
         rng, for_flow = jax.random.split(rng)

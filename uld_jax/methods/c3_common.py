@@ -145,6 +145,8 @@ class C3Stage(Stage):
         if side % cells or (side // cells) & (side // cells - 1):
             raise UserError(f"net.cells is {cells}; view.image_size is {side}, use a power of two times net.cells")
 
+    compares = True  # whether the stage's loss compares images; no field
+
     # -- networks -----------------------------------------------------------------------------------------------------
 
     @property
@@ -184,19 +186,24 @@ class C3Stage(Stage):
         return (Need("network", "a stage of C3", of_images=False),) if self.start == "previous" else ()
 
     @property
+    def _looks(self) -> bool:
+        """Whether the loss looks at images through VGG16."""
+        return self.compares and self.perceptual > 0
+
+    @property
     def _kind(self) -> str:
         return f"resnet{self.net.depth}"
 
     @property
     def weight_kinds(self):
         """The kinds of converted weights that the stage uses; see `method.Stage`."""
-        return frozenset([self._kind] * (self.start == "checkpoint") + ["vgg16"] * bool(self.perceptual))
+        return frozenset([self._kind] * (self.start == "checkpoint") + ["vgg16"] * self._looks)
 
     def frozen(self, purpose="train"):
         if purpose != "train":
             return {}  # VGG16 is only for the loss in training, and the backbone's weights for its start
         loaded = self.backbone_weights()
-        if self.perceptual:
+        if self._looks:
             loaded["vgg"] = perceptual.load("vgg16", dict(self.weights).get("vgg16"), self.vgg_width)
         return loaded
 
@@ -289,7 +296,7 @@ class C3Stage(Stage):
 
     def first_terms(self) -> Terms:
         """Return the running means before the first step."""
-        return Terms.first(1 + len(vgg.IMM_TAPS) * bool(self.perceptual), layers.wide(self.dtype))
+        return Terms.first(1 + len(vgg.IMM_TAPS) * self._looks, layers.wide(self.dtype))
 
     def distance(self, frozen, terms: Terms, made, target, inside=None):
         """Eq. 1) The distance of made images [B,S,S,3] from their targets, the new running means, and the terms.
@@ -299,7 +306,7 @@ class C3Stage(Stage):
         # sum over terms of mean |term(made) - term(target)|^2 / its running mean; about 6 at the start
 
         def features(x):
-            if not self.perceptual:
+            if not self._looks:
                 return [x]
             found = vgg.vgg16(frozen["vgg"], x, vgg.IMM_TAPS, jnp.dtype(self.dtype))
             return [x, *(found[name] for name in vgg.IMM_TAPS)]

@@ -18,7 +18,7 @@ import optax
 from uld_jax.hyperparameters import NotNegativeFloat, Positive
 from uld_jax.method import Need, TrainState
 from uld_jax.methods import shared
-from uld_jax.methods.c3_common import LOCATES, PARTS, C3Stage
+from uld_jax.methods.c3_common import LOCATES, C3Stage
 from uld_jax.methods.shared import AdamL2, Augment
 from uld_jax.models import resnet
 from uld_jax.ops import coordinates, keypoints
@@ -34,6 +34,7 @@ class Pose(C3Stage):
       delta: distance from which the loss is linear instead of quadratic, as a fraction of the view's side.
     """
 
+    compares = False
     start: Literal["checkpoint", "scratch"] = "checkpoint"
     augment: Augment = Augment()
     bend: NotNegativeFloat = 0.02
@@ -45,17 +46,9 @@ class Pose(C3Stage):
         """Landmarks to learn."""
         return (Need("labels", "a stage that finds landmarks, such as zeroshot.ZeroShot"),)
 
-    @property
-    def weight_kinds(self):
-        """The kinds of converted weights that the stage uses; see `method.Stage`."""
-        return super().weight_kinds - {"vgg16"}
-
-    def frozen(self, purpose="train"):
-        return self.backbone_weights() if purpose == "train" else {}
-
     def init(self, rng, batch, frozen, start):
         labels = shared.take_labels(self, start, self.k)
-        params, model_state = ({p: parts[p] for p in PARTS} for parts in self.networks(rng, frozen, start))
+        params, model_state = self.networks(rng, frozen, start)
         opt_state = self._optimizer.init({name: params[name] for name in LOCATES})
         return TrainState(jnp.int32(0), params, model_state, opt_state, labels)
 

@@ -80,7 +80,7 @@ class _Run(NamedTuple):
     @property
     def source(self) -> Source:
         """The images that are measured."""
-        return self.data.train if self.data.test is None else self.data.test
+        return self.data.measured
 
 
 class _Measured(NamedTuple):
@@ -310,7 +310,7 @@ def _markdown(record: dict[str, Any]) -> str:
         told = ["" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in numbers]
         protocol = f"`{row['protocol']}`" if row["protocol"] else ""
         lines.append([row["name"], row["stage"], str(row["step"]), protocol, *told])
-    body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    body = list(map(table.piped, lines))
     body.insert(1, "| --- | --- | ---: | --- |" + " ---: |" * len(COLUMNS))
     caption = (
         f"The same {record['n_images']} images of the split {record['split']} (`{record['images']}`); errors in "

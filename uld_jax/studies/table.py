@@ -196,7 +196,7 @@ def markdown_rows(record: dict[str, Any], keys: Sequence[str]) -> list[str]:
         count = f"{done}" if done == len(row["cells"]) else f"{done} of {len(row['cells'])}"
         numbers = [number(value, done) for value in row["columns"].values()]
         lines.append([*(row["values"][key] for key in keys), count, *numbers])
-    body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    body = list(map(piped, lines))
     body.insert(1, "|" + " --- |" * len(keys) + " ---: |" * (len(lines[0]) - len(keys)))
     return body
 
@@ -227,6 +227,15 @@ def _protocols(record: dict[str, Any]) -> str:
     if len(used) > 1:
         return f" {not_comparable(used)}"
     return f" Protocol `{next(iter(used))}`." if used else ""
+
+
+def piped(cells: Sequence[str]) -> str:
+    r"""Format the cells of a row of a Markdown table.
+
+    >>> print(piped(["a|b", "1"]))
+    | a\|b | 1 |
+    """
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def by_protocol(measured: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:

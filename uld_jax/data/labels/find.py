@@ -225,7 +225,7 @@ def _split(file: str, many: bool, name: str) -> str:
 
 def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
     """Convert label files of one or several formats to an annotation."""
-    names, images, splits, files = [], [], [], []
+    names, images, splits = [], [], []
     known, place_of = _Images(root), {}
     for file in used:
         # The name of a label file of one image is that of the image, and tells no split.
@@ -242,7 +242,6 @@ def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
             place_of[name] = image.place, file.format
             names.append(name)
             images.append(image)
-            files.append(file)
             splits.append(image.split or _split(file.name, many, name))
     points = _names(root, used)
     column = {point: i for i, point in enumerate(points)}

@@ -11,7 +11,7 @@ import re
 import urllib.parse
 
 from uld_jax import files
-from uld_jax.data.labels.common import ONE_OBJECT, Labelled, Labels, Predictions, items, number, put, size_of, word
+from uld_jax.data.labels.common import Labelled, Labels, Predictions, items, number, put, size_of, word
 from uld_jax.errors import UserError
 
 NAME = "Label Studio"
@@ -73,8 +73,6 @@ def _image(task, made, path) -> Labelled:
         if size is None:
             raise UserError(f"{place}: the point {name} has no original_width and original_height; export it again")
         xy = tuple(number(value[a], f"{place}, {name}") / 100 * size[a == "x"] - 0.5 for a in "xy")
-        if name in points:
-            raise UserError(f"{place} has the point {name} twice, and {ONE_OBJECT}")
         put(points, name, xy, place)
     return Labelled(spelt, place, points, size=size)
 
