@@ -145,16 +145,21 @@ def test_the_table_runs_one_way():
             assert not set(imported(path, lazy=False)) & looked_up, path
 
 
+H5PY = [PACKAGE / "convert", PACKAGE / "data" / "labels", PACKAGE / "data" / "builders"]
+
+
 def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():
     for path in PACKAGE.rglob("*.py"):
         used = set(imported(path))
         assert "__main__" not in used
         assert "cli" not in used or path == PACKAGE / "__main__.py" or path.parent == PACKAGE / "cli"
-        assert not packages(path) & {"tensorflow", "scipy"}, path
+        assert "tensorflow" not in packages(path), path
+        readers = packages(path, lazy=path.parent != PACKAGE / "data" / "builders")
+        assert not readers & {"scipy", "lmdb", "cdflib"}, f"{path}: in `data/builders` alone, inside functions"
         readers = packages(path, lazy=path.parent != PACKAGE / "convert")
         assert not readers & {"torch", "safetensors"}, f"{path}: in `convert` alone, inside functions"
-        readers = packages(path, lazy=path.parent not in (PACKAGE / "convert", PACKAGE / "data" / "labels"))
-        assert "h5py" not in readers, f"{path}: in `convert` and `data/labels` alone, inside functions"
+        readers = packages(path, lazy=path.parent not in H5PY)
+        assert "h5py" not in readers, f"{path}: in `convert`, `data/labels` and `data/builders` alone, inside functions"
         assert not packages(path) & {"pickle"} or "labels" not in path.parts, f"{path}: labels are never unpickled"
 
 

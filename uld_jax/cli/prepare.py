@@ -1,31 +1,55 @@
 """`uld prepare`: writes a data set as ArrayRecord files."""
 
+import sys
+
 from absl.flags import FlagValues
 
+from uld_jax import files
 from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError, flag
 
-USAGE = "--dataset=NAME [--src=DIR] [--scheme=NAME] [--on_bad_file=skip] --data_dir=OUT"
+USAGE = "--dataset=NAME [--src=DIR] [--scheme=NAME] [--on_bad_file=skip] [--allow_partial] --data_dir=OUT"
 
 
 def define(flags: Flags) -> None:
     """Add the flags of `uld prepare`."""
-    flags.text("dataset", None, "Name of the data set; `synthetic` is rendered, others are read from --src.")
-    flags.path(
-        "src", "", "Folder of photos, with or without labels (train.csv and test.csv, or files of a labelling tool)."
+    meaning = (
+        "Name of the data set: `synthetic` is rendered, an official one (docs/datasets.md) is read from its files "
     )
-    flags.text("scheme", "none", "What the annotated points are, as data.scheme.")
+    flags.text("dataset", None, meaning + "in --src, and any other name is given to the photos in --src.")
+    meaning = (
+        "Folder of the official files, or of photos, with or without labels (train.csv and test.csv, or files of a "
+    )
+    flags.path("src", "", meaning + "labelling tool).")
+    flags.text("scheme", "none", "What the annotated points of photos are, as data.scheme.")
     meaning = "What becomes of photos that cannot be read: all are named and nothing is written, or they are left out."
     flags.choice("on_bad_file", ["error", "skip"], meaning)
+    flags.switch("allow_partial", "Goes on with a part of an official data set.")
     flags.number("frame_size", 128, "Side of the synthetic images in pixels.")
     flags.folder("data_dir", "Folder to write ArrayRecord files to.")
 
 
 def run(args: FlagValues) -> int:
     """Write the files, and print how a config reads them."""
-    from uld_jax.data import listing, open_source
+    from uld_jax.data import builders, listing
     from uld_jax.data.builders import prepared
+
+    official = builders.find_dataset(args.dataset)
+    prepared.check_target(args.dataset, args.data_dir)
+    sources = _folder(args) if official is None else _official(official, args)
+    written = prepared.prepare(args.dataset, sources, args.data_dir)
+    dataset = "folder" if official is None else args.dataset
+    where = written if official is None else args.data_dir
+    print(f"written to {written}; use it with --config=...:dataset={dataset} {flag('config.data_dir', where)}")
+    skipped = tuple(dict.fromkeys(one for source in sources.values() for one in source.skipped))
+    listing.write_skipped(written / "skipped.csv", skipped)
+    return shared.told(skipped, written / "skipped.csv")
+
+
+def _folder(args: FlagValues):
+    """Open the splits of a folder of photos, or of the synthetic heads."""
+    from uld_jax.data import builders, open_source
 
     if args.dataset in ("folder", "pf_pascal"):
         raise UserError(f"--dataset={args.dataset} is read as it is; give the prepared data set a name of its own")
@@ -33,16 +57,34 @@ def run(args: FlagValues) -> int:
     if (name == "synthetic") == bool(args.src):
         what = f"--src={args.src} is not read by" if args.src else "--src is empty; give the folder of photos of"
         raise UserError(f"{what} --dataset={args.dataset}" + (", which is rendered; leave it out" if args.src else ""))
+    if args.allow_partial:
+        known = ", ".join(builders.DATASETS)
+        raise UserError(
+            f"--allow_partial is for official data sets, and {args.dataset} is none of {known}; leave it out"
+        )
     reading = dict(data_dir=args.src, frame_size=args.frame_size, scheme=args.scheme, on_bad_file=args.on_bad_file)
-    first = open_source(name, "train", **reading)
-    sources = {"train": first}
-    if "test" in first.spec.splits:
+    sources = {"train": open_source(name, "train", **reading)}
+    if "test" in sources["train"].spec.splits:
         sources["test"] = open_source(name, "test", **reading)
-    written = prepared.prepare(args.dataset, sources, args.data_dir)
-    print(f"written to {written}; use it with --config=...:dataset=folder {flag('config.data_dir', written)}")
-    skipped = tuple(dict.fromkeys(one for source in sources.values() for one in source.skipped))
-    listing.write_skipped(written / "skipped.csv", skipped)
-    return shared.told(skipped, written / "skipped.csv")
+    return sources
+
+
+def _official(dataset, args: FlagValues):
+    """Open the splits of an official data set, and say on stderr what is not as in the official files."""
+    from uld_jax.data.builders import official
+
+    if not args.src:
+        raise UserError(f"--src is empty; give the folder with the official files of {dataset.name}")
+    if args.scheme != "none":
+        raise UserError(
+            f"--scheme={args.scheme} is for folders of photos; the points of {dataset.name} are known, so leave it out"
+        )
+    sources, notes = official.open_all(
+        dataset, args.src, partial=args.allow_partial, frame_size=args.frame_size, on_bad_file=args.on_bad_file
+    )
+    for note in notes:
+        print(files.one_line(note), file=sys.stderr)
+    return sources
 
 
 COMMAND = shared.Command(USAGE, define, run)

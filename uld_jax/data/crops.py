@@ -127,3 +127,77 @@ def warp(pixels: np.ndarray, fmap: np.ndarray, size: int) -> np.ndarray:
     data = (1 / scale[0], 0, edge[0], 0, 1 / scale[1], edge[1])
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
+
+
+def cut(pixels: np.ndarray, fmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cut a crop out of an image, [H,W,3] uint8 -> [height,width,3] uint8: antialiased, black outside the image.
+
+    Args:
+      pixels: the upright image.
+      fmap: [4] map from pixels of the image to those of the crop.
+      size: (height, width) of the crop in pixels.
+
+    >>> cut(np.full((4, 4, 3), 9, np.uint8), np.array([1.0, 1, 2, 0]), (4, 8))[0, :, 0].tolist()
+    [0, 0, 9, 9, 9, 9, 0, 0]
+    """
+    wh = np.array([size[1], size[0]], np.float64)
+    # Edges of the crop in the image, where PIL counts from the edge of the first pixel.
+    low, high = (-0.5 - fmap[2:]) / fmap[:2] + 0.5, (wh - 0.5 - fmap[2:]) / fmap[:2] + 0.5
+    image_wh = np.array(pixels.shape[1::-1], np.float64)
+    before, after = (np.ceil(np.maximum(beyond, 0)).astype(int) for beyond in (-low, high - image_wh))
+    if before.any() or after.any():
+        pixels = np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)))
+    box = np.clip(np.concatenate([low + before, high + before]), 0, pixels.shape[1::-1] * 2)  # against rounding
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=tuple(box.tolist())))
+
+
+def landmark_crop(points, file_size: tuple[int, int], tight: int) -> tuple[int, int, int, int]:
+    """Find the part `(x0, y0, x1, y1)` of a photo around its annotated points (published code of SAIC and CGB).
+
+    The box around the points grows on all sides by `int(tight * d / 100)` pixels, where d is the mean of its sides, or
+    by 8 if d is below 20; its bounds are rounded and kept inside the image. The part is not square, and the published
+    code stretches it to 128 x 128.
+
+    Args:
+      points: [L,2] `(x, y)` in pixels of the file; NaN where not annotated.
+      file_size: (height, width).
+      tight: 70 for faces of CelebA and AFLW, 30 for cats, 16 for LS3D, 64 for shoes.
+
+    Raises:
+      UserError: no point is annotated, or none lies in the image.
+
+    >>> landmark_crop(np.array([[50.0, 60], [90, 120]]), (218, 178), 70)
+    (15, 25, 125, 155)
+    """
+    known = np.asarray(points, np.float64)
+    known = known[np.isfinite(known).all(-1)]
+    if not len(known):
+        raise UserError("no point is annotated, so there is nothing to crop; leave the image out")
+    (x0, y0), (x1, y1) = known.min(0), known.max(0)
+    mean = (x1 - x0 + y1 - y0) / 2
+    grow = 8 if mean < 20 else int(tight * mean / 100)
+    height, width = file_size
+    crop = (
+        max(round(x0 - grow), 0),
+        max(round(y0 - grow), 0),
+        min(round(x1 + grow), width),
+        min(round(y1 + grow), height),
+    )
+    if crop[2] <= crop[0] or crop[3] <= crop[1]:
+        raise UserError(f"the points lie outside their image of {width} x {height} pixels; leave the image out")
+    return crop
+
+
+def window(box, size: tuple[int, int]) -> np.ndarray:
+    """Map of a part of a photo that is resized to `size` (height, width), [4] float64.
+
+    `box` is `(x0, y0, x1, y1)`: edges of the part, counted from the edge of the photo's first pixel, so that
+    `(0, 0, width, height)` is the whole photo.
+
+    >>> window((0, 30, 178, 208), (89, 89)).tolist()
+    [0.5, 0.5, -0.25, -15.25]
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    scale = np.array([size[1] / (x1 - x0), size[0] / (y1 - y0)])
+    return np.concatenate([scale, (0.5 - np.array([x0, y0])) * scale - 0.5])

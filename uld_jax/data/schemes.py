@@ -78,6 +78,32 @@ SCHEMES = {
     ),
     # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
     "eyes_nose_mouth5": Scheme(5, {"eyes": (0, 1), "mouth": (3, 4)}, mirror_permutation(5, (0, 1), (3, 4))),
+    # The order of AFLW's features 1 to 21: three points a brow, three an eye, the left ear, three of the nose, the right
+    # ear, three of the mouth, and the chin; left is left in the image.
+    "aflw21": Scheme(
+        landmarks=21,
+        pairs={"eyes": (7, 10), "mouth": (17, 19)},
+        mirror=mirror_permutation(21, *_runs((0, 5, 3), (6, 11, 3)), (12, 16), (13, 15), (17, 19)),
+        areas={"brows": (0, 5), "eyes": (6, 11), "nose": (13, 15), "mouth": (17, 19)},
+        fixed=(*range(12), 13, 14, 15, 17, 18, 19, 20),
+    ),
+    # Left and right eye, mouth; outer base, tip and inner base of the left ear; inner base, tip and outer base of the
+    # right ear; left is left in the image.
+    "cat9": Scheme(9, {"eyes": (0, 1)}, mirror_permutation(9, (0, 1), *_runs((3, 8, 3)))),
+    # WFLW's order: jaw, brows, nose, eyes (from the outer corner on the left, the inner one on the right), mouth, pupils.
+    "wflw98": Scheme(
+        landmarks=98,
+        pairs={"eyes": (60, 72), "mouth": (76, 82)},
+        mirror=mirror_permutation(
+            98,
+            *_runs((0, 32, 16), (33, 46, 5), (38, 50, 4), (55, 59, 2), (60, 72, 5), (65, 75, 3), (76, 82, 3)),
+            *_runs((83, 87, 2), (88, 92, 2)),
+            (93, 95),
+            (96, 97),
+        ),
+        areas={"jaw": (0, 32), "brows": (33, 50), "nose": (51, 59), "eyes": (60, 75), "mouth": (76, 95)},
+        fixed=tuple(range(33, 98)),
+    ),
     # Right and left shoulder, as in the published code of Mallis et al. 2020.
     "human36m_32": Scheme(
         landmarks=32,

@@ -61,13 +61,7 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
       UserError: bad name or version, splits that do not go together, images that cannot be decoded, all of them named,
         or a data set that exists already.
     """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} cannot name a data set; use lower-case letters, digits and _, a letter first")
-    if not _VERSION.fullmatch(version):
-        raise UserError(f"{version!r} is not a version; use three numbers such as 1.0.0")
-    target = epath.Path(data_dir).expanduser() / name / version
-    if target.exists():
-        raise UserError(f"{target} exists already; remove it, or write another version")
+    target = check_target(name, data_dir, version)
     first = next(iter(sources.values()))
     for split, source in sources.items():
         if source.spec.landmarks != first.spec.landmarks or set(source.columns) != set(first.columns):
@@ -77,11 +71,25 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
         bad += [] if source.checked else source.broken()
     if bad:
         raise bad_files(bad, total, first.where)
+    for unfinished in target.parent.glob(f"incomplete.*_{version}"):  # of a process that was killed
+        unfinished.rmtree()
     config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
     # Nothing is downloaded, but TFDS makes a download folder, and prints its progress on stdout, which is for results.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
         builder = _builder_class(name, version, sources)(data_dir=target.parent.parent, file_format="array_record")
         builder.download_and_prepare(download_dir=nothing, download_config=config)
+    return target
+
+
+def check_target(name: str, data_dir, version: str = "1.0.0") -> epath.Path:
+    """Return the folder that `prepare` writes. Raises UserError for a bad name or version, or an existing data set."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot name a data set; use lower-case letters, digits and _, a letter first")
+    if not _VERSION.fullmatch(version):
+        raise UserError(f"{version!r} is not a version; use three numbers such as 1.0.0")
+    target = epath.Path(data_dir).expanduser() / name / version
+    if target.exists():
+        raise UserError(f"{target} exists already; remove it, or write another version")
     return target
 
 

@@ -1,0 +1,366 @@
+"""Data sets as their authors publish them: folders of official files, read as sources that `prepared.prepare` writes.
+
+A builder is a file beside this one with `DATASETS`, the data sets that it reads. Its function `records(files, name)`
+reads lists and annotation and returns the images of every split; this file does what all builders share: it finds and
+checks the files, compares counts, cuts crops, and reads the images.
+
+A data set whose authors and users disagree on its images or on their crop is several data sets, each with a name of its
+own (`celeba_mallis`, `celeba_dve`), so that the id of a number says which one it was measured on.
+"""
+
+import functools
+import io
+import os
+import posixpath
+import types
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from uld_jax.data import crops, decode, folder, objects
+from uld_jax.data.listing import AbsentFile, BadFile, Skipped
+from uld_jax.data.schemes import NO_SCHEME
+from uld_jax.data.specs import Source, broken, fingerprint_of, sort_out, spec_of
+from uld_jax.errors import UserError
+from uld_jax.ops import coordinates
+
+_QUALITY = 95  # of the JPEG files of crops
+_NAMED = 5  # most files that one message names
+
+
+class Crop(NamedTuple):
+    """The part of a photo that a data set shows, black outside the photo.
+
+    Attributes:
+      fmap: map [4] from pixels of the upright file to those of the crop (`ops.coordinates`).
+      size: (height, width) of the crop in pixels.
+    """
+
+    fmap: np.ndarray
+    size: tuple[int, int]
+
+
+class Record(NamedTuple):
+    """One image of an official data set; all coordinates are pixels of the upright file, centres at integers.
+
+    Attributes:
+      file: name of the image, unique in its split: its path below the folder, unless `read` is given.
+      place: list and line that name the image, for messages.
+      landmarks: [L,2] float64 `(x, y)`, NaN where not annotated; None without annotation.
+      visible: [L] bool, False where hidden or not annotated; None if all annotated points count as visible.
+      box: `(x0, y0, x1, y1)` around the object; None if unknown.
+      columns: other facts, {name: text}; the same names in all records of a data set.
+      crop: part of the photo that is shown, or a function that returns it for a (height, width) of the file; None for
+        the unchanged file.
+      read: function that returns the encoded image, for images in other files than their own.
+      path: path of the image below the folder, if it differs from `file`.
+    """
+
+    file: str
+    place: str
+    landmarks: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    box: tuple[float, float, float, float] | None = None
+    columns: Mapping[str, str] = types.MappingProxyType({})
+    crop: "Crop | Callable[[tuple[int, int]], Crop] | None" = None
+    read: Callable[[], bytes] | None = None
+    path: str | None = None
+
+
+class Dataset(NamedTuple):
+    """An official data set under one name.
+
+    Attributes:
+      name: name of the data set; part of the protocol id.
+      about: its images and splits, as a noun phrase.
+      records: function of `Files` and the name that reads the images of every split, {split: records}.
+      counts: official number of images in every split.
+      landmarks: L, number of annotated points; None without annotation.
+      scheme: scheme of the points.
+      normaliser: length that errors are divided by, see `specs.spec_of`.
+    """
+
+    name: str
+    about: str
+    records: "Callable[[Files, str], Mapping[str, Sequence[Record]]]"
+    counts: Mapping[str, int]
+    landmarks: int | None = None
+    scheme: str = NO_SCHEME
+    normaliser: str = "auto"
+
+
+class Files:
+    """The folder with a data set's official files, and whether a part of them is enough.
+
+    Attributes:
+      root: the folder.
+      partial: True if files may be absent and lists shorter than the official ones.
+      notes: sentences about lists that differ from the official ones, with `partial`.
+    """
+
+    def __init__(self, src, partial: bool = False):
+        self.root, self.partial, self.notes = folder.existing_folder(src), partial, []
+
+    def find(self, *names: str, what: str) -> epath.Path:
+        """Return the first of several possible paths below the folder that exists.
+
+        `what` says which file is meant and where it comes from. Raises UserError if none exists.
+        """
+        for name in names:
+            if (self.root / name).exists():
+                return self.root / name
+        places = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+        raise UserError(f"{self.root} holds no {what}; put it there as {places}")
+
+    def name(self, path) -> str:
+        """Return a path below the folder as a name, with `/` between its parts."""
+        return posixpath.join(*epath.Path(path).relative_to(self.root).parts)
+
+    def lines(self, path) -> list[tuple[int, str]]:
+        """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
+
+        Raises UserError if the file is no text.
+        """
+        try:
+            text = epath.Path(path).read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not a text file in UTF-8; get the official file again") from None
+        return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+    def expect(self, path, found: int, official: int, what: str = "images") -> None:
+        """Check the length of a list.
+
+        Raises UserError that names the list if it differs from the official one; with `partial` this becomes a note.
+        """
+        if found != official:
+            said = f"{path} has {found:,} {what} where the official file has {official:,}"
+            if not self.partial:
+                raise UserError(f"{said}; get the official file, or add --allow_partial to go on with a part of them")
+            self.notes.append(said)
+
+    def numbers(self, cells: Sequence[str], place: str) -> np.ndarray:
+        """Read cells as finite numbers, [n] float64. Raises UserError that names the place."""
+        try:
+            out = np.array([float(cell) for cell in cells])
+        except ValueError:
+            out = np.array([np.nan])
+        if not np.isfinite(out).all():
+            bad = next((cell for cell in cells if not _is_number(cell)), "")
+            raise UserError(f"{place}: {bad!r} is no number; get the official file again")
+        return out
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
+
+
+def read_splits(dataset: Dataset, files: Files) -> dict[str, list[Record]]:
+    """Read the images of every split, and compare their numbers with the official ones.
+
+    Raises UserError for any error in the files, for two images of one name in a split, and for other counts.
+    """
+    splits = {split: list(records) for split, records in dataset.records(files, dataset.name).items()}
+    for split, records in splits.items():
+        seen = {}
+        for record in records:
+            if record.file in seen:
+                raise UserError(f"{record.place}: {record.file} is listed twice, also in {seen[record.file]}; mend it")
+            seen[record.file] = record.place
+        if len(records) != dataset.counts[split]:
+            said = (
+                f"the split {split} of {dataset.name} has {len(records):,} images below {files.root} where the "
+                f"official one has {dataset.counts[split]:,}"
+            )
+            if not files.partial:
+                raise UserError(f"{said}; get the rest of the files, or add --allow_partial to go on with a part")
+            files.notes.append(said)
+    if empty := [split for split, records in splits.items() if not records]:
+        if not files.partial or len(empty) == len(splits):
+            raise UserError(f"the split {empty[0]} of {dataset.name} has no image below {files.root}; get its files")
+        splits = {split: records for split, records in splits.items() if records}
+    return splits
+
+
+class Official(Source):
+    """One split of an official data set. Raises UserError for any error in its images.
+
+    `records` are those of `read_splits`, `splits` the names of all splits. Images that are absent are an error that
+    names them, or with `files.partial` are left out and listed in `skipped`. For `frame_size` and `on_bad_file` see
+    `data.open_source`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        files: Files,
+        records: Sequence[Record],
+        *,
+        splits: Sequence[str],
+        frame_size: int = 128,
+        on_bad_file: str = "error",
+    ):
+        self.data_dir, self.where, self.frame_size = None, os.fspath(files.root), frame_size
+        self._root, self._records, self.names = self.where, list(records), [r.file for r in records]
+        heads = self._probe(files, on_bad_file)
+        self.names = [r.file for r in self._records]
+        if dataset.landmarks is not None:
+            points = np.stack([np.asarray(r.landmarks, np.float64) for r in self._records])
+            folder.check_points(points, [head.size for head in heads], self.place)
+        sizes = [r.crop.size if r.crop else head.size for r, head in zip(self._records, heads, strict=True)]
+        self.file_sizes = np.array(sizes, np.int32)
+        self.frame_maps = np.stack([coordinates.frame_map(size, (frame_size, frame_size)) for size in sizes])
+        self.spec = spec_of(
+            dataset.name,
+            dataset.landmarks,
+            scheme=dataset.scheme,
+            normaliser=dataset.normaliser,
+            splits=tuple(splits),
+        )
+        if dataset.landmarks is not None:
+            stored = np.stack([_moved(r.crop, p) for r, p in zip(self._records, points, strict=True)])
+            self.landmarks = coordinates.file_to_frame(stored, self.frame_maps).astype(np.float32)
+            self.visible = np.isfinite(points).all(-1)
+            for visible, record in zip(self.visible, self._records, strict=True):
+                visible &= True if record.visible is None else record.visible
+        names = self._records[0].columns
+        self.columns = {name: [str(r.columns[name]) for r in self._records] for name in names}
+        if any(r.box is not None for r in self._records):
+            boxes = [_moved(r.crop, np.reshape(r.box, (2, 2))).ravel() for r in self._records]
+            for j, name in enumerate(objects.BOX):
+                self.columns[name] = [f"{box[j]:.3f}" for box in boxes]
+        kept = [(r.file, *head) for r, head in zip(self._records, heads, strict=True)]
+        self.fingerprint = fingerprint_of(dataset.name, frame_size, kept)
+
+    def place(self, row):
+        """Return the list and line that name the image."""
+        return self._records[row].place
+
+    def image(self, row):
+        """Decode the image of one row; see `Source`."""
+        return decode.decode_image(self.encoded(row), self.frame_size)[0]
+
+    def encoded(self, row):
+        """Return the unchanged image file of one row, or its crop as JPEG."""
+        record = self._records[row]
+        if record.crop is None:
+            return _bytes(self._root, record)
+        pixels = decode.decode_picture(_bytes(self._root, record), longest=1 << 30)
+        out = io.BytesIO()
+        cut = crops.cut(pixels, record.crop.fmap, record.crop.size)
+        Image.fromarray(cut).save(out, format="JPEG", quality=_QUALITY, subsampling=0)
+        return out.getvalue()
+
+    def broken(self):
+        """Find the images that cannot be decoded, and show the progress; see `Source`."""
+        bar = tqdm(total=len(self), desc=f"checking {self.spec.name}", unit=" images", disable=None)
+
+        def check(row):
+            found = self._check(row)
+            bar.update()
+            return found
+
+        with bar:
+            return list(broken(self.names, check).values())
+
+    def _check(self, row):
+        try:
+            return decode.check(_bytes(self._root, self._records[row]))
+        except BadFile as error:
+            return error
+
+    def _probe(self, files: Files, on_bad_file: str) -> list[folder.Head]:
+        """Read all headers; keep the records of usable images, and report or leave out the others."""
+        own = {row: None for row, r in enumerate(self._records) if r.read is None}
+        paths = [os.path.join(self._root, self._records[row].path or self._records[row].file) for row in own]
+        heads = dict(zip(own, folder.read_heads(paths), strict=True))
+        heads |= {row: _head(self._root, r) for row, r in enumerate(self._records) if r.read is not None}
+        heads = [heads[row] for row in range(len(self._records))]
+        absent = [row for row, head in enumerate(heads) if isinstance(head, AbsentFile)]
+        if absent and not files.partial:
+            named = ", ".join(self.names[row] for row in absent[:_NAMED])
+            more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
+            raise UserError(
+                f"{self._records[absent[0]].place}: {self._root} holds no {named}{more}; get the images, or add "
+                "--allow_partial to go on without them"
+            )
+        self.skipped = tuple(Skipped(self.names[row], str(heads[row])) for row in absent)
+        there = [row for row in range(len(heads)) if row not in set(absent)]
+        if not there:
+            raise UserError(
+                f"{self._records[0].place}: {self._root} holds none of the {len(heads):,} images, first "
+                f"{self.names[0]}; give the folder that holds them"
+            )
+        self._records, heads = [self._records[row] for row in there], [heads[row] for row in there]
+        self.names = [r.file for r in self._records]
+        bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
+        self.checked = on_bad_file == "skip"
+        full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
+        self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
+        heads = [head for row, head in enumerate(heads) if row not in bad]
+        kept = [r for row, r in enumerate(self._records) if row not in bad]
+        self._records = [_cropped(r, head.size) for r, head in zip(kept, heads, strict=True)]
+        return heads
+
+
+def _bytes(root: str, record: Record) -> bytes:
+    if record.read is not None:
+        return record.read()
+    try:
+        return epath.Path(os.path.join(root, record.path or record.file)).read_bytes()
+    except OSError as error:
+        raise BadFile(record.file, (error.strerror or str(error)).lower()) from None
+
+
+def _head(root: str, record: Record) -> "folder.Head | BadFile":
+    try:
+        data = _bytes(root, record)
+        found = decode.header(data)
+    except BadFile as error:
+        return BadFile(record.file, error.why)
+    return folder.Head(found.size, len(data), zlib.crc32(found.start))
+
+
+def _cropped(record: Record, size: tuple[int, int]) -> Record:
+    """Return the record with the crop for the size of its file."""
+    if not callable(record.crop):
+        return record
+    try:
+        return record._replace(crop=record.crop(size))
+    except UserError as error:
+        raise UserError(f"{record.place}: {error}") from None
+
+
+def _moved(crop: Crop | None, points: np.ndarray) -> np.ndarray:
+    """Move points [n,2] of the file to the crop."""
+    return points if crop is None else coordinates.file_to_frame(points, crop.fmap)
+
+
+def open_all(
+    dataset: Dataset, src, *, partial: bool = False, frame_size: int = 128, on_bad_file: str = "error"
+) -> tuple[dict[str, Official], list[str]]:
+    """Open every split of an official data set, for `prepared.prepare`.
+
+    Args:
+      dataset: the data set.
+      src: folder with its official files.
+      partial: True goes on with a part of the files.
+      frame_size, on_bad_file: see `data.open_source`.
+
+    Returns:
+      {split: source}; and sentences about what differs from the official files, none unless `partial`.
+
+    Raises:
+      UserError: any error in the files, or images that cannot be read, all of them named; nothing has been written.
+    """
+    files = Files(src, partial)
+    splits = read_splits(dataset, files)
+    opening = functools.partial(Official, dataset, files, splits=tuple(splits), frame_size=frame_size)
+    return {split: opening(records, on_bad_file=on_bad_file) for split, records in splits.items()}, files.notes
