@@ -8,7 +8,11 @@ import importlib
 
 from uld_jax.data.builders.official import Dataset
 
-_FILES = ("celeba",)  # those with `DATASETS`
+# Files with `DATASETS`.
+_FILES = (
+    "cats",
+    "celeba",
+)
 
 
 def _all() -> dict[str, Dataset]:
