@@ -15,6 +15,7 @@ import posixpath
 import types
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from uld_jax.data import crops, decode, folder, objects
 from uld_jax.data.listing import AbsentFile, BadFile, Skipped
 from uld_jax.data.schemes import NO_SCHEME
-from uld_jax.data.specs import Source, broken, fingerprint_of, sort_out, spec_of
+from uld_jax.data.specs import Source, broken, decode_threads, fingerprint_of, sort_out, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -79,10 +80,11 @@ class Dataset(NamedTuple):
       name: name of the data set; part of the protocol id.
       about: its images and splits, as a noun phrase.
       records: function of `Files` and the name that reads the images of every split, {split: records}.
-      counts: official number of images in every split.
+      counts: official number of images in every split; a split whose number nobody has published has none.
       landmarks: L, number of annotated points; None without annotation.
       scheme: scheme of the points.
       normaliser: length that errors are divided by, see `specs.spec_of`.
+      size: (height, width) of all images; others are left out and listed in `skipped`. None for any size.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Dataset(NamedTuple):
     landmarks: int | None = None
     scheme: str = NO_SCHEME
     normaliser: str = "auto"
+    size: tuple[int, int] | None = None
 
 
 class Files:
@@ -100,7 +103,8 @@ class Files:
     Attributes:
       root: the folder.
       partial: True if files may be absent and lists shorter than the official ones.
-      notes: sentences about lists that differ from the official ones, with `partial`.
+      notes: sentences about what differs from the official files, none unless `partial`, and about what others say of
+        them that is not so here.
     """
 
     def __init__(self, src, partial: bool = False):
@@ -174,7 +178,7 @@ def read_splits(dataset: Dataset, files: Files) -> dict[str, list[Record]]:
             if record.file in seen:
                 raise UserError(f"{record.place}: {record.file} is listed twice, also in {seen[record.file]}; mend it")
             seen[record.file] = record.place
-        if len(records) != dataset.counts[split]:
+        if len(records) != dataset.counts.get(split, len(records)):
             said = (
                 f"the split {split} of {dataset.name} has {len(records):,} images below {files.root} where the "
                 f"official one has {dataset.counts[split]:,}"
@@ -209,7 +213,7 @@ class Official(Source):
     ):
         self.data_dir, self.where, self.frame_size = None, os.fspath(files.root), frame_size
         self._root, self._records, self.names = self.where, list(records), [r.file for r in records]
-        heads = self._probe(files, on_bad_file)
+        heads = self._probe(dataset, files, on_bad_file)
         self.names = [r.file for r in self._records]
         if dataset.landmarks is not None:
             points = np.stack([np.asarray(r.landmarks, np.float64) for r in self._records])
@@ -276,12 +280,14 @@ class Official(Source):
         except BadFile as error:
             return error
 
-    def _probe(self, files: Files, on_bad_file: str) -> list[folder.Head]:
+    def _probe(self, dataset: Dataset, files: Files, on_bad_file: str) -> list[folder.Head]:
         """Read all headers; keep the records of usable images, and report or leave out the others."""
         own = {row: None for row, r in enumerate(self._records) if r.read is None}
         paths = [os.path.join(self._root, self._records[row].path or self._records[row].file) for row in own]
         heads = dict(zip(own, folder.read_heads(paths), strict=True))
-        heads |= {row: _head(self._root, r) for row, r in enumerate(self._records) if r.read is not None}
+        others = [row for row in range(len(self._records)) if row not in own]
+        with ThreadPoolExecutor(decode_threads()) as pool:
+            heads |= zip(others, pool.map(lambda row: _head(self._root, self._records[row]), others), strict=True)
         heads = [heads[row] for row in range(len(self._records))]
         absent = [row for row, head in enumerate(heads) if isinstance(head, AbsentFile)]
         if absent and not files.partial:
@@ -304,10 +310,24 @@ class Official(Source):
         self.checked = on_bad_file == "skip"
         full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
         self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
-        heads = [head for row, head in enumerate(heads) if row not in bad]
-        kept = [r for row, r in enumerate(self._records) if row not in bad]
-        self._records = [_cropped(r, head.size) for r, head in zip(kept, heads, strict=True)]
-        return heads
+        usable = [row for row in range(len(heads)) if row not in bad]
+        kept = [row for row in usable if dataset.size in (None, heads[row].size)]
+        if not kept:
+            raise UserError(
+                f"none of the {len(usable):,} images below {self.where} has the {_pixels(dataset.size)} pixels of "
+                f"{dataset.name}, first {self.names[usable[0]]}; get the official images"
+            )
+        self.skipped += tuple(
+            Skipped(
+                self.names[row],
+                f"{os.path.join(self._root, self.names[row])} has {_pixels(heads[row].size)} pixels where the images "
+                f"of {dataset.name} have {_pixels(dataset.size)}",
+            )
+            for row in usable
+            if dataset.size not in (None, heads[row].size)
+        )
+        self._records = [_cropped(self._records[row], heads[row].size) for row in kept]
+        return [heads[row] for row in kept]
 
 
 def _bytes(root: str, record: Record) -> bytes:
@@ -326,6 +346,10 @@ def _head(root: str, record: Record) -> "folder.Head | BadFile":
     except BadFile as error:
         return BadFile(record.file, error.why)
     return folder.Head(found.size, len(data), zlib.crc32(found.start))
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"
 
 
 def _cropped(record: Record, size: tuple[int, int]) -> Record:
@@ -355,7 +379,7 @@ def open_all(
       frame_size, on_bad_file: see `data.open_source`.
 
     Returns:
-      {split: source}; and sentences about what differs from the official files, none unless `partial`.
+      {split: source}; and sentences about the files, see `Files.notes`.
 
     Raises:
       UserError: any error in the files, or images that cannot be read, all of them named; nothing has been written.
