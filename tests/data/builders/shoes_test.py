@@ -80,7 +80,7 @@ def test_folders_are_found_and_checked(src, tmp_path):
     with pytest.raises(UserError, match=r"Boots has 4 subcategories where the official file has 5; .*--allow_partial"):
         miniature.opened("shoes", src, partial=False)
     found, notes = miniature.opened("shoes", src)
-    assert (len(found["train"]), len(notes)) == (12, 3)
+    assert (len(found["train"]), len(notes)) == (11, 3)  # one of another size
     miniature.picture(src / "Shoes/Flats/1.jpg", (102, 136))
     with pytest.raises(UserError, match=r"Shoes/Flats/1.jpg does not lie in three folders .* do; remove it"):
         miniature.opened("shoes", src)

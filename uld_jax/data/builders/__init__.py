@@ -12,6 +12,7 @@ from uld_jax.data.builders.official import Dataset
 _FILES = (
     "cats",
     "celeba",
+    "lsun",
     "shoes",
 )
 
