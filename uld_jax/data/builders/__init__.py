@@ -10,6 +10,7 @@ from uld_jax.data.builders.official import Dataset
 
 # Files with `DATASETS`.
 _FILES = (
+    "bbc_pose",
     "cats",
     "celeba",
     "lsun",
