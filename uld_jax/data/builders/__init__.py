@@ -13,6 +13,7 @@ _FILES = (
     "bbc_pose",
     "cats",
     "celeba",
+    "human36m",
     "lsun",
     "shoes",
 )
