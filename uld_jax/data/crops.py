@@ -1,7 +1,7 @@
 """The crops of Mallis et al.'s data: the part of a photo that a network sees, as maps of points and pixels.
 
 A map is `[4] = (scale_x, scale_y, shift_x, shift_y)` as in `ops.coordinates`: `crop = file * scale + shift`. The
-published code maps points without half-pixel offsets; these functions keep its formulas, and `warp` moves the pixels by
+published code maps points without half-pixel offsets; these functions keep its formulas, and `cut` moves the pixels by
 the same map as the points. The functions use NumPy on the host and prepare data.
 """
 
@@ -113,20 +113,6 @@ def then(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     [6.0, 6.0, 8.0, 8.0]
     """
     return np.concatenate([first[:2] * second[:2], first[2:] * second[:2] + second[2:]])
-
-
-def warp(pixels: np.ndarray, fmap: np.ndarray, size: int) -> np.ndarray:
-    """Move pixels [H,W,3] uint8 by a map to [size,size,3] uint8: bilinear, black outside the image (published code).
-
-    >>> warp(np.full((4, 4, 3), 9, np.uint8), np.array([2.0, 2, 2.5, 2.5]), 8)[:, 4, 0].tolist()
-    [0, 0, 9, 9, 9, 9, 9, 9]
-    """
-    scale, shift = fmap[:2], fmap[2:]
-    # PIL counts from the edges of the images, maps count from the centre of the first pixel.
-    edge = 0.5 - (shift + 0.5) / scale
-    data = (1 / scale[0], 0, edge[0], 0, 1 / scale[1], edge[1])
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
 
 
 def cut(pixels: np.ndarray, fmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
