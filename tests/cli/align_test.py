@@ -77,6 +77,18 @@ def test_align_writes_its_report(toy, uld_says, protocol, length):
     assert f"written to {folder}" in out
 
 
+def test_a_prepared_data_set_gives_the_same_report(root, toy, uld_says, tmp_path):
+    uld_says("prepare", "--dataset=pf_pascal", f"--src={root}", f"--data_dir={tmp_path}", "--allow_partial")
+    reports = []
+    for where in (root, tmp_path):
+        out = uld_says("align", f"--workdir={toy}", f"--data_dir={where}")
+        folder = out.rpartition("written to ")[2].strip()
+        reports.append(json.loads((epath.Path(folder) / "pf_pascal_ncnet.json").read_text()))
+    official, prepared = reports
+    assert official.pop("images") != prepared.pop("images")  # in another order
+    assert official == prepared
+
+
 def test_points_are_carried_from_b_to_a_in_the_frame(root, finished):
     """A function that knows the annotation carries everything right; padded photos change nothing."""
     for fit in ("stretch", "pad"):

@@ -165,8 +165,3 @@ def test_photos_that_cannot_be_read_are_left_out_with_their_pairs(root):
 def test_configs_stretch_the_photos_of_this_data_set_alone(root):
     assert pascal.config(root).data.fit == pf_pascal.FIT == "stretch"
     assert PfPascal(root, "train", frame_size=24).fingerprint == opened(root).fingerprint
-
-
-def test_no_prepared_data_set_has_its_name(root, tmp_path, uld):
-    code, _, err = uld("prepare", "--dataset=pf_pascal", f"--src={root}", f"--data_dir={tmp_path / 'out'}")
-    assert (code, "--dataset=pf_pascal is read as it is; give the prepared data set a name" in err) == (1, True)

@@ -51,8 +51,8 @@ def _folder(args: FlagValues):
     """Open the splits of a folder of photos, or of the synthetic heads."""
     from uld_jax.data import builders, open_source
 
-    if args.dataset in ("folder", "pf_pascal"):
-        raise UserError(f"--dataset={args.dataset} is read as it is; give the prepared data set a name of its own")
+    if args.dataset == "folder":
+        raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
     name = "synthetic" if args.dataset == "synthetic" else "folder"
     if (name == "synthetic") == bool(args.src):
         what = f"--src={args.src} is not read by" if args.src else "--src is empty; give the folder of photos of"

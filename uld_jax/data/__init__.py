@@ -48,8 +48,8 @@ def open_source(
 
     Args:
       name: `synthetic`; `folder` (photos in `data_dir`, see `data/folder.py`, or a prepared data set in `data_dir`);
-        `pf_pascal` (see `data/pf_pascal.py`); or the name of a data set that `builders.prepared.prepare` wrote under
-        `data_dir`.
+        `pf_pascal` (see `data/pf_pascal.py`), prepared or in its own files; or the name of a data set that
+        `builders.prepared.prepare` wrote under `data_dir`.
       split: `train`, `test`, or another split of the data set.
       data_dir: folder of the data; unused by `synthetic`.
       frame_size: F, side of the square frame in pixels.
@@ -79,27 +79,26 @@ def open_source(
     if options:
         raise UserError(f"the data set {name} has no option {sorted(options)[0]}; remove it from config.data")
     reading = dict(frame_size=frame_size, fit=fit, scheme=scheme, normaliser=normaliser, on_bad_file=on_bad_file)
-    if name == pf_pascal.NAME:
-        return pf_pascal.PfPascal(data_dir, split, **reading)
     from uld_jax.data.builders import prepared
     from uld_jax.data.folder import Folder, existing_folder
 
-    if name != "folder" and not data_dir:
+    if name not in ("folder", pf_pascal.NAME) and not data_dir:
         raise UserError(
             f"dataset={name} needs data_dir, the folder into which `uld prepare` wrote that data set; for a folder of "
             "photos use dataset=folder"
         )
     root = existing_folder(data_dir)
-    reading |= dict(sides=sides)
     version = prepared.find(root, None if name == "folder" else name)
     if version is not None:
-        return prepared.Prepared(version, split, **reading)
+        return prepared.Prepared(version, split, sides=sides, **reading)
+    if name == pf_pascal.NAME:
+        return pf_pascal.PfPascal(data_dir, split, **reading)
     if name != "folder":
         raise UserError(
             f"there is no data set {name} under {root}; write it with `uld prepare`, or for a folder of photos use "
             "dataset=folder"
         )
-    return Folder(root, split, **reading)
+    return Folder(root, split, sides=sides, **reading)
 
 
 def make_reader(

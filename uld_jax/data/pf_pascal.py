@@ -15,17 +15,22 @@ with a category, and an image that is paired in two categories is two rows. Phot
 frame, as NC-Net does, which shows all of them. Counts of the published lists: 2,940 pairs for training (735 pairs in
 both orders, each plain and mirrored), 308 for validation, and 299 for the test. 95 of the test are in training as well
 (`leaked`).
+
+The folder is read as it is, or `uld prepare` writes a prepared data set of it, with the same lists beside the records
+(`builders/pf_pascal.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
+from uld_jax import files
 from uld_jax.data import csv_tables, folder, listing
 from uld_jax.data.names import Lookup
 from uld_jax.data.schemes import NO_SCHEME
-from uld_jax.data.specs import Pairs, sort_out, spec_of
+from uld_jax.data.specs import Pairs, Source, sort_out, spec_of
 from uld_jax.errors import UserError
 
 NAME = "pf_pascal"
@@ -38,6 +43,7 @@ CATEGORIES = (
 )  # fmt: skip
 _OTHER_NAMES = {"train": ("trn_pairs.csv",)}  # of later copies of the lists
 _POINTS = ("XA", "YA", "XB", "YB")
+_FOLDER = "image_pairs"
 
 
 class Listed(NamedTuple):
@@ -63,7 +69,8 @@ class PfPascal(folder.Photos):
     """One split of PF-Pascal, `train`, `val` or `test`. Raises UserError for any error in its files.
 
     The column `category` has the names of the categories. For `frame_size`, `fit`, `scheme`, `normaliser` and
-    `on_bad_file` see `data.open_source`; a pair with an image that is left out is left out too.
+    `on_bad_file` see `data.open_source`; a pair with an image that is left out is left out too. With `partial`, photos
+    that are absent are left out.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class PfPascal(folder.Photos):
         scheme: str = NO_SCHEME,
         normaliser: str = "auto",
         on_bad_file: str = "error",
+        partial: bool = False,
     ):
         super().__init__(data_dir, frame_size, fit)
         listed = read_pairs(self._root, split)
@@ -84,33 +92,39 @@ class PfPascal(folder.Photos):
             places.setdefault((a, category), place)
             places.setdefault((b, category), place)
         keys = sorted(places)
-        used = self._probe(keys, [places[key] for key in keys], on_bad_file)
+        used = self._probe(keys, [places[key] for key in keys], on_bad_file, partial)
         self.names = [name for name, _ in used]
         self.columns = {"category": [category for _, category in used]}
         self._places = [places[key] for key in used]
-        splits = tuple(one for one in SPLITS if _list(self._root, one) is not None)
+        splits = tuple(one for one in SPLITS if find_list(self._root, one) is not None)
         self.spec = spec_of(NAME, None, scheme=scheme, normaliser=normaliser, splits=splits)
         self._set_sizes(list(used.values()))
-        self.pairs = _of_rows(listed, {key: row for row, key in enumerate(used)})
+        self.pairs = pairs_of_rows(listed, used)
         if self.pairs.xy is not None:
             for side in range(2):
                 sizes = self.file_sizes[self.pairs.rows[:, side]]
                 folder.check_points(self.pairs.xy[:, side], sizes, self.pairs.places.__getitem__)
 
-    def _probe(self, keys, places, on_bad_file) -> dict[tuple[str, str], folder.Head]:
+    def _probe(self, keys, places, on_bad_file, partial) -> dict[tuple[str, str], folder.Head]:
         """Read the headers of all rows; return those of usable files by (name, category), and report the others."""
         self.names = [name for name, _ in keys]
         heads = folder.read_heads(map(self._path, range(len(keys))))
         absent = [row for row, head in enumerate(heads) if isinstance(head, listing.AbsentFile)]
-        if absent and on_bad_file == "error":
+        if absent and on_bad_file == "error" and not partial:
             raise UserError(
                 f"{places[absent[0]]}: {self.names[absent[0]]} is not in {self._root} "
                 f"({folder.counted({self.names[row] for row in absent}, 'such file')}); give the folder that holds "
                 "PF-dataset-PASCAL with all its photos"
             )
+        reasons = {self.names[row]: str(heads[row]) for row in absent if partial}
+        if reasons:
+            there = [row for row in range(len(keys)) if row not in set(absent)]
+            if not there:
+                raise UserError(f"{places[0]}: {self.where} holds none of its photos; give the folder that holds them")
+            keys, heads, self.names = ([of[row] for row in there] for of in (keys, heads, self.names))
         bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        reasons = {b.file: str(listing.BadFile(self._path(row), b.why)) for row, b in bad.items()}
+        reasons |= {b.file: str(listing.BadFile(self._path(row), b.why)) for row, b in bad.items()}
         self.skipped = tuple(listing.Skipped(name, reasons[name]) for name in sorted(reasons))
         return {key: heads[row] for row, key in enumerate(keys) if row not in bad}
 
@@ -119,10 +133,19 @@ class PfPascal(folder.Photos):
         return self._places[row]
 
 
-def _of_rows(listed: Listed, rows: dict[tuple[str, str], int]) -> Pairs:
-    """Replace names by rows; pairs of images without a row are left out."""
+def pairs_of_rows(listed: Listed, rows: Iterable[tuple[str, str]]) -> Pairs:
+    """Replace names by rows; pairs of images without a row are left out.
+
+    Args:
+      listed: the pairs by name.
+      rows: name and category of every row.
+
+    Raises:
+      UserError: no pair is left.
+    """
+    known = {key: row for row, key in enumerate(rows)}
     ends = [
-        (rows.get((a, category), -1), rows.get((b, category), -1))
+        (known.get((a, category), -1), known.get((b, category), -1))
         for a, b, category in zip(listed.a, listed.b, listed.category, strict=True)
     ]
     ends = np.array(ends, np.int32)
@@ -131,6 +154,20 @@ def _of_rows(listed: Listed, rows: dict[tuple[str, str], int]) -> Pairs:
         raise UserError("no pair of PF-Pascal has two photos that can be read; restore the photos")
     xy = None if listed.xy is None else listed.xy[kept]
     return Pairs(ends[kept], listed.flip[kept], xy, [listed.places[pair] for pair in kept])
+
+
+def write_pairs(root, split: str, source: Source) -> None:
+    """Write the pairs of a source as the list of a split below the folder `root`, which `read_pairs` reads."""
+    pairs, rows = source.pairs, []
+    for pair, (a, b) in enumerate(pairs.rows):
+        number = CATEGORIES.index(source.columns["category"][a]) + 1
+        row = [source.names[a], source.names[b], number, int(pairs.flip[pair])]
+        if pairs.xy is not None:
+            known = pairs.xy[pair][:, np.isfinite(pairs.xy[pair]).all((0, 2))]
+            row += [";".join(repr(float(v) + 1) for v in known[side, :, axis]) for side in (0, 1) for axis in (0, 1)]
+        rows.append(row)
+    header = ["source_image", "target_image", "class", "flip", *(() if pairs.xy is None else _POINTS)]
+    files.write(root / _FOLDER / f"{split}_pairs.csv", files.csv_text([header, *rows]))
 
 
 def leaked(data_dir, split: str = "test") -> np.ndarray:
@@ -147,9 +184,9 @@ def leaked(data_dir, split: str = "test") -> np.ndarray:
     return np.array([pair in known for pair in other])
 
 
-def _list(root, split: str):
-    """Return the list of a split; None if there is none."""
-    for place in (root / "image_pairs", root):
+def find_list(root, split: str) -> epath.Path | None:
+    """Find the list of pairs of a split below the folder `root`; None if there is none."""
+    for place in (root / _FOLDER, root):
         for name in (f"{split}_pairs.csv", *_OTHER_NAMES.get(split, ())):
             if (place / name).exists():
                 return place / name
@@ -161,9 +198,9 @@ def read_pairs(root, split: str) -> Listed:
 
     Raises UserError that names the list, and the line and column if there is one.
     """
-    path = _list(root, split)
+    path = find_list(root, split)
     if path is None:
-        there = [one for one in SPLITS if _list(root, one) is not None]
+        there = [one for one in SPLITS if find_list(root, one) is not None]
         if not there:
             raise UserError(
                 f"{root} holds no image_pairs/train_pairs.csv; give the folder with PF-dataset-PASCAL and NC-Net's "
@@ -193,10 +230,10 @@ def read_pairs(root, split: str) -> Listed:
 
 def _names(root, cells: Sequence[str], column: str, places: Sequence[str]) -> list[str]:
     """Read a column of file names."""
-    files, known = Lookup(root), {}
+    there, known = Lookup(root), {}
     for cell, place in zip(cells, places, strict=True):
         if cell not in known:
-            known[cell] = csv_tables.locate(cell, root, files)
+            known[cell] = csv_tables.locate(cell, root, there)
         if known[cell] is None:
             raise UserError(f"{place}, column {column}: {cell!r} is not inside {root}; give a path relative to it")
     return [known[cell] for cell in cells]

@@ -15,6 +15,7 @@ _FILES = (
     "celeba",
     "human36m",
     "lsun",
+    "pf_pascal",
     "shoes",
 )
 

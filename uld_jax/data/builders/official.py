@@ -79,22 +79,26 @@ class Dataset(NamedTuple):
     Attributes:
       name: name of the data set; part of the protocol id.
       about: its images and splits, as a noun phrase.
-      records: function of `Files` and the name that reads the images of every split, {split: records}.
+      records: function of `Files` and the name that reads the images of every split, {split: records}; None with
+        `sources`.
       counts: official number of images in every split; a split whose number nobody has published has none.
       landmarks: L, number of annotated points; None without annotation.
       scheme: scheme of the points.
       normaliser: length that errors are divided by, see `specs.spec_of`.
       size: (height, width) of all images; others are left out and listed in `skipped`. None for any size.
+      sources: function of `Files`, `frame_size` and `on_bad_file` that opens every split, {split: source}, for a data
+        set with a reader of its own.
     """
 
     name: str
     about: str
-    records: "Callable[[Files, str], Mapping[str, Sequence[Record]]]"
+    records: "Callable[[Files, str], Mapping[str, Sequence[Record]]] | None"
     counts: Mapping[str, int]
     landmarks: int | None = None
     scheme: str = NO_SCHEME
     normaliser: str = "auto"
     size: tuple[int, int] | None = None
+    sources: "Callable[..., dict[str, Source]] | None" = None
 
 
 class Files:
@@ -369,7 +373,7 @@ def _moved(crop: Crop | None, points: np.ndarray) -> np.ndarray:
 
 def open_all(
     dataset: Dataset, src, *, partial: bool = False, frame_size: int = 128, on_bad_file: str = "error"
-) -> tuple[dict[str, Official], list[str]]:
+) -> tuple[dict[str, Source], list[str]]:
     """Open every split of an official data set, for `prepared.prepare`.
 
     Args:
@@ -385,6 +389,8 @@ def open_all(
       UserError: any error in the files, or images that cannot be read, all of them named; nothing has been written.
     """
     files = Files(src, partial)
+    if dataset.sources is not None:
+        return dataset.sources(files, frame_size=frame_size, on_bad_file=on_bad_file), files.notes
     splits = read_splits(dataset, files)
     opening = functools.partial(Official, dataset, files, splits=tuple(splits), frame_size=frame_size)
     return {split: opening(records, on_bad_file=on_bad_file) for split, records in splits.items()}, files.notes

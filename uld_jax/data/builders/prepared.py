@@ -6,7 +6,8 @@
 
 A record holds the unchanged image file, its name, the landmarks in pixels of the file, visibility and the other
 columns, so it can be read at any frame size. TFDS shuffles rows when it writes; afterwards the row number in the
-prepared data set is the identity of an example, not the row of its source.
+prepared data set is the identity of an example, not the row of its source. Pairs of images, which PF-Pascal has, are
+written beside the records as the lists of `data/pf_pascal.py`, and their names are looked up when they are read.
 
 TensorFlow is not needed, because TFDS neither encodes nor decodes the images, which are passed as encoded bytes.
 """
@@ -25,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from uld_jax.data import decode
+from uld_jax.data import decode, pf_pascal
 from uld_jax.data.listing import BadFile, Skipped, bad_files
 from uld_jax.data.schemes import BY_NUMBER, NO_SCHEME, SCHEMES
 from uld_jax.data.specs import (
@@ -119,9 +120,13 @@ def _builder_class(dataset_name, version, sources):
 
         def _split_generators(self, dl_manager):
             del dl_manager
+            for split, source in sources.items():
+                if source.pairs is not None:  # now, so that no data set is ever without them
+                    pf_pascal.write_pairs(epath.Path(self.data_dir), split, source)
             return {split: self._generate_examples(source) for split, source in sources.items()}
 
         def _generate_examples(self, source):
+            keys = set()
             for row, file in enumerate(source.names):
                 example = {"file": file, "image": source.encoded(row)}
                 if source.landmarks is not None:
@@ -131,7 +136,8 @@ def _builder_class(dataset_name, version, sources):
                     example["visible"] = source.visible[row]
                 if source.columns:
                     example["columns"] = {c: values[row] for c, values in source.columns.items()}
-                yield file, example
+                yield (f"{file}\0{row}" if file in keys else file), example  # a photo of two categories is two rows
+                keys.add(file)
 
     return Builder
 
@@ -198,6 +204,10 @@ class Prepared(Source):
             self.visible = np.isfinite(landmarks).all(-1)
             if "visible" in info.features:
                 self.visible &= np.stack([h["visible"] for h in heads]).astype(bool)
+        root = epath.Path(self._folder)
+        if pf_pascal.find_list(root, split) is not None:
+            rows = zip(self.names, self.columns["category"], strict=True)
+            self.pairs = pf_pascal.pairs_of_rows(pf_pascal.read_pairs(root, split), rows)
         self.spec = _spec(info, count, scheme, normaliser)
         set_sides(self, sides)
         self.fingerprint = fingerprint_of(

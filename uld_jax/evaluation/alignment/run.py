@@ -81,7 +81,7 @@ def align_report(
     check_stage(finished)
     protocol = protocol_of(asked.protocol)
     source = _opened(finished.config, asked, protocol)
-    leaked = pf_pascal.leaked(source.data_dir, asked.split)
+    leaked = pf_pascal.leaked(source.where, asked.split)
     carried = carry_all(source, carrier(finished), asked.batch, say)
     measured = {"pck": _pck(protocol, source, carried), "identity": _pck(protocol, source, _identity(source))}
     report = {
