@@ -8,7 +8,10 @@ import importlib
 
 from uld_jax.data.builders.official import Dataset
 
-_FILES = ("celeba",)  # those with `DATASETS`
+_FILES = (  # those with `DATASETS`
+    "celeba",
+    "w300lp",
+)
 
 
 def _all() -> dict[str, Dataset]:
