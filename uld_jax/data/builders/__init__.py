@@ -10,6 +10,7 @@ from uld_jax.data.builders.official import Dataset
 
 _FILES = (  # those with `DATASETS`
     "celeba",
+    "ls3d",
     "w300lp",
 )
 

@@ -115,7 +115,7 @@ def mirrored(points: np.ndarray) -> np.ndarray:
 def names(folder, ending: str) -> list[str]:
     """List the files of a folder with an ending, without it, in order; [] if there is no folder."""
     found = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(name[: -len(ending)] for name in found if name.lower().endswith(ending))
+    return sorted(name[: -len(ending)] for name in found if name.endswith(ending))
 
 
 def known(files: Files, found: Sequence[str], there: Sequence[str], place: Callable, of=None) -> list[str]:
