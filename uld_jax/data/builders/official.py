@@ -121,6 +121,27 @@ class Files:
         """Return a path below the folder as a name, with `/` between its parts."""
         return posixpath.join(*epath.Path(path).relative_to(self.root).parts)
 
+    def stems(self, path, ending: str) -> list[str]:
+        """List the files of a folder with an ending, without that ending, in order; [] if there is no such folder."""
+        return sorted(name.removesuffix(ending) for name in _files_of(path) if name.endswith(ending))
+
+    def with_file(self, images: Sequence[str], place: Callable[[str], object]) -> list[str]:
+        """Return the images that have their file of annotation, whose path `place(image)` returns.
+
+        Raises UserError if files are absent, and names the first; with `partial` this becomes a note.
+        """
+        places = {name: epath.Path(place(name)) for name in images}
+        there = {folder: set(_files_of(folder)) for folder in {path.parent for path in places.values()}}
+        kept = [name for name, path in places.items() if path.name in there[path.parent]]
+        if len(kept) < len(places):
+            absent = [str(path) for name, path in places.items() if path.name not in there[path.parent]]
+            more = f" and those of {len(absent) - 1:,} more images" if len(absent) > 1 else ""
+            said = f"{absent[0]} is absent{more}"
+            if not self.partial:
+                raise UserError(f"{said}; get the official files, or add --allow_partial to go on without these images")
+            self.notes.append(f"{said}; these images are left out")
+        return kept
+
     def lines(self, path) -> list[tuple[int, str]]:
         """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
 
@@ -153,6 +174,11 @@ class Files:
             bad = next((cell for cell in cells if not _is_number(cell)), "")
             raise UserError(f"{place}: {bad!r} is no number; get the official file again")
         return out
+
+
+def _files_of(path) -> list[str]:
+    folder = epath.Path(path)
+    return [file.name for file in folder.iterdir()] if folder.exists() else []
 
 
 def _is_number(cell: str) -> bool:
