@@ -55,9 +55,8 @@ def _balanced(files: Files, crop: Callable | None) -> list[Record]:
     root = files.find(*_FOLDERS, what="folder of LS3D-W balanced")
     found = [name[:-4] for name in listing.list_images(root) if name.endswith(".jpg")]
     files.expect(root, len(found), BALANCED)
-    annotated = [name[:-3] for name in listing.list_others(root) if name.endswith(".t7")]
     out = []
-    for name in w300lp.known(files, found, annotated, lambda n: root / f"{n}.t7"):
+    for name in files.with_file(found, lambda n: root / f"{n}.t7"):
         place = root / f"{name}.t7"
         points = torch7.read(place)
         if points.shape != (68, 2) or not np.isfinite(points).all():

@@ -26,7 +26,7 @@ most 99 degrees: work on head pose counts these images alone. Errors are divided
 eyes of a profile coincide.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -71,28 +71,24 @@ def pictures(
     root = files.find(*places, what="folder landmarks of 300W-LP, with the points of its pictures").parent
     out = []
     for name, official in SETS.items():
-        annotated = names(root / "landmarks" / name, "_pts.mat")
         for folder in (name, name + _FLIP) if flips else (name,):
-            found = names(root / folder, ".jpg")
+            place = lambda n, of=name: root / f"landmarks/{of}/{n.replace(_FLIP, '')}_pts.mat"
+            beside = lambda n, of=folder: root / f"{of}/{n}.mat"
+            found = files.stems(root / folder, ".jpg")
             files.expect(root / folder, len(found), official)
-            points_of = {n: n.replace(_FLIP, "") for n in found}
-            found = known(files, found, annotated, lambda n, s=name: root / f"landmarks/{s}/{n}_pts.mat", points_of)
+            found = files.with_file(found, place)
             if pose:
-                beside = names(root / folder, ".mat")
-                found = known(files, found, beside, lambda n, f=folder: root / f / f"{n}.mat")
+                found = files.with_file(found, beside)
             for n in tqdm(found, desc=f"reading {folder}", unit=" images", disable=None, leave=False):
-                place = root / f"landmarks/{name}/{points_of[n]}_pts.mat"
-                points = matlab.arrays(place, {variable: (68, 2)})[variable] - 1
-                if folder != name:
-                    points = mirrored(points)
-                columns = _columns(matlab.arrays(root / folder / f"{n}.mat", _POSE)["Pose_Para"]) if pose else {}
+                points = matlab.arrays(place(n), {variable: (68, 2)})[variable] - 1
+                points = points if folder == name else mirrored(points)
                 out.append(
                     Record(
                         file=f"{folder}/{n}.jpg",
                         path=files.name(root / folder / f"{n}.jpg"),
-                        place=str(place),
+                        place=str(place(n)),
                         landmarks=points,
-                        columns=columns,
+                        columns=_columns(matlab.arrays(beside(n), _POSE)["Pose_Para"]) if pose else {},
                         crop=crop(points) if crop else None,
                     )
                 )
@@ -112,37 +108,6 @@ def mirrored(points: np.ndarray) -> np.ndarray:
     return np.stack([SIZE - 1 - points[:, 0], points[:, 1]], -1)[list(SCHEMES["ibug68"].mirror)]
 
 
-def names(folder, ending: str) -> list[str]:
-    """List the files of a folder with an ending, without it, in order; [] if there is no folder."""
-    found = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(name[: -len(ending)] for name in found if name.endswith(ending))
-
-
-def known(files: Files, found: Sequence[str], there: Sequence[str], place: Callable, of=None) -> list[str]:
-    """Return the images whose file of annotation is there.
-
-    Args:
-      files: the folder.
-      found: names of the images.
-      there: names that have a file of annotation.
-      place: function of a name that returns the path of its file.
-      of: {image: name of its annotation} if they differ.
-
-    Raises:
-      UserError: files are absent; the first is named. With `files.partial` this becomes a note.
-    """
-    of, there = of or {n: n for n in found}, set(there)
-    absent = [n for n in found if of[n] not in there]
-    if absent:
-        path = place(of[absent[0]])
-        more = f" and those of {len(absent) - 1:,} more images" if len(absent) > 1 else ""
-        said = f"{path} is absent{more}"
-        if not files.partial:
-            raise UserError(f"{said}; get the official files, or add --allow_partial to go on without these images")
-        files.notes.append(f"{said}; these images are left out")
-    return [n for n in found if of[n] in there]
-
-
 def _columns(pose: np.ndarray) -> dict[str, str]:
     """Columns of `Pose_Para` [1,7]."""
     pitch, yaw, roll = np.degrees(pose[0, :3])
@@ -151,14 +116,14 @@ def _columns(pose: np.ndarray) -> dict[str, str]:
 
 def _aflw2000(files: Files, name: str) -> list[Record]:
     folders = [path for path in (files.root / "AFLW2000", files.root / "AFLW2000-3D", files.root) if path.exists()]
-    root = next((path for path in folders if names(path, ".jpg")), None)
+    root = next((path for path in folders if files.stems(path, ".jpg")), None)
     if root is None:
         raise UserError(
             f"{files.root} holds no photos of AFLW2000-3D; put them there as AFLW2000/image00002.jpg and so on"
         )
-    found = names(root, ".jpg")
+    found = files.stems(root, ".jpg")
     files.expect(root, len(found), AFLW2000)
-    found = known(files, found, names(root, ".mat"), lambda n: root / f"{n}.mat")
+    found = files.with_file(found, lambda n: root / f"{n}.mat")
     variable, shape = ("pt2d", (2, 21)) if name == "aflw2000_21" else ("pt3d_68", (3, 68))
     out = []
     for n in found:
