@@ -11,6 +11,7 @@ from uld_jax.data.builders.official import Dataset
 _FILES = (  # those with `DATASETS`
     "celeba",
     "ls3d",
+    "w300",
     "w300lp",
 )
 
