@@ -13,6 +13,7 @@ _FILES = (  # those with `DATASETS`
     "ls3d",
     "w300",
     "w300lp",
+    "wflw",
 )
 
 
