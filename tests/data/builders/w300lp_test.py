@@ -106,6 +106,15 @@ def at(pixels, xy):
     return out
 
 
+def test_mirrored_pictures_of_another_size_are_told(src, tmp_path):
+    root = copied(src, tmp_path)
+    miniature.picture(root / "300W_LP/HELEN_Flip/HELEN_1_0.jpg", (448, 448))
+    with pytest.raises(
+        UserError, match=r"HELEN_1_0_pts.mat: the mirrored picture is 448 pixels wide where 450 are needed"
+    ):
+        miniature.opened("w300lp_flip", root)
+
+
 def test_mirrored_is_exact_on_pixels():
     """A marked pixel at x is at 449 - x in a mirrored picture of 450 pixels, and the corner of the other eye."""
     picture = np.zeros(SIZE)

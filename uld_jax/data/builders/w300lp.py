@@ -81,7 +81,8 @@ def pictures(
                 found = files.with_file(found, beside)
             for n in tqdm(found, desc=f"reading {folder}", unit=" images", disable=None, leave=False):
                 points = matlab.arrays(place(n), {variable: (68, 2)})[variable] - 1
-                points = points if folder == name else mirrored(points)
+                if folder != name:
+                    points = mirrored(points)
                 out.append(
                     Record(
                         file=f"{folder}/{n}.jpg",
@@ -89,13 +90,21 @@ def pictures(
                         place=str(place(n)),
                         landmarks=points,
                         columns=_columns(matlab.arrays(beside(n), _POSE)["Pose_Para"]) if pose else {},
-                        crop=crop(points) if crop else None,
+                        crop=crop(points) if crop else _of_size if folder != name else None,
                     )
                 )
     return out
 
 
 _POSE = {"Pose_Para": (1, 7)}  # pitch, yaw, roll in radians, shift in three directions, scale
+
+
+def _of_size(file_size: tuple[int, int]) -> None:
+    """Raise UserError if a mirrored picture has another size, for which `mirrored` would be wrong."""
+    if file_size[1] != SIZE:
+        raise UserError(
+            f"the mirrored picture is {file_size[1]} pixels wide where {SIZE} are needed; get the official one"
+        )
 
 
 def mirrored(points: np.ndarray) -> np.ndarray:
