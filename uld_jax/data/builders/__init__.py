@@ -8,7 +8,13 @@ import importlib
 
 from uld_jax.data.builders.official import Dataset
 
-_FILES = ("celeba",)  # those with `DATASETS`
+_FILES = (  # those with `DATASETS`
+    "celeba",
+    "ls3d",
+    "w300",
+    "w300lp",
+    "wflw",
+)
 
 
 def _all() -> dict[str, Dataset]:
