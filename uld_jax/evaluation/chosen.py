@@ -134,9 +134,7 @@ def _departs(row: Row, protocol: Protocol, spec: DatasetSpec, data: Data, split:
     if spec.name != official.name:
         yield f"data={spec.name}"
     else:
-        tested = 0 if data.test is None else len(data.test)
-        counts = (("train_images", official.train_images, images), ("test_images", official.test_images, tested))
-        yield from (f"{key}={count}" for key, wanted, count in counts if wanted not in (0, count))
+        yield from protocols.counts(official, images, 0 if data.test is None else len(data.test))
     if split != "test":
         yield f"split={split}"
     for key in ("normaliser", "sides"):

@@ -24,8 +24,8 @@ Missing points are treated as follows; the pool is all training images that were
   then are filled in well. Landmarks that are never found on the same image are not: no image relates one to the other,
   and the completion puts them near the frame's corner, far from their mean;
 * forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;
-* backward: landmark j is fitted on the drawn images (`Protocol.backward_draw`) and scored on the test images on which it
-  was found. If it is found on no test image, it scores 100 %; if on no drawn image, it has no value;
+* backward: landmark j is fitted on the drawn images (`Protocol.backward_draw`) and scored on the test images on which
+  it was found. If it is found on no test image, it scores 100 %; if on no drawn image, it has no value;
 * a landmark found on no image of the pool is left out of both and reported in `left_out`.
 
 Both directions follow the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which completes before it

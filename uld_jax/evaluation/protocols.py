@@ -257,6 +257,25 @@ def of_paper(paper: str, data: str, scheme: str, landmarks: int | None) -> Row |
     return None
 
 
+def counts(data: Data, train_images: int | None, test_images: int) -> list[str]:
+    """Tell numbers of images that are not those of a row's data; None is a number that does not matter.
+
+    >>> counts(BY_ID["mafl_5_full"].data, 19_000, 30)
+    ['test_images=30']
+    """
+    given = (("train_images", data.train_images, train_images), ("test_images", data.test_images, test_images))
+    return [f"{key}={count}" for key, wanted, count in given if wanted and count not in (None, wanted)]
+
+
+def counted(name: str, train_images: int | None, test_images: int) -> str:
+    """An id that `uld dense` has composed, with the `counts` behind it if it is that of a row.
+
+    >>> counted("mafl_5_eyes+dve2019+matching", None, 30), counted("folder_5_eyes+dve2019+matching", None, 30)
+    ('mafl_5_eyes+dve2019+matching+test_images=30', 'folder_5_eyes+dve2019+matching')
+    """
+    return "+".join([name, *(counts(BY_ID[name].data, train_images, test_images) if name in BY_ID else [])])
+
+
 def fill(config, name: str, field: str) -> None:
     """Give `config.eval` the protocol `name`, a paper of `protocol.PAPERS` or an id, and all its choices.
 
