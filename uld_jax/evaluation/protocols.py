@@ -23,7 +23,7 @@ from uld_jax.evaluation.protocol import PAPERS, Protocol
 AUTO = "auto"
 
 
-class Data(NamedTuple):
+class RowData(NamedTuple):
     """Data and normaliser of a published protocol.
 
     Attributes:
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     id: str
     papers: tuple[str, ...]
     table: str
-    data: Data
+    data: RowData
     choices: Protocol | str
     metric: str
     source: str
@@ -83,23 +83,23 @@ class Row(NamedTuple):
         return self.choices.fit_images or self.choices.pool_images or self.data.train_images
 
 
-# Images of MAFL and AFLW are those of the published lists. Awan et al. leave out three that their lists lack.
-_MAFL = Data("mafl", "eyes_nose_mouth5", 5, "eyes", "MAFL training list", 19_000, "MAFL test list", 1000)
+# Numbers of images are those of the published lists; the programs of Sanchez and of Awan et al. leave three out.
+_MAFL = RowData("mafl", "eyes_nose_mouth5", 5, "eyes", "MAFL training list", 19_000, "MAFL test list", 1000)
 _MAFL_CGB = _MAFL._replace(train="MAFL training list without 031524, 139803 and 179577", train_images=18_997)
 _MAFL_IMM = _MAFL._replace(name="mafl_imm", train="MAFL training list without its last tenth", train_images=17_100)
 _MAFL_68 = _MAFL._replace(scheme="ibug68", landmarks=68, normaliser="41-46")  # points that a detector has found
-_AFLW = Data("aflw_r", "eyes_nose_mouth5", 5, "eyes", "AFLW training list", 10_122, "AFLW test list", 2991)
+_AFLW = RowData("aflw_r", "eyes_nose_mouth5", 5, "eyes", "AFLW training list", 10_122, "AFLW test list", 2991)
 _AFLW_IMM = _AFLW._replace(name="aflw_r_imm", train="AFLW training list without its last tenth", train_images=9110)
 _AFLW_M = _AFLW._replace(name="aflw_m", train="AFLW training crops", test="AFLW test list of MTFL", test_images=2995)
-_LS3D = Data("ls3d", "ibug68", 68, "box", "300W-LP", 0, "LS3D-W balanced", 7200)
+_LS3D = RowData("ls3d", "ibug68", 68, "box", "300W-LP", 0, "LS3D-W balanced", 7200)
 _LS3D_CGB = _LS3D._replace(test="first 870 of LS3D-W", test_images=870)
-_W300 = Data("w300", "ibug68", 68, "eyes", "300-W, 3,148 images", 3148, "300-W, 689 images", 689)
-_CATS = Data("cats", "cat9", 9, "box", "7,500 images", 0, "the other images", 0)
-_HUMAN36M = Data(
+_W300 = RowData("w300", "ibug68", 68, "eyes", "300-W, 3,148 images", 3148, "300-W, 689 images", 689)
+_CATS = RowData("cats", "cat9", 9, "box", "7,500 images", 0, "the other images", 0)
+_HUMAN36M = RowData(
     "human36m", "human36m_32", 32, "shoulders", "frames of S1, S5, S6, S7, S8, S9", 0, "frames of S11", 0, "image"
 )
-_BBC_POSE = Data("bbc_pose", "bbc_pose7", 7, "shoulders", "training videos", 0, "annotated test frames", 1000)
-_PF_PASCAL = Data("pf_pascal", NO_SCHEME, 0, "image", "none", 0, "pairs of the test list", 299)
+_BBC_POSE = RowData("bbc_pose", "bbc_pose7", 7, "shoulders", "training videos", 0, "annotated test frames", 1000)
+_PF_PASCAL = RowData("pf_pascal", NO_SCHEME, 0, "image", "none", 0, "pairs of the test list", 299)
 
 _BOTH, _FORWARD = "forward and backward NME", "forward NME"
 _ALL, _FEW, _MATCHING = "regression, all labels", "regression, a few labels", "matching"
@@ -257,7 +257,7 @@ def of_paper(paper: str, data: str, scheme: str, landmarks: int | None) -> Row |
     return None
 
 
-def counts(data: Data, train_images: int | None, test_images: int) -> list[str]:
+def counts(data: RowData, train_images: int | None, test_images: int) -> list[str]:
     """Tell numbers of images that are not those of a row's data; None is a number that does not matter.
 
     >>> counts(BY_ID["mafl_5_full"].data, 19_000, 30)
