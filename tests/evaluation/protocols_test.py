@@ -162,7 +162,7 @@ def program(row, train, test, kept=slice(None)):
     count = FEWER["fit_images"][choices.fit_images] or most
     fits = [np.random.default_rng((0, r)).permutation(most)[:count] for r in range(min(choices.repeats, 3))]
     late, once = paper.startswith(("mallis2024", "tourani2024")), row.id.endswith("_code") and paper == "mallis2020"
-    strengths = ((0.1, 0.1) if row.data.name == "ls3d" else (0.001, 0.1)) if late else (0.01, 0.01)
+    strengths = ((0.1, 0.1) if row.data.name.startswith("ls3d") else (0.001, 0.1)) if late else (0.01, 0.01)
     return pool, *programs.mallis(
         found[pool],
         truth[pool],

@@ -115,9 +115,6 @@ SCHEMES = {
     # In the order of its annotation: head; right, left wrist; right, left elbow; right, left shoulder. No source gives
     # its normaliser, so the shoulders are taken as for Human3.6M.
     "bbc_pose7": Scheme(7, {"shoulders": (5, 6)}, mirror_permutation(7, (1, 2), (3, 4), (5, 6))),
-    # Heads of cats, left is left in the image: left eye, right eye, mouth; outer base, tip and inner base of the left
-    # ear; inner base, tip and outer base of the right ear.
-    "cat9": Scheme(9, {"eyes": (0, 1)}, mirror_permutation(9, (0, 1), (3, 8), (4, 7), (5, 6))),
 }
 NO_SCHEME = "none"
 # Only for finished runs whose config is older than `data.scheme`: they used the scheme with as many points.

@@ -85,16 +85,22 @@ class Row(NamedTuple):
 
 # Numbers of images are those of the published lists; the programs of Sanchez and of Awan et al. leave three out.
 _MAFL = RowData("mafl", "eyes_nose_mouth5", 5, "eyes", "MAFL training list", 19_000, "MAFL test list", 1000)
-_MAFL_CGB = _MAFL._replace(train="MAFL training list without 031524, 139803 and 179577", train_images=18_997)
+_MAFL_CGB = _MAFL._replace(
+    name="mafl_cgb", train="MAFL training list without 031524, 139803 and 179577", train_images=18_997
+)
+_MAFL_DVE = _MAFL._replace(name="mafl_dve")
 _MAFL_IMM = _MAFL._replace(name="mafl_imm", train="MAFL training list without its last tenth", train_images=17_100)
 _MAFL_68 = _MAFL._replace(scheme="ibug68", landmarks=68, normaliser="41-46")  # points that a detector has found
 _AFLW = RowData("aflw_r", "eyes_nose_mouth5", 5, "eyes", "AFLW training list", 10_122, "AFLW test list", 2991)
+_AFLW_CGB, _AFLW_DVE = _AFLW._replace(name="aflw_r_cgb"), _AFLW._replace(name="aflw_r_dve")
 _AFLW_IMM = _AFLW._replace(name="aflw_r_imm", train="AFLW training list without its last tenth", train_images=9110)
 _AFLW_M = _AFLW._replace(name="aflw_m", train="AFLW training crops", test="AFLW test list of MTFL", test_images=2995)
-_LS3D = RowData("ls3d", "ibug68", 68, "box", "300W-LP", 0, "LS3D-W balanced", 7200)
-_LS3D_CGB = _LS3D._replace(test="first 870 of LS3D-W", test_images=870)
-_W300 = RowData("w300", "ibug68", 68, "eyes", "300-W, 3,148 images", 3148, "300-W, 689 images", 689)
+_LS3D = RowData("ls3d", "ibug68", 68, "box", "300W-LP", 61_225, "LS3D-W balanced", 7200)
+_LS3D_CGB = _LS3D._replace(name="ls3d_cgb", test="first 870 of LS3D-W", test_images=870)
+_LS3D_MALLIS = _LS3D._replace(name="ls3d_mallis")
+_W300_DVE = RowData("w300_dve", "ibug68", 68, "eyes", "300-W, 3,148 images", 3148, "300-W, 689 images", 689)
 _CATS = RowData("cats", "cat9", 9, "box", "7,500 images", 0, "the other images", 0)
+_CATS_CGB = _CATS._replace(name="cats_cgb")
 _HUMAN36M = RowData(
     "human36m", "human36m_32", 32, "shoulders", "frames of S1, S5, S6, S7, S8, S9", 0, "frames of S11", 0, "image"
 )
@@ -142,22 +148,23 @@ ROWS = (
     Row("aflw_5_2020", ("mallis2020",), "", _AFLW, papers.MALLIS_2020, _BOTH,
         f"{_P2020}; the program has no AFLW, and the numbers of images are those of MAFL (ours)", often=True),
     Row("aflw_5_awan", ("awan2023",), "1", _AFLW, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
-    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW, papers.SANCHEZ_2019, _BOTH,
+    Row("aflw_5_awan_code", ("awan2023",), "", _AFLW_CGB, papers.AWAN_2023, _BOTH, f"{_CGB}, and its crops"),
+    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW_CGB, papers.SANCHEZ_2019, _BOTH,
         f"{_SAIC}, with the strength of README.md"),
     Row("aflw_5_imm", ("jakab2018",), "", _AFLW_IMM, papers.JAKAB_2018, _FORWARD, "imm @ 0fee6b2, scripts/test.py"),
     Row("ls3d_68_300", ("mallis2024", "mallis2024_ls3d"), "", _LS3D, papers.MALLIS_2024_LS3D, _BOTH,
         f"{_P2024}; {_C2024}, Evaluators/evalLS3D.py, for the ridges; a pool that is spread over 300W-LP is ours"),
-    Row("ls3d_68_301_code", ("mallis2024", "mallis2024_ls3d"), "", _LS3D,
+    Row("ls3d_68_301_code", ("mallis2024", "mallis2024_ls3d"), "", _LS3D_MALLIS,
         papers.MALLIS_2024_LS3D._replace(fit_images=301, pool_from="first"), _BOTH,
         f"{_C2024}, Evaluators/evalLS3D.py, its curves"),
-    Row("ls3d_68_1000_code", ("mallis2024", "mallis2024_ls3d"), "", _LS3D,
+    Row("ls3d_68_1000_code", ("mallis2024", "mallis2024_ls3d"), "", _LS3D_MALLIS,
         papers.MALLIS_2024_LS3D._replace(fit_images=0, repeats=1, pool_from="first"), _FORWARD,
         f"{_C2024}, Evaluators/evalLS3D.py, the error that it logs"),
     Row("ls3d_68_300x5", ("tourani2024", "tourani2024_ls3d"), "1", _LS3D, papers.TOURANI_2024_LS3D, _BOTH,
         f"{_TOURANI}; {_P2024}"),
     Row("ls3d_68_2020", ("mallis2020",), "", _LS3D, papers.MALLIS_2020, _BOTH,
         f"{_P2020}; a pool that is spread over 300W-LP is ours", often=True),
-    Row("ls3d_68_2020_code", ("mallis2020",), "", _LS3D, papers.MALLIS_2020._replace(**_LISTED_2020), _BOTH,
+    Row("ls3d_68_2020_code", ("mallis2020",), "", _LS3D_MALLIS, papers.MALLIS_2020._replace(**_LISTED_2020), _BOTH,
         _C2020, often=True),
     Row("ls3d_68_awan", ("awan2023",), "", _LS3D, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
     Row("ls3d_68_awan_code", ("awan2023",), "", _LS3D_CGB,
@@ -165,8 +172,10 @@ ROWS = (
         f"{_CGB}, whose order is that of the file system"),
     Row("cat_9_300", ("tourani2024",), "1", _CATS, papers.TOURANI_2024, _BOTH,
         f"{_TOURANI}; no program has cats, and the ridges are those of MAFL (ours)"),
-    Row("cat_9_awan", ("awan2023",), "", _CATS, papers.AWAN_2023, _BOTH,
-        f"Awan et al., evaluation; {_CGB}, which splits an unsorted list"),
+    Row("cat_9_awan", ("awan2023",), "1", _CATS, papers.AWAN_2023, _BOTH,
+        "Awan et al., evaluation; our split is of the sorted list"),
+    Row("cat_9_awan_code", ("awan2023",), "", _CATS_CGB, papers.AWAN_2023, _BOTH,
+        f"{_CGB}, and its crops; it splits an unsorted list, ours is sorted"),
     Row("human36m_32_800", ("mallis2020", "mallis2020_bodies"), "", _HUMAN36M, papers.MALLIS_2020_BODIES, _BOTH,
         f"{_P2020}; a pool that is spread over the frames is ours", often=True),
     Row("human36m_32_800_code", ("mallis2020", "mallis2020_bodies"), "", _HUMAN36M,
@@ -175,34 +184,36 @@ ROWS = (
         f"{_P2020}; the program has no BBC Pose, and the numbers of images and the normaliser are those of Human3.6M "
         "(ours)", often=True),
     # The ids are those that `uld dense` writes.
-    Row("mafl_5_eyes+lead2022+matching", ("lead2022",), "1", _MAFL, "lead2022", _MATCHING,
+    Row("mafl_dve_5_eyes+lead2022+matching", ("lead2022",), "1", _MAFL_DVE, "lead2022", _MATCHING,
         "LEAD, section 4; cells of one pixel are ours", command="dense"),
-    Row("mafl_5_eyes+lead2022+regression_120_epochs", ("lead2022",), "2", _MAFL, "lead2022", _ALL,
+    Row("mafl_dve_5_eyes+lead2022+regression_120_epochs", ("lead2022",), "2", _MAFL_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}", command="dense"),
     Row("aflw_m_5_eyes+lead2022+regression_45_epochs", ("lead2022",), "2", _AFLW_M, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}; --epochs=45", command="dense"),
-    Row("aflw_r_5_eyes+lead2022+regression_45_epochs", ("lead2022",), "2", _AFLW, "lead2022", _ALL,
+    Row("aflw_r_dve_5_eyes+lead2022+regression_45_epochs", ("lead2022",), "2", _AFLW_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}; --epochs=45", command="dense"),
-    Row("w300_68_eyes+lead2022+regression_80_epochs", ("lead2022",), "2", _W300, "lead2022", _ALL,
+    Row("w300_dve_68_eyes+lead2022+regression_80_epochs", ("lead2022",), "2", _W300_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}", command="dense"),
     Row("aflw_m_5_eyes+lead2022+regression_1000_epochs_x5", ("lead2022",), "", _AFLW_M, "lead2022", _FEW,
         f"LEAD, section 4: as {_CL}; five draws are ours", command="dense"),
-    Row("mafl_5_eyes+contrast_landmarks2021+regression_120_epochs", ("contrast_landmarks2021",), "", _MAFL,
+    Row("mafl_dve_5_eyes+contrast_landmarks2021+regression_120_epochs", ("contrast_landmarks2021",), "", _MAFL_DVE,
         "contrast_landmarks2021", _ALL, _CL, command="dense"),
     Row("aflw_m_5_eyes+contrast_landmarks2021+regression_45_epochs", ("contrast_landmarks2021",), "", _AFLW_M,
         "contrast_landmarks2021", _ALL, f"{_CL}; --epochs=45", command="dense"),
-    Row("aflw_r_5_eyes+contrast_landmarks2021+regression_45_epochs", ("contrast_landmarks2021",), "", _AFLW,
+    Row("aflw_r_dve_5_eyes+contrast_landmarks2021+regression_45_epochs", ("contrast_landmarks2021",), "", _AFLW_DVE,
         "contrast_landmarks2021", _ALL, f"{_CL}; --epochs=45", command="dense"),
-    Row("w300_68_eyes+contrast_landmarks2021+regression_80_epochs", ("contrast_landmarks2021",), "", _W300,
+    Row("w300_dve_68_eyes+contrast_landmarks2021+regression_80_epochs", ("contrast_landmarks2021",), "", _W300_DVE,
         "contrast_landmarks2021", _ALL, _CL, command="dense"),
-    Row("mafl_5_eyes+dve2019+matching", ("dve2019",), "", _MAFL, "dve2019", _MATCHING,
+    Row("mafl_dve_5_eyes+dve2019+matching", ("dve2019",), "", _MAFL_DVE, "dve2019", _MATCHING,
         "DVE @ 2085144, test_matching.py; our draws of pairs", command="dense"),
-    Row("mafl_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _MAFL, "dve2019", _ALL, _DVE, command="dense"),
+    Row("mafl_dve_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _MAFL_DVE, "dve2019", _ALL, _DVE,
+        command="dense"),
     Row("aflw_m_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _AFLW_M, "dve2019", _ALL, _DVE,
         command="dense"),
-    Row("aflw_r_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _AFLW, "dve2019", _ALL, _DVE,
+    Row("aflw_r_dve_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _AFLW_DVE, "dve2019", _ALL, _DVE,
         command="dense"),
-    Row("w300_68_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _W300, "dve2019", _ALL, _DVE, command="dense"),
+    Row("w300_dve_68_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _W300_DVE, "dve2019", _ALL, _DVE,
+        command="dense"),
     Row("aflw_m_5_eyes+dve2019+regression_50_epochs_x3", ("dve2019",), "", _AFLW_M, "dve2019", _FEW,
         f"{_DVE} of few annotations", command="dense"),
     # `uld align` writes split and part behind these.
@@ -270,8 +281,8 @@ def counts(data: RowData, train_images: int | None, test_images: int) -> list[st
 def counted(name: str, train_images: int | None, test_images: int) -> str:
     """An id that `uld dense` has composed, with the `counts` behind it if it is that of a row.
 
-    >>> counted("mafl_5_eyes+dve2019+matching", None, 30), counted("folder_5_eyes+dve2019+matching", None, 30)
-    ('mafl_5_eyes+dve2019+matching+test_images=30', 'folder_5_eyes+dve2019+matching')
+    >>> counted("mafl_dve_5_eyes+dve2019+matching", None, 30), counted("folder_5_eyes+dve2019+matching", None, 30)
+    ('mafl_dve_5_eyes+dve2019+matching+test_images=30', 'folder_5_eyes+dve2019+matching')
     """
     return "+".join([name, *(counts(BY_ID[name].data, train_images, test_images) if name in BY_ID else [])])
 
