@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from uld_jax import config as config_lib
 from uld_jax.errors import UserError
-from uld_jax.evaluation import protocol
+from uld_jax.evaluation import protocols
 
 PRESETS = ("paper", "small", "tiny")
 
@@ -12,7 +12,7 @@ PRESETS = ("paper", "small", "tiny")
 def parse(arg: str | None, **defaults) -> ConfigDict:
     """Parse `dataset=celeba,k=10,preset=small` to values; types follow the defaults.
 
-    `protocol`, a name in `evaluation/protocol.py`, is the protocol of the evaluation.
+    `protocol`, a paper in `evaluation/protocol.py` or an id in `evaluation/protocols.py`, is that of the evaluation.
 
     Raises UserError for an unknown key, preset or malformed number.
     """
@@ -68,7 +68,7 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data = ConfigDict()
     config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
     config.data.fit = "stretch" if arg.dataset == "pf_pascal" else "pad"  # pad | crop | stretch
-    config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7
+    config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7 | cat9
     config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | mouth | shoulders | box | image | "36,45"
     config.data.sides = "auto"  # sides of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream
@@ -118,18 +118,23 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.eval.stability_images = 200
     config.eval.train_images = 5000  # training images of evaluations before a stage's last one; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
-    # The protocol, see evaluation/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's.
+    # The protocol, see evaluation/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's, or
+    # an id of evaluation/protocols.py. On the data of an id its choices replace keys that are still the paper's.
+    config.eval.protocol = "auto"  # auto (by paper and data) | an id
+    config.eval.paper = ""  # paper or id whose choices the keys below are, unless they were changed
     config.eval.ridge_forward = 0.01  # in units of the largest entry of X'X
     config.eval.ridge_backward = 0.01
     config.eval.intercept = True  # in both regressions
     config.eval.pool_images = 0  # training images for completion, filling in and counts; 0: all
+    config.eval.pool_from = "spread"  # which images these are: spread (evenly over the split) | first
     config.eval.fit_images = 0  # images of the pool that each fit draws; 0: all
     config.eval.repeats = 1  # fits, each on other fit_images images
+    config.eval.backward_draw = "same"  # images of backward fits: same (as forward) | first (of the pool, one fit)
     config.eval.missing = "mean"  # treatment of landmarks that were not found, in the fit: mean | svt
     config.eval.min_found = 0.8  # a landmark that is found on a larger share of the images is found often
     config.eval.match_radius = 0.1  # shares of the normaliser: largest distance of a matched keypoint
     config.eval.accuracy_radius = 0.2  # shares of the normaliser: largest distance of a right landmark
-    config.eval.update(protocol.published(arg.protocol, "protocol").asdict())
+    protocols.fill(config, arg.protocol, "protocol")
     return config
 
 

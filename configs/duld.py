@@ -17,8 +17,9 @@ Keys that follow the paper where this config does not:
                                                3.2, as eq. 4 pushes a landmark of two images apart where a label errs
     --config.duldpp.train_descriptors=True     algorithm 2; section 3.3.2 freezes them
 
-Evaluation is the paper's (`evaluation/protocol.py`): 300 images, five times; LS3D: protocol=tourani2024_ls3d after the
-colon; MAFL's 5 points, all images: --config.eval.fit_images=0 --config.eval.repeats=1.
+Evaluation is the paper's: on its data sets by their rows (`evaluation/protocols.py`), elsewhere 300 images, five times
+(`evaluation/protocol.py`); LS3D under another name: protocol=tourani2024_ls3d after the colon; all images:
+--config.eval.fit_images=0 --config.eval.repeats=1.
 
 Presets: `paper` uses Stable Diffusion's features for 300,000 steps; `small` needs no weights: it uses gradient
 histograms and starts from ZeroShot's landmarks, in about ten minutes on two laptop cores; `tiny` is for tests.

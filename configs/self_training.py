@@ -13,9 +13,10 @@ As the published code has it, where the paper says otherwise or nothing:
     --config.stage1.negatives=shared --config.stage1.target=pixel --config.stage1.reading=cell
     --config.stage1.schedule=restarts --config.stage1.least_points=9 --config.stage2.least_images=500
 
-Evaluation is the published code's (`evaluation/protocol.py`): 1,000 training images, ten draws of 300 of them; bodies:
-protocol=mallis2020_bodies after the colon. `variant=extended` has that of the later code; LS3D:
-protocol=mallis2024_ls3d. For MAFL's 68 points both divide by the lower lids: --config.data.normaliser=41,46.
+Evaluation is the published code's: on its data sets by their rows (`evaluation/protocols.py`), elsewhere 1,000 training
+images, ten draws of 300 of them (`evaluation/protocol.py`); bodies: protocol=mallis2020_bodies after the colon.
+`variant=extended` has that of the later code; LS3D: protocol=mallis2024_ls3d. For MAFL's 68 points both divide by the
+lower lids: --config.data.normaliser=41,46.
 
 Presets: `paper` is section 4: SuperPoint's keypoints (--config.weights.superpoint=FOLDER) in the box that the csv has,
 300,000 and 80,000 steps at 256 px in batches of 16 and 64; bodies: --config.keypoints.clusters=250. With less,

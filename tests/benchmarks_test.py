@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
+from benchmarks import input as an_input
 from benchmarks import round as a_round
 from tests import tiny
 
@@ -221,3 +222,16 @@ def test_a_pass_over_162_000_images_needs_less_than_16_gb(config, stage, tmp_pat
     assert [row["program"] for row in rows] == ["write", "form", "locate", "settle"]
     assert all(row["GiB"] * 2**30 < 16e9 for row in rows)
     assert rows[0]["bank GiB"] == pytest.approx(4.0, abs=0.1)  # what a bank may hold, and is filled up to
+
+
+def test_input_delivers_images_from_files_and_from_memory(tmp_path, capsys):
+    an_input.main(["--images=6", "--photo=40x50", "--frame_size=16", "--batch_size=4", "--seconds=0.1", "--method="])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[:2] for row in rows] == [
+        ["one thread", "folder"],
+        ["stream", "folder"],
+        ["stream", "photos"],
+        ["stream", "crops"],
+        ["resident", "folder"],
+    ]
+    assert all(float(row[2]) > 0 for row in rows)

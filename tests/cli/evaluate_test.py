@@ -32,6 +32,9 @@ def test_evaluate_writes_its_report(run, photos, uld):
     code, _, err = uld("evaluate", f"--workdir={run}", "--protocol=jakob2018")
     assert code == 1
     assert "use one of jakab2018, " in err
+    code, _, err = uld("evaluate", f"--workdir={run}", "--protocol=mafl_5_full")
+    assert code == 1
+    assert "is for 5 points of the scheme eyes_nose_mouth5, and the data set folder has 20 of the scheme none" in err
     code, _, err = uld("evaluate", f"--workdir={run}", "--protocol=awan2023", "--repeats=3")
     assert code == 1
     assert "set eval.fit_images to the number that each repeat draws" in err
@@ -77,6 +80,10 @@ def test_evaluate_takes_the_keys_that_its_messages_name(run, tmp_path, uld):
         ("seed=3", "a run keeps its config; evaluation can change --config.eval.KEY, --config.data.scheme"),
         ("data.fit=crop", "a run keeps its config"),
         ("eval.min_fond=0.1", "no key 'eval.min_fond'; did you mean eval.min_found"),
+        (
+            "eval.protocol=mafl_6",
+            "eval.protocol is 'mafl_6'; use one of auto, or an id of docs/evaluation.md: mafl_5_f",
+        ),
         ("eval.min_found=2", "eval.min_found is 2.0; use a share"),
         ("eval.fit_images=0", "set eval.fit_images to the number that each repeat draws"),
         ("data.sides=both", "data.sides is 'both'"),

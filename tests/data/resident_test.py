@@ -95,6 +95,15 @@ def test_blocks_cut_rows_evenly():
         assert blocks.starts == [c[0] for c in cut]
 
 
+@pytest.mark.parametrize("side", [1, 2, 5, 6, 40])
+def test_words_hold_every_byte(side):
+    images = np.random.default_rng(side).integers(0, 256, (3, side, side, 3), np.uint8)
+    words = resident.packed(images)
+    assert (words.shape, words.dtype) == ((3, resident.words_of(side)), np.uint32)
+    assert words[0, 0] & 255 == images[0, 0, 0, 0]
+    np.testing.assert_array_equal(jax.jit(resident.unpacked, static_argnums=1)(words, side), images)
+
+
 def test_memory_budget_is_sane():
     mesh = sharding.make_mesh()
     assert 2**20 < resident.memory_budget(mesh) < resident._host_memory()

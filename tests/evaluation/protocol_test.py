@@ -12,6 +12,7 @@ from tests.evaluation.shapes import flat, landmarks, svd_completed
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as lr
 from uld_jax.evaluation import protocol as pr
+from uld_jax.evaluation import protocols as reg
 from uld_jax.evaluation.protocol import Protocol, draws
 
 EYES = (0, 1)
@@ -81,7 +82,7 @@ def test_awan_2023_fits_on_all_images_with_one_strength():
     ],
 )
 def test_mallis_2024_and_tourani_2024_have_two_strengths_and_draw_300_images(paper, strengths, pool, count):
-    protocol = pr.published(paper)
+    protocol = reg.published(paper)
     assert (protocol.pool_images, protocol.fit_images, protocol.repeats) == (pool, 300, count)
     train, test = sets(seed=300, train=400)
     fits = draws(protocol, 400, seed=4)
@@ -162,7 +163,7 @@ def test_papers_have_different_ids():
     ids = [paper.id("d", complete=False) for paper in pr.PAPERS.values()]
     assert len(set(ids)) == len(ids)
     with pytest.raises(UserError, match="--protocol is 'jakob2018'; use one of jakab2018, mallis2020"):
-        pr.published("jakob2018", "--protocol")
+        reg.published("jakob2018", "--protocol")
 
 
 def test_a_small_split_is_fitted_whole():

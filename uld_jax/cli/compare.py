@@ -25,7 +25,7 @@ def define(flags: Flags) -> None:
     flags.text("order_by", "", "Column of the csv, or yaw, by which the images of the sheets are ordered.")
     flags.number("images", 8, "Images of the sheets, spread evenly over the split.")
     papers = ", ".join(protocol.PAPERS)
-    flags.text("protocol", "", f"Protocol of a paper for all runs, in place of each run's own: {papers}.")
+    flags.text("protocol", "", f"Protocol of a paper for all runs, or an id of docs/evaluation.md: {papers}.")
 
 
 def run(args: FlagValues) -> int:

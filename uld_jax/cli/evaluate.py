@@ -25,7 +25,11 @@ def define(flags: Flags) -> None:
     flags.override("KEY=VALUE, the same as --config.KEY=VALUE: of eval, data.scheme, data.normaliser and data.sides.")
     flags.text("group_by", "", "COLUMN or COLUMN:edge,edge,... of the csv.")
     flags.words("label_counts", "Numbers of labelled images to fit with, and `all`.")
-    flags.text("protocol", "", "Protocol of a paper, in place of the run's own: " + ", ".join(protocol.PAPERS) + ".")
+    flags.text(
+        "protocol",
+        "",
+        "Protocol of a paper, in place of the run's own, or an id of docs/evaluation.md: " + ", ".join(protocol.PAPERS),
+    )
     flags.number("fit_images", None, "Training images that each fit draws; 0: all.")
     meaning = "Number of fits, each on other --fit_images images; errors are means, with their spread."
     flags.number("repeats", None, meaning)

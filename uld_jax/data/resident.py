@@ -7,6 +7,9 @@ Otherwise the rows are split over the devices. Each device then draws its part o
 own order, so that no image moves between devices. Rows still come equally often (as far as the devices have equally
 many), but batches differ from those of the other mode and depend on the number of devices. Partners by category or
 pairs (`data.partners`) may be any rows, and so need the images whole.
+
+In memory an image is a row of 32-bit words, four bytes each, and not [F,F,3] bytes: a TPU keeps the first axis of such
+bytes in its lanes, and then copies all images to gather a few.
 """
 
 import itertools
@@ -67,7 +70,7 @@ class ResidentReader:
                 "the images do not fit on one device, and partners by category or pairs are drawn from all of them; "
                 "use config.data.reader=stream"
             )
-        self.batch_size, self.rows = batch_size, len(source)
+        self.batch_size, self.rows, self._side = batch_size, len(source), source.frame_size
         self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
 
@@ -128,15 +131,16 @@ class ResidentReader:
 
     def _gather(self, store, index):
         if not self.sharded:
-            images = _take(store["images"], index)
-            return jax.lax.with_sharding_constraint(images, sharding.split(self._mesh))
-        split = P(sharding.AXIS)
-        return jax.shard_map(
-            lambda images, start, index: _take(images, index - start),
-            mesh=self._mesh,
-            in_specs=(split, split, split),
-            out_specs=split,
-        )(store["images"], store["start"], index)
+            words = jax.lax.with_sharding_constraint(_take(store["images"], index), sharding.split(self._mesh))
+        else:
+            split = P(sharding.AXIS)
+            words = jax.shard_map(
+                lambda images, start, index: _take(images, index - start),
+                mesh=self._mesh,
+                in_specs=(split, split, split),
+                out_specs=split,
+            )(store["images"], store["start"], index)
+        return unpacked(words, self._side)
 
     def _of_blocks(self, make):
         """Make {block: make(block, number of its rows)} for the blocks that this process draws from."""
@@ -149,7 +153,7 @@ class ResidentReader:
         return rows if self.sharded else rows[sharding.local_rows(self._mesh, len(rows))]
 
     def _whole(self, source):
-        return sharding.put_replicated(self._mesh, source.images())
+        return sharding.put_replicated(self._mesh, packed(source.images()))
 
     def _sharded_store(self, source):
         blocks, side = self._blocks, source.frame_size
@@ -160,12 +164,12 @@ class ResidentReader:
 
         def block(place):
             device = (place[0].start or 0) // blocks.longest
-            images = np.zeros((blocks.longest, side, side, 3), np.uint8)
+            words = np.zeros((blocks.longest, words_of(side)), np.uint32)
             size, start = blocks.sizes[device], blocks.starts[device]
-            images[:size] = source.images(range(start, start + size))
-            return images
+            words[:size] = packed(source.images(range(start, start + size)))
+            return words
 
-        shape = (blocks.longest * blocks.count, side, side, 3)
+        shape = (blocks.longest * blocks.count, words_of(side))
         split = sharding.split(self._mesh)
         starts = np.array(blocks.starts, np.int32)
         return {
@@ -204,14 +208,34 @@ def _joined(batches, chunk):
         yield {name: np.concatenate([b[name] for b in several]) for name in several[0]}
 
 
-def _take(images, index):
-    """Return images[index], black where the index is beyond the last row."""
-    return jnp.take(images, index, axis=0, mode="fill", fill_value=0)
+def _take(rows, index):
+    """Return rows[index], zeros where the index is beyond the last row."""
+    return jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+
+
+def words_of(side: int) -> int:
+    """Return the number of 32-bit words of an image [side,side,3] uint8, its last word filled up."""
+    return -(-(side * side * 3) // 4)
+
+
+def packed(images: np.ndarray) -> np.ndarray:
+    """Pack images [N,F,F,3] uint8 to words [N,W] uint32, the first byte in the lowest bits; see `unpacked`."""
+    rows = images.reshape(len(images), -1)
+    fill = 4 * words_of(images.shape[1]) - rows.shape[1]
+    if fill:
+        rows = np.pad(rows, ((0, 0), (0, fill)))
+    return np.ascontiguousarray(rows).view("<u4").astype(np.uint32, copy=False)
+
+
+def unpacked(words: jax.Array, side: int) -> jax.Array:
+    """Unpack words [B,W] uint32 to images [B,side,side,3] uint8; traceable."""
+    flat = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(words), -1)
+    return flat[:, : side * side * 3].reshape(len(words), side, side, 3)
 
 
 def image_bytes(source: Source) -> int:
-    """Return the number of bytes of all images of a source in the frame."""
-    return len(source) * source.frame_size**2 * 3
+    """Return the number of bytes of all images of a source in device memory."""
+    return len(source) * 4 * words_of(source.frame_size)
 
 
 def memory_budget(mesh) -> int:

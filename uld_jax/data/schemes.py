@@ -78,8 +78,8 @@ SCHEMES = {
     ),
     # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
     "eyes_nose_mouth5": Scheme(5, {"eyes": (0, 1), "mouth": (3, 4)}, mirror_permutation(5, (0, 1), (3, 4))),
-    # The order of AFLW's features 1 to 21: three points a brow, three an eye, the left ear, three of the nose, the right
-    # ear, three of the mouth, and the chin; left is left in the image.
+    # The order of AFLW's features 1 to 21: three points a brow, three an eye, the left ear, three of the nose, the
+    # right ear, three of the mouth, and the chin; left is left in the image.
     "aflw21": Scheme(
         landmarks=21,
         pairs={"eyes": (7, 10), "mouth": (17, 19)},
@@ -90,7 +90,8 @@ SCHEMES = {
     # Left and right eye, mouth; outer base, tip and inner base of the left ear; inner base, tip and outer base of the
     # right ear; left is left in the image.
     "cat9": Scheme(9, {"eyes": (0, 1)}, mirror_permutation(9, (0, 1), *_runs((3, 8, 3)))),
-    # WFLW's order: jaw, brows, nose, eyes (from the outer corner on the left, the inner one on the right), mouth, pupils.
+    # WFLW's order: jaw, brows, nose, eyes (from the outer corner on the left, the inner one on the right), mouth,
+    # pupils.
     "wflw98": Scheme(
         landmarks=98,
         pairs={"eyes": (60, 72), "mouth": (76, 82)},

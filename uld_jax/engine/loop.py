@@ -25,7 +25,7 @@ from uld_jax import interrupts, sharding, viz
 from uld_jax.config import Config, StageSpec
 from uld_jax.data import listing, objects
 from uld_jax.data.listing import Skipped
-from uld_jax.data.open import open_data
+from uld_jax.data.open import check_label_counts, open_data
 from uld_jax.engine import cache as cache_lib
 from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
@@ -35,8 +35,8 @@ from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_i
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
 from uld_jax.engine.workdir import tree_hash
 from uld_jax.errors import UserError
+from uld_jax.evaluation import chosen
 from uld_jax.evaluation.predictor import Predictor
-from uld_jax.evaluation.protocol import Protocol
 from uld_jax.evaluation.report import summary
 from uld_jax.evaluation.run import in_training
 from uld_jax.method import Model, TrainState
@@ -88,6 +88,8 @@ def run(
     if alone:
         config_lib.check_weights_are_read([(config, stages)])
     data = open_data(config, mesh)
+    pool = chosen.choose(config, data).protocol.pool_images
+    check_label_counts(config.eval.label_counts, data.train, pool, "eval.label_counts")
     with stop or Sigterm() as stop:
         run = _Run(config, epath.Path(workdir), mesh, data, stop, profile)
         try:
@@ -104,7 +106,7 @@ def check(config: Config, workdir, mesh) -> tuple[list[StageSpec], list[int]]:
     if not config.stages:
         raise UserError("config.stages is empty; name one stage or more")
     _check_numbers(config)
-    Protocol.of(config)  # raises before a long training, not at its first evaluation
+    chosen.check(config)  # raises before a long training, not at its first evaluation
     if config.dataset == "synthetic" and config.data_dir:
         raise UserError(
             f"config.data_dir={config.data_dir} is not read by the data set synthetic, which is rendered; for photos "

@@ -4,6 +4,7 @@ Points are `(x, y)` in pixels of the frame; a score of 0 means that the landmark
 the host, except for the views that `stability` warps on the device. They take arrays and do not depend on a method.
 
   protocol               choices under which landmarks are measured, and the id under which a number is reported
+  protocols, chosen      the registry of published protocols; the protocol of a config on its data
   landmark_regression    forward and backward error; their results are in `scores`
   label_counts, curves   errors with fewer labelled images; cumulative errors, and errors of groups of images
   landmark_accuracy, correspondence, stability, pose_clusters    the other measures

@@ -24,8 +24,8 @@ Missing points are treated as follows; the pool is all training images that were
   then are filled in well. Landmarks that are never found on the same image are not: no image relates one to the other,
   and the completion puts them near the frame's corner, far from their mean;
 * forward, on test images: a landmark that was not found takes its mean over the pool, whatever the policy;
-* backward: landmark j is fitted on the drawn images and scored on the test images on which it was found. If it is found
-  on no test image, it scores 100 %; if on no drawn image, it has no value;
+* backward: landmark j is fitted on the drawn images (`Protocol.backward_draw`) and scored on the test images on which
+  it was found. If it is found on no test image, it scores 100 %; if on no drawn image, it has no value;
 * a landmark found on no image of the pool is left out of both and reported in `left_out`.
 
 Both directions follow the published code of Mallis et al. (NeurIPS 2020 and TPAMI 2024), which completes before it
@@ -408,8 +408,10 @@ def _scored(train, test, inputs: Inputs, rows, lengths, protocol: Protocol, ced_
     forward = 100 * _pixels(predicted, truth) / lengths
     mean_shape = known_mean(np.asarray(drawn.truth, np.float64), 0)
     baseline = 100 * _pixels(mean_shape, truth) / lengths
-    backward = 100 * _backward_errors(drawn, test, protocol.ridge_backward, protocol.intercept) / lengths
-    fitted, met = (_found(part)[1].any(0) for part in (drawn, test))
+    first = protocol.backward_draw == "first"
+    behind = train.take(np.arange(min(protocol.fit_images, len(inputs.xy)) or len(inputs.xy))) if first else drawn
+    backward = 100 * _backward_errors(behind, test, protocol.ridge_backward, protocol.intercept) / lengths
+    fitted, met = (_found(part)[1].any(0) for part in (behind, test))
     per_landmark = np.where(fitted & ~met, 100.0, known_mean(backward, 0))
     per_image = PerImage(
         forward_nme=known_mean(forward, 1), backward_nme=known_mean(backward, 1), mean_shape_nme=known_mean(baseline, 1)

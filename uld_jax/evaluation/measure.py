@@ -1,5 +1,6 @@
 """All measures of a stage's landmarks on a data set, as a `report.Report`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.carried import carried
+from uld_jax.evaluation.chosen import Chosen, choose
 from uld_jax.evaluation.correspondence import Correspondence, correspondence
 from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 from uld_jax.evaluation.landmark_regression import LandmarkSet
 from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
 from uld_jax.evaluation.predictor import Predictor
-from uld_jax.evaluation.protocol import Protocol, draws, spread
+from uld_jax.evaluation.protocol import draws, spread, taken
 from uld_jax.evaluation.report import Detected, Report
 from uld_jax.evaluation.stability import Stability, stability
 from uld_jax.method import Model
@@ -37,6 +39,7 @@ def measure(
     group_by: str | None = None,
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
+    split: str = "test",
 ) -> Report:
     """Measure a stage on the test split; the caller sets `split` and `stage` of the report.
 
@@ -44,7 +47,7 @@ def measure(
     `evaluation/correspondence.py`. If a stage places landmarks that it did not detect (`Prediction.detected`),
     `Report.detected` has the errors with these counted as missing.
 
-    The choices are those of `evaluation/protocol.py`, as far as there are enough training images.
+    The choices are those of `evaluation/chosen.py`, as far as there are enough training images.
 
     Args:
       config: config of the run.
@@ -56,12 +59,14 @@ def measure(
       thorough: True for the protocol's whole pool of training images instead of `eval.train_images` of them, and for
         stability in turned and in turned and scaled views, which predicts some images four times more, and carried
         landmarks.
+      split: name of the measured split, for the ids of numbers.
 
     Raises:
-      UserError: an unknown column, or splits that do not fit together.
+      UserError: an unknown column, splits that do not fit together, or a protocol that does not fit the data.
     """
     labelled = specs.labelled(data.train)
-    protocol = _protocol(config, len(labelled), thorough)
+    chosen = choose(config, data, thorough=thorough, split=split)
+    protocol = chosen.protocol
     if data.test is None:
         test, reader = data.train, data.train_reader
         rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
@@ -74,14 +79,14 @@ def measure(
     if lacking := _lacking(data):
         parts["not_measured"] = lacking
     else:
-        train_rows = labelled[spread(len(labelled), protocol.pool_images)]
+        train_rows = labelled[taken(len(labelled), protocol.pool_images, protocol.pool_from)]
         both = predictor.read(model, data.train_reader, train_rows), found
         where = (data.train, train_rows), (test, rows)
         sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))
         detected = [s._replace(score=np.where(f.detected, s.score, 0)) for f, s in zip(both, sets, strict=True)]
-        parts |= _against_annotation(config, protocol, test, sets, detected, groups, label_counts)
+        parts |= _against_annotation(config, chosen, test, sets, detected, groups, label_counts)
     if len(specs.labelled(test)) and not (score > 0).all():
-        parts["correspondence"] = _correspondence(xy, score, test, rows, protocol)
+        parts["correspondence"] = _correspondence(xy, score, test, rows, chosen)
     if thorough:
         parts |= _stability(config, functools.partial(predictor.images, model), test)
         some = spread(len(rows), config.eval.stability_images)
@@ -96,7 +101,7 @@ def measure(
 
 def _against_annotation(
     config: Config,
-    protocol: Protocol,
+    chosen: Chosen,
     test: Source,
     sets: tuple[LandmarkSet, LandmarkSet],
     detected: Sequence[LandmarkSet],
@@ -107,22 +112,28 @@ def _against_annotation(
 
     Args:
       config: config of the run.
-      protocol: choices under which landmarks are measured.
+      chosen: protocol under which landmarks are measured.
       test: the test split.
       sets: landmarks of the pool of training images, and of the test images.
       detected: the same sets with landmarks that were not detected as missing.
       groups: the result of `_groups`, or None for bins of yaw if the split has a column of it.
       counts: numbers of labelled images to fit with.
     """
+    protocol, spec = chosen.protocol, chosen.spec
     fits = draws(protocol, len(sets[0].found), config.seed)
-    options = {"normaliser": test.spec.eyes or test.spec.normaliser, "image_side": test.frame_size}
+    options = {"normaliser": spec.eyes or spec.normaliser, "image_side": test.frame_size}
 
     def scored(train, test_set):
         """Both errors, and the accuracy of landmarks at annotated points."""
-        data, scheme = test.spec.protocol, schemes.scheme_of(test.spec.scheme)
-        errors = regression.evaluate(train, test_set, data=data, protocol=protocol, fits=fits, **options)
+        scheme = schemes.scheme_of(spec.scheme)
+        errors = regression.evaluate(train, test_set, data=spec.protocol, protocol=protocol, fits=fits, **options)
+        if errors.often_found is None:
+            errors = dataclasses.replace(errors, protocol=chosen.id(complete=True))
+        else:
+            often = dataclasses.replace(errors.often_found, protocol=chosen.often())
+            errors = dataclasses.replace(errors, protocol=chosen.id(complete=False), often_found=often)
         matched = train.take(spread(len(train.found), MATCHED))
-        known = {"names": test.spec.landmark_names, "areas": scheme.areas if scheme else {}}
+        known = {"names": spec.landmark_names, "areas": scheme.areas if scheme else {}}
         return errors, landmark_accuracy(matched, test_set, radius=protocol.accuracy_radius, **known, **options)
 
     errors, accuracy = scored(*sets)
@@ -139,12 +150,12 @@ def _against_annotation(
     return parts
 
 
-def _correspondence(xy, score, test: Source, rows, protocol: Protocol) -> Correspondence:
+def _correspondence(xy, score, test: Source, rows, chosen: Chosen) -> Correspondence:
     """The agreement of found keypoints and annotated points of some rows."""
     truth = test.landmarks[rows]
-    lengths = regression.normaliser_lengths(truth, test.spec.eyes or test.spec.normaliser, test.frame_size)
+    lengths = regression.normaliser_lengths(truth, chosen.spec.eyes or chosen.spec.normaliser, test.frame_size)
     visible = None if test.visible is None else test.visible[rows]
-    return correspondence(xy, score, truth, lengths, radius=protocol.match_radius, visible=visible)
+    return correspondence(xy, score, truth, lengths, radius=chosen.protocol.match_radius, visible=visible)
 
 
 def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Stability]:
@@ -197,13 +208,6 @@ def yaw_of(source: Source) -> np.ndarray | None:
         return None
     yaw = yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
     return yaw if np.isfinite(yaw).any() else None
-
-
-def _protocol(config: Config, images: int, thorough: bool) -> Protocol:
-    """The protocol of an evaluation on a training split of `images` images."""
-    protocol = Protocol.of(config)
-    most = 0 if thorough else config.eval.train_images
-    return protocol._replace(pool_images=min(filter(None, (most, protocol.pool_images)), default=0)).on(images)
 
 
 def _landmark_set(xy, score, source: Source, rows) -> LandmarkSet:

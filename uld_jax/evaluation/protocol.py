@@ -7,6 +7,8 @@ annotated points, normaliser) and names every choice that departs from `Protocol
   folder_68_eyes+ridge_0.001_0.1+fit_300x5         ridge forward and backward; five fits on 300 images each
   folder_68_eyes+pool_1000+fit_300x10+missing_svt  a pool of 1,000 training images; missing points are completed
 
+Numbers on the data of a published protocol have the id of its row in `protocols.ROWS` instead (`chosen`).
+
 The normaliser belongs to the data (`config.data.normaliser`). For 68 points of a face the published code of Mallis et
 al. divides by the distance of the lower lids (`41,46`), the published code of CGB by that of the outer corners of the
 eyes (`36,45`).
@@ -20,6 +22,8 @@ import numpy as np
 from uld_jax.errors import UserError
 
 MISSING = ("mean", "svt")
+FROM = ("spread", "first")
+BACKWARD = ("same", "first")
 
 
 class Protocol(NamedTuple):
@@ -29,11 +33,14 @@ class Protocol(NamedTuple):
       ridge_forward: strength of the ridge from discovered to annotated landmarks, see `ops/ridge.py`.
       ridge_backward: strength of the ridge from annotated to discovered landmarks.
       intercept: True if both regressions have an intercept.
-      pool_images: number of training images in the pool, spread evenly over the split; 0 for all. Landmarks are
-        completed, filled in and counted on the whole pool, for all draws of a fit.
+      pool_images: number of training images in the pool; 0 for all. Landmarks are completed, filled in and counted on
+        the whole pool, for all draws of a fit.
+      pool_from: `spread`, a pool of images spread evenly over the split, or `first`, the first ones of its list. One
+        fit takes its images from the pool in the same way.
       fit_images: number of training images of the pool that each fit draws; 0 for all.
-      repeats: number of fits, each on `fit_images` images drawn anew; errors are means over the fits. One fit takes
-        images spread evenly over the pool.
+      repeats: number of fits, each on `fit_images` images drawn anew; errors are means over the fits.
+      backward_draw: `same`, backward fits on the images that the forward fits draw, or `first`, one backward fit on the
+        first `fit_images` images of the pool.
       missing: treatment of landmarks that were not found, see `landmark_regression`.
       min_found: share of the pool and the test images above which a landmark counts as found often.
       match_radius: largest distance of a keypoint from an annotated point that it matches, in shares of the normaliser.
@@ -44,8 +51,10 @@ class Protocol(NamedTuple):
     ridge_backward: float = 0.01
     intercept: bool = True
     pool_images: int = 0
+    pool_from: str = "spread"
     fit_images: int = 0
     repeats: int = 1
+    backward_draw: str = "same"
     missing: str = "mean"
     min_found: float = 0.8
     match_radius: float = 0.1
@@ -69,8 +78,9 @@ class Protocol(NamedTuple):
         for name in ("ridge_forward", "ridge_backward"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"eval.{name} is {getattr(self, name)}; use 0 or more")
-        if self.missing not in MISSING:
-            raise UserError(f"eval.missing is {self.missing!r}; use one of {', '.join(MISSING)}")
+        for name, words in (("missing", MISSING), ("pool_from", FROM), ("backward_draw", BACKWARD)):
+            if getattr(self, name) not in words:
+                raise UserError(f"eval.{name} is {getattr(self, name)!r}; use one of {', '.join(words)}")
         if not 0 <= self.min_found <= 1:
             raise UserError(f"eval.min_found is {self.min_found}; use a share from 0 to 1")
         for name in ("pool_images", "fit_images"):
@@ -91,15 +101,17 @@ class Protocol(NamedTuple):
     def on(self, images: int) -> "Protocol":
         """Simplify the protocol for a training split of `images` images.
 
-        A pool or a fit of at least that many images is one of all images, and fits on all images are all the same.
+        A pool or a fit of at least that many images is one of all images, fits on all images are all the same, and
+        choices between images do not matter where all are taken.
 
         >>> Protocol(pool_images=1000, fit_images=300, repeats=10).on(200) == Protocol()
         True
         """
         pool = self.pool_images if 0 < self.pool_images < images else 0
-        if 0 < self.fit_images < (pool or images):
-            return self._replace(pool_images=pool)
-        return self._replace(pool_images=pool, fit_images=0, repeats=1)
+        some = 0 < self.fit_images < (pool or images)
+        few = self if some else self._replace(fit_images=0, repeats=1, backward_draw="same")
+        kept = pool or (some and self.repeats == 1)
+        return few._replace(pool_images=pool, pool_from=self.pool_from if kept else "spread")
 
     def id(self, data: str, complete: bool = True) -> str:
         """The id of a number that was measured under this protocol.
@@ -120,10 +132,14 @@ class Protocol(NamedTuple):
             parts.append("ridge_" + "_".join(f"{strength:g}" for strength in both))
         if not self.intercept:
             parts.append("no_intercept")
+        first = "_first" if self.pool_from == "first" else ""
         if self.pool_images:
-            parts.append(f"pool_{self.pool_images}")
+            parts.append(f"pool_{self.pool_images}{first}")
         if self.fit_images:
-            parts.append(f"fit_{self.fit_images}" + (f"x{self.repeats}" if self.repeats > 1 else ""))
+            times = f"x{self.repeats}" if self.repeats > 1 else "" if self.pool_images else first
+            parts.append(f"fit_{self.fit_images}{times}")
+        if self.fit_images and self.backward_draw == "first":
+            parts.append("backward_first")
         if not complete:
             parts.append(f"missing_{self.missing}")
         return "+".join(parts)
@@ -145,9 +161,12 @@ class Protocol(NamedTuple):
 # The published code has only the forward error; the backward error is ours, under the same choices.
 JAKAB_2018 = Protocol(ridge_forward=0.0, ridge_backward=0.0, intercept=False)
 
-# Mallis et al., NeurIPS 2020, published code: 1,000 training images, ten draws of 300 of them, the matrix of all 1,000
-# completed, landmarks missing on less than 20 % of all images. The published code takes the first 1,000 of a list, and
-# its backward fit the first 300, once; ours are spread over the split, and both directions take the same draws.
+# Sanchez and Tzimiropoulos, NeurIPS 2019, published code: all training images; the strength that its README.md gives.
+SANCHEZ_2019 = Protocol(ridge_forward=1e-4, ridge_backward=1e-4)
+
+# Mallis et al., NeurIPS 2020: 1,000 training images, ten draws of 300 of them, the matrix of all 1,000 completed,
+# landmarks missing on less than 20 % of all images. Ours are spread over the split, and both directions take the same
+# draws; the published code takes the first 1,000 of a list, and its backward fit the first 300, once.
 MALLIS_2020 = Protocol(pool_images=1000, fit_images=300, repeats=10, missing="svt")
 MALLIS_2020_BODIES = MALLIS_2020._replace(fit_images=800)  # Human3.6M
 
@@ -171,17 +190,11 @@ PAPERS = {
     "mallis2020_bodies": MALLIS_2020_BODIES,
     "mallis2024": MALLIS_2024,
     "mallis2024_ls3d": MALLIS_2024_LS3D,
+    "sanchez2019": SANCHEZ_2019,
     "awan2023": AWAN_2023,
     "tourani2024": TOURANI_2024,
     "tourani2024_ls3d": TOURANI_2024_LS3D,
 }
-
-
-def published(name: str, field: str = "protocol") -> Protocol:
-    """The protocol of a paper by its name in `PAPERS`. Raises UserError, naming `field`, for an unknown name."""
-    if name not in PAPERS:
-        raise UserError(f"{field} is {name!r}; use one of {', '.join(PAPERS)}")
-    return PAPERS[name]
 
 
 def check_label_counts(counts: Sequence[Any], field: str) -> None:
@@ -202,7 +215,7 @@ def draws(protocol: Protocol, pool: int, seed: int) -> list[np.ndarray]:
     [[0, 4, 8]]
     """
     if protocol.repeats == 1:
-        return [spread(pool, protocol.fit_images)]
+        return [taken(pool, protocol.fit_images, protocol.pool_from)]
     return [
         np.sort(np.random.default_rng((seed, repeat)).permutation(pool)[: protocol.fit_images])
         for repeat in range(protocol.repeats)
@@ -216,3 +229,12 @@ def spread(rows: int, most: int) -> np.ndarray:
     ([0, 4, 8], [0, 1, 2])
     """
     return np.unique(np.linspace(0, rows - 1, min(most, rows) or rows).astype(int))
+
+
+def taken(rows: int, most: int, way: str = "spread") -> np.ndarray:
+    """At most `most` row numbers, the first ones or evenly spread (`Protocol.pool_from`); 0 gives all of them.
+
+    >>> taken(9, 3, "first").tolist(), taken(9, 3).tolist()
+    ([0, 1, 2], [0, 4, 8])
+    """
+    return np.arange(min(most, rows) or rows) if way == "first" else spread(rows, most)

@@ -17,10 +17,12 @@ from uld_jax.config import Config
 from uld_jax.data import make_reader
 from uld_jax.data.open import MEASURED_BY, Data, check_label_counts, eval_batch, open_split
 from uld_jax.errors import UserError
+from uld_jax.evaluation.chosen import check, choose
 from uld_jax.evaluation.measure import measure
 from uld_jax.evaluation.pictures import contact_sheet, film_over_steps, pose_sheet
 from uld_jax.evaluation.predictor import Predictor
-from uld_jax.evaluation.protocol import Protocol, published
+from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocols import fill
 from uld_jax.evaluation.report import metrics, write_report
 from uld_jax.evaluation.stability import LandmarkWarning, landmark_health
 
@@ -43,9 +45,9 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], epath.Path]:
     """Measure a finished stage on a split and write the report into its run's folder (`uld evaluate`).
 
-    `protocol`, the name of a paper's protocol (`evaluation/protocol.py`), and then `settings` replace keys of the run's
-    `config.eval`, and `reading` replaces keys of `config.data`; `overrides`, `KEY=VALUE` of `eval` and of
-    `MEASURED_BY`, are applied last. Raises UserError for other keys.
+    `protocol`, the name of a paper's protocol or an id (`evaluation/protocols.py`), and then `settings` replace keys of
+    the run's `config.eval`, and `reading` replaces keys of `config.data`; `overrides`, `KEY=VALUE` of `eval` and of
+    `MEASURED_BY`, are applied last. Raises UserError for other keys, and for an id that does not fit the data.
 
     Returns the numbers as in `metrics.json`, and the folder with the files.
     """
@@ -55,8 +57,13 @@ def evaluate_run(
     for key, value in reading.items():
         config.data[key] = value
     _override(config, overrides)
+    keys = (change.partition("=")[0] for change in overrides)
+    with config.unlocked():  # an override has locked it
+        config.eval.given = (*settings, *(key.removeprefix("eval.") for key in keys if key.startswith("eval.")))
+    check(config)
     data = open_splits(config, mesh, split, dataset, data_dir)
-    check_label_counts(label_counts, data.train, Protocol.of(config).pool_images, "--label_counts")
+    chosen = choose(config, data, split=split)  # raises before anything is predicted
+    check_label_counts(label_counts, data.train, chosen.protocol.pool_images, "--label_counts")
     predictor = Predictor(finished.model.method, mesh)
     report = measure(
         config,
@@ -65,6 +72,7 @@ def evaluate_run(
         data,
         group_by=group_by,
         label_counts=label_counts,
+        split=split,
     )
     report = dataclasses.replace(report, split=split, stage=finished.stage)
     folder = report_folder(finished.workdir, split, dataset, data_dir)
@@ -79,13 +87,13 @@ def evaluate_run(
 
 
 def under(config: Config, protocol: str) -> Config:
-    """Copy a run's config, unlocked; the protocol of a paper, by its name, replaces the run's own unless it is empty.
+    """Copy a run's config, unlocked; a paper's protocol or an id replaces the run's own, unless the name is empty.
 
     Raises UserError for an unknown name.
     """
     config = config.copy_and_resolve_references().unlock()
-    for key, value in (published(protocol, "--protocol").asdict() if protocol else {}).items():
-        config.eval[key] = value
+    if protocol:
+        fill(config, protocol, "--protocol")
     return config
 
 
@@ -173,5 +181,6 @@ def _override(config: Config, changes: Sequence[str]) -> None:
             )
     if changes:  # older runs lack some of the keys
         config.eval.update({k: type(Protocol._field_defaults[k])(v) for k, v in Protocol.of(config)._asdict().items()})
+        config.eval.update({key: config.eval.get(key, "") for key in ("protocol", "paper")})
         config.data.update({key: config.data.get(key, default) for key, default in MEASURED_BY.items()})
         config_lib.override(config, changes)

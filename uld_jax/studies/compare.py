@@ -27,9 +27,11 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
+from uld_jax.evaluation.chosen import choose
 from uld_jax.evaluation.measure import measure, yaw_of
 from uld_jax.evaluation.predictor import Predictor
-from uld_jax.evaluation.protocol import published, spread
+from uld_jax.evaluation.protocol import spread
+from uld_jax.evaluation.protocols import published
 from uld_jax.evaluation.report import Report, metrics
 from uld_jax.evaluation.run import check_alone, open_splits, under
 from uld_jax.studies import table
@@ -56,7 +58,7 @@ class Asked(NamedTuple):
       data_dir: folder of the data; empty for that of each run.
       order_by: column of the csv, or `yaw`, that orders the images of the sheets; empty for their order in the split.
       images: number of images on the sheets.
-      protocol: name of a paper's protocol for all runs; empty for that of each run.
+      protocol: name of a paper's protocol, or an id, for all runs; empty for that of each run.
     """
 
     runs: Sequence[str]
@@ -114,7 +116,7 @@ def compare(asked: Asked, say: Callable[[str], None] = lambda text: None) -> tup
     measured = []
     for i, run in enumerate(every):
         say(f"{run.name}: {i + 1} of {len(every)} runs")
-        measured.append(_measured(run, mesh, images, say))
+        measured.append(_measured(run, mesh, images, say, asked.split))
     pictures = _sheets(measured, images, shown, values, asked.order_by) | _plots(measured, yaw)
     record = _record(measured, asked, shown, sorted(pictures))
     markdown = _markdown(record)
@@ -148,7 +150,9 @@ def _opened(asked: Asked, mesh) -> list[_Run]:
     every = []
     for name, (workdir, config, stage) in zip(_names(places), found, strict=True):
         config = under(config, asked.protocol)
-        every.append(_Run(name, workdir, stage, config, open_splits(config, mesh, asked.split, "", asked.data_dir)))
+        data = open_splits(config, mesh, asked.split, "", asked.data_dir)
+        choose(config, data, split=asked.split)  # raises before anything is predicted
+        every.append(_Run(name, workdir, stage, config, data))
     first = every[0]
     for other in every[1:]:
         if other.source.fingerprint != first.source.fingerprint:
@@ -219,11 +223,11 @@ def _chosen(source: Source, yaw: np.ndarray | None, asked: Asked) -> tuple[np.nd
 # Numbers and pictures
 
 
-def _measured(run: _Run, mesh, images, say) -> _Measured:
+def _measured(run: _Run, mesh, images, say, split: str) -> _Measured:
     """Load and measure a run, and let it make its own pictures of some images; the model is given back."""
     model = runs.load(f"{run.workdir}:{run.stage}", mesh).model
     predictor = Predictor(model.method, mesh, say=lambda text: say(f"{run.name}: {text}"))
-    report = measure(run.config, predictor, model, run.data)
+    report = measure(run.config, predictor, model, run.data, split=split)
     return _Measured(run, report, int(model.state.step), predictor.pictures(model, images))
 
 

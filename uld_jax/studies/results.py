@@ -11,6 +11,8 @@ A Markdown file takes a table between two markers, or one number inside a senten
     <!-- /results -->
     <!-- results: duld/ytf_faces | D-ULD++ | forward --><!-- /results -->
 
+The registry of protocols (`evaluation/protocols.py`) is a table between `<!-- protocols -->` and `<!-- /protocols -->`.
+
 `python -m uld_jax.studies.results` (`make results`) fills them in; `--check` only lists the files that would change.
 `--add=RUN --table=duld/ytf_faces --row=D-ULD --command="uld train ..."` adds the record of a finished run.
 """
@@ -29,6 +31,7 @@ from typing import Any
 
 from uld_jax import files
 from uld_jax.errors import UserError
+from uld_jax.evaluation import protocols
 
 # The fields of a record and their meanings. All are required; None stands for an unknown value.
 FIELDS = {
@@ -54,6 +57,7 @@ NEEDED = ("command", "commit", "device", "date", "busy")
 UNKNOWN = "The commit that was run was not written down."  # the note of history without a commit
 ERRORS = ("forward", "backward")  # numbers that have no meaning without a protocol
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_REGISTRY = re.compile(r"<!-- protocols -->.*?<!-- /protocols -->", re.DOTALL)
 _MARKED = re.compile(r"<!-- results: (?P<name>[^>]*?) -->(?P<body>.*?)<!-- /results -->", re.DOTALL)
 
 Record = dict[str, Any]
@@ -334,14 +338,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def filled(text: str, root=".") -> str:
-    """Fill all marked tables and numbers of a Markdown text from `root/results`."""
+    """Fill all marked tables and numbers of a Markdown text from `root/results`, and the registry of protocols."""
 
     def fill(match: re.Match) -> str:
         name, *where = (part.strip() for part in match["name"].split("|"))
         body = f"\n{markdown(name, root)}\n" if not where else number(name, where[0], where[1:], root)
         return f"<!-- results: {match['name']} -->{body}<!-- /results -->"
 
-    return _MARKED.sub(fill, text)
+    registry = f"<!-- protocols -->\n{protocols.markdown()}\n<!-- /protocols -->"
+    return _REGISTRY.sub(lambda match: registry, _MARKED.sub(fill, text))
 
 
 def pages(root=".") -> list[pathlib.Path]:

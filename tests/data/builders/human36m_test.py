@@ -144,7 +144,7 @@ def test_frames_are_asked_for_by_the_command(src, tmp_path):
     content = frames[0].read_bytes()
     frames[5].unlink()  # the 51st of the video
     assert [one.file for one in miniature.opened("human36m", src)[0]["test"].skipped] == [
-        "S11/Posing 1.55011271/000051"
+        "frames/S11/Posing 1.55011271/000006.jpg"
     ]
     for number in range(1, 102):
         (folder / f"{number:06d}.jpg").write_bytes(content)

@@ -89,4 +89,4 @@ def test_folders_are_found_and_checked(src, tmp_path):
 
 
 def test_no_number_of_photos_is_official():
-    assert builders.find_dataset("shoes").counts == {}
+    assert builders.find_dataset("shoes").counts == {"train": None, "test": None}

@@ -8,15 +8,18 @@ import importlib
 
 from uld_jax.data.builders.official import Dataset
 
-# Files with `DATASETS`.
-_FILES = (
+_FILES = (  # those with `DATASETS`
     "bbc_pose",
     "cats",
     "celeba",
     "human36m",
+    "ls3d",
     "lsun",
     "pf_pascal",
     "shoes",
+    "w300",
+    "w300lp",
+    "wflw",
 )
 
 

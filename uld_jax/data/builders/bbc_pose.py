@@ -15,10 +15,11 @@ choice of frames that could be followed. How many training frames there are is n
 column `video` has the number of the video.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from uld_jax.data.builders import matlab
 from uld_jax.data.builders.official import Dataset, Files, Record
 from uld_jax.errors import UserError
 
@@ -66,32 +67,24 @@ def records(files: Files, name: str) -> dict[str, list[Record]]:
 
 
 def _read(files: Files, path) -> list[_Video]:
-    try:
-        from scipy import io
-    except ImportError:
-        raise UserError("BBC Pose needs the package scipy; pip install 'uld_jax[datasets]'") from None
-    try:
-        with path.open("rb") as opened:
-            array = io.loadmat(opened, variable_names=["bbcpose"])["bbcpose"].ravel()
-        fields = {field: [np.asarray(value) for value in array[field]] for field in _FIELDS}
-    except Exception as error:  # SciPy raises various errors for damaged files
+    videos = np.ravel(matlab.load(path, "bbcpose")["bbcpose"]).tolist()
+    if not videos or not all(isinstance(one, dict) and set(_FIELDS) <= set(one) for one in videos):
         raise UserError(
-            f"{path} holds no struct array `bbcpose` with the fields {', '.join(_FIELDS)} "
-            f"({' '.join(str(error).split())[:200]}); get the official file again"
-        ) from None
-    files.expect(path, len(array), _LISTED, "videos")
-    return [_video(f"{path}, video {i + 1}", {k: of[i] for k, of in fields.items()}) for i in range(len(array))[:_READ]]
+            f"{path} holds no struct array `bbcpose` with the fields {', '.join(_FIELDS)}; get the official file again"
+        )
+    files.expect(path, len(videos), _LISTED, "videos")
+    return [_video(f"{path}, video {number}", fields) for number, fields in enumerate(videos[:_READ], 1)]
 
 
-def _video(place: str, fields: dict[str, np.ndarray]) -> _Video:
-    split = "".join(fields["type"].ravel().astype(str))
+def _video(place: str, fields: dict[str, Any]) -> _Video:
+    split = str(fields["type"])
     if split not in VIDEOS:
         raise UserError(f"{place} has the type {split!r}, and {', '.join(VIDEOS)} exist; get the official file again")
     which = "train" if split == "train" else "test"
-    frames, joints = (fields[f"{which}_{word}"] for word in ("frames", "joints"))
+    frames, joints = (np.asarray(fields[f"{which}_{word}"]) for word in ("frames", "joints"))
     try:
         frames = frames.astype(np.float64).ravel()
-        joints = joints.astype(np.float64).reshape(2, _JOINTS, len(frames))  # MATLAB drops the last axis of one frame
+        joints = joints.astype(np.float64).reshape(2, _JOINTS, len(frames))  # the last axis is absent for one frame
     except (TypeError, ValueError):
         raise UserError(
             f"{place} has {which}_joints of shape {joints.shape} for {frames.size} frames where [2,{_JOINTS},N] are "
@@ -108,7 +101,7 @@ DATASETS = (
         "bbc_pose",
         "BBC Pose, whole frames",
         records,
-        {"val": 1_000, "test": 1_000},
+        {"train": None, "val": 1_000, "test": 1_000},
         landmarks=_JOINTS,
         scheme="bbc_pose7",
     ),

@@ -166,7 +166,7 @@ def _line(error) -> str:
 
 
 DATASETS = tuple(
-    Dataset(name, about, records, {}, landmarks=_JOINTS, scheme="human36m_32")
+    Dataset(name, about, records, dict.fromkeys(SUBJECTS), landmarks=_JOINTS, scheme="human36m_32")
     for name, about in (
         ("human36m", "Human3.6M as Mallis et al. crop it, with a margin"),
         ("human36m_fan", "Human3.6M as the network of Mallis et al. sees it"),

@@ -56,8 +56,8 @@ class Record(NamedTuple):
       visible: [L] bool, False where hidden or not annotated; None if all annotated points count as visible.
       box: `(x0, y0, x1, y1)` around the object; None if unknown.
       columns: other facts, {name: text}; the same names in all records of a data set.
-      crop: part of the photo that is shown, or a function that returns it for a (height, width) of the file; None for
-        the unchanged file.
+      crop: part of the photo that is shown, or a function that returns it for a (height, width) of the file and may
+        check it; None for the unchanged file.
       read: function that returns the encoded image, for images in other files than their own.
       path: path of the image below the folder, if it differs from `file`.
     """
@@ -68,7 +68,7 @@ class Record(NamedTuple):
     visible: np.ndarray | None = None
     box: tuple[float, float, float, float] | None = None
     columns: Mapping[str, str] = types.MappingProxyType({})
-    crop: "Crop | Callable[[tuple[int, int]], Crop] | None" = None
+    crop: "Crop | Callable[[tuple[int, int]], Crop | None] | None" = None
     read: Callable[[], bytes] | None = None
     path: str | None = None
 
@@ -81,7 +81,7 @@ class Dataset(NamedTuple):
       about: its images and splits, as a noun phrase.
       records: function of `Files` and the name that reads the images of every split, {split: records}; None with
         `sources`.
-      counts: official number of images in every split; a split whose number nobody has published has none.
+      counts: official number of images in every split; None where no source gives it.
       landmarks: L, number of annotated points; None without annotation.
       scheme: scheme of the points.
       normaliser: length that errors are divided by, see `specs.spec_of`.
@@ -93,7 +93,7 @@ class Dataset(NamedTuple):
     name: str
     about: str
     records: "Callable[[Files, str], Mapping[str, Sequence[Record]]] | None"
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | None]
     landmarks: int | None = None
     scheme: str = NO_SCHEME
     normaliser: str = "auto"
@@ -129,6 +129,27 @@ class Files:
         """Return a path below the folder as a name, with `/` between its parts."""
         return posixpath.join(*epath.Path(path).relative_to(self.root).parts)
 
+    def stems(self, path, ending: str) -> list[str]:
+        """List the files of a folder with an ending, without that ending, in order; [] if there is no such folder."""
+        return sorted(name.removesuffix(ending) for name in _files_of(path) if name.endswith(ending))
+
+    def with_file(self, images: Sequence[str], place: Callable[[str], object]) -> list[str]:
+        """Return the images that have their file of annotation, whose path `place(image)` returns.
+
+        Raises UserError if files are absent, and names the first; with `partial` this becomes a note.
+        """
+        places = {name: epath.Path(place(name)) for name in images}
+        there = {folder: set(_files_of(folder)) for folder in {path.parent for path in places.values()}}
+        kept = [name for name, path in places.items() if path.name in there[path.parent]]
+        if len(kept) < len(places):
+            absent = [str(path) for name, path in places.items() if path.name not in there[path.parent]]
+            more = f" and those of {len(absent) - 1:,} more images" if len(absent) > 1 else ""
+            said = f"{absent[0]} is absent{more}"
+            if not self.partial:
+                raise UserError(f"{said}; get the official files, or add --allow_partial to go on without these images")
+            self.notes.append(f"{said}; these images are left out")
+        return kept
+
     def lines(self, path) -> list[tuple[int, str]]:
         """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
 
@@ -163,6 +184,11 @@ class Files:
         return out
 
 
+def _files_of(path) -> list[str]:
+    folder = epath.Path(path)
+    return [file.name for file in folder.iterdir()] if folder.exists() else []
+
+
 def _is_number(cell: str) -> bool:
     try:
         return bool(np.isfinite(float(cell)))
@@ -182,7 +208,7 @@ def read_splits(dataset: Dataset, files: Files) -> dict[str, list[Record]]:
             if record.file in seen:
                 raise UserError(f"{record.place}: {record.file} is listed twice, also in {seen[record.file]}; mend it")
             seen[record.file] = record.place
-        if len(records) != dataset.counts.get(split, len(records)):
+        if dataset.counts[split] not in (None, len(records)):
             said = (
                 f"the split {split} of {dataset.name} has {len(records):,} images below {files.root} where the "
                 f"official one has {dataset.counts[split]:,}"
@@ -276,7 +302,7 @@ class Official(Source):
             return found
 
         with bar:
-            return list(broken(self.names, check).values())
+            return list(broken(_paths(self._records), check).values())
 
     def _check(self, row):
         try:
@@ -287,30 +313,31 @@ class Official(Source):
     def _probe(self, dataset: Dataset, files: Files, on_bad_file: str) -> list[folder.Head]:
         """Read all headers; keep the records of usable images, and report or leave out the others."""
         own = {row: None for row, r in enumerate(self._records) if r.read is None}
-        paths = [os.path.join(self._root, self._records[row].path or self._records[row].file) for row in own]
+        paths = [os.path.join(self._root, _path(self._records[row])) for row in own]
         heads = dict(zip(own, folder.read_heads(paths), strict=True))
         others = [row for row in range(len(self._records)) if row not in own]
         with ThreadPoolExecutor(decode_threads()) as pool:
             heads |= zip(others, pool.map(lambda row: _head(self._root, self._records[row]), others), strict=True)
         heads = [heads[row] for row in range(len(self._records))]
+        shown = _paths(self._records)
         absent = [row for row, head in enumerate(heads) if isinstance(head, AbsentFile)]
         if absent and not files.partial:
-            named = ", ".join(self.names[row] for row in absent[:_NAMED])
+            named = ", ".join(shown[row] for row in absent[:_NAMED])
             more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
             raise UserError(
                 f"{self._records[absent[0]].place}: {self._root} holds no {named}{more}; get the images, or add "
                 "--allow_partial to go on without them"
             )
-        self.skipped = tuple(Skipped(self.names[row], str(heads[row])) for row in absent)
+        self.skipped = tuple(Skipped(shown[row], str(heads[row])) for row in absent)
         there = [row for row in range(len(heads)) if row not in set(absent)]
         if not there:
             raise UserError(
                 f"{self._records[0].place}: {self._root} holds none of the {len(heads):,} images, first "
-                f"{self.names[0]}; give the folder that holds them"
+                f"{shown[0]}; give the folder that holds them"
             )
         self._records, heads = [self._records[row] for row in there], [heads[row] for row in there]
         self.names = [r.file for r in self._records]
-        bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
+        bad = sort_out(_paths(self._records), heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
         full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
         self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
@@ -319,13 +346,13 @@ class Official(Source):
         if not kept:
             raise UserError(
                 f"none of the {len(usable):,} images below {self.where} has the {_pixels(dataset.size)} pixels of "
-                f"{dataset.name}, first {self.names[usable[0]]}; get the official images"
+                f"{dataset.name}, first {_path(self._records[usable[0]])}; get the official images"
             )
         self.skipped += tuple(
             Skipped(
-                self.names[row],
-                f"{os.path.join(self._root, self.names[row])} has {_pixels(heads[row].size)} pixels where the images "
-                f"of {dataset.name} have {_pixels(dataset.size)}",
+                _path(self._records[row]),
+                f"{os.path.join(self._root, _path(self._records[row]))} has {_pixels(heads[row].size)} pixels where "
+                f"the images of {dataset.name} have {_pixels(dataset.size)}",
             )
             for row in usable
             if dataset.size not in (None, heads[row].size)
@@ -334,11 +361,20 @@ class Official(Source):
         return [heads[row] for row in kept]
 
 
+def _path(record: Record) -> str:
+    return record.path or record.file
+
+
+def _paths(records: Sequence[Record]) -> list[str]:
+    """The paths of images below the folder, for messages."""
+    return [_path(record) for record in records]
+
+
 def _bytes(root: str, record: Record) -> bytes:
     if record.read is not None:
         return record.read()
     try:
-        return epath.Path(os.path.join(root, record.path or record.file)).read_bytes()
+        return epath.Path(os.path.join(root, _path(record))).read_bytes()
     except OSError as error:
         raise BadFile(record.file, (error.strerror or str(error)).lower()) from None
 

@@ -60,4 +60,5 @@ def records(files: Files, name: str) -> dict[str, list[Record]]:
     return {"train": listed[:train], "test": listed[train:]}
 
 
-DATASETS = (Dataset("shoes", "UT-Zappos50K, photos of shoes without points", records, {}, size=SIZE),)
+_COUNTS = {"train": None, "test": None}
+DATASETS = (Dataset("shoes", "UT-Zappos50K, photos of shoes without points", records, _COUNTS, size=SIZE),)

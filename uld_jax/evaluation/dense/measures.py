@@ -14,6 +14,7 @@ from etils import epath
 from uld_jax import files, interrupts, viz
 from uld_jax.data import specs
 from uld_jax.data.specs import Source, fingerprint_of
+from uld_jax.evaluation import protocols as registry
 from uld_jax.evaluation.dense import matching as matching_lib
 from uld_jax.evaluation.dense import parts as parts_lib
 from uld_jax.evaluation.dense import pictures, regression, zoom
@@ -71,8 +72,10 @@ class Job(NamedTuple):
         return normaliser_lengths(xy, self.normaliser, self.protocol.frame)
 
     def id(self, measure: str, fit=None, repeats: int = 1) -> str:
-        """The id of a number of this job."""
-        return self.protocol.id(self.test.spec.protocol, measure, fit, repeats)
+        """The id of a number of this job; that of a row of the registry tells other numbers of images."""
+        name = self.protocol.id(self.test.spec.protocol, measure, fit, repeats)
+        trained = None if self.train is None or fit is None else len(specs.labelled(self.train))
+        return registry.counted(name, trained, len(self.test))
 
     def table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Write a table; numbers have six digits, and cells of None or NaN are empty."""
