@@ -73,7 +73,7 @@ def _videos(files: Files, subject: str):
 
 
 def _action(path) -> str:
-    """The action of a video: `Directions 1.54138969` is the second trial of Directions, by the camera 54138969."""
+    """The action of a video, such as `Directions` of `Directions 1.54138969.cdf`."""
     return path.name.partition(".")[0].partition(" ")[0]
 
 
