@@ -68,7 +68,8 @@ def base(arg: ConfigDict) -> ConfigDict:
     config.data = ConfigDict()
     config.data.frame_size = 80 if small else 160  # px; every image is fitted into a square of this side
     config.data.fit = "stretch" if arg.dataset == "pf_pascal" else "pad"  # pad | crop | stretch
-    config.data.scheme = "none"  # annotated points: none | ibug68 | eyes_nose_mouth5 | human36m_32 | bbc_pose7 | cat9
+    # Annotated points: none | ibug68 | eyes_nose_mouth5 | aflw21 | cat9 | wflw98 | human36m_32 | bbc_pose7
+    config.data.scheme = "none"
     config.data.normaliser = "auto"  # auto (by scheme, else box) | eyes | mouth | shoulders | box | image | "36,45"
     config.data.sides = "auto"  # sides of a body's joints: auto | object | image (human36m_32, in the published code)
     config.data.reader = "auto"  # auto | resident | stream

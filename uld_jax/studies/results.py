@@ -11,7 +11,8 @@ A Markdown file takes a table between two markers, or one number inside a senten
     <!-- /results -->
     <!-- results: duld/ytf_faces | D-ULD++ | forward --><!-- /results -->
 
-The registry of protocols (`evaluation/protocols.py`) is a table between `<!-- protocols -->` and `<!-- /protocols -->`.
+The registry of protocols (`evaluation/protocols.py`) is a table between `<!-- protocols -->` and `<!-- /protocols -->`,
+and the official data sets (`data/builders`) are one between `<!-- datasets -->` and `<!-- /datasets -->`.
 
 `python -m uld_jax.studies.results` (`make results`) fills them in; `--check` only lists the files that would change.
 `--add=RUN --table=duld/ytf_faces --row=D-ULD --command="uld train ..."` adds the record of a finished run.
@@ -30,6 +31,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uld_jax import files
+from uld_jax.data import builders
 from uld_jax.errors import UserError
 from uld_jax.evaluation import protocols
 
@@ -57,7 +59,8 @@ NEEDED = ("command", "commit", "device", "date", "busy")
 UNKNOWN = "The commit that was run was not written down."  # the note of history without a commit
 ERRORS = ("forward", "backward")  # numbers that have no meaning without a protocol
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
-_REGISTRY = re.compile(r"<!-- protocols -->.*?<!-- /protocols -->", re.DOTALL)
+_LISTS = {"protocols": protocols.markdown, "datasets": builders.markdown}  # tables that are made from the code
+_LISTED = re.compile(rf"<!-- (?P<name>{'|'.join(_LISTS)}) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 _MARKED = re.compile(r"<!-- results: (?P<name>[^>]*?) -->(?P<body>.*?)<!-- /results -->", re.DOTALL)
 
 Record = dict[str, Any]
@@ -338,15 +341,18 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def filled(text: str, root=".") -> str:
-    """Fill all marked tables and numbers of a Markdown text from `root/results`, and the registry of protocols."""
+    """Fill all marked tables and numbers of a Markdown text, from `root/results` and from the code."""
 
     def fill(match: re.Match) -> str:
         name, *where = (part.strip() for part in match["name"].split("|"))
         body = f"\n{markdown(name, root)}\n" if not where else number(name, where[0], where[1:], root)
         return f"<!-- results: {match['name']} -->{body}<!-- /results -->"
 
-    registry = f"<!-- protocols -->\n{protocols.markdown()}\n<!-- /protocols -->"
-    return _REGISTRY.sub(lambda match: registry, _MARKED.sub(fill, text))
+    def listed(match: re.Match) -> str:
+        name = match["name"]
+        return f"<!-- {name} -->\n{_LISTS[name]()}\n<!-- /{name} -->"
+
+    return _LISTED.sub(listed, _MARKED.sub(fill, text))
 
 
 def pages(root=".") -> list[pathlib.Path]:
