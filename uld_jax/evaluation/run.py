@@ -54,7 +54,7 @@ def evaluate_run(
         config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value
-    _override(config, overrides)
+    override(config, overrides)
     data = open_splits(config, mesh, split, dataset, data_dir)
     check_label_counts(label_counts, data.train, Protocol.of(config).pool_images, "--label_counts")
     predictor = Predictor(finished.model.method, mesh)
@@ -163,8 +163,11 @@ def in_training(config, workdir, stage, step, predictor, model, data: Data, last
     return metrics(report)
 
 
-def _override(config: Config, changes: Sequence[str]) -> None:
-    """Set keys that define the measurement; all others are those that the run was trained with."""
+def override(config: Config, changes: Sequence[str]) -> None:
+    """Set keys that define the measurement, `KEY=VALUE`; all others are those that the run was trained with.
+
+    Raises UserError for other keys.
+    """
     for change in changes:
         if not change.startswith(("eval.", *(f"data.{key}=" for key in MEASURED_BY))):
             known = ", ".join(f"--config.data.{key}" for key in MEASURED_BY)
