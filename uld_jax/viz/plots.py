@@ -313,14 +313,17 @@ def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
+def lines_plot(
+    panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str | Mapping[str, str], logarithmic: Sequence[str] = ()
+) -> Figure:
     """Plot several lines in each of several panels, with bands for values that have a spread.
 
     Equal labels have equal colours in all panels.
 
     Args:
       panels: name of a panel's y axis -> label of a line -> (x, mean, spread or None) of its points.
-      x: name of the x axis.
+      x: name of the x axis, or one for each panel.
+      logarithmic: names of the panels whose x axis is logarithmic.
     """
     figure, axes = _figure(max(1, len(panels)))
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -332,8 +335,10 @@ def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -
             if np.isfinite(spread).any():
                 spread = np.nan_to_num(spread)
                 ax.fill_between(at, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        if name in logarithmic:
+            ax.set_xscale("log")
         _from_zero(ax)
-        _titles(ax, None, x, name)
+        _titles(ax, None, x if isinstance(x, str) else x[name], name)
     if len(labels) > 1:
         axes[0].legend(frameon=False, fontsize=8)
     return figure
