@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 from tests import tiny
+from uld_jax import viz
 from uld_jax.cli import table as command
 from uld_jax.engine import workdir
 from uld_jax.studies import paper_runs, paper_table, results
@@ -94,6 +95,14 @@ def test_runs_that_started_from_other_seeds_of_one_experiment_are_one_group():
     found = paper_runs.groups([started(2, 5), started(1, 5), started(3, 6)])
     assert [[run.seed for run in group] for group in found] == [[1, 2], [3]]
     assert paper_runs.names(found) == ["1", "3"]
+
+
+def test_every_line_of_a_figure_is_in_its_legend():
+    points = [(1, 2.0, None), (10, 1.0, None)]
+    plot = viz.lines_plot({"F": {"a": points}, "G": {"b": points}}, x={"F": "n", "G": "m"}, logarithmic=["G"])
+    assert [text.get_text() for text in plot.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert [ax.get_xscale() for ax in plot.axes] == ["linear", "log"]
+    assert [ax.get_xlabel() for ax in plot.axes] == ["n", "m"]
 
 
 def test_examples():
