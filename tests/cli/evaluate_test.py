@@ -91,3 +91,89 @@ def test_evaluate_takes_the_keys_that_its_messages_name(run, tmp_path, uld):
         code, _, err = uld(*evaluate_, f"--config.{key}")
         assert (code, why in err) == (1, True), err
         assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.fixture(scope="module")
+def table(run, photos, tmp_path_factory):
+    """The landmarks of the run on all its photos, as `uld predict` writes them."""
+    from uld_jax.detector import Detector
+    from uld_jax.predict import predict_folder
+
+    out = tmp_path_factory.mktemp("predicted")
+    predict_folder(Detector.load(run), photos, out)
+    return out / "landmarks.csv"
+
+
+def test_a_table_that_predict_wrote_has_the_errors_of_its_run(run, photos, table, tmp_path, uld_says):
+    said = ("--protocol=tourani2024", "--label_counts=1,5,all", "--group_by=yaw:-90,0,90")
+    uld_says("evaluate", f"--workdir={run}", *said)
+    expected = json.loads((run / "eval/test/metrics.json").read_text())
+    given = (f"--predictions={table}", f"--data_dir={photos}", f"--out={tmp_path / 'out'}")
+    out = uld_says("evaluate", *given, "--frame_size=40", *said)
+    assert out.startswith(f"{table}: forward NME ")
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    same = ("protocol", "n_train", "n_test", "landmarks", "normaliser", "found_share", "split", "settings")
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    for key in ("forward_nme", "backward_nme", "mean_shape_nme", "ced_auc"):
+        assert found[key] == pytest.approx(expected[key], rel=2e-4), key  # the csv has three decimals
+    for key in ("label_counts", "groups"):
+        flat = [row for part in (found, expected) for row in (part[key]["yaw"] if key == "groups" else part[key])]
+        for mine, theirs in zip(flat[: len(flat) // 2], flat[len(flat) // 2 :], strict=True):
+            assert mine["forward_nme"] == pytest.approx(theirs["forward_nme"], rel=2e-3)
+    names = {"metrics.json", "per_landmark.csv", "ced.png", "group_yaw.png", "label_counts.png", "contact_sheet.png"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (found["stage"], found["stability_px"]) == (None, None)
+    again = uld_says("evaluate", *given, *said)  # another frame: padded photos keep their errors
+    assert again.partition("(")[0] == out.partition("(")[0]
+
+
+def test_points_are_compared_directly(photos, tmp_path, uld_says):
+    given = (f"--data_dir={photos}", f"--out={tmp_path / 'out'}", "--direct")
+    out = uld_says("evaluate", f"--predictions={photos / 'test.csv'}", *given)
+    assert "forward NME 0.00 %, backward -" in out
+    assert "folder_20_box+direct, 8 images" in out
+    lines = (tmp_path / "out/per_landmark.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:3]] == [["annotated", "0"], ["annotated", "1"]]
+
+
+def test_a_table_that_does_not_fit_is_one_sentence(run, photos, table, tmp_path, uld):
+    out = tmp_path / "out"
+
+    def refused(*args, predictions=table, data_dir=photos):
+        given = (f"--predictions={predictions}", f"--data_dir={data_dir}", f"--out={out}")
+        code, _, err = uld("evaluate", *given, *args)
+        assert code == 1, err
+        assert len(err.strip().splitlines()) == 1, err
+        assert not out.exists()
+        return err
+
+    lines = table.read_text().splitlines()
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join([line for line in lines if not line.startswith(("test/00", "train/003"))]))
+    why = "few.csv has no row for 1 of the 24 annotated train images (train/003.png) and for 8 of the 8 test images ("
+    assert why + "test/000.png, test/001.png" in refused(predictions=few)
+    assert "has no row for 8 of the 8 test images (test/000.png" in refused("--direct", predictions=few)
+    assert "there are 4 points for 20 annotated ones" in refused("--direct")
+    assert "--protocol is about regression, and --direct" in refused("--direct", "--protocol=awan2023")
+    assert "--fit_images is about regression" in refused("--direct", "--fit_images=3")
+    assert "--workdir is about a run" in refused(f"--workdir={run}")
+    assert "no column 'age'" in refused("--group_by=age")
+    assert "use one of jakab2018" in refused("--protocol=jakob2018")
+    assert "--config.data.fit=crop" in refused("--config.data.fit=crop")
+    assert "data.fit is 'zoom'" in refused("--fit=zoom")
+    assert "data.frame_size is 0" in refused("--frame_size=0")
+    assert "--dataset=synthetic has no files" in refused("--dataset=synthetic")
+    assert "absent.csv cannot be read (no such file" in refused(predictions=tmp_path / "absent.csv")
+    assert "--split=train is the split that" in refused("--split=train")
+    assert "absent does not exist" in refused(data_dir=tmp_path / "absent")
+    given = (f"--predictions={table}", f"--data_dir={photos}")
+    for args, why in (
+        ((), "--workdir is missing; add --workdir=RUN, or --predictions=CSV"),
+        ((f"--workdir={run}", "--direct"), "--direct is about --predictions; give --predictions=CSV"),
+        ((f"--workdir={run}", "--out=o"), "--out is about --predictions"),
+        (given, "--out is missing; add --out=DIR"),
+        ((f"--predictions={table}", f"--out={out}"), "--data_dir is missing; add --data_dir=DIR"),
+        ((*given, f"--out={photos}"), "is a folder of something else"),
+    ):
+        code, _, err = uld("evaluate", *args)
+        assert (code, why in err) == (1, True), err

@@ -8,6 +8,7 @@ from PIL import Image
 
 from uld_jax import data
 from uld_jax.data import annotation, specs
+from uld_jax.data.names import Index
 from uld_jax.errors import UserError
 
 
@@ -88,3 +89,34 @@ def test_mistakes_name_file_line_and_column(root, text, message):
     with pytest.raises(UserError, match=f"train.csv.*{message}") as error:
         opened(root)
     assert "\n" not in str(error.value)
+
+
+def points(root, text):
+    (root / "points.csv").write_text(text)
+    return annotation.read_points(root / "points.csv", root, Index(["v1/3.png", "v1/4.png"]))
+
+
+def test_points_of_a_program_are_read_as_they_are(root):
+    text = "file,x0,y0,score0,x1,y1,score1,note\nv1/3.png,0,0,0.5,,,0,a\nv1\\4.PNG,0,0,,7,8,2,b\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = points(root, text)
+    assert found.names == ["v1/3.png", "v1/4.png"]
+    np.testing.assert_array_equal(found.score, [[0.5, 0], [0, 2]])
+    np.testing.assert_array_equal(found.xy, [[[0, 0], [np.nan] * 2], [[np.nan] * 2, [7, 8]]])
+    np.testing.assert_array_equal(points(root, "file,x0,y0\nv1/3.png,1,2\n").score, [[1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,x0,y0,score0\nv1/3.png,1,2,-3\n", "line 2, column score0: -3 is below 0; use 0 for a missing point"),
+        ("file,x0,y0\nv1/3.png,1,\n", "line 2: one of x0 and y0 is empty"),
+        ("file,note\nv1/3.png,1\n", "points.csv has no points; its first line must be file,x0"),
+        ("file,x0,y0,score0\nv1/3.png,1,2,high\n", "line 2, column score0: 'high' is not a number"),
+        ("file,x0,y0\nv1/3.png,1,2\nv1/3.png,1,2\n", "line 3: v1/3.png is listed in line 2 already"),
+    ],
+)
+def test_points_that_cannot_be_read_are_one_sentence(root, text, said):
+    with pytest.raises(UserError, match=said):
+        points(root, text)

@@ -17,6 +17,7 @@ from uld_jax.cli import (
     predict,
     prepare,
     sweep,
+    table,
     train,
 )
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,
     "compare": compare.COMMAND,
+    "table": table.COMMAND,
     "dense": dense.COMMAND,
     "align": align.COMMAND,
     "predict": predict.COMMAND,

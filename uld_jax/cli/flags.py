@@ -34,9 +34,9 @@ class Flags:
         self.text(name, default, meaning)
         self._paths.append(name)
 
-    def folder(self, name: str, meaning: str) -> None:
-        """Define a required flag that takes a non-empty path."""
-        self.path(name, None, meaning)
+    def folder(self, name: str, meaning: str, required: bool = True) -> None:
+        """Define a flag that takes the path of a folder; a required flag must not be empty."""
+        self.path(name, None if required else "", meaning)
         self._folders.append(name)
 
     def number(self, name: str, default: int | None, meaning: str) -> None:
@@ -77,9 +77,9 @@ class Flags:
         """Define --override, which collects each --config.KEY=VALUE for a command with `Command.overrides`."""
         self.repeated("override", meaning)
 
-    def workdir(self) -> None:
+    def workdir(self, required: bool = True) -> None:
         """Define --workdir, the folder of a run."""
-        self.folder("workdir", "Folder of the run, local or gs://.")
+        self.folder("workdir", "Folder of the run, local or gs://.", required)
 
     def stage(self) -> None:
         """Define --stage, a stage of a finished run."""

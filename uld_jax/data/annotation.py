@@ -135,26 +135,12 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
       files: index of the files below `root`.
     """
     table = csv_tables.read_table(path)
-    header, read = table.header, table.rows
-    landmarks, has_visible = _landmark_columns(path, header)
-    for line, row in read:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line} has {len(row)} columns where the first line has {len(header)}; make them equal"
-            )
-    if not read:
-        raise UserError(f"{path} lists no images; add one line an image below the header")
-    lines = [line for line, _ in read]
-    cells = dict(zip(header, zip(*(row for _, row in read), strict=True), strict=True))
+    landmarks, has_visible = _landmark_columns(path, table.header)
+    lines, cells = _columns(path, table)
     names = read_names(path, lines, cells["file"], root, files)
     xy = visible = None
     if landmarks:
-        xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(landmarks)], cells) for axis in "xy"], -1)
-        half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
-        if half.any():
-            row, point = np.argwhere(half)[0]
-            raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
-        xy = _without_repeated(path, xy)
+        xy = _without_repeated(path, _coordinates(path, lines, landmarks, cells))
         visible = np.isfinite(xy).all(-1)
     if has_visible:
         seen = _numbers(path, lines, [f"visible{i}" for i in range(landmarks)], cells)
@@ -172,6 +158,79 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
         what = f"{table.kind}, {landmarks} points" if table.kind else f"{landmarks} points"
         warnings.warn(f"{path}: {what}, separator {named}", CsvNote, stacklevel=2)
     return Annotation(names, _splits(places, others, split), places, xy, visible, others, table.landmark_names)
+
+
+class Points(NamedTuple):
+    """Points that a program has placed on images, as a table holds them.
+
+    Attributes:
+      names: [R] file names.
+      xy: [R,K,2] float64 `(x, y)` in pixels of the upright file, NaN where a point is missing.
+      score: [R,K] float64 confidences, 0 or more; 0 where a point is missing. It is 1 for a point without a score.
+    """
+
+    names: list[str]
+    xy: np.ndarray
+    score: np.ndarray
+
+
+def read_points(path, root, files: Index | Lookup) -> Points:
+    """Read a table of points in the layout of `uld predict`: `file,x0,y0,score0,x1,...`, scores optional.
+
+    A point is missing if its x and y are empty, or if its score is 0 or empty. Unlike for annotation, a place that
+    repeats is not taken as missing, because a program may well put a point at one place of many images. Other columns
+    are not read.
+
+    Args:
+      path: the csv, see `csv_tables` for the variants.
+      root: folder of the images, to which the column `file` is relative.
+      files: index of the names that are meant.
+
+    Raises:
+      UserError: the csv cannot be read, has no points, or has a score below 0; names the line and column if there is
+        one.
+    """
+    table = csv_tables.read_table(path)
+    count, _ = _landmark_columns(path, table.header)
+    if not count:
+        raise UserError(f"{path} has no points; its first line must be file,x0,y0,x1,y1,...")
+    lines, cells = _columns(path, table)
+    names = read_names(path, lines, cells["file"], root, files)
+    xy, score = _coordinates(path, lines, count, cells), np.ones((len(lines), count))
+    for i in (i for i in range(count) if f"score{i}" in cells):
+        score[:, i] = np.nan_to_num(_numbers(path, lines, [f"score{i}"], cells)[:, 0])
+    if (score < 0).any():
+        row, point = np.argwhere(score < 0)[0]
+        raise UserError(
+            f"{path}, line {lines[row]}, column score{point}: {score[row, point]:g} is below 0; use 0 for a missing "
+            "point, and more for any other"
+        )
+    score = np.where(np.isnan(xy).any(-1), 0, score)
+    return Points(names, np.where(score[..., None] > 0, xy, np.nan), score)
+
+
+def _columns(path, table: csv_tables.Table) -> tuple[list[int], dict[str, tuple[str, ...]]]:
+    """Return the numbers of a table's lines, and its cells by column. Raises UserError for no lines or uneven ones."""
+    for line, row in table.rows:
+        if len(row) != len(table.header):
+            raise UserError(
+                f"{path}, line {line} has {len(row)} columns where the first line has {len(table.header)}; make them "
+                "equal"
+            )
+    if not table.rows:
+        raise UserError(f"{path} lists no images; add one line an image below the header")
+    columns = zip(*(row for _, row in table.rows), strict=True)
+    return [line for line, _ in table.rows], dict(zip(table.header, columns, strict=True))
+
+
+def _coordinates(path, lines, count: int, cells) -> np.ndarray:
+    """Convert the columns of `count` points to [N,count,2], NaN where empty. Raises UserError for half a point."""
+    xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(count)], cells) for axis in "xy"], -1)
+    half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
+    if half.any():
+        row, point = np.argwhere(half)[0]
+        raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
+    return xy
 
 
 def _without_repeated(path, xy: np.ndarray) -> np.ndarray:

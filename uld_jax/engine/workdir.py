@@ -77,15 +77,31 @@ def claim(workdir, config: ml_collections.ConfigDict, write: bool = True) -> Non
                 continue
             if key == last_steps and new.get(key, -1) > old.get(key, 0):
                 continue
-            folder = key.startswith("weights.") or key.endswith(".cache")
-            if folder and bool(old.get(key)) == bool(new.get(key)):
-                continue  # a folder may have moved; the loop compares the hash of its content
+            if _is_folder(key) and bool(old.get(key)) == bool(new.get(key)):
+                continue
             raise UserError(
                 f"{workdir} holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use another --workdir, or the same config to resume"
             )
     if write:
         write_json(path, config.to_dict())
+
+
+def recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Reduce the config of a run to what makes the experiment: its keys, flat, without those that `claim` lets differ.
+
+    Folders of weights and caches count as given or not.
+
+    >>> recipe({"seed": 0, "data_dir": "photos", "imm": {"steps": 9}, "weights": {"fan": "w", "vgg16": ""}})
+    {'seed': 0, 'imm.steps': 9, 'weights.fan': True, 'weights.vgg16': False}
+    """
+    flat = {key: value for key, value in _flat(config).items() if key.split(".")[-1] not in _FREE}
+    return {key: bool(value) if _is_folder(key) else value for key, value in flat.items()}
+
+
+def _is_folder(key: str) -> bool:
+    """Tell whether a key names a folder that may have moved; the loop compares the hash of its content."""
+    return key.startswith("weights.") or key.endswith(".cache")
 
 
 def tree_hash(tree) -> str:

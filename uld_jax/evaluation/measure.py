@@ -10,19 +10,22 @@ import numpy as np
 from uld_jax.config import Config
 from uld_jax.data import Source, schemes, specs
 from uld_jax.data.open import Data
+from uld_jax.data.specs import DatasetSpec
 from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.carried import carried
 from uld_jax.evaluation.chosen import Chosen, choose
 from uld_jax.evaluation.correspondence import Correspondence, correspondence
+from uld_jax.evaluation.direct import direct_errors
 from uld_jax.evaluation.label_counts import label_counts
 from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 from uld_jax.evaluation.landmark_regression import LandmarkSet
 from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
-from uld_jax.evaluation.predictor import Predictor
+from uld_jax.evaluation.predictor import Found, Predictor
 from uld_jax.evaluation.protocol import draws, spread, taken
 from uld_jax.evaluation.report import Detected, Report
+from uld_jax.evaluation.scores import Errors
 from uld_jax.evaluation.stability import Stability, stability
 from uld_jax.method import Model
 
@@ -64,9 +67,7 @@ def measure(
     Raises:
       UserError: an unknown column, splits that do not fit together, or a protocol that does not fit the data.
     """
-    labelled = specs.labelled(data.train)
     chosen = choose(config, data, thorough=thorough, split=split)
-    protocol = chosen.protocol
     if data.test is None:
         test, reader = data.train, data.train_reader
         rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
@@ -75,18 +76,8 @@ def measure(
     groups = _groups(group_by, test) if group_by else None  # before anything is predicted
     found = predictor.read(model, reader, rows)
     xy, score = found.xy, found.score
-    parts: dict[str, Any] = {}
-    if lacking := _lacking(data):
-        parts["not_measured"] = lacking
-    else:
-        train_rows = labelled[taken(len(labelled), protocol.pool_images, protocol.pool_from)]
-        both = predictor.read(model, data.train_reader, train_rows), found
-        where = (data.train, train_rows), (test, rows)
-        sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))
-        detected = [s._replace(score=np.where(f.detected, s.score, 0)) for f, s in zip(both, sets, strict=True)]
-        parts |= _against_annotation(config, chosen, test, sets, detected, groups, label_counts)
-    if len(specs.labelled(test)) and not (score > 0).all():
-        parts["correspondence"] = _correspondence(xy, score, test, rows, chosen)
+    pool = lambda train_rows: predictor.read(model, data.train_reader, train_rows)
+    parts = _compared(config, chosen, data, rows, found, pool, groups, label_counts)
     if thorough:
         parts |= _stability(config, functools.partial(predictor.images, model), test)
         some = spread(len(rows), config.eval.stability_images)
@@ -97,6 +88,90 @@ def measure(
         yaw = yaw_of(test)
         parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}
     return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **parts)
+
+
+def measure_points(
+    config: Config,
+    points: Callable[[Source, np.ndarray], Found],
+    data: Data,
+    *,
+    group_by: str = "",
+    label_counts: Sequence[Any] = (),
+    direct: bool = False,
+    split: str = "test",
+) -> Report:
+    """Measure points that are known already, of any program, as `measure` measures those of a stage.
+
+    There is no stability, since nothing can be predicted anew; the caller sets `split` and `stage` of the report.
+
+    Args:
+      config: config with `seed` and the keys of `eval` that make a protocol.
+      points: function of a split and of increasing numbers of its rows that returns their points.
+      data: both splits; their readers are not used.
+      group_by, label_counts: as for `measure`.
+      direct: True compares each point with the annotated point of its number, see `direct.direct_errors`; then only
+        points of the test split are asked for.
+      split: name of the measured split, for the ids of numbers.
+
+    Raises:
+      UserError: a split without annotation, an unknown column, splits or points that do not fit together, or a protocol
+        that does not fit the data.
+    """
+    if lacking := _lacking(data):
+        raise UserError(f"there is nothing to compare points with, as {lacking}; annotate images of both splits")
+    test, rows = data.test, np.arange(len(data.test))
+    labelled = specs.labelled(data.train)
+    groups = _groups(group_by, test) if group_by else None
+    found = points(test, rows)
+    if direct:
+        errors = direct_errors(
+            _landmark_set(found.xy, found.score, test, rows),
+            data.train.landmarks[labelled],
+            data=test.spec.protocol,
+            **_lengths(test.spec, test),
+        )
+        parts = {"errors": errors, "groups": _grouped(errors, groups, test)}
+    else:
+        pool = functools.partial(points, data.train)
+        parts = _compared(config, choose(config, data, split=split), data, rows, found, pool, groups, label_counts)
+    return Report(landmarks=found.xy.shape[1], xy=found.xy, score=found.score, rows=rows, **parts)
+
+
+def _compared(
+    config: Config,
+    chosen: Chosen,
+    data: Data,
+    rows: np.ndarray,
+    found: Found,
+    pool: Callable[[np.ndarray], Found],
+    groups: tuple | None,
+    counts: Sequence[Any],
+) -> dict[str, Any]:
+    """The parts of a report that compare landmarks with annotation.
+
+    Args:
+      config: config of the run.
+      chosen: protocol under which landmarks are measured.
+      data: both splits.
+      rows: [N] rows of the measured split.
+      found: landmarks on these rows.
+      pool: function that returns the landmarks on rows of the training split; not called without annotation.
+      groups, counts: see `_against_annotation`.
+    """
+    test, parts = data.measured, {}
+    if lacking := _lacking(data):
+        parts["not_measured"] = lacking
+    else:
+        labelled = specs.labelled(data.train)
+        train_rows = labelled[taken(len(labelled), chosen.protocol.pool_images, chosen.protocol.pool_from)]
+        both = pool(train_rows), found
+        where = (data.train, train_rows), (test, rows)
+        sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))
+        detected = [s._replace(score=np.where(f.detected, s.score, 0)) for f, s in zip(both, sets, strict=True)]
+        parts |= _against_annotation(config, chosen, test, sets, detected, groups, counts)
+    if len(specs.labelled(test)) and not (found.score > 0).all():
+        parts["correspondence"] = _correspondence(found.xy, found.score, test, rows, chosen)
+    return parts
 
 
 def _against_annotation(
@@ -121,7 +196,7 @@ def _against_annotation(
     """
     protocol, spec = chosen.protocol, chosen.spec
     fits = draws(protocol, len(sets[0].found), config.seed)
-    options = {"normaliser": spec.eyes or spec.normaliser, "image_side": test.frame_size}
+    options = _lengths(spec, test)
 
     def scored(train, test_set):
         """Both errors, and the accuracy of landmarks at annotated points."""
@@ -140,14 +215,25 @@ def _against_annotation(
     parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
     if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
         parts["detected"] = Detected(*scored(*detected))
-    if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
-        groups = _groups("yaw:0,30,60,90", test)
-    if groups:
-        column, values, edges = groups
-        parts["groups"] = {column: curves.group_by(vars(errors.per_image), values, edges)}
+    parts["groups"] = _grouped(errors, groups, test)
     if counts:
         parts["label_counts"] = label_counts(*sets, counts=counts, seed=config.seed, protocol=protocol, **options)
     return parts
+
+
+def _lengths(spec: DatasetSpec, test: Source) -> dict[str, Any]:
+    """The normaliser of a spec and the side of the frame of a split, as functions that measure take them."""
+    return {"normaliser": spec.eyes or spec.normaliser, "image_side": test.frame_size}
+
+
+def _grouped(errors: Errors, groups: tuple | None, test: Source) -> dict[str, list[curves.Group]] | None:
+    """The errors of groups of images, by bins of yaw if no column was asked for; None without either."""
+    if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words
+        groups = _groups("yaw:0,30,60,90", test)
+    if groups is None:
+        return None
+    column, values, edges = groups
+    return {column: curves.group_by(vars(errors.per_image), values, edges)}
 
 
 def _correspondence(xy, score, test: Source, rows, chosen: Chosen) -> Correspondence:

@@ -52,15 +52,9 @@ def evaluate_run(
     Returns the numbers as in `metrics.json`, and the folder with the files.
     """
     config = under(finished.config, protocol)
-    for key, value in settings.items():
-        config.eval[key] = value
     for key, value in reading.items():
         config.data[key] = value
-    _override(config, overrides)
-    keys = (change.partition("=")[0] for change in overrides)
-    with config.unlocked():  # an override has locked it
-        config.eval.given = (*settings, *(key.removeprefix("eval.") for key in keys if key.startswith("eval.")))
-    check(config)
+    give(config, settings, overrides)
     data = open_splits(config, mesh, split, dataset, data_dir)
     chosen = choose(config, data, split=split)  # raises before anything is predicted
     check_label_counts(label_counts, data.train, chosen.protocol.pool_images, "--label_counts")
@@ -171,8 +165,30 @@ def in_training(config, workdir, stage, step, predictor, model, data: Data, last
     return metrics(report)
 
 
+def give(config: Config, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Set the keys that a user gives on the command line, keep their names in `eval.given`, and check the protocol.
+
+    Args:
+      config: unlocked config of the run.
+      settings: keys of `eval` and their values.
+      overrides: `KEY=VALUE` of `eval` and of `MEASURED_BY`, applied last.
+
+    Raises:
+      UserError: another key, an unknown protocol, or meaningless values.
+    """
+    config.eval.update(settings)
+    _override(config, overrides)
+    keys = (change.partition("=")[0] for change in overrides)
+    with config.unlocked():  # an override has locked it
+        config.eval.given = (*settings, *(key.removeprefix("eval.") for key in keys if key.startswith("eval.")))
+    check(config)
+
+
 def _override(config: Config, changes: Sequence[str]) -> None:
-    """Set keys that define the measurement; all others are those that the run was trained with."""
+    """Set keys that define the measurement, `KEY=VALUE`; all others are those that the run was trained with.
+
+    Raises UserError for other keys.
+    """
     for change in changes:
         if not change.startswith(("eval.", *(f"data.{key}=" for key in MEASURED_BY))):
             known = ", ".join(f"--config.data.{key}" for key in MEASURED_BY)

@@ -3,7 +3,11 @@
 `results/<paper>/<table>.json` holds a table: the titles of its columns and its records, one for each cell. A record
 gives the command, the machine and the numbers of a run (`FIELDS`). A record without command, commit and device is
 refused. Two kinds are exempt: `history`, numbers older than the records, which name the commit of README.md that wrote
-them down; and quotations, whose `source` names the paper and its table.
+them down; and quotations, whose `source` names the paper and its table. Tables of quotations,
+`<paper>/published*`, lie in the package, in `uld_jax/studies/published/`, because `uld table` reads them where there is
+no `results/`. Their columns also say what a number is, for `studies.paper_table`: `measure`, `landmarks` (K), `data`
+and `protocol`, the id under which the paper measured or null if it is not known; a record's own `protocol` goes before
+that of its column.
 
 A Markdown file takes a table between two markers, or one number inside a sentence:
 
@@ -58,6 +62,7 @@ FIELDS = {
 NEEDED = ("command", "commit", "device", "date", "busy")
 UNKNOWN = "The commit that was run was not written down."  # the note of history without a commit
 ERRORS = ("forward", "backward")  # numbers that have no meaning without a protocol
+QUOTED = pathlib.Path("uld_jax", "studies", "published")  # folder of the tables of quotations, in the working tree
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _LISTS = {"protocols": protocols.markdown, "datasets": builders.markdown}  # tables that are made from the code
 _LISTED = re.compile(rf"<!-- (?P<name>{'|'.join(_LISTS)}) -->.*?<!-- /(?P=name) -->", re.DOTALL)
@@ -68,11 +73,26 @@ Table = dict[str, Any]
 
 
 def read(name: str, root=".") -> Table:
-    """Read and check the table `PAPER/TABLE` of `root/results`.
+    """Read and check the table `PAPER/TABLE` of `root/results`, or of quotations.
 
     Raises UserError when there is no such table, or when one of its records is refused.
     """
-    path = pathlib.Path(root, "results", f"{name}.json")
+    return _read(_path(name, root), name)
+
+
+def quoted(name: str) -> Table:
+    """Read and check the table of quotations `PAPER/TABLE` that ships with the package. Raises UserError as `read`."""
+    return _read(pathlib.Path(__file__).parent / QUOTED.name / f"{name}.json", name)
+
+
+def _path(name: str, root) -> pathlib.Path:
+    """Return the file of a table, there or not."""
+    quotations = pathlib.Path(root, QUOTED, f"{name}.json")
+    return quotations if quotations.is_file() else pathlib.Path(root, "results", f"{name}.json")
+
+
+def _read(path: pathlib.Path, name: str) -> Table:
+    """Read and check a file of a table. Raises UserError."""
     if not path.is_file():
         raise UserError(f"there is no table {name!r}: {path} is missing")
     try:
@@ -84,9 +104,9 @@ def read(name: str, root=".") -> Table:
 
 
 def names(root=".") -> list[str]:
-    """List the names of all tables of `root/results`."""
-    folder = pathlib.Path(root, "results")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json"))
+    """List the names of all tables, those of quotations too."""
+    folders = pathlib.Path(root, "results"), pathlib.Path(root, QUOTED)
+    return sorted(path.relative_to(at).with_suffix("").as_posix() for at in folders for path in at.rglob("*.json"))
 
 
 def check(table: Table, name: str) -> None:
@@ -220,7 +240,7 @@ def add(name: str, record: Record, root=".") -> None:
 
 def write(name: str, table: Table, root=".") -> None:
     """Write a table in the format of `read`."""
-    files.write(pathlib.Path(root, "results", f"{name}.json"), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    files.write(_path(name, root), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def markdown(name: str, root=".") -> str:
@@ -341,7 +361,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def filled(text: str, root=".") -> str:
-    """Fill all marked tables and numbers of a Markdown text, from `root/results` and from the code."""
+    """Fill all marked tables and numbers of a Markdown text, from the tables of `root` and from the code."""
 
     def fill(match: re.Match) -> str:
         name, *where = (part.strip() for part in match["name"].split("|"))

@@ -313,29 +313,35 @@ def scatter_plot(places, groups: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def lines_plot(panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str) -> Figure:
+def lines_plot(
+    panels: Mapping[str, Mapping[str, Sequence[tuple]]], *, x: str | Mapping[str, str], logarithmic: Sequence[str] = ()
+) -> Figure:
     """Plot several lines in each of several panels, with bands for values that have a spread.
 
     Equal labels have equal colours in all panels.
 
     Args:
       panels: name of a panel's y axis -> label of a line -> (x, mean, spread or None) of its points.
-      x: name of the x axis.
+      x: name of the x axis, or one for each panel.
+      logarithmic: names of the panels whose x axis is logarithmic.
     """
     figure, axes = _figure(max(1, len(panels)))
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    handles = {}
     for ax, (name, lines) in zip(axes, panels.items()):
         for label, points in lines.items():
             at, mean, spread = (np.array(v, np.float64) for v in zip(*sorted(points, key=lambda p: p[0])))
             style = series_style(labels.index(label))
-            ax.plot(at, mean, label=label, linewidth=2.0, marker="o", markersize=3.5, **style)
+            handles[label] = ax.plot(at, mean, label=label, linewidth=2.0, marker="o", markersize=3.5, **style)[0]
             if np.isfinite(spread).any():
                 spread = np.nan_to_num(spread)
                 ax.fill_between(at, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        if name in logarithmic:
+            ax.set_xscale("log")
         _from_zero(ax)
-        _titles(ax, None, x, name)
-    if len(labels) > 1:
-        axes[0].legend(frameon=False, fontsize=8)
+        _titles(ax, None, x if isinstance(x, str) else x[name], name)
+    if len(labels) > 1:  # some panels may lack some lines
+        axes[0].legend(handles=[handles[label] for label in labels], frameon=False, fontsize=8)
     return figure
 
 
