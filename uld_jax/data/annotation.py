@@ -2,6 +2,8 @@
 
   file,x0,y0,x1,y1,...             pixels of the upright file, centres at integers; `file` is relative to the folder
   ...,visible0,visible1,...        optional, 0 or 1; a point with empty x and y is not annotated and not visible
+  file,nose_x,nose_y,ear_x,...     the same with names of the points, in a csv without such numbers
+  ...,nose_visible,...             optional, as above
   ...,split                        optional, `train` or `test`; without this column `train.csv` lists training images
                                    and `test.csv` test images
   ...,box_x0,box_y0,box_x1,box_y1  optional box of the object
@@ -28,6 +30,8 @@ from uld_jax.errors import UserError
 
 SPLITS = ("train", "test")
 _POINT = re.compile(r"(x|y|visible)(0|[1-9]\d*)")
+_NAMED = re.compile(r"(.+)_(x|y|visible)")
+_SHOWN = 3  # most points that a note names
 
 
 class CsvNote(UserWarning):
@@ -136,7 +140,7 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
     """
     table = csv_tables.read_table(path)
     header, read = table.header, table.rows
-    landmarks, has_visible = _landmark_columns(path, header)
+    points = _landmark_columns(path, header)
     for line, row in read:
         if len(row) != len(header):
             raise UserError(
@@ -148,30 +152,35 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
     cells = dict(zip(header, zip(*(row for _, row in read), strict=True), strict=True))
     names = read_names(path, lines, cells["file"], root, files)
     xy = visible = None
-    if landmarks:
-        xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(landmarks)], cells) for axis in "xy"], -1)
+    if points.x:
+        xy = np.stack([_numbers(path, lines, names, cells) for names in (points.x, points.y)], -1)
         half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
         if half.any():
             row, point = np.argwhere(half)[0]
-            raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
+            both = f"{points.x[point]} and {points.y[point]}"
+            raise UserError(f"{path}, line {lines[row]}: one of {both} is empty; fill both or none")
         xy = _without_repeated(path, xy)
         visible = np.isfinite(xy).all(-1)
-    if has_visible:
-        seen = _numbers(path, lines, [f"visible{i}" for i in range(landmarks)], cells)
+    if points.visible:
+        seen = _numbers(path, lines, points.visible, cells)
         wrong = visible & (seen != 0) & (seen != 1)
         if wrong.any():
             row, point = np.argwhere(wrong)[0]
             raise UserError(
-                f"{path}, line {lines[row]}, column visible{point}: not 0 or 1; use 1 where the point is seen"
+                f"{path}, line {lines[row]}, column {points.visible[point]}: not 0 or 1; use 1 where the point is seen"
             )
         visible &= seen == 1
-    others = {h: list(c) for h, c in cells.items() if h != "file" and not _POINT.fullmatch(h)}
+    known = {"file", *points.x, *points.y, *points.visible}
+    others = {h: list(c) for h, c in cells.items() if h not in known}
     places = [f"{path}, line {line}" for line in lines]
-    if table.kind or table.separator != ",":
+    if table.kind or table.separator != "," or points.names:
+        what = f"{table.kind}, {len(points.x)} points" if table.kind else f"{len(points.x)} points"
+        if points.names:
+            what += f" with names ({', '.join(points.names[:_SHOWN])}{', ...' * (len(points.names) > _SHOWN)})"
         named = {"\t": "tab"}.get(table.separator, table.separator)
-        what = f"{table.kind}, {landmarks} points" if table.kind else f"{landmarks} points"
         warnings.warn(f"{path}: {what}, separator {named}", CsvNote, stacklevel=2)
-    return Annotation(names, _splits(places, others, split), places, xy, visible, others, table.landmark_names)
+    point_names = table.landmark_names or points.names
+    return Annotation(names, _splits(places, others, split), places, xy, visible, others, point_names)
 
 
 def _without_repeated(path, xy: np.ndarray) -> np.ndarray:
@@ -202,8 +211,17 @@ def _splits(places, columns, default: str) -> list[str]:
     return cells
 
 
-def _landmark_columns(path, header) -> tuple[int, bool]:
-    """Read L, and True if there are `visible` columns, from the first line of a csv."""
+class _Columns(NamedTuple):
+    """Columns of the L points of a csv: of x, y, and `visible` if there are such; and the points' names, or ()."""
+
+    x: tuple[str, ...] = ()
+    y: tuple[str, ...] = ()
+    visible: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+def _landmark_columns(path, header) -> _Columns:
+    """Find the columns of the points in the first line of a csv."""
     twice = [h for h, n in collections.Counter(header).items() if n > 1]
     if twice:
         raise UserError(f"{path} has the column {twice[0]!r} twice; rename one of them")
@@ -214,6 +232,8 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
         match = _POINT.fullmatch(h)
         if match:
             found[match[1]].add(int(match[2]))
+    if not found["x"] | found["y"] | found["visible"]:
+        return _named_columns(path, header)
     count = 1 + max(found["x"] | found["y"], default=-1)
     every = set(range(count))
     for axis in ("x", "y", *(["visible"] if found["visible"] else [])):
@@ -222,7 +242,30 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
             raise UserError(f"{path} has {count} landmarks but no column {axis}{odd[0]}; add it or remove its partners")
         if odd:
             raise UserError(f"{path} has a column {axis}{odd[0]} but no x{odd[0]} and y{odd[0]}; add them or remove it")
-    return count, bool(found["visible"])
+    axes = ("x", "y", *(["visible"] if found["visible"] else []))
+    return _Columns(*(tuple(f"{axis}{i}" for i in range(count)) for axis in axes))
+
+
+def _named_columns(path, header) -> _Columns:
+    """Find the columns `NAME_x`, `NAME_y` and `NAME_visible`; a csv without any such pair has no points."""
+    found = {axis: [] for axis in ("x", "y", "visible")}
+    for match in filter(None, map(_NAMED.fullmatch, header)):
+        found[match[2]].append(match[1])
+    names = [name for name in found["x"] if name in found["y"]]
+    if not names:
+        return _Columns()
+    for axis, other in (("x", "y"), ("y", "x")):
+        if odd := [name for name in found[axis] if name not in names]:
+            raise UserError(
+                f"{path} has a column {odd[0]}_{axis} but no {odd[0]}_{other}; add it, or if this is no point rename it"
+            )
+    seen = [name for name in found["visible"] if name in names]
+    missing = [name for name in names if name not in seen]
+    if seen and missing:
+        raise UserError(f"{path} has a column {seen[0]}_visible but no {missing[0]}_visible; add it")
+    axes = ("x", "y", *(["visible"] if seen else []))
+    columns = [tuple(f"{name}_{axis}" for name in names) for axis in axes]
+    return _Columns(*columns, *[()] * (3 - len(axes)), tuple(names))
 
 
 def read_names(path, lines, cells, root, files: Index | Lookup) -> list[str]:

@@ -91,7 +91,8 @@ def measure(
     if pose is not None:
         yaw = yaw_of(test)
         parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}
-    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **parts)
+    known = dict(annotated_names=test.spec.landmark_names)
+    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **known, **parts)
 
 
 def _against_annotation(
