@@ -91,8 +91,7 @@ def measure(
     if pose is not None:
         yaw = yaw_of(test)
         parts |= {"pose": pose, "pose_clusters": pose_clusters(pose, None if yaw is None else yaw[rows])}
-    known = dict(annotated_names=test.spec.landmark_names)
-    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **known, **parts)
+    return Report(landmarks=xy.shape[1], xy=xy, score=score, rows=rows, **parts)
 
 
 def _against_annotation(
@@ -104,7 +103,7 @@ def _against_annotation(
     groups: tuple | None,
     counts: Sequence[Any],
 ) -> dict[str, Any]:
-    """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
+    """The parts of a report that need annotation in both splits: errors, accuracy, groups, label_counts and others.
 
     Args:
       config: config of the run.
@@ -128,6 +127,7 @@ def _against_annotation(
 
     errors, accuracy = scored(*sets)
     parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
+    parts["annotated_names"] = test.spec.landmark_names or None
     if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
         parts["detected"] = Detected(*scored(*detected))
     if groups is None and "yaw" in test.columns and yaw_of(test) is not None:  # numbers, and not words

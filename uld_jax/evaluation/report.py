@@ -57,7 +57,7 @@ class Report:
       carried: landmarks against those carried from other images; None for a stage that carries no points.
       pose: [N] int, pose cluster of every image; negative for none. None for a stage without pose clusters.
       pose_clusters: agreement of the clusters of poses with yaw.
-      annotated_names: names of the annotated landmarks; () if unknown.
+      annotated_names: names of the annotated landmarks; None if they have none.
     """
 
     landmarks: int
@@ -78,7 +78,7 @@ class Report:
     carried: Carried | None = None
     pose: np.ndarray | None = None
     pose_clusters: PoseClusters | None = None
-    annotated_names: tuple[str, ...] = ()
+    annotated_names: tuple[str, ...] | None = None
 
 
 def metrics(report: Report) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def metrics(report: Report) -> dict[str, Any]:
     values |= of_errors("forward_nme_visible", "mean_shape_nme_visible", "ced_limit", "settings", "n_pool")
     values["landmarks"] = report.landmarks
     values |= of_errors("annotated", "left_out", "not_annotated", "found_train", "found_test", "found_share")
-    if errors and report.annotated_names:
+    if report.annotated_names:
         values["annotated_names"] = report.annotated_names
     if errors and errors.often_found:
         values["often_found"] = errors.often_found
@@ -239,7 +239,7 @@ def _per_landmark_csv(report: Report) -> str:
     Rows of annotated landmarks also have the share of images on which a discovered one is near, and its number, for the
     exclusive matching and for the best one, see `landmark_accuracy`. Names of annotated landmarks are a column.
     """
-    errors, accuracy, names = report.errors, report.accuracy, report.annotated_names
+    errors, accuracy, names = report.errors, report.accuracy, report.annotated_names or ()
     more = [] if accuracy is None else ["exclusive", "exclusive_of", "best", "best_of"]
     head = ["kind", "landmark", *(["name"] if names else [])]
     rows = [[*head, "nme", "mean_shape_nme", "found_train", "found_test", *more]]
