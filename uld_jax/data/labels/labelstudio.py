@@ -78,7 +78,7 @@ def _image(task, made, path) -> list[Labelled]:
     for result in results:
         if result.get("type") in _POINTS:
             name, xy, size = _point(result, place)
-            found.append((result.get("parentID") or "", name, xy))
+            found.append((str(result.get("parentID") or ""), name, xy))
     parents = list(dict.fromkeys(parent for parent, _, _ in found if parent)) or [""]
     points = {parent: {} for parent in parents}
     for parent, name, xy in found:
@@ -88,7 +88,7 @@ def _image(task, made, path) -> list[Labelled]:
                 "region in the outliner"
             )
         put(points[parent or parents[0]], name, xy, place, "drag the points of each onto its region in the outliner")
-    regions = {r["id"]: r for r in results if isinstance(r.get("id"), str)}
+    regions = {str(r["id"]): r for r in results if "id" in r}
     objects = [Object(*_region(regions.get(parent), points[parent], size)) for parent in parents if points[parent]]
     return objects_of(Labelled(spelt, place, {}, size=size), objects)
 
