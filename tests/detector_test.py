@@ -1,5 +1,6 @@
 """Detectors in Python: the arrays they take, and the error that a fit reports."""
 
+import json
 import shutil
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_fit_reports_what_leaving_an_image_out_costs(run, photos, tmp_path):
     with pytest.raises(UserError, match="none of the 8 images has an annotated point"):
         detector.fit(large, np.full_like(points, np.nan))
     points[5:, 3] = np.nan
+    names = [f"point {i}" for i in range(points.shape[1])]
+    for wrong in (names[1:], names[:-1] + names[:1], [*names[:-1], " "]):
+        with pytest.raises(UserError, match="give a name of its own for each of the 20 points"):
+            detector.fit(large, points, wrong)
+    fitted = detector.fit(large, points, names)
+    assert Detector.load(workdir).annotated_names == detector.annotated_names == tuple(names)
+    stored = workdir / "annotated_detector.json"
+    stored.write_text(json.dumps({k: v for k, v in json.loads(stored.read_text()).items() if k != "names"}))
+    assert Detector.load(workdir).annotated_names == ()  # a map of an earlier version
     fitted = detector.fit(large, points)
     xy, score = detector.predict_frames(detector._frames(large)[0])
     strength = fitted.strength[0]

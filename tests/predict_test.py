@@ -8,43 +8,23 @@ import subprocess
 import sys
 import unicodedata
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
-from uld_jax import files, predict, sharding
+from tests import fixed, tiny
+from uld_jax import files, predict
 from uld_jax.data import labels, listing
-from uld_jax.detector import Detector, shows_nothing
-from uld_jax.engine import runs
+from uld_jax.detector import shows_nothing
 from uld_jax.errors import UserError
 from uld_jax.evaluation import landmark_regression as regression
-from uld_jax.method import Model, Prediction, Stage, TrainState
 from uld_jax.ops import coordinates
 from uld_jax.predict import Overlays, overlay_names, predict_folder
-
-# Of the frame of 40 pixels: its middle, a corner, its upper and its left edge.
-PLACES = np.array([[19.5, 19.5], [0, 0], [19.5, 0], [0, 19.5]], np.float32)
-
-
-class Fixed(Stage):
-    """Landmarks that are always at the same places of the frame."""
-
-    def landmarks(self, state):
-        return None
-
-    def predict(self, state, frozen, images):
-        return Prediction(jnp.tile(PLACES, (len(images), 1, 1)), jnp.full((len(images), 4), 0.5))
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    config = tiny.config(**{"eval.batch_size": 4})
-    finished = runs.Finished(
-        tmp_path_factory.mktemp("run"), config, "detector", Model(Fixed(), TrainState(jnp.int32(0)), {}), "", {}
-    )
-    return Detector(finished, sharding.make_mesh())
+    return fixed.detector(tmp_path_factory.mktemp("run"))
 
 
 def photo(path, size=(40, 40), seed=0):
@@ -132,10 +112,9 @@ def test_in_python_no_coordinate_lies_outside_its_image_either(detector, tmp_pat
 
 
 def test_annotated_points_stay_on_the_photo_too(detector, tmp_path):
-    size = PLACES.shape[0]
-    far = regression.fit_forward(
-        regression.LandmarkSet(np.tile(PLACES, (3, 1, 1)), np.ones((3, size)), np.full((3, 2, 2), [[5, 5], [60, 5]])), 1
-    )
+    places = np.tile(fixed.PLACES, (3, 1, 1))
+    beyond = np.full((3, 2, 2), [[5, 5], [60, 5]])
+    far = regression.fit_forward(regression.LandmarkSet(places, np.ones(places.shape[:2]), beyond), 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector, "annotated", far)
         images = [photo(tmp_path / "in/a.png")]
@@ -223,13 +202,11 @@ def test_rows_are_kept_when_the_program_is_killed(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
-from tests import predict_test as t
-from uld_jax import sharding
+from tests import fixed
+from uld_jax.predict import predict_folder
 folder = Path({str(tmp_path)!r})
-finished = t.runs.Finished(folder, t.tiny.config(**{{"eval.batch_size": 4}}), "detector",
-                           t.Model(t.Fixed(), t.TrainState(t.jnp.int32(0)), {{}}), "", {{}})
 stop = lambda done, of: done == 8 and os.kill(os.getpid(), signal.SIGKILL)
-t.predict_folder(t.Detector(finished, sharding.make_mesh()), folder / "in", folder / "out", report=stop)
+predict_folder(fixed.detector(folder), folder / "in", folder / "out", report=stop)
 """
     done = subprocess.run([sys.executable, "-c", program], env=tiny.environment(), cwd=tiny.ROOT)
     assert done.returncode == -9

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,7 @@ class Detector:
       config: config of the run.
       stage: name of the stage.
       annotated: map from discovered to annotated landmarks, made by `fit`; None before.
+      annotated_names: names of the annotated landmarks; () if they have none.
       leave_one_out: `LeaveOneOut` error of that map, or None.
     """
 
@@ -55,7 +57,8 @@ class Detector:
         self._predictor = Predictor(finished.model.method, mesh)
         self.workdir, self.config, self.stage = finished.workdir, finished.config, finished.stage
         self._hash = workdir_lib.tree_hash(finished.model.state)
-        self.annotated, self.leave_one_out = _read_map(self._fit_path, self._hash) or (None, None)
+        known = _read_map(self._fit_path, self._hash) or (None, None, ())
+        self.annotated, self.leave_one_out, self.annotated_names = known
 
     @classmethod
     def load(cls, where, *, mesh=None) -> "Detector":
@@ -147,7 +150,7 @@ class Detector:
             xy = np.where(score[..., None] > 0, xy, 0)
         return xy, score
 
-    def fit(self, images, points) -> regression.ForwardMap:
+    def fit(self, images, points, names: Sequence[str] = ()) -> regression.ForwardMap:
         """Learn to place annotated landmarks from a few labelled images, and store the map in the run's folder.
 
         The ridge strength of each point is the one with the least leave-one-out error over the images; `leave_one_out`
@@ -156,18 +159,25 @@ class Detector:
         Args:
           images: N images as in `predict`.
           points: [N,L,2] `(x, y)` in pixels of the images; NaN where a point is not annotated.
+          names: names of the L points, which are stored with the map; () for none.
 
         Raises:
-          UserError: no images, points of another shape, or a point that is annotated on none of the images.
+          UserError: no images, points of another shape, a point that is annotated on none of the images, or names that
+            are not one for each point.
         """
         points = np.asarray(points, np.float64)
         frames, maps, _ = self._frames(images)
         if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(frames):
             raise UserError(f"points have shape {list(points.shape)}; give [N,L,2] for the {len(frames)} images")
-        return self.fit_frames(frames, coordinates.file_to_frame(points, maps), maps)
+        return self.fit_frames(frames, coordinates.file_to_frame(points, maps), maps, names=names)
 
     def fit_frames(
-        self, frames: np.ndarray, points: np.ndarray, maps: np.ndarray, normaliser: regression.Normaliser | None = None
+        self,
+        frames: np.ndarray,
+        points: np.ndarray,
+        maps: np.ndarray,
+        normaliser: regression.Normaliser | None = None,
+        names: Sequence[str] = (),
     ) -> regression.ForwardMap:
         """Fit, like `fit`, from images and points that are already in the frame.
 
@@ -176,13 +186,17 @@ class Detector:
           points: [N,L,2] in pixels of the frame; NaN where a point is not annotated.
           maps: [N,4] maps from the images to the frame.
           normaliser: normaliser of the leave-one-out error, see `regression.normaliser_lengths`.
+          names: names of the L points, as in `fit`.
         """
-        _check_annotated(points)
+        names = tuple(names)
+        if names and (len(set(names)) < len(names) or len(names) != points.shape[1] or not all(map(str.strip, names))):
+            raise UserError(f"names are {list(names)}; give a name of its own for each of the {points.shape[1]} points")
+        _check_annotated(points, names)
         train = regression.LandmarkSet(*self.predict_frames(frames), points)
-        self.annotated = regression.fit_forward(train, strength=None)
+        self.annotated, self.annotated_names = regression.fit_forward(train, strength=None), names
         self.leave_one_out = _leave_one_out(train, self.annotated, maps, normaliser, self.frame_size)
         if jax.process_index() == 0:
-            _write_map(self._fit_path, self.annotated, self.leave_one_out, self._hash)
+            _write_map(self._fit_path, self.annotated, self.leave_one_out, self._hash, names)
         return self.annotated
 
     def _frames(self, images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,15 +243,15 @@ def shows_nothing(frames: np.ndarray) -> np.ndarray:
     return (frames.std((1, 2), dtype=np.float32) < 1).all(-1)
 
 
-def _check_annotated(points) -> None:
+def _check_annotated(points, names: Sequence[str] = ()) -> None:
     """Raise UserError if a point of `points` [N,L,2] is annotated on no image, because it could not be learned."""
     never = np.flatnonzero(~np.isfinite(points).all(-1).any(0))
     if len(never) == points.shape[1]:
         raise UserError(f"none of the {len(points)} images has an annotated point; give their x and y")
     if len(never):
+        which = ", ".join(str(names[i] if names else i) for i in never)
         raise UserError(
-            f"landmark {', '.join(map(str, never))} is annotated on none of the {len(points)} images; annotate it, or "
-            "leave its columns out"
+            f"landmark {which} is annotated on none of the {len(points)} images; annotate it, or leave its columns out"
         )
 
 
@@ -253,29 +267,30 @@ def _leave_one_out(train: regression.LandmarkSet, forward, maps, normaliser, sid
     return LeaveOneOut(error, "percent", regression.normaliser_name(normaliser))
 
 
-def _write_map(path, forward: regression.ForwardMap, error: LeaveOneOut, state_hash: str) -> None:
+def _write_map(path, forward: regression.ForwardMap, error: LeaveOneOut, state_hash: str, names) -> None:
     values = {k: np.asarray(v) for k, v in forward._asdict().items()}
-    workdir_lib.write_json(path, values | {"leave_one_out": error._asdict(), "state": state_hash})
+    more = {"leave_one_out": error._asdict(), "state": state_hash, "names": list(names)}
+    workdir_lib.write_json(path, values | more)
 
 
-def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut | None] | None:
+def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut | None, tuple[str, ...]] | None:
     """Read the map that `fit` stored; None if there is none, or if the stage has been trained further since."""
     if not epath.Path(path).exists():
         return None
     values = workdir_lib.read_json(path)
     if values.pop("state", None) != state_hash:
         return None
-    error = values.pop("leave_one_out", None)  # maps of earlier versions lack it
+    error, names = values.pop("leave_one_out", None), values.pop("names", ())  # maps of earlier versions lack them
     if set(values) != set(regression.ForwardMap._fields):
         raise UserError(f"{path} is not a map that `uld fit` wrote; run `uld fit` again")
     arrays = {k: np.asarray(v, bool if k == "used" else np.float64) for k, v in values.items()}
-    return regression.ForwardMap(**arrays), error and LeaveOneOut(**error)
+    return regression.ForwardMap(**arrays), error and LeaveOneOut(**error), tuple(names)
 
 
 def fit_folder(
     detector: Detector, data_dir, split: str = "train", scheme: str = schemes.NO_SCHEME
 ) -> tuple[regression.ForwardMap, int]:
-    """Fit on the annotated images of a folder (`train.csv`); return the map and the number of these images.
+    """Fit on the annotated images of a folder; return the map and the number of these images.
 
     `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
     folder has no landmarks, or a landmark that is annotated nowhere.
@@ -286,7 +301,9 @@ def fit_folder(
     source = open_source("folder", split, data_dir=data_dir, **reading)
     rows = specs.labelled(source)
     if not len(rows):
-        raise UserError(f"{data_dir} has no {split}.csv with landmarks; add one with the columns file,x0,y0,x1,y1,...")
+        raise UserError(
+            f"{data_dir} has no labels of {split} images; add {split}.csv (file,x0,y0,x1,y1,...), or files of a tool"
+        )
     normaliser = source.spec.eyes or source.spec.normaliser
     given = source.images(rows), source.landmarks[rows], source.frame_maps[rows]
-    return detector.fit_frames(*given, normaliser), len(rows)
+    return detector.fit_frames(*given, normaliser, source.spec.landmark_names), len(rows)

@@ -72,7 +72,8 @@ def predict_folder(
 
     Writes, in `out`:
       landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, never outside it; a missing landmark has empty
-        coordinates and score 0. The file is landmarks.partial.csv while it grows; a killed program leaves that behind.
+        coordinates and score 0. Annotated landmarks with names have the columns file,NAME_x,NAME_y,NAME_score,...
+        The file is landmarks.partial.csv while it grows; a killed program leaves that behind.
         Another `format` takes its place when all rows are known: see `table_of`.
       overlays/<path>.png: each photo with its landmarks; overlays/index.csv lists which overlay belongs to which file.
         Overlays of an earlier call that this call does not write are removed unless they have been changed.
@@ -95,6 +96,7 @@ def predict_folder(
     if format == "slp":
         labels.FORMATS[format].check_writable(table)
     root, names, others = _inputs(images, out)
+    known = detector.annotated_names if points == "annotated" else ()
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
     kept, sheet = _spread(names, _SHEET_MOST), []
     with ThreadPoolExecutor(decode_threads()) as pool:
@@ -109,7 +111,7 @@ def predict_folder(
                 beyond += int(found.beyond.sum())
                 done += len(photos)
                 if jax.process_index() == 0:
-                    writer = writer or _Writer(out, found.xy.shape[1], names, format, root.name)
+                    writer = writer or _Writer(out, found.xy.shape[1], known, names, format, root.name)
                     shown = writer.add(photos, found.xy, found.score)
                     sheet += [_small(*one) for photo, one in zip(photos, shown, strict=True) if photo.name in kept]
             report(done + len(skipped), len(names))
@@ -118,7 +120,7 @@ def predict_folder(
         raise UserError(which + skipped[0].reason)
     skipped = sorted([*skipped, *others], key=lambda one: one.file.split("/"))
     if writer is not None:
-        viz.save(viz.contact_sheet(*zip(*sheet, strict=True)), out / "contact_sheet.png")
+        viz.save(viz.contact_sheet(*zip(*sheet, strict=True), names=known), out / "contact_sheet.png")
         listing.write_skipped(out / "skipped.csv", skipped)
         writer.finish()
     return Predicted(done, skipped, empty, beyond)
@@ -219,10 +221,14 @@ def _small(picture, xy, score) -> tuple[Image.Image, np.ndarray, np.ndarray]:
 class _Writer:
     """Writer of the table and the overlays, row by row. Only process 0 has one."""
 
-    def __init__(self, out: epath.Path, count: int, names: Sequence[str], format: str, folder: str):
-        self._out, self._format, self._folder, self._count = out, format, folder, count
+    def __init__(
+        self, out: epath.Path, count: int, landmarks: Sequence[str], names: Sequence[str], format: str, folder: str
+    ):
+        self._out, self._format, self._folder = out, format, folder
+        self._landmarks = list(landmarks) or [f"landmark{k}" for k in range(count)]
         self._rows = []  # file, size, landmarks and scores, for formats that are written as a whole
-        header = ["file", *(f"{c}{k}" for k in range(count) for c in ("x", "y", "score"))]
+        named = lambda c, k: f"{landmarks[k]}_{c}" if landmarks else f"{c}{k}"
+        header = ["file", *(named(c, k) for k in range(count) for c in ("x", "y", "score"))]
         self._table = files.GrowingCsv(out / "landmarks.csv", header)
         self._overlays, self._named = Overlays(out / "overlays"), overlay_names(names)
 
@@ -243,8 +249,7 @@ class _Writer:
         if self._format == "csv":
             self._table.finish()
             return
-        names = [f"landmark{k}" for k in range(self._count)]
-        found = labels.Predictions(*zip(*self._rows, strict=True), names, self._folder)
+        found = labels.Predictions(*zip(*self._rows, strict=True), self._landmarks, self._folder)
         labels.FORMATS[self._format].write(table_of(self._out, self._format), found)
         self._table.discard()
 

@@ -61,3 +61,39 @@ def test_fit_places_annotated_points(run, photos, tmp_path, uld):
     with (tmp_path / "landmarks.csv").open() as file:
         other = list(csv.DictReader(file))
     assert other != rows
+
+
+def test_names_of_points_go_from_labels_to_what_is_predicted(run, photos, tmp_path, uld, uld_says):
+    """COCO labels of 24 photos, by `uld fit` and `uld predict` as a user types them."""
+    workdir, folder, out = tmp_path / "run", tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(run, workdir)
+    (folder / "train").parent.mkdir()
+    (folder / "train").symlink_to(photos / "train")
+    names = ["nose", "left ear", "tail"]
+    with (photos / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    points = [[v for k in range(3) for v in (float(r[f"x{k}"]), float(r[f"y{k}"]), 2)] for r in rows]
+    content = {
+        "images": [{"id": i, "file_name": row["file"]} for i, row in enumerate(rows)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "keypoints": p} for i, p in enumerate(points)],
+        "categories": [{"id": 1, "name": "cat", "keypoints": names}],
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    said = uld_says("fit", f"--workdir={workdir}", f"--data_dir={folder}")
+    assert "3 annotated landmarks from 24 labelled images\n  names  nose, left ear, tail\n" in said
+    assert json.loads((workdir / "annotated_detector.json").read_text())["names"] == names
+    args = ("predict", f"--workdir={workdir}", f"--images={photos / 'test'}", f"--out={out}", "--points=annotated")
+    uld_says(*args)
+    with (out / "landmarks.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == ["file", *(f"{name}_{c}" for name in names for c in ("x", "y", "score"))]
+    uld_says(*args, "--format=coco")
+    written = json.loads((out / "landmarks.json").read_text())
+    assert written["categories"][0]["keypoints"] == names
+    for row, note in zip(found, written["annotations"], strict=True):
+        xy = [[float(row[f"{name}_{c}"]) for c in "xy"] for name in names]
+        np.testing.assert_allclose(np.reshape(note["keypoints"], (3, 3))[:, :2], xy, atol=2e-3)
+    content["annotations"] = [{**one, "keypoints": [*one["keypoints"][:6], 0, 0, 0]} for one in content["annotations"]]
+    (folder / "labels.json").write_text(json.dumps(content))
+    code, _, err = uld("fit", f"--workdir={workdir}", f"--data_dir={folder}")
+    assert (code, "landmark tail is annotated on none of the 24 images" in err) == (1, True)

@@ -38,6 +38,35 @@ def test_a_table_of_deeplabcut_is_read_as_the_same_table_of_our_own(root):
     assert source.fingerprint == own.fingerprint
 
 
+def test_columns_may_have_the_names_of_the_points(root):
+    text = "file,nose_x,nose_y,nose_score,left ear_y,left ear_x,nose_visible,left ear_visible,yaw\n"
+    (root / "train.csv").write_text(text + "v1/1.png,1,2,0.5,4,3,0,1,30\nv1/2.png,5,6,,,,1,,\n")
+    with pytest.warns(annotation.CsvNote, match=r"train.csv: 2 points with names \(nose, left ear\), separator ,$"):
+        source = opened(root)
+    (root / "train.csv").write_text(
+        "file,x0,y0,x1,y1,visible0,visible1,nose_score,yaw\nv1/1.png,1,2,3,4,0,1,0.5,30\nv1/2.png,5,6,,,1,,,\n"
+    )
+    own = opened(root)
+    np.testing.assert_array_equal(source.landmarks, own.landmarks)
+    np.testing.assert_array_equal(source.visible, own.visible)
+    assert source.columns == own.columns
+    assert (source.spec.landmark_names, own.spec.landmark_names) == (("nose", "left ear"), ())
+    # Beside numbered columns, and without a partner, such columns stay what they were: facts about the image.
+    for header in ("file,x0,y0,wind_x,wind_y", "file,x0,y0,wind_x,wind_z"):
+        (root / "train.csv").write_text(header + "\nv1/1.png,1,2,3,4\n")
+        assert opened(root).columns["wind_x"][1] == "3"
+    (root / "train.csv").write_text("file,wind_x\nv1/1.png,3\n")
+    assert opened(root).landmarks is None
+    # Names in one table and numbers in the other go together; names and other names do not.
+    (root / "train.csv").write_text("file,nose_x,nose_y\nv1/1.png,1,2\n")
+    (root / "test.csv").write_text("file,x0,y0\nv1/2.png,1,2\n")
+    with pytest.warns(annotation.CsvNote):
+        assert opened(root, "test").spec.landmark_names == ("nose",)
+    (root / "test.csv").write_text("file,ear_x,ear_y\nv1/2.png,1,2\n")
+    with pytest.warns(annotation.CsvNote), pytest.raises(UserError, match="have other points, or in another order"):
+        opened(root)
+
+
 def test_points_at_zero_are_missing_and_it_is_said(root):
     rng = np.random.default_rng(0)
     points = rng.uniform(10, 40, (12, 2, 2)).round(1)
@@ -78,6 +107,10 @@ def test_points_of_two_tables_go_together(root):
     ("text", "message"),
     [
         ("file;x0;y0\nv1/1.png;1,5;one\n", "line 2, column y0: 'one' is not a number"),
+        ("file,a_x,a_y,b_x\nv1/1.png,1,2,3\n", "has a column b_x but no b_y; add it, or if this is no point rename it"),
+        ("file,a_x,a_y,b_x,b_y,a_visible\nv1/1.png,1,2,3,4,1\n", "has a column a_visible but no b_visible"),
+        ("file,a_x,a_y\nv1/1.png,1,\n", "line 2: one of a_x and a_y is empty"),
+        ("file,a_x,a_y,a_visible\nv1/1.png,1,2,3\n", "line 2, column a_visible: not 0 or 1"),
         ("sep=;\nfile;x0;y0\nv1/1.png;NaN;2\n", "line 3: one of x0 and y0 is empty"),
         ("file,x0,y0\nv1/1.png,1,2\nv1\\1.png,1,2\n", r"line 3: v1\\1.png is the file of line 2, typed otherwise"),
         ("scorer,a,a\nbodyparts,n,n\ncoords,x,y\nv1/1.png,1,b\n", "line 4, column y0: 'b' is not a number"),

@@ -77,6 +77,20 @@ def test_landmark_accuracy(tmp_path):
     assert {p.name for p in tmp_path.glob("*.png")} == {"ced.png"}  # none of an earlier evaluation
 
 
+def test_names_of_annotated_landmarks(tmp_path):
+    train, test = landmarks(40, k=4, seed=16), landmarks(20, k=4, seed=17)
+    names = tuple(f"point {i}" for i in range(9))
+    parts = dict(errors=evaluate(train, test), accuracy=landmark_accuracy(train, test, normaliser=(0, 1), names=names))
+    assert "annotated_names" not in report.write_report(reported(test, **parts), tmp_path)
+    plain = list(csv.DictReader((tmp_path / "per_landmark.csv").open()))
+    written = report.write_report(reported(test, annotated_names=names, **parts), tmp_path)
+    assert written["annotated_names"] == list(names)
+    assert list(written["landmark_accuracy"]["areas"]) == list(names)
+    rows = list(csv.DictReader((tmp_path / "per_landmark.csv").open()))
+    assert [row.pop("name") for row in rows] == [*names, "", "", "", ""]
+    assert rows == plain
+
+
 def test_report_without_annotation(tmp_path):
     still = Stability(np.float32(1.5), np.zeros(6), np.ones(6, int), "turned")
     written = report.write_report(reported(landmarks(5), split="test", stage="zeroshot", stability=still), tmp_path)

@@ -45,6 +45,16 @@ def test_images_of_any_mode_and_dots_on_the_border(mode):
     assert drawn.size == (33, 21)
 
 
+def test_the_legend_of_a_contact_sheet_has_names():
+    image, xy = np.zeros((64, 64, 3), np.uint8), np.array([[10.0, 10.0], [50.0, 50.0]])
+    numbered, named = (viz.contact_sheet([image], [xy], cell=64, names=names) for names in ((), ("nose", "tail base")))
+    assert named.height > numbered.height  # an entry takes the whole width
+    long = viz.contact_sheet([image], [xy], cell=64, names=("nose", "n" * 100))
+    assert numbered.width < named.width < long.width < 400
+    bare = viz.contact_sheet([image], [xy], cell=64, names=("nose", "tail"), legend=False)
+    assert bare.size == viz.contact_sheet([image], [xy], cell=64, legend=False).size
+
+
 def test_contact_sheet_places_points_of_images_of_different_sizes():
     images = [np.zeros((40, 80, 3), np.uint8), np.zeros((64, 64), np.uint8), Image.new("RGB", (30, 90))]
     xys = [np.array([[79.5, 19.5]]), np.array([[31.5, 31.5]]), np.array([[14.5, 44.5]])]

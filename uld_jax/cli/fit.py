@@ -2,6 +2,7 @@
 
 from absl.flags import FlagValues
 
+from uld_jax import files
 from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import shell_command
@@ -13,7 +14,7 @@ def define(flags: Flags) -> None:
     """Add the flags of `uld fit`."""
     flags.workdir()
     flags.stage()
-    flags.path("data_dir", None, "Folder with train.csv: file,x0,y0,...")
+    flags.path("data_dir", None, "Folder of labelled photos: train.csv (file,x0,y0,...), or files of a tool.")
     flags.text("scheme", "none", "What the annotated points are, as data.scheme.")
 
 
@@ -25,6 +26,8 @@ def run(args: FlagValues) -> int:
     fitted, images = fit_folder(detector, args.data_dir, scheme=args.scheme)
     if shared.first_process():
         print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
+        if detector.annotated_names:
+            print(files.one_line(f"  names  {', '.join(detector.annotated_names)}"))
         print(f"  leave-one-out error  {detector.leave_one_out}")
         options = dict(workdir=args.workdir, stage=args.stage, images="DIR", out="DIR", points="annotated")
         print(f"  use them  {shell_command('predict', **options)}")

@@ -9,7 +9,9 @@ from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError, flag
 
-USAGE = "--dataset=NAME [--src=DIR] [--scheme=NAME] [--on_bad_file=skip] [--allow_partial] --data_dir=OUT"
+USAGE = """\
+--dataset=NAME [--src=DIR] [--scheme=NAME] [--crop_objects=1.5] [--on_bad_file=skip]
+[--allow_partial] --data_dir=OUT"""
 
 
 def define(flags: Flags) -> None:
@@ -23,6 +25,9 @@ def define(flags: Flags) -> None:
     )
     flags.path("src", "", meaning + "labelling tool).")
     flags.text("scheme", "none", "What the annotated points of photos are, as data.scheme.")
+    meaning = "Cuts a crop around every labelled object: a square whose side is that many times the longer side of the "
+    flags.real("crop_objects", 0.0, meaning + "object's box, or of the box around its points; 0 cuts none.")
+    flags.words("without_objects", "Names of objects that get no crop, such as single of DeepLabCut.")
     meaning = "What becomes of photos that cannot be read: all are named and nothing is written, or they are left out."
     flags.choice("on_bad_file", ["error", "skip"], meaning)
     flags.switch("allow_partial", "Goes on with a part of an official data set.")
@@ -62,7 +67,21 @@ def _folder(args: FlagValues):
         raise UserError(
             f"--allow_partial is for official data sets, and {args.dataset} is none of {known}; leave it out"
         )
-    reading = dict(data_dir=args.src, frame_size=args.frame_size, scheme=args.scheme, on_bad_file=args.on_bad_file)
+    reading = dict(frame_size=args.frame_size, scheme=args.scheme, on_bad_file=args.on_bad_file)
+    if args.crop_objects:
+        if name == "synthetic":
+            raise UserError(
+                "--crop_objects is for labelled photos, and synthetic heads fill their images; leave it out"
+            )
+        from uld_jax.data.builders import object_crops
+
+        without = [name.strip() for name in args.without_objects]
+        sources, notes = object_crops.open_all(args.dataset, args.src, args.crop_objects, without=without, **reading)
+        _say(notes)
+        return sources
+    if args.without_objects:
+        raise UserError("--without_objects chooses among objects that are cropped; add --crop_objects=1.5")
+    reading |= dict(data_dir=args.src)
     sources = {"train": open_source(name, "train", **reading)}
     if "test" in sources["train"].spec.splits:
         sources["test"] = open_source(name, "test", **reading)
@@ -75,6 +94,11 @@ def _official(dataset, args: FlagValues):
 
     if not args.src:
         raise UserError(f"--src is empty; give the folder with the official files of {dataset.name}")
+    if args.crop_objects:
+        raise UserError(
+            f"--crop_objects is for folders of photos, and the crop of {dataset.name} is known; leave it out, or give "
+            "the data set a name of its own"
+        )
     if args.scheme != "none":
         raise UserError(
             f"--scheme={args.scheme} is for folders of photos; the points of {dataset.name} are known, so leave it out"
@@ -82,9 +106,14 @@ def _official(dataset, args: FlagValues):
     sources, notes = official.open_all(
         dataset, args.src, partial=args.allow_partial, frame_size=args.frame_size, on_bad_file=args.on_bad_file
     )
+    _say(notes)
+    return sources
+
+
+def _say(notes) -> None:
+    """Print notes of a builder on stderr."""
     for note in notes:
         print(files.one_line(note), file=sys.stderr)
-    return sources
 
 
 COMMAND = shared.Command(USAGE, define, run)

@@ -2,6 +2,8 @@
 
   file,x0,y0,x1,y1,...             pixels of the upright file, centres at integers; `file` is relative to the folder
   ...,visible0,visible1,...        optional, 0 or 1; a point with empty x and y is not annotated and not visible
+  file,nose_x,nose_y,ear_x,...     the same with names of the points, in a csv without such numbers
+  ...,nose_visible,...             optional, as above
   ...,split                        optional, `train` or `test`; without this column `train.csv` lists training images
                                    and `test.csv` test images
   ...,box_x0,box_y0,box_x1,box_y1  optional box of the object
@@ -28,6 +30,8 @@ from uld_jax.errors import UserError
 
 SPLITS = ("train", "test")
 _POINT = re.compile(r"(x|y|visible)(0|[1-9]\d*)")
+_NAMED = re.compile(r"(.+)_(x|y|visible)")
+_SHOWN = 3  # most points that a note names
 
 
 class CsvNote(UserWarning):
@@ -135,29 +139,33 @@ def read_annotation(path, split: str, root, files: Lookup) -> Annotation:
       files: index of the files below `root`.
     """
     table = csv_tables.read_table(path)
-    landmarks, has_visible = _landmark_columns(path, table.header)
+    points = _landmark_columns(path, table.header)
     lines, cells = _columns(path, table)
     names = read_names(path, lines, cells["file"], root, files)
     xy = visible = None
-    if landmarks:
-        xy = _without_repeated(path, _coordinates(path, lines, landmarks, cells))
+    if points.x:
+        xy = _without_repeated(path, _coordinates(path, lines, points, cells))
         visible = np.isfinite(xy).all(-1)
-    if has_visible:
-        seen = _numbers(path, lines, [f"visible{i}" for i in range(landmarks)], cells)
+    if points.visible:
+        seen = _numbers(path, lines, points.visible, cells)
         wrong = visible & (seen != 0) & (seen != 1)
         if wrong.any():
             row, point = np.argwhere(wrong)[0]
             raise UserError(
-                f"{path}, line {lines[row]}, column visible{point}: not 0 or 1; use 1 where the point is seen"
+                f"{path}, line {lines[row]}, column {points.visible[point]}: not 0 or 1; use 1 where the point is seen"
             )
         visible &= seen == 1
-    others = {h: list(c) for h, c in cells.items() if h != "file" and not _POINT.fullmatch(h)}
+    known = {"file", *points.x, *points.y, *points.visible}
+    others = {h: list(c) for h, c in cells.items() if h not in known}
     places = [f"{path}, line {line}" for line in lines]
-    if table.kind or table.separator != ",":
+    if table.kind or table.separator != "," or points.names:
+        what = f"{table.kind}, {len(points.x)} points" if table.kind else f"{len(points.x)} points"
+        if points.names:
+            what += f" with names ({', '.join(points.names[:_SHOWN])}{', ...' * (len(points.names) > _SHOWN)})"
         named = {"\t": "tab"}.get(table.separator, table.separator)
-        what = f"{table.kind}, {landmarks} points" if table.kind else f"{landmarks} points"
         warnings.warn(f"{path}: {what}, separator {named}", CsvNote, stacklevel=2)
-    return Annotation(names, _splits(places, others, split), places, xy, visible, others, table.landmark_names)
+    point_names = table.landmark_names or points.names
+    return Annotation(names, _splits(places, others, split), places, xy, visible, others, point_names)
 
 
 class Points(NamedTuple):
@@ -175,11 +183,11 @@ class Points(NamedTuple):
 
 
 def read_points(path, root, files: Index | Lookup) -> Points:
-    """Read a table of points in the layout of `uld predict`: `file,x0,y0,score0,x1,...`, scores optional.
+    """Read a table of points in a layout of `uld predict`.
 
-    A point is missing if its x and y are empty, or if its score is 0 or empty. Unlike for annotation, a place that
-    repeats is not taken as missing, because a program may well put a point at one place of many images. Other columns
-    are not read.
+    The first line is `file,x0,y0,score0,x1,...` or `file,nose_x,nose_y,nose_score,...`; scores are optional. A point is
+    missing if its x and y are empty, or if its score is 0 or empty. Unlike for annotation, a place that repeats is not
+    taken as missing, because a program may well put a point at one place of many images. Other columns are not read.
 
     Args:
       path: the csv, see `csv_tables` for the variants.
@@ -191,18 +199,20 @@ def read_points(path, root, files: Index | Lookup) -> Points:
         one.
     """
     table = csv_tables.read_table(path)
-    count, _ = _landmark_columns(path, table.header)
+    points = _landmark_columns(path, table.header)
+    count = len(points.x)
     if not count:
         raise UserError(f"{path} has no points; its first line must be file,x0,y0,x1,y1,...")
     lines, cells = _columns(path, table)
     names = read_names(path, lines, cells["file"], root, files)
-    xy, score = _coordinates(path, lines, count, cells), np.ones((len(lines), count))
-    for i in (i for i in range(count) if f"score{i}" in cells):
-        score[:, i] = np.nan_to_num(_numbers(path, lines, [f"score{i}"], cells)[:, 0])
+    xy, score = _coordinates(path, lines, points, cells), np.ones((len(lines), count))
+    scores = [f"{name}_score" for name in points.names] or [f"score{i}" for i in range(count)]
+    for i in (i for i in range(count) if scores[i] in cells):
+        score[:, i] = np.nan_to_num(_numbers(path, lines, [scores[i]], cells)[:, 0])
     if (score < 0).any():
         row, point = np.argwhere(score < 0)[0]
         raise UserError(
-            f"{path}, line {lines[row]}, column score{point}: {score[row, point]:g} is below 0; use 0 for a missing "
+            f"{path}, line {lines[row]}, column {scores[point]}: {score[row, point]:g} is below 0; use 0 for a missing "
             "point, and more for any other"
         )
     score = np.where(np.isnan(xy).any(-1), 0, score)
@@ -223,13 +233,14 @@ def _columns(path, table: csv_tables.Table) -> tuple[list[int], dict[str, tuple[
     return [line for line, _ in table.rows], dict(zip(table.header, columns, strict=True))
 
 
-def _coordinates(path, lines, count: int, cells) -> np.ndarray:
-    """Convert the columns of `count` points to [N,count,2], NaN where empty. Raises UserError for half a point."""
-    xy = np.stack([_numbers(path, lines, [f"{axis}{i}" for i in range(count)], cells) for axis in "xy"], -1)
+def _coordinates(path, lines, points: "_Columns", cells) -> np.ndarray:
+    """Convert the columns of L points to [N,L,2], NaN where empty. Raises UserError for half a point."""
+    xy = np.stack([_numbers(path, lines, names, cells) for names in (points.x, points.y)], -1)
     half = np.isnan(xy).any(-1) & ~np.isnan(xy).all(-1)
     if half.any():
         row, point = np.argwhere(half)[0]
-        raise UserError(f"{path}, line {lines[row]}: one of x{point} and y{point} is empty; fill both or none")
+        both = f"{points.x[point]} and {points.y[point]}"
+        raise UserError(f"{path}, line {lines[row]}: one of {both} is empty; fill both or none")
     return xy
 
 
@@ -261,8 +272,17 @@ def _splits(places, columns, default: str) -> list[str]:
     return cells
 
 
-def _landmark_columns(path, header) -> tuple[int, bool]:
-    """Read L, and True if there are `visible` columns, from the first line of a csv."""
+class _Columns(NamedTuple):
+    """Columns of the L points of a csv: of x, y, and `visible` if there are such; and the points' names, or ()."""
+
+    x: tuple[str, ...] = ()
+    y: tuple[str, ...] = ()
+    visible: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+def _landmark_columns(path, header) -> _Columns:
+    """Find the columns of the points in the first line of a csv."""
     twice = [h for h, n in collections.Counter(header).items() if n > 1]
     if twice:
         raise UserError(f"{path} has the column {twice[0]!r} twice; rename one of them")
@@ -273,6 +293,8 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
         match = _POINT.fullmatch(h)
         if match:
             found[match[1]].add(int(match[2]))
+    if not found["x"] | found["y"] | found["visible"]:
+        return _named_columns(path, header)
     count = 1 + max(found["x"] | found["y"], default=-1)
     every = set(range(count))
     for axis in ("x", "y", *(["visible"] if found["visible"] else [])):
@@ -281,7 +303,30 @@ def _landmark_columns(path, header) -> tuple[int, bool]:
             raise UserError(f"{path} has {count} landmarks but no column {axis}{odd[0]}; add it or remove its partners")
         if odd:
             raise UserError(f"{path} has a column {axis}{odd[0]} but no x{odd[0]} and y{odd[0]}; add them or remove it")
-    return count, bool(found["visible"])
+    axes = ("x", "y", *(["visible"] if found["visible"] else []))
+    return _Columns(*(tuple(f"{axis}{i}" for i in range(count)) for axis in axes))
+
+
+def _named_columns(path, header) -> _Columns:
+    """Find the columns `NAME_x`, `NAME_y` and `NAME_visible`; a csv without any such pair has no points."""
+    found = {axis: [] for axis in ("x", "y", "visible")}
+    for match in filter(None, map(_NAMED.fullmatch, header)):
+        found[match[2]].append(match[1])
+    names = [name for name in found["x"] if name in found["y"]]
+    if not names:
+        return _Columns()
+    for axis, other in (("x", "y"), ("y", "x")):
+        if odd := [name for name in found[axis] if name not in names]:
+            raise UserError(
+                f"{path} has a column {odd[0]}_{axis} but no {odd[0]}_{other}; add it, or if this is no point rename it"
+            )
+    seen = [name for name in found["visible"] if name in names]
+    missing = [name for name in names if name not in seen]
+    if seen and missing:
+        raise UserError(f"{path} has a column {seen[0]}_visible but no {missing[0]}_visible; add it")
+    axes = ("x", "y", *(["visible"] if seen else []))
+    columns = [tuple(f"{name}_{axis}" for name in names) for axis in axes]
+    return _Columns(*columns, *[()] * (3 - len(axes)), tuple(names))
 
 
 def read_names(path, lines, cells, root, files: Index | Lookup) -> list[str]:

@@ -3,7 +3,7 @@
 The project's own layout has the first line `file,x0,y0,x1,y1,...`. These variants are read too: `;` or a tab in place
 of the comma, a first line `sep=;`, decimal commas, trailing empty columns, an unnamed first column (of pandas), and
 DeepLabCut's tables of one animal, whose three header rows are scorer, bodyparts and coords and whose file names take
-one column or three.
+one column or three. Where it is asked for, its tables of several animals are read too, which have a row individuals.
 """
 
 import csv
@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data.names import Index, Lookup
-from uld_jax.errors import UserError
+from uld_jax.errors import UserError, shell_command
 
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
@@ -31,6 +31,7 @@ class Table(NamedTuple):
       separator: character between cells.
       kind: `DeepLabCut`, or empty for the project's own layout.
       landmark_names: names of DeepLabCut's body parts, else ().
+      individuals: (individual, body part) of each pair of columns x and y, in a table of several animals; else ().
     """
 
     header: list[str]
@@ -38,12 +39,18 @@ class Table(NamedTuple):
     separator: str = ","
     kind: str = ""
     landmark_names: tuple[str, ...] = ()
+    individuals: tuple[tuple[str, str], ...] = ()
 
 
-def read_table(path) -> Table:
+def read_table(path, individuals: bool = False) -> Table:
     """Read the header of a csv, and every other line that is not empty, with unchanged cells.
 
-    Raises UserError naming the file, and the line if there is one.
+    Args:
+      path: the csv.
+      individuals: True to read DeepLabCut's tables of several animals, too.
+
+    Raises:
+      UserError: any error, naming the file, and the line if there is one; or a table of several animals.
     """
     text, first = _text(path), 1
     separator = None
@@ -59,7 +66,7 @@ def read_table(path) -> Table:
     header = [h.strip() for h in lines[0][1]] if lines else []
     rows = [(line, row) for line, row in lines[1:] if any(cell.strip() for cell in row)]
     if header and header[0].lower() == "scorer":
-        return _deeplabcut(path, separator, header, rows)
+        return _deeplabcut(path, separator, header, rows, individuals)
     return _own(path, separator, header, rows)
 
 
@@ -103,40 +110,55 @@ def _cut(row: list[str], length: int) -> list[str]:
     return row[:length] if not any(cell.strip() for cell in row[length:]) else row
 
 
-def _deeplabcut(path, separator: str, header: list[str], rows) -> Table:
-    """Read DeepLabCut's three header rows and the rows below them."""
+def _deeplabcut(path, separator: str, header: list[str], rows, individuals: bool) -> Table:
+    """Read DeepLabCut's three header rows, or four, and the rows below them."""
     kinds = [row[0].strip().lower() for _, row in rows[:3]]
-    if "individuals" in kinds:
+    several = kinds[:1] == ["individuals"]
+    if several and not individuals:
         raise UserError(
-            f"{path} is a table of several animals (DeepLabCut's rows scorer, individuals, bodyparts, coords), and an "
-            "image here has one object; write a table of one animal, whose photos are cropped around it"
+            f"{path} is a table of several animals (DeepLabCut's rows scorer, individuals, bodyparts, coords), and "
+            f"{several_objects('DIR')}, with the table under its own name, CollectedData"
         )
-    if kinds[:2] != ["bodyparts", "coords"]:
+    if kinds[several : several + 2] != ["bodyparts", "coords"]:
         raise UserError(
             f"{path} starts as DeepLabCut's tables do, with `scorer`, but the next lines do not start with `bodyparts` "
             "and `coords`; export it again"
         )
-    parts, coords = ([cell.strip() for cell in row] for _, row in rows[:2])
+    parts, coords = ([cell.strip() for cell in row] for _, row in rows[several : several + 2])
+    animals = [cell.strip() for cell in rows[0][1]] if several else [""] * len(parts)
     start = 1  # columns of the file name: `scorer` alone, or with blank cells behind it
     while start < len(header) and not header[start]:
         start += 1
-    names = tuple(dict.fromkeys(part for part in parts[start:] if part))
     column = {}
-    for j in range(start, min(len(parts), len(coords))):
-        if (where := (parts[j], coords[j].lower())) in column and parts[j]:
-            raise UserError(f"{path} has the point {parts[j]} twice; keep one of them")
+    for j in range(start, min(len(parts), len(coords), len(animals))):
+        where = animals[j], parts[j], coords[j].lower()
+        if where in column and parts[j]:
+            raise UserError(f"{path} has the point {' '.join(where[:2]).strip()} twice; keep one of them")
         column[where] = j
-    missing = [(name, axis) for name in names for axis in "xy" if (name, axis) not in column]
+    points = list(dict.fromkeys((animal, part) for animal, part, _ in column if part))
+    missing = [(*point, axis) for point in points for axis in "xy" if (*point, axis) not in column]
     if missing:
-        raise UserError(f"{path} has no column {missing[0][1]} of the point {missing[0][0]}; export it again")
-    order = [column[name, axis] for name in names for axis in "xy"]
+        of = f" of {missing[0][0]}" if several else ""
+        raise UserError(f"{path} has no column {missing[0][2]} of the point {missing[0][1]}{of}; export it again")
+    order = [column[*point, axis] for point in points for axis in "xy"]
     out = []
-    for line, row in rows[2:]:
+    for line, row in rows[2 + several :]:
         row = row + [""] * (len(parts) - len(row))
         file = "/".join(cell.strip().strip("/\\") if i else cell.strip() for i, cell in enumerate(row[:start]) if cell)
         out.append((line, [file, *(row[j] for j in order)]))
-    header = ["file", *(f"{axis}{i}" for i in range(len(names)) for axis in "xy")]
-    return Table(header, out, separator, "DeepLabCut", names)
+    header = ["file", *(f"{axis}{i}" for i in range(len(points)) for axis in "xy")]
+    names = tuple(dict.fromkeys(part for _, part in points))
+    return Table(header, out, separator, "DeepLabCut", names, tuple(points) if several else ())
+
+
+def several_objects(src) -> str:
+    """Say what a folder whose images have several objects cannot do, and the remedy.
+
+    >>> several_objects("photos").partition("; ")[2]
+    'cut out each by `uld prepare --dataset=NAME --src=photos --crop_objects=1.5 --data_dir=OUT`'
+    """
+    command = shell_command("prepare", dataset="NAME", src=src, crop_objects=1.5, data_dir="OUT")
+    return f"an image of a folder has one object; cut out each by `{command}`"
 
 
 def number(cell: str, place) -> float:

@@ -183,7 +183,7 @@ def _against_annotation(
     groups: tuple | None,
     counts: Sequence[Any],
 ) -> dict[str, Any]:
-    """The parts of a report that need annotation in both splits: errors, detected, accuracy, groups, label_counts.
+    """The parts of a report that need annotation in both splits: errors, accuracy, groups, label_counts and others.
 
     Args:
       config: config of the run.
@@ -213,6 +213,7 @@ def _against_annotation(
 
     errors, accuracy = scored(*sets)
     parts: dict[str, Any] = {"errors": errors, "accuracy": accuracy}
+    parts["annotated_names"] = test.spec.landmark_names or None
     if any((a.score != b.score).any() for a, b in zip(sets, detected, strict=True)):
         parts["detected"] = Detected(*scored(*detected))
     parts["groups"] = _grouped(errors, groups, test)

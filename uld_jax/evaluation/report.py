@@ -57,6 +57,7 @@ class Report:
       carried: landmarks against those carried from other images; None for a stage that carries no points.
       pose: [N] int, pose cluster of every image; negative for none. None for a stage without pose clusters.
       pose_clusters: agreement of the clusters of poses with yaw.
+      annotated_names: names of the annotated landmarks; None if they have none.
     """
 
     landmarks: int
@@ -77,6 +78,7 @@ class Report:
     carried: Carried | None = None
     pose: np.ndarray | None = None
     pose_clusters: PoseClusters | None = None
+    annotated_names: tuple[str, ...] | None = None
 
 
 def metrics(report: Report) -> dict[str, Any]:
@@ -103,6 +105,8 @@ def metrics(report: Report) -> dict[str, Any]:
     values |= of_errors("forward_nme_visible", "mean_shape_nme_visible", "ced_limit", "settings", "n_pool")
     values["landmarks"] = report.landmarks
     values |= of_errors("annotated", "left_out", "not_annotated", "found_train", "found_test", "found_share")
+    if report.annotated_names:
+        values["annotated_names"] = report.annotated_names
     if errors and errors.often_found:
         values["often_found"] = errors.often_found
     if report.correspondence:
@@ -182,7 +186,7 @@ def write_report(report: Report, folder) -> dict[str, Any]:
     written = metrics(report)
     files.write(folder / "metrics.json", json.dumps(written, indent=2, allow_nan=False) + "\n")
     if report.errors:
-        files.write(folder / "per_landmark.csv", _per_landmark_csv(report.errors, report.accuracy))
+        files.write(folder / "per_landmark.csv", _per_landmark_csv(report))
         viz.save(_ced_plot(report.errors), folder / "ced.png")
     for column, groups in (report.groups or {}).items():
         name = re.sub(r"[^\w.-]+", "_", column)
@@ -229,14 +233,16 @@ def summary(numbers: Mapping[str, Any]) -> str:
     return text if stable is None else f"{text}, stability {stable:.2f} px at 128"
 
 
-def _per_landmark_csv(errors: Errors, accuracy: LandmarkAccuracy | None) -> str:
+def _per_landmark_csv(report: Report) -> str:
     """Write one row a landmark: annotated ones with their forward error, discovered ones with their backward error.
 
     Rows of annotated landmarks also have the share of images on which a discovered one is near, and its number, for the
-    exclusive matching and for the best one, see `landmark_accuracy`.
+    exclusive matching and for the best one, see `landmark_accuracy`. Names of annotated landmarks are a column.
     """
+    errors, accuracy, names = report.errors, report.accuracy, report.annotated_names or ()
     more = [] if accuracy is None else ["exclusive", "exclusive_of", "best", "best_of"]
-    rows = [["kind", "landmark", "nme", "mean_shape_nme", "found_train", "found_test", *more]]
+    head = ["kind", "landmark", *(["name"] if names else [])]
+    rows = [[*head, "nme", "mean_shape_nme", "found_train", "found_test", *more]]
 
     def cell(value):
         return f"{value:.6g}" if np.isfinite(value) else ""
@@ -245,8 +251,8 @@ def _per_landmark_csv(errors: Errors, accuracy: LandmarkAccuracy | None) -> str:
     for i, (error, baseline) in enumerate(zip(table.forward, table.mean_shape)):
         values = [getattr(accuracy.per_point, name)[i] for name in more]
         hits = [("" if v < 0 else v) if name.endswith("_of") else cell(v) for name, v in zip(more, values)]
-        rows.append(["annotated", i, cell(error), cell(baseline), "", "", *hits])
+        rows.append(["annotated", i, *names[i : i + 1], cell(error), cell(baseline), "", "", *hits])
     for j, values in enumerate(zip(table.backward, errors.found_train_each, errors.found_test_each)):
         found = [cell(values[1]), cell(values[2])]
-        rows.append(["discovered", j, cell(values[0]), "", *found, *("" for _ in more)])
+        rows.append(["discovered", j, *[""] * bool(names), cell(values[0]), "", *found, *("" for _ in more)])
     return files.csv_text(rows)

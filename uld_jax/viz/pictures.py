@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SUPERSAMPLE = 4
+_NAME = 24  # most letters of a landmark's name in a legend
 
 
 def _rgb(image) -> Image.Image:
@@ -124,6 +125,7 @@ def contact_sheet(
     cell: int = 128,
     title: str | None = None,
     legend: bool = True,
+    names: Sequence[str] = (),
 ) -> Image.Image:
     """Draw many images with their landmarks and a legend; a colour is the same landmark on every image.
 
@@ -135,6 +137,7 @@ def contact_sheet(
       cell: side of an image on the sheet in pixels.
       title: a line above the images.
       legend: True for a legend of the landmarks' colours; with more than 100 landmarks there is none.
+      names: names of the K landmarks in the legend, shortened if they are long; () for numbers.
 
     Raises:
       ValueError: no images.
@@ -147,7 +150,11 @@ def contact_sheet(
     width = 2 * margin + columns * (cell + gap) - gap
     count = len(xys[0])
     text = font(max(11, cell * 0.1))
-    entry = int(cell * 0.28)
+    entry, entries = int(cell * 0.28), [str(k) for k in range(count)]
+    if names and legend and count <= 100:
+        entries = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names]
+        entry = int(max(text.getlength(one) for one in entries) + 2.2 * text.size)
+        width = max(width, 2 * margin + entry)
     per_line = max(1, (width - 2 * margin) // entry)
     legend_lines = -(-count // per_line) if legend and count <= 100 else 0
     line = int(1.7 * text.size)
@@ -168,7 +175,7 @@ def contact_sheet(
         sheet = draw_overlay(sheet, places, radius=0.36 * text.size, colours=colours)
         pen = ImageDraw.Draw(sheet)
         for k, (x, y) in enumerate(places):
-            pen.text((x + 0.8 * text.size, y), str(k), fill=INK, font=text, anchor="lm")
+            pen.text((x + 0.8 * text.size, y), entries[k], fill=INK, font=text, anchor="lm")
     return sheet
 
 

@@ -66,7 +66,7 @@ TWO = [{"id": i, "image_id": 7, "category_id": 3, "keypoints": [1, 1, 2] * 3} fo
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"annotations": TWO}, r"image a.jpg has 2 objects \(annotations 1, 2\), .*crop"),
+        ({"annotations": TWO}, rf"image a.jpg has 2 objects \(1, 2\), and {made.COMMAND}"),
         ({"annotations": [TWO[0] | {"keypoints": [1, 1, 2]}]}, "annotation 1: keypoints is not 3 times"),
         ({"annotations": [TWO[0] | {"keypoints": [1, 1, 3] * 3}]}, "the point nose has v = 3"),
         ({"annotations": [TWO[0] | {"keypoints": ["x", 1, 2] * 3}]}, "point nose: 'x' is not a number"),
@@ -82,6 +82,33 @@ def test_what_is_wrong_is_told(tmp_path, changed, message):
         write(tmp_path, content(**changed))
     assert "labels.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_several_objects_an_image_with_their_boxes(tmp_path):
+    data = content()
+    more = {"image_id": 7, "category_id": 3, "keypoints": [20, 21, 2, 22.5, 23, 1, 0, 0, 0]}
+    data["annotations"][0]["bbox"] = [0.5, 1.5, 10, 4]
+    data["annotations"] += [more | {"id": 9, "bbox": [20, 20, 0, 0]}, more | {"id": 10, "bbox": "none"}]
+    data["annotations"] += [more | {"id": 11, "num_keypoints": 0}, more | {"id": 12, "iscrowd": 1}]
+    with pytest.raises(UserError, match=r"has 3 objects \(1, 9, 10\)"):
+        write(tmp_path, data)
+    found, said = made.objects(tmp_path)
+    second = {"nose": (20, 21), "ear": (22.5, 23)}
+    assert found == {
+        ("im/a.jpg", "1"): ({"nose": (1, 2), "ear": (10.5, 4)}, (0, 1, 10, 5)),
+        ("im/a.jpg", "9"): (second, None),
+        ("im/a.jpg", "10"): (second, None),
+        ("im/b.jpg", ""): ({}, None),
+        ("im/c.jpg", ""): ({}, None),
+    }
+    assert said == [f"{tmp_path}/ann/labels.json: COCO keypoints, 3 points, labels of 5 objects in 3 images"]
+
+
+def test_an_image_that_is_listed_once_for_each_object(tmp_path):
+    data = content(images=[image(7, "a"), image(8, "a")], annotations=[TWO[0], TWO[1] | {"image_id": 8}])
+    with pytest.raises(UserError, match=r"image a.jpg has 2 objects"):
+        write(tmp_path, data)
+    assert list(made.objects(tmp_path)[0]) == [("im/a.jpg", "1"), ("im/a.jpg", "2")]
 
 
 def test_sizes_from_before_the_photo_was_turned_leave_the_points_open(tmp_path):

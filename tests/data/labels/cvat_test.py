@@ -3,10 +3,15 @@
 import pytest
 
 from tests.data.labels import made
+from uld_jax.data import labels
 from uld_jax.errors import UserError
 
 IMAGE = '<image id="0" name="a.png" width="40" height="30">{}</image>'
 POINT = '<points label="{}" source="manual" {} points="{}" z_order="0"/>'
+
+
+SKELETON = '<skeleton label="s" z_order="0">{}</skeleton>'
+BOX = '<box label="cat" occluded="0" xtl="{}" ytl="{}" xbr="{}" ybr="{}" {}/>'
 
 
 def write(folder, *images):
@@ -40,11 +45,61 @@ def test_points_of_one_shape_are_numbered(tmp_path):
     assert made.points(found)["a.png"] == {"face_0": (1, 2), "face_1": (3, 4)}
 
 
+def test_several_objects_an_image(tmp_path):
+    one, two = ('group_id="1"', 'group_id="2" occluded="1"')
+    points = [POINT.format("p", one, "3,4"), POINT.format("q", one, "5,6"), POINT.format("p", two, "20,21")]
+    boxes = BOX.format(1, 2, 9.5, 10, one) + BOX.format(0, 0, 40, 30, "")
+    second = 2 * SKELETON.format(POINT.format("p", "", "7.5,8.5"))
+    write_both = (IMAGE.format("".join(points) + boxes), IMAGE.replace("a.", "b.").format(second))
+    with pytest.raises(
+        UserError, match=rf"image a.png has 2 objects \(1, 2\) \(2 images have several\), and {made.COMMAND}"
+    ):
+        write(tmp_path, *write_both)
+    assert made.objects(tmp_path)[0] == {
+        ("a.png", "1"): ({"p": (2.5, 3.5), "q": (4.5, 5.5)}, (0.5, 1.5, 9, 9.5)),
+        ("a.png", "2"): ({"p": (19.5, 20.5)}, None),
+        ("b.png", "s_0"): ({"p": (7, 8)}, None),
+        ("b.png", "s_1"): ({"p": (7, 8)}, None),
+    }
+    assert labels.read_objects(tmp_path).annotation.visible.tolist() == [
+        [True, True],
+        [False, False],
+        *[[True, False]] * 2,
+    ]
+
+
+def test_points_join_the_skeleton_of_their_group_and_shapes_of_many_points_are_objects(tmp_path):
+    joint = POINT.format("p", "", "1.5,1.5")
+    grouped = SKELETON.replace("label", 'group_id="4" label').format(joint) + POINT.format(
+        "q", 'group_id="4"', "3.5,2.5"
+    )
+    face = POINT.format("face", 'group_id="0"', "1.5,1.5;3.5,2.5") + POINT.format("face", "", "9.5,1.5;8.5,2.5")
+    images = IMAGE.format(grouped + SKELETON.format(joint)), IMAGE.replace("a.", "b.").format(face)
+    with pytest.raises(UserError, match="2 images have several"):
+        write(tmp_path, *images)
+    assert made.objects(tmp_path)[0] == {
+        ("a.png", "s_0"): ({"p": (1, 1), "q": (3, 2)}, None),
+        ("a.png", "s_1"): ({"p": (1, 1)}, None),
+        ("b.png", "face_0"): ({"face_0": (1, 1), "face_1": (3, 2)}, None),
+        ("b.png", "face_1"): ({"face_0": (9, 1), "face_1": (8, 2)}, None),
+    }
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ((IMAGE.format(2 * POINT.format("p", "", "1,1")),), "image a.png has the point p twice, .*crop"),
-        ((IMAGE.format("<skeleton/><skeleton/>"),), "image a.png has 2 skeletons"),
+        (
+            (IMAGE.format(2 * POINT.format("p", "", "1,1")),),
+            "image a.png has the point p twice in one object; remove one, or for two objects group",
+        ),
+        (
+            (IMAGE.format(2 * SKELETON.format(POINT.format("p", "", "1,1"))),),
+            rf"image a.png has 2 objects \(s_0, s_1\), and {made.COMMAND}",
+        ),
+        (
+            (IMAGE.format(POINT.format("q", "", "1,1") + 2 * SKELETON.format(POINT.format("p", "", "1,1"))),),
+            "image a.png has 2 objects, and the point q belongs to none; group it",
+        ),
         (("<track/>",), "holds tracks of a video"),
         ((IMAGE.format(POINT.format("p", "", "1,x")),), "image a.png, p: 'x' is not a number"),
         ((IMAGE.format(POINT.format("p", "", "1")),), "'1' is not `x,y`"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.labels import made
-from uld_jax.data import labels
+from uld_jax.data import annotation, labels
 from uld_jax.data.labels import deeplabcut
 from uld_jax.errors import UserError
 
@@ -24,26 +24,26 @@ COLUMNS = [("ann", part, axis) for part in ("nose", "tail base") for axis in "xy
 WANTED = {FILES[0]: {"nose": (1.5, 2)}, FILES[1]: {"nose": (3, 4), "tail base": (5, 6.25)}, FILES[2]: {}}
 
 
-def table(path, columns=COLUMNS, protocol=0):
+def table(path, columns=COLUMNS, protocol=0, values=VALUES):
     """The layout `table` of pandas."""
-    rows = np.zeros(3, [("index", "S30"), ("values_block_0", "f8", (4,))])
-    rows["index"], rows["values_block_0"] = [f.encode() for f in FILES], VALUES
+    rows = np.zeros(3, [("index", "S30"), ("values_block_0", "f8", (values.shape[1],))])
+    rows["index"], rows["values_block_0"] = [f.encode() for f in FILES], values
     with h5py.File(path, "w") as file:
         file["df_with_missing/table"] = rows
         file["df_with_missing/table"].attrs["values_block_0_kind"] = np.void(pickle.dumps(columns, protocol))
 
 
-def fixed(path):
+def fixed(path, columns=COLUMNS, values=VALUES):
     """The layout `fixed` of pandas, with an index of three levels."""
     with h5py.File(path, "w") as file:
         group = file.create_group("df_with_missing")
         group.attrs["nblocks"] = 1
-        for axis, rows in (("axis1", [f.split("/") for f in FILES]), ("block0_items", COLUMNS)):
+        for axis, rows in (("axis1", [f.split("/") for f in FILES]), ("block0_items", columns)):
             for level, cells in enumerate(zip(*rows, strict=True)):
                 words = sorted(set(cells))
                 group[f"{axis}_level{level}"] = np.array(words, "S")
                 group[f"{axis}_label{level}"] = np.array([words.index(c) for c in cells], np.int8)
-        group["block0_values"] = VALUES
+        group["block0_values"] = values
 
 
 @pytest.mark.parametrize("text", [OLD, NEW, OLD.replace("/", "\\").replace("\n", "\r\n")])
@@ -84,18 +84,72 @@ def test_nothing_is_unpickled(tmp_path, capsys):
         assert deeplabcut._texts(pickle.dumps([*COLUMNS, (), ("a",)], protocol)) == [*COLUMNS, (), ("a",)]
 
 
-def test_what_is_no_table_of_one_animal(tmp_path):
+# Two mice, and a point that is none's.
+MANY = [("ann", m, part, a) for m in ("m1", "m2") for part in ("nose", "tail base") for a in "xy"]
+MANY += [("ann", "single", "corner", a) for a in "xy"]
+EVERY = np.array([[1.5, 2, np.nan, np.nan, 7, 8, 9, 10, 0, 29], [3, 4, 5, 6, *[np.nan] * 6], [np.nan] * 10])
+OBJECTS = {
+    (FILES[0], "m1"): ({"nose": (1.5, 2)}, None),
+    (FILES[0], "m2"): ({"nose": (7, 8), "tail base": (9, 10)}, None),
+    (FILES[0], "single"): ({"corner": (0, 29)}, None),
+    (FILES[1], "m1"): ({"nose": (3, 4), "tail base": (5, 6)}, None),
+    (FILES[2], ""): ({}, None),
+}
+
+
+def many(path, split):
+    """A csv of several animals, its path in one column or three."""
+    split = (lambda name: name.split("/")) if split else lambda name: [name]
+    blank = [""] * (len(split(FILES[0])) - 1)
+    words = ("scorer", "individuals", "bodyparts", "coords")
+    rows = [[word, *blank, *level] for word, level in zip(words, zip(*MANY, strict=True), strict=True)]
+    rows += [[*split(f), *("" if np.isnan(v) else v for v in r)] for f, r in zip(FILES, EVERY, strict=True)]
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("form", ["one column", "three columns", "table", "fixed"])
+def test_tables_of_several_animals(tmp_path, form):
+    made.photos(tmp_path, dict.fromkeys(FILES, (30, 40)))
+    name = "a.csv" if "column" in form else "a.h5"
+    if name == "a.csv":
+        many(tmp_path / name, form == "three columns")
+    else:
+        {"table": table, "fixed": fixed}[form](tmp_path / name, MANY, values=EVERY)
+    with pytest.raises(UserError, match=rf"a\..* has 3 objects \(m1, m2, single\), and {made.COMMAND}"):
+        made.read(tmp_path)
+    found, said = made.objects(tmp_path)
+    assert found == OBJECTS
+    assert labels.read_objects(tmp_path).annotation.landmark_names == ("nose", "tail base", "corner")
+    assert said[0].endswith("DeepLabCut, 3 points, labels of 5 objects in 3 images")
+    if name == "a.csv":
+        (tmp_path / "train.csv").write_text((tmp_path / name).read_text())
+        with pytest.raises(
+            UserError, match=rf"train.csv is a table of several animals .*{made.COMMAND}.* its own name"
+        ):
+            annotation.read_folder(tmp_path)
+
+
+def test_a_table_of_several_animals_with_one_an_image(tmp_path):
+    """Where no image has several, the folder is one of single objects."""
+    made.photos(tmp_path, dict.fromkeys(FILES, (30, 40)))
+    text = OLD.replace("\n", "\nindividuals,m1,m1,m1,m1\n", 1)
+    (tmp_path / "a.csv").write_text(text)
+    assert made.points(made.read(tmp_path)[0]) == WANTED
+
+
+def test_what_is_no_table_of_labels(tmp_path):
     made.photos(tmp_path, dict.fromkeys(FILES, (30, 40)))
     path = tmp_path / "a.h5"
-    table(path, [("ann", "m1", part, axis) for part in ("nose", "tail") for axis in "xy"])
-    with pytest.raises(UserError, match=r"a.h5 is a table of several animals, .*crop"):
+    table(path, [("ann", "x", "m1", part, axis) for part in ("nose", "tail") for axis in "xy"])
+    with pytest.raises(UserError, match=r"a.h5 has not the columns scorer, bodyparts and coords"):
         made.read(tmp_path)
     path.unlink()
     for text, message in (
         (OLD.replace("labeled-data/v1/img1.png", "0"), "line 4 names the frame '0' of a video"),
         (OLD.replace("1.5,2,,", "1.5,,,"), "line 4: one of x and y of the point nose is empty"),
         (OLD.replace("1.5,2,,", "1.5,q,,"), "line 4, point nose: 'q' is not a number"),
-        (OLD.replace("coords", "individuals,m,m,m,m\ncoords"), "is a table of several animals"),
+        (OLD.replace("coords", "individuals,m,m,m,m\ncoords"), "the next lines do not start with `bodyparts`"),
+        (OLD.replace("\n", "\nindividuals,m,m,n,m\n", 1), "has no column y of the point tail base of n"),
     ):
         (tmp_path / "a.csv").write_text(text)
         with pytest.raises(UserError, match=message):

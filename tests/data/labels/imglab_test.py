@@ -41,6 +41,21 @@ def test_a_list_of_boxes_beside_that_of_parts(tmp_path):
     assert found.sources == {"faces.xml"}
 
 
+def test_boxes_are_objects(tmp_path):
+    made.photos(tmp_path, {"a.png": (30, 40)})
+    first, second = (
+        BOX.format("", PART.format("p", 3, 4)),
+        BOX.format("", "<label>cat</label>" + PART.format("p", 5, 6)),
+    )
+    with pytest.raises(UserError, match=r"has 3 objects \(0, cat, 2\)"):
+        write(tmp_path, IMAGE.format("a.png", first + second + BOX.format("", "").replace("9", "4")))
+    assert made.objects(tmp_path)[0] == {
+        ("a.png", "0"): ({"p": (3, 4)}, (1.5, 0.5, 10.5, 9.5)),
+        ("a.png", "cat"): ({"p": (5, 6)}, (1.5, 0.5, 10.5, 9.5)),
+        ("a.png", "2"): ({}, (1.5, 0.5, 5.5, 4.5)),
+    }
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_points_of_stored_pixels_are_turned_with_the_photo(tmp_path, turn):
     pixels = np.zeros((30, 40, 3), np.uint8)
@@ -52,12 +67,20 @@ def test_points_of_stored_pixels_are_turned_with_the_photo(tmp_path, turn):
     x, y = made.points(found)["a.png"]["p"]
     shown = decode.decode_picture(tmp_path / "a.png")
     assert np.argwhere(shown[..., 0] == 255).tolist() == [[y, x]]
+    (_, box), *_ = made.objects(tmp_path)[0].values()
+    stored = np.zeros((30, 40), bool)
+    stored[1:10, 2:11] = True
+    y, x = np.argwhere(decode.turn_upright(stored, turn)).T
+    assert box == (x.min() - 0.5, y.min() - 0.5, x.max() + 0.5, y.max() + 0.5)
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (BOX.format("", "") + BOX.format("", PART.format("p", 1, 1)), "image a.png has 2 boxes, .*crop"),
+        (
+            BOX.format("", "") + BOX.format("", PART.format("p", 1, 1)),
+            rf"image a.png has 2 objects \(0, 1\), and {made.COMMAND}",
+        ),
         (BOX.format("", 2 * PART.format("p", 1, 1)), "has the point p twice"),
         (BOX.format("", "<part name='p' x='1'/>"), "part p: 'None' is not a number"),
     ],

@@ -50,10 +50,38 @@ def test_tasks_that_were_cancelled_or_have_no_points(tmp_path):
     assert made.points(found) == {"a.jpg": {"n": (14.5, 19.5)}, "b.jpg": {}}
 
 
+def test_regions_are_objects_and_their_rectangles_boxes(tmp_path):
+    made.photos(tmp_path, {"a.jpg": (40, 30)})
+    box = {"x": 10, "y": 20, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["cat"]}
+    some = [
+        {"id": "A", "type": "rectanglelabels", "value": box},
+        {"id": "B", "type": "rectanglelabels", "value": box | {"rotation": 30}},
+        {"id": "D", "type": "rectanglelabels", "value": box},
+        result("n", 0, 0, parentID="A"),
+        result("n", 50, 50, parentID="B"),
+        result("m", 100, 100, parentID="A"),
+        result("m", 10, 10, parentID="C"),
+    ]
+    with pytest.raises(UserError, match=rf"task 5 \(a.jpg\) has 3 objects \(cat_0, cat_1, 2\), and {made.COMMAND}"):
+        write(tmp_path, task("a.jpg", *some))
+    assert made.objects(tmp_path)[0] == {
+        ("a.jpg", "cat_0"): ({"n": (-0.5, -0.5), "m": (29.5, 39.5)}, (2.5, 7.5, 17.5, 17.5)),
+        ("a.jpg", "cat_1"): ({"n": (14.5, 19.5)}, None),
+        ("a.jpg", "2"): ({"m": (2.5, 3.5)}, None),
+    }
+
+
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (task("a.jpg", result("n", 1, 1), result("n", 2, 2)), r"task 5 \(a.jpg\) has the point n twice, .*crop"),
+        (
+            task("a.jpg", result("n", 1, 1), result("n", 2, 2)),
+            r"task 5 \(a.jpg\) has the point n twice in one object; .* onto its region",
+        ),
+        (
+            task("a.jpg", result("n", 1, 1, parentID="A"), result("n", 2, 2, parentID="B"), result("m", 3, 3)),
+            r"task 5 \(a.jpg\) has 2 objects, and the point m belongs to none; drag it",
+        ),
         (task("a.jpg", annotations=[{"result": [result("n", 1, 1)]}] * 2), "has 2 annotations with points"),
         (task("a.jpg", result("n", 1, 1, image_rotation=90)), "was turned in Label Studio"),
         (task("a.jpg", result("n", 1, 1, original_width=31)), "labels are for 31 x 40 pixels"),

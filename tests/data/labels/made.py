@@ -37,6 +37,26 @@ def points(found):
     }
 
 
+def objects(folder):
+    """{(file, object): (points, box)} of all labels of a folder, and what the reader said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", CsvNote)
+        found = labels.read_objects(folder)
+    note = found.annotation
+    names = note.landmark_names or tuple(map(str, range(note.landmarks.shape[1])))
+    out = {}
+    for file, name, rows, box in zip(note.names, found.objects, note.landmarks, found.boxes, strict=True):
+        there = {n: tuple(xy.tolist()) for n, xy in zip(names, rows, strict=True) if np.isfinite(xy).all()}
+        assert (file, name) not in out
+        out[file, name] = there, None if np.isnan(box).any() else tuple(box.tolist())
+    return out, [str(w.message) for w in said]
+
+
+COMMAND = (
+    "an image of a folder has one object; cut out each by `uld prepare --dataset=NAME --src=.* --crop_objects=1.5 "
+)
+
+
 def predictions(seed, files=("a.jpg", "b/c d.jpg"), count=3, side=40):
     """Random landmarks, a third of them missing."""
     rng = np.random.default_rng(seed)

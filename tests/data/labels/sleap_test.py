@@ -22,7 +22,7 @@ INSTANCES = (
 )
 
 
-def write(path, instances=INSTANCES, version=1.2, video=IMAGES):
+def write(path, instances=INSTANCES, version=1.2, video=IMAGES, tracks=None):
     rows = np.zeros(
         len(instances),
         [
@@ -31,6 +31,7 @@ def write(path, instances=INSTANCES, version=1.2, video=IMAGES):
         ],
     )
     tables = [[], []]
+    rows["track"] = -1 if tracks is None else np.arange(len(rows)) % (len(tracks) + 1) - 1
     for row, (frame, kind, points) in zip(rows, instances, strict=True):
         row["frame_id"], row["instance_type"], row["point_id_start"] = frame, kind, len(tables[kind])
         tables[kind] += points if kind == 0 else [(*p, 0.5) for p in points]
@@ -49,6 +50,9 @@ def write(path, instances=INSTANCES, version=1.2, video=IMAGES):
         file["points"] = np.array(tables[0], POINT)
         file["pred_points"] = np.array(tables[1], [*POINT, ("score", "f8")])
         file.create_dataset("videos_json", data=[json.dumps(video)], dtype=h5py.string_dtype())
+        if tracks is not None:
+            texts = [json.dumps([0, name]) for name in tracks]
+            file.create_dataset("tracks_json", data=texts, dtype=h5py.string_dtype())
 
 
 def folder(path):
@@ -68,6 +72,20 @@ def test_labels_of_a_user(tmp_path, version):
     assert any("1 frames without labels of a user are not read" in one for one in said)
 
 
+def test_instances_are_objects(tmp_path):
+    none = [(np.nan, np.nan, 1, 0)] * 3
+    some = [(0, 0, [(i, 2, 1, 0), (9, 9, 0, 0), (3, i, 1, 0)]) for i in (1, 4, 6)] + [(0, 0, none), (2, 0, none)]
+    write(folder(tmp_path) / "labels.slp", some, tracks=["left", "right"])
+    with pytest.raises(UserError, match=r"has 3 objects \(0, left, right\)"):
+        made.read(tmp_path)
+    wanted = {
+        ("im/a.png", n): ({"nose": (i, 2), "tail": (3, i)}, None) for n, i in (("0", 1), ("left", 4), ("right", 6))
+    }
+    assert made.objects(tmp_path)[0] == wanted | {("im/c.png", ""): ({}, None)}
+    write(tmp_path / "labels.slp", some[:2])  # without the table of tracks
+    assert list(made.objects(tmp_path)[0]) == [("im/a.png", "0"), ("im/a.png", "1")]
+
+
 def test_predictions_alone_are_read(tmp_path):
     write(folder(tmp_path) / "labels.h5", [one for one in INSTANCES if one[1] == 1])
     found, said = made.read(tmp_path)
@@ -81,7 +99,10 @@ def test_predictions_alone_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(instances=[INSTANCES[0], INSTANCES[0]]), r"image /home/x/im/a.png has 2 instances, .*crop"),
+        (
+            dict(instances=[INSTANCES[0], INSTANCES[0]]),
+            rf"image /home/x/im/a.png has 2 objects \(0, 1\), and {made.COMMAND}",
+        ),
         (dict(video={"backend": {"filename": "film.mp4"}}), "its frames are in the film film.mp4"),
         (dict(video={"backend": {"filename": ".", "dataset": "video0/video"}}), "its frames are inside the file"),
         (dict(version=3.0), "has SLEAP's format 3"),

@@ -53,6 +53,15 @@ def job(features, budget=10**9, say=lambda text: None):
     return measures.Job(features, PROTOCOL, Noise(), Noise(), 4, 0, budget, None, say)
 
 
+def test_tables_of_landmarks_have_names(features, tmp_path):
+    one = job(features)._replace(folder=tmp_path)
+    one.landmark_table("a.csv", ["x"], [[1.5], [2]])
+    one.test.spec = one.test.spec._replace(landmark_names=("left ear", "nose"))
+    one.landmark_table("b.csv", ["x"], [[1.5], [2]])
+    assert (tmp_path / "a.csv").read_text() == "landmark,x\n0,1.5\n1,2\n"
+    assert (tmp_path / "b.csv").read_text() == "landmark,name,x\n0,left ear,1.5\n1,nose,2\n"
+
+
 def test_features_of_all_images_are_those_of_each(features):
     views = features_lib.read_views(Noise(), [1, 4, 5, 9, 2], PROTOCOL, batch=2)
     assert views.images.shape == (5, 16, 16, 3)

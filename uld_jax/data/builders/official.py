@@ -88,6 +88,7 @@ class Dataset(NamedTuple):
       size: (height, width) of all images; others are left out and listed in `skipped`. None for any size.
       sources: function of `Files`, `frame_size` and `on_bad_file` that opens every split, {split: source}, for a data
         set with a reader of its own.
+      landmark_names: names of the L points; () if they have none.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Dataset(NamedTuple):
     normaliser: str = "auto"
     size: tuple[int, int] | None = None
     sources: "Callable[..., dict[str, Source]] | None" = None
+    landmark_names: tuple[str, ...] = ()
 
 
 class Files:
@@ -257,6 +259,7 @@ class Official(Source):
             scheme=dataset.scheme,
             normaliser=dataset.normaliser,
             splits=tuple(splits),
+            landmark_names=dataset.landmark_names,
         )
         if dataset.landmarks is not None:
             stored = np.stack([_moved(r.crop, p) for r, p in zip(self._records, points, strict=True)])
@@ -267,9 +270,9 @@ class Official(Source):
         names = self._records[0].columns
         self.columns = {name: [str(r.columns[name]) for r in self._records] for name in names}
         if any(r.box is not None for r in self._records):
-            boxes = [_moved(r.crop, np.reshape(r.box, (2, 2))).ravel() for r in self._records]
+            boxes = [_moved(r.crop, np.reshape(r.box or [np.nan] * 4, (2, 2))).ravel() for r in self._records]
             for j, name in enumerate(objects.BOX):
-                self.columns[name] = [f"{box[j]:.3f}" for box in boxes]
+                self.columns[name] = ["" if r.box is None else f"{b[j]:.3f}" for r, b in zip(self._records, boxes)]
         kept = [(r.file, *head) for r, head in zip(self._records, heads, strict=True)]
         self.fingerprint = fingerprint_of(dataset.name, frame_size, kept)
 
@@ -294,15 +297,17 @@ class Official(Source):
 
     def broken(self):
         """Find the images that cannot be decoded, and show the progress; see `Source`."""
-        bar = tqdm(total=len(self), desc=f"checking {self.spec.name}", unit=" images", disable=None)
+        rows = {r.path or r.file: row for row, r in enumerate(self._records)}  # several may show parts of one file
+        names, rows = list(rows), list(rows.values())
+        bar = tqdm(total=len(rows), desc=f"checking {self.spec.name}", unit=" images", disable=None)
 
-        def check(row):
-            found = self._check(row)
+        def check(i):
+            found = self._check(rows[i])
             bar.update()
             return found
 
         with bar:
-            return list(broken(_paths(self._records), check).values())
+            return list(broken(names, check).values())
 
     def _check(self, row):
         try:

@@ -4,12 +4,26 @@ Coordinates are 0-based indices of pixels, by COCO's format page, and hence as h
 whatever its coordinates are (the official sample of results has v = 0 with coordinates), v = 1 a hidden and v = 2 a
 visible one. A file that holds no v = 2 marks all its labels with 1, as conversions of WFLW, 300-W and AFLW do; they are
 taken as visible. Annotations with `iscrowd`, or without any point, are none for COCO's evaluation, nor here.
+
+An annotation is an object, named by its id. A `bbox` is measured from the corner of the first pixel, by the format
+page; one without area is none.
 """
 
 import json
 
 from uld_jax import files
-from uld_jax.data.labels.common import ONE_OBJECT, Labelled, Labels, Predictions, items, number, size_of, word
+from uld_jax.data.labels.common import (
+    Labelled,
+    Labels,
+    Object,
+    Predictions,
+    box_of,
+    items,
+    number,
+    objects_of,
+    size_of,
+    word,
+)
 from uld_jax.errors import UserError
 
 NAME = "COCO keypoints"
@@ -53,14 +67,9 @@ def read(path, content) -> Labels:
         if (key := _id(image, "id", path)) in known:
             raise UserError(f"{place} has the id {key} of another image; give each image its own")
         known.add(key)
-        here = objects.get(key, [])
-        if len(here) > 1:
-            ids = ", ".join(str(one.get("id")) for one, _ in here[:3])
-            raise UserError(f"{place} has {len(here)} objects (annotations {ids}), and {ONE_OBJECT}")
-        found = here[0][1] if here else {}
-        hidden = frozenset() if unmarked else frozenset(n for n, (_, v) in found.items() if v == 1)
         size = size_of(image.get("height"), image.get("width"), place)
-        images.append(Labelled((file,), place, {n: xy for n, (xy, _) in found.items()}, hidden, size))
+        here = [_object(one, found, unmarked) for one, found in objects.get(key, ())]
+        images += objects_of(Labelled((file,), place, {}, size=size), here)
     if lost := set(objects) - known:
         raise UserError(f"{path} has annotations of the image {sorted(map(str, lost))[0]}, which it does not list")
     note = "no point has v = 2, so points with v = 1 are taken as visible" if unmarked else ""
@@ -73,6 +82,18 @@ def _id(one: dict, field: str, path) -> int | str:
     if not isinstance(value, int | str):
         raise UserError(f"{path}: {field} of an entry is {str(value)[:40]!r}, and no id; correct it")
     return value
+
+
+def _object(one: dict, found, unmarked: bool) -> Object:
+    hidden = frozenset() if unmarked else frozenset(n for n, (_, v) in found.items() if v == 1)
+    box = one.get("bbox")
+    if isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box):
+        x, y, width, height = box
+        box = box_of(x, y, x + width, y + height)
+    else:
+        box = None
+    name = "" if one.get("id") is None else str(one["id"])
+    return Object(name, {n: xy for n, (xy, _) in found.items()}, hidden, box)
 
 
 def _points(values, names, place: str) -> dict[str, tuple[tuple[float, float], int]]:

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 from uld_jax.errors import UserError
 
-ONE_OBJECT = "an image here has one object; crop the image around each object, and label the crops"
+Box = tuple[float, float, float, float]
 
 
 class Labelled(NamedTuple):
-    """One image of a label file.
+    """One object of an image of a label file, or an image without any object.
 
     Attributes:
       files: spellings of the image's path, the most likely first; () for the picture with the label file's own name.
@@ -28,6 +28,8 @@ class Labelled(NamedTuple):
       size: recorded (height, width) of the image; None if the file has none.
       split: `train` or `test` if the file says so, else empty.
       stored: True if the points belong to the image as stored, and False if to the image turned by its EXIF tag.
+      object: name of the object, another one for every object of an image; empty where the format tells none apart.
+      box: edges `(x0, y0, x1, y1)` of the object's box, in pixels with centres at integers; None if there is no box.
     """
 
     files: tuple[str, ...]
@@ -37,13 +39,24 @@ class Labelled(NamedTuple):
     size: tuple[int, int] | None = None
     split: str = ""
     stored: bool = False
+    object: str = ""
+    box: Box | None = None
+
+
+class Object(NamedTuple):
+    """What a reader found of one object of an image: see `Labelled`, which `objects_of` makes of it."""
+
+    name: str
+    points: dict[str, tuple[float, float]]
+    hidden: frozenset[str] = frozenset()
+    box: Box | None = None
 
 
 class Labels(NamedTuple):
     """Content of one label file.
 
     Attributes:
-      images: the images.
+      images: the objects of all images, and the images without objects.
       names: the points in the order that the file declares; () if it declares none, and points are sorted by name.
       note: what a user should know of how the file was read; empty if nothing.
     """
@@ -88,11 +101,56 @@ def number(value, place: str) -> float:
     return out
 
 
-def put(points: dict, name: str, xy: tuple[float, float], place: str) -> None:
-    """Add a point of an image. Raises UserError if the image has it already."""
+def put(points: dict, name: str, xy: tuple[float, float], place: str, apart: str) -> None:
+    """Add a point of an object. Raises UserError if the object has it already; `apart` says how to tell objects apart.
+
+    >>> points = {}
+    >>> put(points, "nose", (1, 2), "a.xml, image a.jpg", "group the points")
+    >>> points
+    {'nose': (1, 2)}
+    """
     if name in points:
-        raise UserError(f"{place} has the point {name} twice, and {ONE_OBJECT}")
+        raise UserError(f"{place} has the point {name} twice in one object; remove one, or for two objects {apart}")
     points[name] = xy
+
+
+def objects_of(image: Labelled, objects: Sequence[Object]) -> list[Labelled]:
+    """Return the objects of an image with names of their own; without objects, the image itself.
+
+    Of several objects, those without a name have numbers, and those of equal names have numbers behind them.
+
+    >>> objects = [Object(name, {}) for name in ("cat", "cat", "", "dog")]
+    >>> [one.object for one in objects_of(Labelled(("a.jpg",), "here", {}), objects)]
+    ['cat_0', 'cat_1', '2', 'dog']
+    """
+    wanted = [one.name.strip() for one in objects]
+    names = []
+    for i, name in enumerate(wanted):
+        if wanted.count(name) == 1 and (name or len(wanted) == 1):
+            names.append(name)
+            continue
+        number = wanted[:i].count(name) if name else i
+        name = f"{name}_{number}" if name else str(number)
+        while name in (*wanted, *names):
+            name += "_"
+        names.append(name)
+    made = zip(objects, names, strict=True)
+    return [image._replace(object=n, points=o.points, hidden=o.hidden, box=o.box) for o, n in made] or [image]
+
+
+def box_of(*edges) -> Box | None:
+    """Convert `(x0, y0, x1, y1)` from the edge of the first pixel to pixels with centres at integers.
+
+    None if the edges are no numbers or enclose nothing, as some tools write for objects without a box.
+
+    >>> box_of("0", "0", "2", 3.5), box_of(0, 0, 0, 0), box_of(None, 1, 2, 3)
+    ((-0.5, -0.5, 1.5, 3.0), None, None)
+    """
+    try:
+        x0, y0, x1, y1 = (number(edge, "") - 0.5 for edge in edges)
+    except UserError:
+        return None
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def size_of(height, width, place: str) -> tuple[int, int] | None:

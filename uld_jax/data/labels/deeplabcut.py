@@ -1,9 +1,13 @@
-"""DeepLabCut's and Lightning Pose's tables of one animal: csv and HDF5.
+"""DeepLabCut's and Lightning Pose's tables: csv and HDF5.
 
 A csv has the header rows scorer, bodyparts and coords, and takes one column for the path of an image, or three
 (`csv_tables` tells them by their blank cells); Lightning Pose's `CollectedData.csv` has the first form. A missing point
 has empty cells, and a row may be empty as a whole (DeepLabCut @ 2df0f46, lightning-pose @ f54c477). Coordinates are
 taken as they are: the first pixel's centre is 0.
+
+A table of several animals has a row `individuals` below the scorer, or a level of the columns. An individual with a
+point in an image is an object there. The individual `single` has the points that are not an animal's, such as the
+corners of a cage, and other names of points than the rest.
 
 HDF5 has a pandas table under `df_with_missing`, in the layout `table` (old projects) or `fixed`. The layout `table`
 keeps the names of the columns in a pickle; `_texts` takes them from its opcodes and builds lists, tuples and text only,
@@ -20,7 +24,7 @@ import numpy as np
 from uld_jax import files
 from uld_jax.data import csv_tables
 from uld_jax.data.labels import common
-from uld_jax.data.labels.common import Labelled, Labels, Predictions
+from uld_jax.data.labels.common import Labelled, Labels, Object, Predictions, objects_of
 from uld_jax.errors import UserError
 
 NAME = "DeepLabCut"
@@ -41,31 +45,35 @@ def fits_hdf5(file) -> bool:
 
 def read(path) -> Labels:
     """Read a csv. Raises UserError naming the file, and the line and column if there is one."""
-    table = csv_tables.read_table(path)
+    table = csv_tables.read_table(path, individuals=True)
     images = []
     for line, row in table.rows:
         points = {}
-        for i, name in enumerate(table.landmark_names):
-            place = f"{path}, line {line}, point {name}"
-            points[name] = tuple(csv_tables.number(row[1 + 2 * i + j], place.__str__) for j in range(2))
-        images.append(_labelled(row[0], points, f"{path}, line {line}"))
+        for i, point in enumerate(table.individuals or [("", name) for name in table.landmark_names]):
+            place = f"{path}, line {line}, point {' '.join(point).strip()}"
+            points[point] = tuple(csv_tables.number(row[1 + 2 * i + j], place.__str__) for j in range(2))
+        images += _labelled(row[0], points, f"{path}, line {line}")
     return Labels(images, table.landmark_names)
 
 
-def _labelled(file: str, points, place: str) -> Labelled:
-    """Make the row of an image, without missing points."""
+def _labelled(file: str, points, place: str) -> list[Labelled]:
+    """Make the objects of an image from {(individual, point): (x, y)}, without missing points."""
     file = file.strip()
     if not re.search(r"\D", file):
         raise UserError(
             f"{place} names the frame {file!r} of a video, and not an image; give the table of labelled images "
             "(CollectedData), with the images"
         )
-    for name, xy in points.items():
+    animals = {}
+    for (animal, name), xy in points.items():
         if math.isnan(xy[0]) != math.isnan(xy[1]):
-            raise UserError(f"{place}: one of x and y of the point {name} is empty; fill both or none")
+            of = f" of {animal}" if animal else ""
+            raise UserError(f"{place}: one of x and y of the point {name}{of} is empty; fill both or none")
+        if not math.isnan(xy[0]):
+            animals.setdefault(animal, {})[name] = xy
     short = re.sub(r"^labeled-data[/\\]+", "", file)  # the folder of a project that holds those of its videos
-    spelt = tuple(dict.fromkeys([file, short]))
-    return Labelled(spelt, place, {name: xy for name, xy in points.items() if not math.isnan(xy[0])})
+    image = Labelled(tuple(dict.fromkeys([file, short])), place, {})
+    return objects_of(image, [Object(animal, some) for animal, some in animals.items()])
 
 
 def read_hdf5(path, file) -> Labels:
@@ -78,20 +86,21 @@ def read_hdf5(path, file) -> Labels:
             f"{path} is not a table of pandas that can be read safely ({' '.join(str(error).split())[:80]}); write it "
             "as csv, which DeepLabCut does as well"
         ) from None
-    if any(len(column) != 3 for column in columns):
+    if any(len(column) not in (3, 4) for column in columns):
         raise UserError(
-            f"{path} is a table of several animals, and {common.ONE_OBJECT}; in csv form it has one animal's columns"
+            f"{path} has not the columns scorer, bodyparts and coords, with or without individuals; write it again"
         )
-    names = tuple(dict.fromkeys(part for _, part, _ in columns))
-    at = {(part, coord): j for j, (_, part, coord) in enumerate(columns)}
-    for name in names:
-        if (name, "x") not in at or (name, "y") not in at:
-            raise UserError(f"{path} has no x and y of the point {name}; write the table again")
+    at = {(column[1] if len(column) == 4 else "", *column[-2:]): j for j, column in enumerate(columns)}
+    known = tuple(dict.fromkeys(where[:2] for where in at))
+    for animal, name in known:
+        if (animal, name, "x") not in at or (animal, name, "y") not in at:
+            of = f" of {animal}" if animal else ""
+            raise UserError(f"{path} has no x and y of the point {name}{of}; write the table again")
     images = []
     for i, name in enumerate(index):
-        row = {part: tuple(float(values[i, at[part, axis]]) for axis in "xy") for part in names}
-        images.append(_labelled(name, row, f"{path}, row {i}"))
-    return Labels(images, names)
+        row = {point: tuple(float(values[i, at[*point, axis]]) for axis in "xy") for point in known}
+        images += _labelled(name, row, f"{path}, row {i}")
+    return Labels(images, tuple(dict.fromkeys(name for _, name in known)))
 
 
 def _table(group) -> tuple[list[tuple], list[str], np.ndarray]:

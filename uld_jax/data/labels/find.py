@@ -4,6 +4,8 @@ The content of a file tells its format. The image of a label is looked for relat
 folder, by the end of its path, and without the folders that all images of the file share. The split of an image is what
 the label file says of it; else that of the first name with the word `train` or `test` among the label file's own, its
 folders' and the image's folders'; else `train`.
+
+`read_folder` is for images of one object; `read_objects` gives the objects of all images.
 """
 
 import collections
@@ -45,12 +47,45 @@ class _File(NamedTuple):
     labels: Labels
 
 
+class Objects(NamedTuple):
+    """The objects of a folder's images, and images without objects.
+
+    Attributes:
+      annotation: the points, a row an object, so that `annotation.names` may have an image several times.
+      objects: [R] names of the objects, see `Labelled`.
+      boxes: [R,4] float64 edges `(x0, y0, x1, y1)` in pixels of the upright file, centres at integers; NaN without box.
+    """
+
+    annotation: Annotation
+    objects: list[str]
+    boxes: np.ndarray
+
+
 def read_folder(root) -> Annotation | None:
     """Read all label files below a folder together; None if there are none with points.
 
     Raises UserError for any error in one of the files, for labels of images that cannot be told, and for images that
-    are labelled twice.
+    are labelled twice or have several objects.
     """
+    found = read_objects(root)
+    if found is None:
+        return None
+    names = found.annotation.names
+    counts = collections.Counter(names)
+    several = [name for name in counts if counts[name] > 1]
+    if several:
+        mine = [row for row, name in enumerate(names) if name == several[0]]
+        some = ", ".join(found.objects[row] for row in mine[:3]) + (", ..." if len(mine) > 3 else "")
+        more = f" ({len(several):,} images have several)" if len(several) > 1 else ""
+        raise UserError(
+            f"{found.annotation.places[mine[0]]} has {len(mine)} objects ({some}){more}, and "
+            f"{csv_tables.several_objects(root)}"
+        )
+    return found.annotation
+
+
+def read_objects(root) -> Objects | None:
+    """Read all label files below a folder together, like `read_folder`, where an image may have several objects."""
     root = epath.Path(root)
     found, tables, twins = [], set(), set()
     for name in listing.list_others(root):  # sorted, so that a.csv comes before a.h5
@@ -69,7 +104,8 @@ def read_folder(root) -> Annotation | None:
     used = [f for f in used if f.labels.images]
     if not used:
         return None
-    return _annotation(root, used)._replace(sources=frozenset({f.name for f in used} | twins))
+    found = _objects(root, used)
+    return found._replace(annotation=found.annotation._replace(sources=frozenset({f.name for f in used} | twins)))
 
 
 def read_file(path) -> tuple[ModuleType, Labels] | None:
@@ -223,8 +259,8 @@ def _split(file: str, many: bool, name: str) -> str:
 # Conversion
 
 
-def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
-    """Convert label files of one or several formats to an annotation."""
+def _objects(root: epath.Path, used: Sequence[_File]) -> Objects:
+    """Convert label files of one or several formats."""
     names, images, splits = [], [], []
     known, place_of = _Images(root), {}
     for file in used:
@@ -232,14 +268,14 @@ def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
         many, shared = file.format not in _OF_ONE_IMAGE, _shared(file.labels.images)
         for image in file.labels.images:
             name = known.of(image, file.name, shared)
-            if name in place_of:
-                place, other = place_of[name]
-                kinds = "" if other is file.format else f" ({other.NAME} and {file.format.NAME})"
+            place, other, objects = place_of.setdefault(name, (image.place, file, set()))
+            if (other is not file and objects) or image.object in objects or (objects and not image.object):
+                kinds = "" if other.format is file.format else f" ({other.format.NAME} and {file.format.NAME})"
                 raise UserError(
                     f"{place} and {image.place} both label {name}{kinds}; keep one of them, and move the other out of "
                     f"{root}"
                 )
-            place_of[name] = image.place, file.format
+            objects.add(image.object)
             names.append(name)
             images.append(image)
             splits.append(image.split or _split(file.name, many, name))
@@ -247,18 +283,24 @@ def _annotation(root: epath.Path, used: Sequence[_File]) -> Annotation:
     column = {point: i for i, point in enumerate(points)}
     landmarks = np.full((len(images), len(points), 2), np.nan)
     visible = np.zeros((len(images), len(points)), bool)
+    corners = np.full((len(images), 2, 2), np.nan)
     for row, image in enumerate(images):
         for point, xy in image.points.items():
             landmarks[row, column[point]] = xy
             visible[row, column[point]] = point not in image.hidden
+        if image.box is not None:
+            corners[row] = np.reshape(image.box, (2, 2))
     with ThreadPoolExecutor(decode_threads()) as pool:
-        sized = pool.map(lambda row: _upright(root / names[row], images[row], landmarks[row]), range(len(images)))
-        landmarks = np.stack(list(sized))
+        both = np.concatenate([landmarks, corners], 1)
+        sized = pool.map(lambda row: _upright(root / names[row], images[row], both[row]), range(len(images)))
+        both = np.stack(list(sized))
+    landmarks, corners = both[:, :-2], np.sort(both[:, -2:], 1)  # a turn exchanges corners
     _tell(root, used, len(points))
     numbered = points == tuple(map(str, range(len(points))))
     kind = " and ".join(dict.fromkeys(file.format.NAME for file in used))
     places = [image.place for image in images]
-    return Annotation(names, splits, places, landmarks, visible, {}, () if numbered else points, kind)
+    note = Annotation(names, splits, places, landmarks, visible, {}, () if numbered else points, kind)
+    return Objects(note, [image.object for image in images], corners.reshape(-1, 4))
 
 
 def _names(root, used: Sequence[_File]) -> tuple[str, ...]:
@@ -317,11 +359,12 @@ def _tell(root, used: Sequence[_File], points: int) -> None:
     """Warn of what files were taken for, and of what their readers noted."""
     for one in dict.fromkeys(file.format for file in used):
         mine = [file for file in used if file.format is one]
-        count = sum(len(file.labels.images) for file in mine)
+        count = sum(len({image.place for image in file.labels.images}) for file in mine)
+        of = f"{count} image{'s' * (count != 1)}"
+        if (objects := sum(len(file.labels.images) for file in mine)) > count:
+            of = f"{objects} objects in {of}"
         where = root / mine[0].name if len(mine) == 1 else f"{root}: {len(mine)} files"
-        warnings.warn(
-            f"{where}: {one.NAME}, {points} points, labels of {count} image{'s' * (count != 1)}", CsvNote, stacklevel=2
-        )
+        warnings.warn(f"{where}: {one.NAME}, {points} points, labels of {of}", CsvNote, stacklevel=2)
     notes = collections.defaultdict(list)
     for file in used:
         if file.labels.note:

@@ -2,12 +2,13 @@
 
 Coordinates are whole, 0-based indices of pixels, hence as here (dlib @ 3d40bf5, examples/faces and data_io). dlib reads
 pixels as they are stored, without a look at the EXIF tag (dlib issue 1706), so points of a photo with such a tag are
-turned here. The order of the points is that of their names as text, over all files; a part may be absent; boxes with
-`ignore` are none.
+turned here. The order of the points is that of their names as text, over all files; a part may be absent.
+
+A box is an object, named by its label if it has one; boxes with `ignore` are none. A box begins with the pixel
+(left, top) and is `width` pixels wide.
 """
 
-from uld_jax.data.labels.common import ONE_OBJECT, Labelled, Labels, number, put, size_of, word
-from uld_jax.errors import UserError
+from uld_jax.data.labels.common import Labelled, Labels, Object, box_of, number, objects_of, put, size_of, word
 
 NAME = "dlib imglab"
 
@@ -23,13 +24,23 @@ def read(path, content) -> Labels:
     for image in content.findall("images/image"):
         file = word(image.get("file"), "the file of an image", path)
         place = f"{path}, image {file}"
-        boxes = [box for box in image.findall("box") if box.get("ignore") in (None, "0")]
-        if len(boxes) > 1 and any(box.find("part") is not None for box in boxes):
-            raise UserError(f"{place} has {len(boxes)} boxes, and {ONE_OBJECT}")
-        points = {}
-        for part in boxes[0].findall("part") if boxes else ():
-            name = word(part.get("name"), "the name of a part", place)
-            put(points, name, tuple(number(part.get(axis), f"{place}, part {name}") for axis in "xy"), place)
+        objects = []
+        for box in image.findall("box"):
+            if box.get("ignore") in (None, "0"):
+                objects.append(_object(box, place))
         size = size_of(image.get("height"), image.get("width"), place)
-        images.append(Labelled((file,), place, points, size=size, stored=True))
+        images += objects_of(Labelled((file,), place, {}, size=size, stored=True), objects)
     return Labels(images)
+
+
+def _object(box, place: str) -> Object:
+    points = {}
+    for part in box.findall("part"):
+        name = word(part.get("name"), "the name of a part", place)
+        xy = tuple(number(part.get(axis), f"{place}, part {name}") for axis in "xy")
+        put(points, name, xy, place, "give each a box of its own")
+    try:
+        left, top, width, height = (float(box.get(name, "")) for name in ("left", "top", "width", "height"))
+    except ValueError:
+        return Object(box.findtext("label") or "", points)
+    return Object(box.findtext("label") or "", points, box=box_of(left, top, left + width, top + height))

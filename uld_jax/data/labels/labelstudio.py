@@ -2,8 +2,11 @@
 
 Coordinates are percent of `original_width` and `original_height`, which are the sizes of the photo turned by its EXIF
 tag; 0 and 100 are the edges of the picture, so half a pixel is subtracted (label-studio-sdk 2.1.2). There is no
-visibility. Results of other types are not read. Label Studio's own export to COCO is not as good: it rounds, and
+visibility. Label Studio's own export to COCO is not as good: it rounds, and
 records the sizes of the unturned photos (label-studio issue 6608).
+
+The points of an object have the same region as parent (`parentID`); if this is a rectangle that is not turned, it is
+the object's box, and its label the object's name. Other results are not read.
 """
 
 import json
@@ -11,11 +14,24 @@ import re
 import urllib.parse
 
 from uld_jax import files
-from uld_jax.data.labels.common import Labelled, Labels, Predictions, items, number, put, size_of, word
+from uld_jax.data.labels.common import (
+    Labelled,
+    Labels,
+    Object,
+    Predictions,
+    box_of,
+    items,
+    number,
+    objects_of,
+    put,
+    size_of,
+    word,
+)
 from uld_jax.errors import UserError
 
 NAME = "Label Studio"
 ENDING = ".json"
+_POINTS = ("keypointlabels", "keypoint")
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # Label Studio puts this before the names of uploaded files
 
 
@@ -36,45 +52,76 @@ def read(path, content) -> Labels:
         raise UserError(f"{path} is an export of Label Studio as JSON-MIN; export it as JSON")
     made = {key: [_made(task, key, path) for task in content] for key in ("annotations", "predictions")}
     key = "annotations" if any(made["annotations"]) else "predictions"
-    images = [_image(task, some, path) for task, some in zip(content, made[key], strict=True)]
+    images = [one for task, some in zip(content, made[key], strict=True) for one in _image(task, some, path)]
     told = key == "predictions" and any(image.points for image in images)
     return Labels(images, note="it holds predictions and no annotations, so predictions are read" if told else "")
 
 
 def _made(task, key: str, path) -> list[list[dict]]:
-    """List the results of each annotation, or prediction, of a task that holds any and was not cancelled."""
+    """List the results of each annotation, or prediction, of a task that holds points and was not cancelled."""
     place = f"{path}, task {task.get('id')}"
     out = []
     for one in items(task.get(key) or [], dict, key, place):
         results = items(one.get("result") or [], dict, "result", place)
-        results = [r for r in results if r.get("type") in ("keypointlabels", "keypoint")]
-        if results and not one.get("was_cancelled"):
+        if any(r.get("type") in _POINTS for r in results) and not one.get("was_cancelled"):
             out.append(results)
     return out
 
 
-def _image(task, made, path) -> Labelled:
+def _image(task, made, path) -> list[Labelled]:
     spelt = _files(task, f"{path}, task {task.get('id')}")
     place = f"{path}, task {task.get('id')} ({spelt[0]})"
     if len(made) > 1:
         raise UserError(f"{place} has {len(made)} annotations with points; keep one of them")
-    points, size = {}, None
-    for result in made[0] if made else ():
-        value = result.get("value")
-        names = value.get("keypointlabels") if isinstance(value, dict) else None
-        if not isinstance(names, list) or len(names) != 1:
-            raise UserError(f"{place} has a point without a label, or with several; give it one")
-        name = word(names[0], "a label", place)
-        if result.get("image_rotation"):
-            raise UserError(f"{place} was turned in Label Studio; turn the image file itself, and label it again")
-        if "x" not in value or "y" not in value:
-            raise UserError(f"{place}: the point {name} has no x and y; label it again")
-        size = size_of(result.get("original_height"), result.get("original_width"), place)
-        if size is None:
-            raise UserError(f"{place}: the point {name} has no original_width and original_height; export it again")
-        xy = tuple(number(value[a], f"{place}, {name}") / 100 * size[a == "x"] - 0.5 for a in "xy")
-        put(points, name, xy, place)
-    return Labelled(spelt, place, points, size=size)
+    results = made[0] if made else []
+    size, found = None, []
+    for result in results:
+        if result.get("type") in _POINTS:
+            name, xy, size = _point(result, place)
+            found.append((str(result.get("parentID") or ""), name, xy))
+    parents = list(dict.fromkeys(parent for parent, _, _ in found if parent)) or [""]
+    points = {parent: {} for parent in parents}
+    for parent, name, xy in found:
+        if not parent and len(parents) > 1:
+            raise UserError(
+                f"{place} has {len(parents)} objects, and the point {name} belongs to none; drag it onto its object's "
+                "region in the outliner"
+            )
+        put(points[parent or parents[0]], name, xy, place, "drag the points of each onto its region in the outliner")
+    regions = {str(r["id"]): r for r in results if "id" in r}
+    objects = [Object(*_region(regions.get(parent), points[parent], size)) for parent in parents if points[parent]]
+    return objects_of(Labelled(spelt, place, {}, size=size), objects)
+
+
+def _point(result, place: str) -> tuple[str, tuple[float, float], tuple[int, int]]:
+    """Read the name of a point, its (x, y), and the (height, width) of its image."""
+    value = result.get("value")
+    names = value.get("keypointlabels") if isinstance(value, dict) else None
+    if not isinstance(names, list) or len(names) != 1:
+        raise UserError(f"{place} has a point without a label, or with several; give it one")
+    name = word(names[0], "a label", place)
+    if result.get("image_rotation"):
+        raise UserError(f"{place} was turned in Label Studio; turn the image file itself, and label it again")
+    if "x" not in value or "y" not in value:
+        raise UserError(f"{place}: the point {name} has no x and y; label it again")
+    size = size_of(result.get("original_height"), result.get("original_width"), place)
+    if size is None:
+        raise UserError(f"{place}: the point {name} has no original_width and original_height; export it again")
+    return name, tuple(number(value[a], f"{place}, {name}") / 100 * size[a == "x"] - 0.5 for a in "xy"), size
+
+
+def _region(region, points: dict, size) -> tuple:
+    """Return what makes an `Object` of points and the region that is their parent, or None."""
+    value = region.get("value") if region else None
+    if not isinstance(value, dict):
+        return "", points
+    labels = value.get("rectanglelabels")
+    name = labels[0] if isinstance(labels, list) and labels and isinstance(labels[0], str) else ""
+    edges = [value.get(key) for key in ("x", "y", "width", "height")]
+    if value.get("rotation") or not all(type(edge) in (int, float) for edge in edges):
+        return name, points
+    x, y, width, height = (edge / 100 * side for edge, side in zip(edges, size[::-1] * 2, strict=True))
+    return name, points, frozenset(), box_of(x, y, x + width, y + height)
 
 
 def _files(task, place: str) -> tuple[str, ...]:

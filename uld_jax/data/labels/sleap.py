@@ -5,6 +5,7 @@ is subtracted. NaN, or `visible` = False, is a missing point. Instances of the t
 type 1 are predictions (SLEAP's tests/data; sleap-io 0.9.5, which refuses formats from 3 on, and writes 1.4).
 
 A file with user instances is read by these alone, any other one by its predictions. Videos must be lists of images.
+An instance is an object, named by its track if it has one.
 """
 
 import io
@@ -15,7 +16,7 @@ import numpy as np
 
 from uld_jax import files
 from uld_jax.data.labels import common
-from uld_jax.data.labels.common import ONE_OBJECT, Labelled, Labels, Predictions
+from uld_jax.data.labels.common import Labelled, Labels, Object, Predictions, objects_of
 from uld_jax.errors import UserError
 
 NAME = "SLEAP"
@@ -61,6 +62,7 @@ def _read(path, file) -> Labels:
         raise UserError(f"{path} labels several skeletons; give the images of each their own file")
     names = used.pop() if used else next(iter(skeletons), ())
     shift = 0.5 if version < _CENTRES else 0.0
+    tracks = _tracks(file)
     images, left = [], 0
     for frame in frames:
         here = [row for row in of_frame.get(int(frame["frame_id"]), ()) if row["instance_type"] == kind]
@@ -69,21 +71,36 @@ def _read(path, file) -> Labels:
             continue
         spelt = _file(videos[int(frame["video"])], int(frame["frame_idx"]), path)
         place = f"{path}, image {spelt}"
-        if len(here) > 1:
-            raise UserError(f"{place} has {len(here)} instances, and {ONE_OBJECT}")
-        rows = tables[kind][int(here[0]["point_id_start"]) : int(here[0]["point_id_end"])]
-        if len(rows) != len(names):
-            raise UserError(f"{place} has {len(rows)} points, and the skeleton {len(names)}; save it again in SLEAP")
-        points = {}
-        for name, row in zip(names, rows, strict=True):
-            x, y = float(row["x"]), float(row["y"])
-            if row["visible"] and math.isfinite(x) and math.isfinite(y):
-                points[name] = x - shift, y - shift
-        images.append(Labelled((spelt,), place, points))
+        objects = []
+        for row in here:
+            points = _points(tables[kind], row, names, shift, place)
+            track = int(row["track"]) if "track" in instances.dtype.names else -1
+            objects += [Object(tracks[track] if 0 <= track < len(tracks) else "", points)] if points else []
+        images += objects_of(Labelled((spelt,), place, {}), objects)
     notes = ["it holds predictions and no labels of a user, so predictions are read"] if kind and images else []
     if left:
         notes.append(f"{left} frames without {'predictions' if kind else 'labels of a user'} are not read")
     return Labels(images, names, "; ".join(notes))
+
+
+def _points(table, row, names, shift: float, place: str) -> dict[str, tuple[float, float]]:
+    """Read the points of an instance."""
+    rows = table[int(row["point_id_start"]) : int(row["point_id_end"])]
+    if len(rows) != len(names):
+        raise UserError(f"{place} has {len(rows)} points, and the skeleton {len(names)}; save it again in SLEAP")
+    points = {}
+    for name, one in zip(names, rows, strict=True):
+        x, y = float(one["x"]), float(one["y"])
+        if one["visible"] and math.isfinite(x) and math.isfinite(y):
+            points[name] = x - shift, y - shift
+    return points
+
+
+def _tracks(file) -> list[str]:
+    """Read the names of the tracks, which are pairs of a first frame and a name; none in files without the table."""
+    if "tracks_json" not in file:
+        return []
+    return [str(json.loads(text)[-1]) for text in file["tracks_json"][()]]
 
 
 def _skeletons(metadata) -> list[tuple[str, ...]]:

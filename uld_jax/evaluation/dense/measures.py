@@ -77,6 +77,12 @@ class Job(NamedTuple):
         trained = None if self.train is None or fit is None else len(specs.labelled(self.train))
         return registry.counted(name, trained, len(self.test))
 
+    def landmark_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Write a table with a row for each annotated landmark: its number, its name if it has one, and `rows`."""
+        names = self.test.spec.landmark_names
+        numbered = [[i, *names[i : i + 1], *row] for i, row in enumerate(rows)]
+        self.table(name, [["landmark", *(["name"] if names else []), *columns], *numbered])
+
     def table(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Write a table; numbers have six digits, and cells of None or NaN are empty."""
         files.write(self.folder / name, files.csv_text([[_cell(value) for value in row] for row in rows]))
@@ -125,8 +131,8 @@ def matching(job: Job) -> dict[str, Any]:
             "points_outside": scored.outside,
         }
         columns += [known_mean(scored.canonical, 0), known_mean(scored.percent, 0)]
-    header = ["landmark", *(f"{name}_{unit}" for name in matching_lib.TARGETS for unit in ("canonical_px", "percent"))]
-    job.table("matching.csv", [header, *([i, *row] for i, row in enumerate(np.stack(columns, 1)))])
+    header = [f"{name}_{unit}" for name in matching_lib.TARGETS for unit in ("canonical_px", "percent")]
+    job.landmark_table("matching.csv", header, np.stack(columns, 1))
     views = read_views(test, specs.labelled(test)[spread(len(specs.labelled(test)), 1 + pictures.SHOWN)], protocol)
     sheet = pictures.similarity_sheet(job.features, views.images, views.xy[0], **options)
     if sheet is not None:
@@ -309,8 +315,7 @@ def _write_regression(job: Job, records, each, drawn, views, placed) -> None:
     names = ["labels", "all", "repeats", "error", "error_std", "mean_shape_error", "entropy_start", "entropy_end"]
     job.table("regression.csv", [names, *([record[name] for name in names] for record in records)])
     columns = [f"labels_{n}" for n in each]
-    rows = np.stack(list(each.values()), 1)
-    job.table("regression_landmarks.csv", [["landmark", *columns], *([i, *row] for i, row in enumerate(rows))])
+    job.landmark_table("regression_landmarks.csv", columns, np.stack(list(each.values()), 1))
     files_of = lambda rows: [[job.train.names[row] for row in draw] for draw in rows.tolist()]
     kept = {"seed": job.seed, "draws": {str(n): files_of(rows) for n, rows in drawn.items() if n != "all"}}
     files.write(job.folder / "draws.json", files.printable(json.dumps(kept, indent=1)) + "\n")
