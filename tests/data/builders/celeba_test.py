@@ -215,7 +215,9 @@ def test_absent_and_broken_photos(src, tmp_path, monkeypatch, capsys):
     files.expect = lambda *args: None
     dataset = builders.find_dataset("mafl")._replace(counts={"train": 10, "test": 3})
     splits = official.read_splits(dataset, files)
-    with pytest.raises(UserError, match=r"holds no 000026.jpg; get the images, or add --allow_partial"):
+    with pytest.raises(
+        UserError, match=r"holds no img_align_celeba/000026.jpg; get the images, or add --allow_partial"
+    ):
         official.Official(dataset, files, splits["test"], splits=tuple(splits))
     out = tmp_path / "out"
     (out / "mafl/incomplete.A1B2C3_1.0.0").mkdir(parents=True)  # of a process that was killed
@@ -231,7 +233,7 @@ def test_absent_and_broken_photos(src, tmp_path, monkeypatch, capsys):
     assert "testing.txt has 3 images where the official file has 1,000" in said.err
     assert [path.name for path in (out / "mafl").iterdir()] == ["1.0.0"]
     skipped = (out / "mafl/1.0.0/skipped.csv").read_text()
-    assert "000026.jpg" in skipped
+    assert "img_align_celeba/000026.jpg" in skipped
     assert "000021.jpg" in skipped
     assert len(data.open_source("mafl", "test", data_dir=out, frame_size=8)) == 2
     monkeypatch.setattr(sys, "argv", argv)

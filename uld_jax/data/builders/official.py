@@ -55,8 +55,8 @@ class Record(NamedTuple):
       visible: [L] bool, False where hidden or not annotated; None if all annotated points count as visible.
       box: `(x0, y0, x1, y1)` around the object; None if unknown.
       columns: other facts, {name: text}; the same names in all records of a data set.
-      crop: part of the photo that is shown, or a function that returns it for a (height, width) of the file; None for
-        the unchanged file.
+      crop: part of the photo that is shown, or a function that returns it for a (height, width) of the file and may
+        check it; None for the unchanged file.
       read: function that returns the encoded image, for images in other files than their own.
       path: path of the image below the folder, if it differs from `file`.
     """
@@ -67,7 +67,7 @@ class Record(NamedTuple):
     visible: np.ndarray | None = None
     box: tuple[float, float, float, float] | None = None
     columns: Mapping[str, str] = types.MappingProxyType({})
-    crop: "Crop | Callable[[tuple[int, int]], Crop] | None" = None
+    crop: "Crop | Callable[[tuple[int, int]], Crop | None] | None" = None
     read: Callable[[], bytes] | None = None
     path: str | None = None
 
@@ -79,7 +79,7 @@ class Dataset(NamedTuple):
       name: name of the data set; part of the protocol id.
       about: its images and splits, as a noun phrase.
       records: function of `Files` and the name that reads the images of every split, {split: records}.
-      counts: official number of images in every split.
+      counts: official number of images in every split; None where no source gives it.
       landmarks: L, number of annotated points; None without annotation.
       scheme: scheme of the points.
       normaliser: length that errors are divided by, see `specs.spec_of`.
@@ -88,7 +88,7 @@ class Dataset(NamedTuple):
     name: str
     about: str
     records: "Callable[[Files, str], Mapping[str, Sequence[Record]]]"
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | None]
     landmarks: int | None = None
     scheme: str = NO_SCHEME
     normaliser: str = "auto"
@@ -174,7 +174,7 @@ def read_splits(dataset: Dataset, files: Files) -> dict[str, list[Record]]:
             if record.file in seen:
                 raise UserError(f"{record.place}: {record.file} is listed twice, also in {seen[record.file]}; mend it")
             seen[record.file] = record.place
-        if len(records) != dataset.counts[split]:
+        if dataset.counts[split] not in (None, len(records)):
             said = (
                 f"the split {split} of {dataset.name} has {len(records):,} images below {files.root} where the "
                 f"official one has {dataset.counts[split]:,}"
@@ -268,7 +268,7 @@ class Official(Source):
             return found
 
         with bar:
-            return list(broken(self.names, check).values())
+            return list(broken(_paths(self._records), check).values())
 
     def _check(self, row):
         try:
@@ -279,28 +279,29 @@ class Official(Source):
     def _probe(self, files: Files, on_bad_file: str) -> list[folder.Head]:
         """Read all headers; keep the records of usable images, and report or leave out the others."""
         own = {row: None for row, r in enumerate(self._records) if r.read is None}
-        paths = [os.path.join(self._root, self._records[row].path or self._records[row].file) for row in own]
+        paths = [os.path.join(self._root, _path(self._records[row])) for row in own]
         heads = dict(zip(own, folder.read_heads(paths), strict=True))
         heads |= {row: _head(self._root, r) for row, r in enumerate(self._records) if r.read is not None}
         heads = [heads[row] for row in range(len(self._records))]
+        shown = _paths(self._records)
         absent = [row for row, head in enumerate(heads) if isinstance(head, AbsentFile)]
         if absent and not files.partial:
-            named = ", ".join(self.names[row] for row in absent[:_NAMED])
+            named = ", ".join(shown[row] for row in absent[:_NAMED])
             more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
             raise UserError(
                 f"{self._records[absent[0]].place}: {self._root} holds no {named}{more}; get the images, or add "
                 "--allow_partial to go on without them"
             )
-        self.skipped = tuple(Skipped(self.names[row], str(heads[row])) for row in absent)
+        self.skipped = tuple(Skipped(shown[row], str(heads[row])) for row in absent)
         there = [row for row in range(len(heads)) if row not in set(absent)]
         if not there:
             raise UserError(
                 f"{self._records[0].place}: {self._root} holds none of the {len(heads):,} images, first "
-                f"{self.names[0]}; give the folder that holds them"
+                f"{shown[0]}; give the folder that holds them"
             )
         self._records, heads = [self._records[row] for row in there], [heads[row] for row in there]
         self.names = [r.file for r in self._records]
-        bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
+        bad = sort_out(_paths(self._records), heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
         full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
         self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
@@ -310,11 +311,20 @@ class Official(Source):
         return heads
 
 
+def _path(record: Record) -> str:
+    return record.path or record.file
+
+
+def _paths(records: Sequence[Record]) -> list[str]:
+    """The paths of images below the folder, for messages."""
+    return [_path(record) for record in records]
+
+
 def _bytes(root: str, record: Record) -> bytes:
     if record.read is not None:
         return record.read()
     try:
-        return epath.Path(os.path.join(root, record.path or record.file)).read_bytes()
+        return epath.Path(os.path.join(root, _path(record))).read_bytes()
     except OSError as error:
         raise BadFile(record.file, (error.strerror or str(error)).lower()) from None
 
