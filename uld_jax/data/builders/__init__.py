@@ -8,7 +8,11 @@ import importlib
 
 from uld_jax.data.builders.official import Dataset
 
-_FILES = ("celeba",)  # those with `DATASETS`
+_FILES = (  # those with `DATASETS`
+    "aflw",
+    "aflw_mtfl",
+    "celeba",
+)
 
 
 def _all() -> dict[str, Dataset]:
