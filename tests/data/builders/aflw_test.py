@@ -46,7 +46,7 @@ def src(tmp_path_factory):
 
 
 PHOTOS = {"0/image00002.jpg": (120, 160), "2/image00007.png": (100, 90), "3/image00009.jpg": (60, 60)}
-# (face, photo, rectangle, (roll, pitch, yaw) in radians): two faces on one photo, one that leaves it, a profile each way
+# (face, photo, rectangle, (roll, pitch, yaw) in radians): two faces on one photo, one leaves it; a profile each way
 FACES = [
     (39341, "0/image00002.jpg", (40, 30, 40, 40), (0.1, 0.2, 0.5)),
     (39342, "0/image00002.jpg", (-10.5, -6, 30, 30), (0, 0, -1.4)),
@@ -89,7 +89,6 @@ def write_database(path, faces=FACES, points=POINTS):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Five photos more than PHOTOS are not needed: every fifth photo in the order of paths is for the test."""
     root = tmp_path_factory.mktemp("aflw")
     for name, size in PHOTOS.items():
         miniature.picture(root / "data/flickr" / name, size)
@@ -247,9 +246,13 @@ def test_bad_lists_of_recropped_faces_are_told(src, tmp_path, file, change, erro
     files = official.Files(tmp_path)
     files.expect = lambda *args: None
     dataset = builders.find_dataset("aflw_r")._replace(counts={"train": None, "test": None})
-    with pytest.raises(UserError, match=error):
+
+    def read():
         splits = official.read_splits(dataset, files)
         official.Official(dataset, files, splits["test"], splits=tuple(splits))
+
+    with pytest.raises(UserError, match=error):
+        read()
 
 
 def test_bad_databases_are_told(photos, tmp_path):

@@ -1,11 +1,11 @@
 """AFLW (Koestinger et al., ICCV workshops 2011), and the recropped faces of Zhang et al. (CVPR 2018), AFLW_R in papers.
 
-  SRC/aflw_train_images.txt, aflw_test_images.txt          recropped faces, one a line, as paths below output/
-  SRC/aflw_train_keypoints.mat, aflw_test_keypoints.mat    `gt` [N,5,2], points as (y, x) counted from 0, and `hw`
-                                                           [N,2], (height, width) of the images, both in the list's order
-  SRC/output/0/image00002_39341.jpg, ...                   the recropped faces, NUMBER_FACEID, also in output/2, output/3
-  SRC/data/aflw.sqlite                                     the annotation of AFLW itself
-  SRC/data/flickr/0/image00002.jpg, ...                    its photos, which may show several faces
+  SRC/aflw_train_images.txt, aflw_test_images.txt         recropped faces, one a line, as paths below output/
+  SRC/aflw_train_keypoints.mat, aflw_test_keypoints.mat   in the order of the lists: `gt` [N,5,2], points as (y, x)
+                                                          counted from 0, and `hw` [N,2], (height, width) of the images
+  SRC/output/0/image00002_39341.jpg, ...                  the recropped faces, NUMBER_FACEID; also in output/2, output/3
+  SRC/data/aflw.sqlite                                    the annotation of AFLW itself
+  SRC/data/flickr/0/image00002.jpg, ...                   its photos, which may show several faces
 
 The first three lie in SRC itself or in SRC/aflw_release-2, the database and the photos also in SRC or in SRC/aflw/data.
 
@@ -17,8 +17,8 @@ The first three lie in SRC itself or in SRC/aflw_release-2, the database and the
               crop (Sanchez et al., CGB)
   aflw        AFLW's faces with its 21 points, each in a square around its rectangle with 1.5 times the longer side
 
-The lists of AFLW_R name some faces more than once, 132 of the test (README of DVE), and papers keep them. So the name of
-a record begins with its place in the list, from 0. If SRC has aflw.sqlite too, the faces of AFLW_R have its angles.
+The lists of AFLW_R name some faces more than once, 132 of the test (README of DVE), and papers keep them. So the name
+of a record begins with its place in the list, from 0. If SRC has aflw.sqlite too, the faces of AFLW_R have its angles.
 
 AFLW has no official split. Here every fifth photo in the order of paths is for the test, with all its faces, so that no
 photo is in both parts. About 24,400 faces have a rectangle; the others are left out. Points that are not annotated,

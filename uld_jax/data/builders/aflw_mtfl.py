@@ -3,7 +3,7 @@
   SRC/MTFL/training.txt, testing.txt        path, x1..x5, y1..y5, gender, smile, glasses, pose; pixels counted from 1
   SRC/MTFL/lfw_5590/, net_7876/             training images of 250 x 250, 400 x 400 and 160 x 216 pixels
   SRC/MTFL/AFLW/0001-image00026.jpg, ...    test images, faces of AFLW in 150 x 150 pixels
-  SRC/aflw_cropped/facedata_cropped.csv     `image_file`, `crop_file`, `set`; columns 4 to 13, from 0, are x1, y1, x2, ...
+  SRC/aflw_cropped/facedata_cropped.csv     `crop_file`, `set`, and x1, y1, x2, ... in columns 4 to 13, counted from 0
   SRC/aflw_cropped/cropped/39341.jpg, ...   faces of AFLW in 150 x 150 pixels, cropped by Thewlis et al.
 
 MTFL's files may lie in SRC itself. Its training list has backslashes in paths, and the test list slashes.
@@ -11,9 +11,9 @@ MTFL's files may lie in SRC itself. Its training list has backslashes in paths, 
   mtfl     MTFL itself: 10,000 images for training and 2,995 for the test
   aflw_m   rows of the csv with set = 1, 10,122 images, for training, and MTFL's test (Thewlis et al., DVE, LEAD)
 
-The images stay as they are. `pose` is 1 (left profile), 2 (left), 3 (frontal), 4 (right) or 5 (right profile), empty for
-training images of AFLW_M, whose csv has none; the other columns of `mtfl` are MTFL's numbers as well. MTFL does not say
-where it counts from; 1 is subtracted as in the code of DVE.
+The images stay as they are. `pose` is 1 (left profile), 2 (left), 3 (frontal), 4 (right) or 5 (right profile), and
+empty for training images of AFLW_M; the other columns of `mtfl` are MTFL's numbers as well. MTFL does not say where it
+counts from; 1 is subtracted as in the code of DVE.
 """
 
 import posixpath
