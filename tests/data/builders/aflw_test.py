@@ -118,6 +118,9 @@ def test_squeezed_faces_show_what_dve_and_imm_show(src, tmp_path):
     source = miniature.prepare("aflw_r_dve", src, tmp_path, frame_size=136)["test"]
     assert source.file_sizes.tolist() == [[136, 136]] * 3
     assert source.frame_maps.tolist() == [[1, 1, 0, 0]] * 3  # the frame of `uld dense` is the stored image
+    stretch = dict(zip(source.names, source.columns["crop_stretch"], strict=True))
+    assert stretch["00000_image00007_45000.jpg"] == "1.80000"  # 90 / 50
+    assert stretch["00001_image00002_39341.jpg"] == "0.75000"  # 60 / 80
     for row, name in enumerate(source.names):
         height, width = SIZES[LISTS["test"][int(name[:5])].replace("\\", "/")]
         xy = points_of("test", int(name[:5]))[:, ::-1]
