@@ -4,8 +4,8 @@ A cluster stands for the range of yaw of most of its images. The accuracy is the
 of their cluster; `hungarian` gives every range to one cluster at most. `chance` is the accuracy of a single cluster:
 most photos are frontal, so read the other numbers beside it.
 
-If the yaw of an image is not known, `yaw_of_points` computes it from many annotated points. No model of a head is
-needed: the points of all images together determine their shape.
+If the yaw of an image is not known, `yaw_of_points` computes it from five or more annotated points. No model of a head
+is needed: the points of all images together determine their shape.
 """
 
 import dataclasses

@@ -26,7 +26,8 @@ which are those that cannot be seen, have no row in the database. Crops are blac
 
 Angles are AFLW's in degrees, of a rotation that rolls a head first, then pitches and last yaws it. `yaw` is positive if
 the nose is turned to the image's right, `pitch` if it is lifted, and `roll` if the head is turned clockwise; yaw and
-roll thus have the opposite sign of the database. Several percent of the yaws exceed 90 degrees.
+roll thus have the opposite sign of the database, by the code with which AFLW's authors computed the poses. Several
+percent of the yaws exceed 90 degrees.
 """
 
 import contextlib
