@@ -25,6 +25,7 @@ class Points(Source):
         self.landmarks = np.einsum("lk,nkc->nlc", mix, self.found) + rng.normal(0, 1, (rows, 5, 2))
         self.visible = np.ones((rows, 5), bool)
         self.score, self.pose = np.ones((rows, 3)), None
+        self.frame_maps = np.tile([1.0, 1, 0, 0], (rows, 1))
 
     def image(self, row):
         return np.full((40, 40, 3), row, np.uint8)

@@ -238,6 +238,30 @@ def test_yaw_is_told_from_68_points(still):
         measure(Points(9, 1), few, group_by="yaw", thorough=False)
 
 
+def test_yaw_is_told_from_the_points_of_stretched_images():
+    class Faces(Points):
+        def __init__(self, rows):
+            super().__init__(rows, 0)
+            yaw = np.radians(np.linspace(-60, 60, rows))
+            shape = np.array([[-3, -3, 2], [3, -3, 2], [0, 0, -2], [-2, 4, 1], [2, 4, 1]])
+            x = shape[:, 0] * np.cos(yaw)[:, None] - shape[:, 2] * np.sin(yaw)[:, None]
+            away = x + 1j * shape[:, 1]
+            away = away * np.exp(1j * np.random.default_rng(0).uniform(-0.5, 0.5, (rows, 1)))  # turned in the picture
+            self.landmarks = np.stack([away.real, away.imag], -1) + 20
+            self.spec, self.columns = spec_of("points", 5, scheme="eyes_nose_mouth5"), {}
+
+    faces, yaw = Faces(31), pytest.approx(np.linspace(-60, 60, 31), abs=1)
+    assert yaw_of(faces) == yaw
+    faces.landmarks = faces.landmarks * (1, 1.5)
+    assert yaw_of(faces) != yaw
+    faces.frame_maps = np.tile([1, 1.5, 0, 0], (31, 1))
+    assert yaw_of(faces) == yaw
+    faces.frame_maps, faces.columns = np.tile([2, 2, 0, 0], (31, 1)), {"crop_stretch": ["1.50000"] * 31}
+    assert yaw_of(faces) == yaw
+    faces.columns["yaw"] = ["7"] * 31  # the data set's own
+    assert (yaw_of(faces) == 7).all()
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -8,7 +8,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
+from uld_jax.data.schemes import SCHEMES
 from uld_jax.data.synthetic import Synthetic
+from uld_jax.data.synthetic.head import MIRROR
 from uld_jax.evaluation import pose_clusters as pc
 
 
@@ -118,13 +120,77 @@ def test_yaw_of_noisy_points_some_of_them_missing():
     assert np.nanmean(np.abs(pc.yaw_of_points(wild, mirror).yaw - yaw)) < 12  # points that fit badly count less
 
 
-def test_yaw_of_synthetic_heads_with_their_own_shapes_and_faces():
-    source = Synthetic("test", rows=96, frame_size=16)
-    yaw, pitch = (np.array(source.columns[name], float) for name in ("yaw", "pitch"))
-    found = pc.yaw_of_points(source.landmarks, source.spec.mirror)
+@pytest.fixture(scope="module")
+def synthetic():
+    """Points of 256 synthetic heads, up to 90 degrees of yaw; which can be seen; yaw and pitch."""
+    source = Synthetic("test", rows=256, frame_size=16)
+    angles = np.array([source.columns[name] for name in ("yaw", "pitch")], float)
+    return np.asarray(source.landmarks), np.asarray(source.visible), angles
+
+
+def test_yaw_of_synthetic_heads_with_their_own_shapes_and_faces(synthetic):
+    points, _, (yaw, pitch) = synthetic
+    yaw, pitch = yaw[:96], pitch[:96]
+    found = pc.yaw_of_points(points[:96], MIRROR)
     assert np.corrcoef(found.yaw, yaw)[0, 1] > 0.999
     assert np.abs(found.yaw - yaw).mean() < 1.5
     assert np.corrcoef(found.pitch, pitch)[0, 1] > 0.98
+
+
+FIVE = ([4, 5], [6, 7], [8], [11], [12])  # eyes, nose and corners of the mouth of synthetic heads
+EYES_NOSE_MOUTH = SCHEMES["eyes_nose_mouth5"]
+
+
+@pytest.mark.parametrize(("most", "tolerance", "slope"), [(90, 2.0, 0.03), (45, 2.0, 0.08), (25, 1.5, 0.15)])
+def test_five_points_tell_the_yaw_of_heads_that_turn(synthetic, most, tolerance, slope):
+    points, _, (yaw, _) = synthetic
+    some = np.abs(yaw) < most
+    five = np.stack([points[some][:, part].mean(1) for part in FIVE], 1)
+    found = pc.yaw_of_points(five, EYES_NOSE_MOUTH.mirror, EYES_NOSE_MOUTH.fixed).yaw
+    assert np.median(np.abs(found - yaw[some])) < tolerance  # degrees; noses differ by more than that
+    assert np.polyfit(yaw[some], found, 1)[0] == pytest.approx(1, abs=slope)
+
+
+def test_points_that_can_be_seen_tell_the_yaw_of_profiles(synthetic):
+    points, visible, (yaw, _) = synthetic
+    use = np.arange(16)  # without jaw and ears
+    seen = np.where(visible[..., None], points, np.nan)
+    assert visible[:, use].all(1).mean() < 0.4
+    found = pc.yaw_of_points(seen, MIRROR, use).yaw
+    assert np.isfinite(found).all()
+    far = np.abs(yaw) > 60
+    assert np.median(np.abs(found - yaw)) < 2.5
+    assert np.median(np.abs(found - yaw)[far]) < 3
+    assert np.polyfit(yaw, found, 1)[0] == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rigid_shapes_are_exact_with_five_points_and_with_gaps(seed):
+    points, mirror, yaw, _ = heads(120, pairs=2, seed=seed)
+    places = [0, 2, 4, 1, 3]  # two pairs and a point of the middle, in the order of eyes, nose and mouth
+    found = pc.yaw_of_points(points[:, places], EYES_NOSE_MOUTH.mirror)
+    assert np.median(np.abs(found.yaw - yaw)) < 0.5
+    points, mirror, yaw, _ = heads(120, pairs=9, seed=seed)
+    # On a head that is turned to the right by more than 30 degrees, its right half cannot be seen.
+    side = np.where(np.arange(21) < 9, 1, np.where(np.arange(21) < 18, -1, 0))
+    points[side * yaw[:, None] > 30] = np.nan
+    assert np.isfinite(points).all((1, 2)).mean() < 0.5
+    found = pc.yaw_of_points(points, mirror)
+    assert np.median(np.abs(found.yaw - yaw)) < 0.5
+    assert np.percentile(np.abs(found.yaw - yaw), 95) < 3
+
+
+def test_no_image_needs_all_points():
+    points, mirror, yaw, _ = heads(200, pairs=9, seed=7)
+    points[np.arange(200), np.arange(200) % 18] = np.nan
+    points[:190, 20] = np.nan
+    found = pc.yaw_of_points(points, mirror)
+    assert np.median(np.abs(found.yaw - yaw)) < 0.5
+    assert np.isfinite(found.shape).all()
+    points[:, 20] = np.nan
+    found = pc.yaw_of_points(points, mirror)
+    assert np.median(np.abs(found.yaw - yaw)) < 0.5
+    assert np.isnan(found.shape[20]).all()
 
 
 def test_points_that_tell_nothing():

@@ -77,7 +77,12 @@ SCHEMES = {
         fixed=tuple(range(17, 68)),
     ),
     # Left eye, right eye, nose, left and right corner of the mouth, as in MAFL.
-    "eyes_nose_mouth5": Scheme(5, {"eyes": (0, 1), "mouth": (3, 4)}, mirror_permutation(5, (0, 1), (3, 4))),
+    "eyes_nose_mouth5": Scheme(
+        landmarks=5,
+        pairs={"eyes": (0, 1), "mouth": (3, 4)},
+        mirror=mirror_permutation(5, (0, 1), (3, 4)),
+        fixed=tuple(range(5)),
+    ),
     # The order of AFLW's features 1 to 21: three points a brow, three an eye, the left ear, three of the nose, the
     # right ear, three of the mouth, and the chin; left is left in the image.
     "aflw21": Scheme(

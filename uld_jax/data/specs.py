@@ -24,6 +24,7 @@ from uld_jax.errors import UserError
 NAMED = tuple(dict.fromkeys(name for scheme in SCHEMES.values() for name in scheme.pairs))  # pairs of points
 NORMALISERS = ("auto", *NAMED, "box", "image")
 SIDES = ("auto", "object", "image")
+STRETCH = "crop_stretch"  # column of official data sets whose crops are stretched: magnification of y by that of x
 _TWO_POINTS = re.compile(r"\s*(\d+)\s*[,-]\s*(\d+)\s*")
 
 

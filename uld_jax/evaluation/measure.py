@@ -282,7 +282,7 @@ def yaw_of(source: Source) -> np.ndarray | None:
     """Yaw of a split's images in degrees, [N], NaN where unknown; None if no source has it.
 
     The yaw is read from the column `yaw`, or without one computed from the points of a scheme that allows it
-    (`pose_clusters.yaw_of_points`).
+    (`pose_clusters.yaw_of_points`). The stretch of images, in the frame or in their file, is undone for that.
     """
     if "yaw" in source.columns:
         try:
@@ -293,7 +293,10 @@ def yaw_of(source: Source) -> np.ndarray | None:
     scheme = schemes.scheme_of(source.spec.scheme)
     if source.landmarks is None or scheme is None or not scheme.fixed:
         return None
-    yaw = yaw_of_points(source.landmarks, scheme.mirror, scheme.fixed).yaw
+    stretch = source.frame_maps[:, 1] / source.frame_maps[:, 0]  # magnification of y by that of x
+    stretch = stretch * np.array(source.columns.get(specs.STRETCH, [1] * len(source)), np.float64)
+    upright = source.landmarks / np.stack([np.ones_like(stretch), stretch], -1)[:, None]
+    yaw = yaw_of_points(upright, scheme.mirror, scheme.fixed).yaw
     return yaw if np.isfinite(yaw).any() else None
 
 

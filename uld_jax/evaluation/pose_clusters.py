@@ -4,8 +4,8 @@ A cluster stands for the range of yaw of most of its images. The accuracy is the
 of their cluster; `hungarian` gives every range to one cluster at most. `chance` is the accuracy of a single cluster:
 most photos are frontal, so read the other numbers beside it.
 
-If the yaw of an image is not known, `yaw_of_points` computes it from many annotated points. No model of a head is
-needed: the points of all images together determine their shape.
+If the yaw of an image is not known, `yaw_of_points` computes it from five or more annotated points. No model of a head
+is needed: the points of all images together determine their shape.
 """
 
 import dataclasses
@@ -150,7 +150,8 @@ class Turned(NamedTuple):
       yaw: [N] degrees, positive if the nose is turned to the image's right; NaN if the points do not determine it.
       pitch: [N] degrees above the mean pitch of all images, positive if the nose is lifted.
       shape: [L',3], the points used, symmetric, in the head's own frame: x to the image's right for a head that faces
-        the camera, y down, z AWAY from the camera. None if the points do not determine it.
+        the camera, y down, z AWAY from the camera. NaN for a point that fewer than eight images have; None if the
+        points do not determine it.
     """
 
     yaw: np.ndarray
@@ -168,6 +169,14 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
     except for a rotation in the plane of y and z, because the rows of R_n are of equal length and at right angles.
     Poses and shape are then refined in turn, with lower weights for points that fit badly.
 
+    Points may be missing, as those are that cannot be seen on a profile. The shape is begun with the points and images
+    that hold the most coordinates without a gap (`_whole`), and the other points of these images are added. Images with
+    gaps, down to five points, then take part; a pose is computed for those with four points and more.
+
+    Five points are enough, such as eyes, nose and corners of the mouth, if the heads turn far enough: the noise of few
+    points, and the different lengths of noses, then decide over depth, so that the yaw of a set without any turned head
+    is underestimated.
+
     Three properties that no picture shows are set by convention: the mean pitch of all images is 0; heads are upright
     and face the camera; and the face bulges towards the camera.
 
@@ -183,39 +192,86 @@ def yaw_of_points(points, mirror, use=None, *, rounds: int = 15, most: int = 100
         use = np.asarray(use)
         points, mirror = points[:, use], np.argsort(use)[np.searchsorted(np.sort(use), mirror[use])]
     known = np.isfinite(points).all(-1)
+    points = np.where(known[..., None], points, 0)
     nothing = np.full(len(points), np.nan)
-    whole = np.flatnonzero(known.all(1))
-    whole = whole[np.linspace(0, len(whole) - 1, min(most, len(whole))).astype(int)]
-    shape = _factorise(points[whole], mirror) if len(whole) >= 8 and points.shape[1] >= 6 else None
-    if shape is None:
+    for there, core in _whole(known, mirror):
+        rows = _spread(np.flatnonzero(there), most)
+        begun = _factorise(points[rows][:, core], np.searchsorted(core, mirror[core]))
+        if begun is not None:
+            break
+    else:
         return Turned(nothing, nothing, None)
-    weights = np.ones(points.shape[1])
+    shape, weights = np.zeros((len(mirror), 3)), np.zeros(len(mirror))
+    shape[core], weights[core] = begun, 1
     for _ in range(rounds):
-        scale, turns, away = _poses(points[whole], np.broadcast_to(weights, known[whole].shape), shape)
-        target = away / np.maximum(scale, 1e-12)[:, None, None]  # scaled to the shape, for equal weights
-        inner = np.einsum("nci,ncj->ij", turns, turns) + 1e-9 * np.eye(3)
-        shape = _symmetric(np.linalg.solve(inner, np.einsum("nci,nlc->il", turns, target)).T, mirror)
-        variance = ((np.einsum("nci,li->nlc", turns, shape) - target) ** 2).sum(-1).mean(0)
-        variance = (variance + variance[mirror]) / 2
-        weights = 1 / (variance + 0.25 * np.median(variance) + 1e-12)
-        shape -= weights @ shape / weights.sum()
-    scale, turns, _ = _poses(np.where(known[..., None], points, 0), known * (weights / weights.mean()), shape)
+        shape, weights = _refined(points[rows], known[rows], shape, weights, mirror)
+    if not there.all():
+        rows = _spread(np.flatnonzero((known & (weights > 0)).sum(1) >= 5), most)
+        for _ in range(rounds):
+            shape, weights = _refined(points[rows], known[rows], shape, weights, mirror)
+    counted = known * (weights / weights.max())
+    # On synthetic heads, affine maps scatter less than poses of least squares where no point is missing.
+    scale, turns = _poses(points, counted, shape)
+    gaps = np.flatnonzero(~there)
+    scale[gaps], turns[gaps] = _nearest(points[gaps], counted[gaps], shape, scale[gaps], turns[gaps], 30)
     forward = np.cross(turns[:, 0], turns[:, 1])  # direction of the camera's view, in the head's frame
-    good = (known.sum(1) >= 4) & (scale > 0)
+    good = ((counted > 0).sum(1) >= 4) & (scale > 0)
     # The turn about x that makes the mean pitch 0.
     up = np.arctan2(forward[good, 1].mean(), forward[good, 2].mean())
     about_x = np.array([[1, 0, 0], [0, np.cos(up), -np.sin(up)], [0, np.sin(up), np.cos(up)]])
     forward, shape = forward @ about_x.T, shape @ about_x.T
-    if np.cov(np.abs(shape[:, 0]), shape[:, 2])[0, 1] < 0:  # points at the sides must lie farther back
+    used = weights > 0
+    if np.cov(np.abs(shape[used, 0]), shape[used, 2])[0, 1] < 0:  # points at the sides must lie farther back
         forward, shape = forward * (-1, -1, 1), shape * (1, 1, -1)
     yaw = np.degrees(np.arctan2(forward[:, 0], forward[:, 2]))
     pitch = -np.degrees(np.arcsin(np.clip(forward[:, 1], -1, 1)))
+    shape[~used] = np.nan
     return Turned(np.where(good, yaw, np.nan), np.where(good, pitch, np.nan), shape)
 
 
-def _symmetric(shape, mirror):
-    """Average the shape [L,3] and its mirror image."""
-    return (shape + shape[mirror] * (-1, 1, 1)) / 2
+def _spread(rows, most: int):
+    """Choose `most` rows, evenly, or all if there are fewer."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+
+
+def _whole(known, mirror):
+    """Choose points [C] and the images [N] bool that have all of them, those with the most coordinates first.
+
+    A point counts with its mirror partner. Fewer than eight images or five points do not determine a shape.
+    """
+    both = known & known[:, mirror]
+    first = np.flatnonzero(np.arange(len(mirror)) <= mirror)
+    there, core, found = np.ones(len(known), bool), [], []
+    for point in first[np.argsort(-both[:, first].sum(0), kind="stable")]:
+        there = there & both[:, point]
+        core = sorted({*core, point, mirror[point]})
+        if len(core) >= 5 and there.sum() >= 8:
+            found.append((there, np.array(core)))
+    return sorted(found, key=lambda one: -one[0].sum() * len(one[1]))
+
+
+def _refined(points, known, shape, weights, mirror):
+    """One round: poses [N] by the shape [L,3], then shape and weights [L] by the poses; points without weight join."""
+    used = known * weights
+    scale, turns = _nearest(points, used, shape, *_poses(points, used, shape), 10)
+    middle, centre = _centres(points, used, shape)
+    target = (points - middle[:, None]) / np.maximum(scale, 1e-12)[:, None, None]  # scaled to the shape
+    target = target + np.einsum("nci,ni->nc", turns, centre)[:, None]  # and relative to its origin
+    # A point and its partner have one place, up to the sign of x: the equations of both are added.
+    flip = np.array([-1, 1, 1])
+    inner = np.einsum("nl,nci,ncj->lij", known, turns, turns)
+    inner = inner + inner[mirror] * flip[:, None] * flip
+    cross = np.einsum("nl,nci,nlc->li", known, turns, target)
+    cross = cross + cross[mirror] * flip
+    shape = np.linalg.solve(inner + 1e-9 * np.eye(3), cross[..., None])[..., 0]
+    variance = (((np.einsum("nci,li->nlc", turns, shape) - target) ** 2).sum(-1) * known).sum(0)
+    count = known.sum(0) + known.sum(0)[mirror]
+    variance = (variance + variance[mirror]) / np.maximum(count, 1)
+    enough = count >= 16  # eight images of both sides
+    # Ten times the usual variance, because a few points would otherwise attract the poses, and fit well for that alone.
+    weights = np.where(enough, 1 / (variance + 10 * np.median(variance[enough]) + 1e-12), 0)
+    shape = np.where(enough[:, None], shape - weights @ shape / weights.sum(), 0)
+    return shape, weights
 
 
 def _factorise(points, mirror):
@@ -271,22 +327,44 @@ def _factorise(points, mirror):
     return shape
 
 
-def _poses(points, weights, shape):
-    """Weak-perspective poses of points [N,L,2] with weights [N,L]: scale [N], rows R [N,2,3], centred points.
-
-    A pose is the scaled rotation nearest to the affine map of least squares. Points are centred like the shape.
-    """
+def _centres(points, weights, shape):
+    """Weighted means of the points [N,L,2], and of the shape's points that an image has: [N,2], [N,3]."""
     total = np.maximum(weights.sum(1), 1e-12)[:, None]
-    middle = np.einsum("nl,nlc->nc", weights, points) / total
-    centre = np.einsum("nl,li->ni", weights, shape) / total
-    at = shape - centre[:, None]
-    away = points - middle[:, None]
-    cross = np.einsum("nl,nlc,nli->nci", weights, away, at)
-    inner = np.einsum("nl,nli,nlj->nij", weights, at, at)
+    return np.einsum("nl,nlc->nc", weights, points) / total, np.einsum("nl,li->ni", weights, shape) / total
+
+
+def _moments(points, weights, shape):
+    """Weighted products of points and shape [N,2,3], and of the shape with itself [N,3,3], about their means."""
+    middle, centre = _centres(points, weights, shape)
+    away, at = points - middle[:, None], shape - centre[:, None]
+    return np.einsum("nl,nlc,nli->nci", weights, away, at), np.einsum("nl,nli,nlj->nij", weights, at, at)
+
+
+def _poses(points, weights, shape):
+    """Weak-perspective poses of points [N,L,2] with weights [N,L]: scale [N], rows R [N,2,3].
+
+    A pose is the scaled rotation nearest to the affine map of least squares.
+    """
+    cross, inner = _moments(points, weights, shape)
     inner = inner + 1e-6 * np.trace(inner, axis1=1, axis2=2)[:, None, None] * np.eye(3) + 1e-12 * np.eye(3)
     affine = np.linalg.solve(inner, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
     u, s, v = np.linalg.svd(affine, full_matrices=False)
-    turns = u @ v
-    # The points are relative to the shape's origin, which need not be the centre of an image's annotated points.
-    scale = s.mean(1)
-    return scale, turns, away + scale[:, None, None] * np.einsum("nci,ni->nc", turns, centre)[:, None]
+    return s.mean(1), u @ v
+
+
+def _nearest(points, weights, shape, scale, turns, rounds: int):
+    """Improve weak-perspective poses towards those of least squares: scale [N], rows R [N,2,3].
+
+    The affine map that `_poses` begins with is nearly undetermined by points in a plane, such as those of half a face.
+    Each round sets the unknown depths of the points to those of the pose, and finds the rotation and scale that fit
+    best in three dimensions, by which the error in the picture never grows.
+    """
+    cross, inner = _moments(points, weights, shape)
+    size = np.maximum(np.trace(inner, axis1=1, axis2=2), 1e-12)
+    for _ in range(rounds):
+        depth = scale[:, None] * np.einsum("ni,nij->nj", np.cross(turns[:, 0], turns[:, 1]), inner)
+        u, s, v = np.linalg.svd(np.concatenate([cross, depth[:, None]], 1))
+        sign = np.linalg.det(u @ v)
+        u[:, :, 2] *= sign[:, None]
+        scale, turns = (s[:, 0] + s[:, 1] + sign * s[:, 2]) / size, (u @ v)[:, :2]
+    return scale, turns

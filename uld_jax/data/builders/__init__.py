@@ -11,6 +11,8 @@ from uld_jax.data.builders.official import Dataset
 from uld_jax.data.specs import spec_of
 
 _FILES = (  # those with `DATASETS`
+    "aflw",
+    "aflw_mtfl",
     "bbc_pose",
     "cats",
     "celeba",

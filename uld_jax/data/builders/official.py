@@ -4,6 +4,9 @@ A builder is a file beside this one with `DATASETS`, the data sets that it reads
 reads lists and annotation and returns the images of every split; this file does what all builders share: it finds and
 checks the files, compares counts, cuts crops, and reads the images.
 
+Where crops are stretched, the column `crop_stretch` has their magnification along y divided by that along x, so that
+the shape of an object can be told from its points.
+
 A data set whose authors and users disagree on its images or on their crop is several data sets, each with a name of its
 own (`celeba_mallis`, `celeba_dve`), so that the id of a number says which one it was measured on.
 """
@@ -26,11 +29,12 @@ from tqdm import tqdm
 from uld_jax.data import crops, decode, folder, objects
 from uld_jax.data.listing import AbsentFile, BadFile, Skipped
 from uld_jax.data.schemes import NO_SCHEME
-from uld_jax.data.specs import Source, broken, decode_threads, fingerprint_of, sort_out, spec_of
+from uld_jax.data.specs import STRETCH, Source, broken, decode_threads, fingerprint_of, sort_out, spec_of
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
 _QUALITY = 95  # of the JPEG files of crops
+_SAME = 1e-3  # difference of stretch from 1 that counts as none
 _NAMED = 5  # most files that one message names
 
 
@@ -269,6 +273,9 @@ class Official(Source):
                 visible &= True if record.visible is None else record.visible
         names = self._records[0].columns
         self.columns = {name: [str(r.columns[name]) for r in self._records] for name in names}
+        stretch = np.array([r.crop.fmap[1] / r.crop.fmap[0] if r.crop else 1.0 for r in self._records])
+        if (abs(stretch - 1) > _SAME).any():
+            self.columns[STRETCH] = [f"{s:.5f}" for s in stretch]
         if any(r.box is not None for r in self._records):
             boxes = [_moved(r.crop, np.reshape(r.box or [np.nan] * 4, (2, 2))).ravel() for r in self._records]
             for j, name in enumerate(objects.BOX):
@@ -364,6 +371,15 @@ class Official(Source):
         )
         self._records = [_cropped(self._records[row], heads[row].size) for row in kept]
         return [heads[row] for row in kept]
+
+
+def _path(record: Record) -> str:
+    return record.path or record.file
+
+
+def _paths(records: Sequence[Record]) -> list[str]:
+    """The paths of images below the folder, for messages."""
+    return [_path(record) for record in records]
 
 
 def _path(record: Record) -> str:
