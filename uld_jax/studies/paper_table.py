@@ -87,9 +87,11 @@ PAPERS = {
         ("zeroshot", "heatmap_detector", "duld"),
         (
             _ZEROSHOT,
-            Row("duld/published", "D-ULD", "duld", {}),
+            Row("duld/published", "D-ULD", "duld", {"train_clusters": 0}),
             Row("duld/published", "+ proxy", "proxy", {}),
-            Row("duld/published", "D-ULD++", "duldpp", {}),
+            Row("duld/published", "+ full VAE", "duldpp", {"code_loss": "elbo"}),
+            Row("duld/published", "D-ULD++", "duldpp", {"code_loss": "contrast"}),
+            Row("duld/published", "Mallis et al. on these features", "duld", {"train_clusters": 100}),
         ),
     ),
     "c3": Paper(
