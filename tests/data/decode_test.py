@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from uld_jax.data import decode
+from uld_jax.data import decode, listing
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -311,7 +311,7 @@ def test_heic_without_its_package_is_told(monkeypatch):
 def test_what_is_no_picture_is_never_opened():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
     out = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(out, "PPM")
+    Image.new("RGB", (8, 8)).save(out, "PCX")
     for data in (postscript, out.getvalue(), b"%PDF-1.4"):
         with pytest.raises(UserError, match="none of JPEG, PNG"):
             decode.decode_image(data, 8)
@@ -456,3 +456,21 @@ def test_one_photo_takes_less_than_a_gigabyte(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(160, 160, 3)")
     assert int(done.stdout.split()[-1]) < 1e9
+
+
+@pytest.mark.parametrize(
+    ("data", "want"),
+    [
+        (b"P6 # of a camera\n2 1\n255\n" + bytes([9, 8, 7, 6, 5, 4]), [[9, 8, 7], [6, 5, 4]]),
+        (b"P3 2 1 15 15 0 0 0 15 0\n", [[255, 0, 0], [0, 255, 0]]),
+        (b"P5 2 1 255\n" + bytes([0, 255]), [[0, 0, 0], [255, 255, 255]]),
+        (b"P5 2 1 65535\n" + bytes([0, 0, 255, 255]), [[0, 0, 0], [255, 255, 255]]),
+        (b"P1 2 1\n0 1\n", [[255, 255, 255], [0, 0, 0]]),
+    ],
+)
+def test_netpbm_of_every_kind(data, want, tmp_path):
+    (tmp_path / "picture").write_bytes(data)  # told by its content
+    assert listing.list_images(tmp_path) == ["picture"]
+    np.testing.assert_array_equal(decode.decode_picture(tmp_path / "picture")[0], want)
+    (tmp_path / "picture").write_bytes(b"P5 parts of 2 kinds\n" + data)
+    assert listing.list_images(tmp_path) == []

@@ -41,7 +41,7 @@ def test_files_are_found_nested_and_in_order(tmp_path):
         listing.list_images(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF"])
 def test_content_decides_and_not_the_ending(tmp_path, kind):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
@@ -74,7 +74,7 @@ def test_every_other_file_is_listed_with_its_reason(tmp_path):
     assert set(why) == texts | {"a/clip_one.dat", "film.mov", "link", "pipe", "shot.NEF"}
     assert all(str(tmp_path / name) in reason and "\n" not in reason for name, reason in why.items())
     for name in ("notes.txt", "paper.pdf", "drawing.eps"):
-        assert "none of JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or HEIC" in why[name]
+        assert "none of JPEG, PNG, TIFF, WebP, BMP, GIF, PPM, AVIF or HEIC" in why[name]
     for name in ("a/clip_one.dat", "film.mov"):
         stem = tmp_path / name.rpartition(".")[0]
         assert f"ffmpeg -i {tmp_path / name} -vf fps=2 -q:v 2 {stem}_frames/%06d.jpg" in why[name]

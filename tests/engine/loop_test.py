@@ -322,7 +322,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
 @pytest.mark.slow
 def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "in_training", lambda *a: {})
-    constant = SHORT | {"detector.schedule": "constant"}
+    constant = SHORT | {"detector.schedule": "constant", "detector.warmup": 1}  # which half of the steps allow
     longer = constant | {"detector.steps": 5}
     loop.run(tiny.config(**constant | {"detector.steps": 3}), tmp_path / "run")
     loop.run(tiny.config(**longer | {"log_every": 5}), tmp_path / "run")

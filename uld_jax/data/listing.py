@@ -6,6 +6,7 @@ pictures are ignored silently: hidden files, the thumbnails of file managers, cs
 """
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,12 @@ from etils import epath
 from uld_jax import files
 from uld_jax.errors import UserError
 
-PICTURES = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or HEIC"
+PICTURES = "JPEG, PNG, TIFF, WebP, BMP, GIF, PPM, AVIF or HEIC"
 
 # Names that claim to be a picture: a bad file with such a name is an error. Other files are selected by their content.
 _PICTURE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".webp", ".bmp",
-    ".dib", ".gif", ".avif", ".avifs", ".heic", ".heif", ".hif",
+    ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs", ".heic", ".heif", ".hif",
 )  # fmt: skip
 _VIDEO_ENDINGS = (
     ".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".wmv", ".asf",
@@ -47,6 +48,7 @@ _OWN = (
     {"table.json", "table.md"},
     {"figure.json", "figure.md"},
 )
+_NETPBM = re.compile(rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s")  # a comment may stand before the width
 _START = 64  # number of first bytes that identify a format
 _NAMED = 20  # most bad files that one message names
 
@@ -183,6 +185,8 @@ def kind_of(start: bytes) -> str | None:
         return "WEBP"
     if start[:2] == b"BM" and int.from_bytes(start[14:18], "little") in (12, 40, 52, 56, 64, 108, 124):
         return "BMP"  # the header's length is checked because many texts start with BM
+    if _NETPBM.match(start):
+        return "PPM"  # and PGM, PBM
     brands = _brands(start)
     if brands & {b"avif", b"avis"}:
         return "AVIF"
