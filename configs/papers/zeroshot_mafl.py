@@ -8,7 +8,8 @@
 
 Expected: 3.14 forward, 3.27 backward with K = 10 (mafl_5_full)
 
-Table 2 has 3.98 backward. The paper finds faces by a detector; here pixels are drawn in the middle of the aligned photo, which has no box.
+Table 2 has 3.98 backward. The paper finds faces by a detector; here pixels are drawn in the middle of the aligned
+photo, which has no box.
 """
 
 from uld_jax.configs import papers, zeroshot
