@@ -5,8 +5,8 @@
         --config.weights.superpoint=SUPERPOINT --workdir=runs/self_training_cats
     uld evaluate --workdir=runs/self_training_cats --protocol=cat_9_300
 
-No number: the supplement was not at hand, and so neither its crop. `uld evaluate` measures by cat_9_300. The protocol is
-that of Tourani et al., who follow Mallis et al. The photos have no boxes, so keypoints beside the cat stay.
+No number: the supplement was not at hand, and so neither was its crop. `uld evaluate` measures by cat_9_300. This
+protocol is that of Tourani et al., who follow Mallis et al. Without boxes, keypoints beside the cat stay.
 """
 
 from uld_jax.configs import papers, self_training
