@@ -189,6 +189,7 @@ PAPER = {
     "papers/self_training_human36m": [
         ("4, training", "stage1.clusters", 250),
         ("code", "keypoints.background", "clusters"),
+        ("code", "keypoints.zoom", 1.0),
         ("code", "frame_size", 450),
         ("code", "round(1 / stage1.zoom, 6)", 1.4),
     ],

@@ -8,7 +8,7 @@
 Expected: 6.86 forward with K = 10 (aflw_5_imm)
 Expected: 6.31 forward with K = 30, imm_aflw.py:k=30 from imm_mafl.py:k=30 (aflw_5_imm)
 
-runs/imm_mafl is the run of imm_mafl.py. As in the published code (`examples/train_aflw.sh`, `--restore-optim`) the
+runs/imm_mafl is the run of imm_mafl.py. As in the published code (`examples/train_aflw.sh`) the
 optimiser goes on too, and with it the decay of the learning rate; the number of steps is ours.
 """
 

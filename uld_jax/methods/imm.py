@@ -66,7 +66,7 @@ class IMM(Stage):
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
       start: `scratch`; or `previous` to go on with all of a run of IMM, which `config.init_from` names: networks,
-        optimiser, its count of steps for the decay, and running means (the published code's `--restore-optim`).
+        optimiser, its count of steps for the decay, and running means (published code, its script for AFLW).
       view: view of the frame, a multiple of 8 pixels; the published code crops 160 pixels to 128.
       width: channels of the encoders' first stage.
       vgg_width: width of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
