@@ -46,7 +46,8 @@ SHOWN |= {
     "celeba_mallis": Shown("crop", 0, 1.0),
     "mafl": Shown("crop", 0, 1.0),
     "aflw_r": Shown("stretch", 0, 1.0),  # cut to the face; Mallis et al. take their crops without their aspect
-    # Faces fill about half of the pictures, and the crop of Mallis et al. is a little more than the face (ours).
+    # Faces are thought to fill about half of the pictures, and the crop of Mallis et al. is a little more than the face
+    # (ours; no picture was at hand to measure it).
     "ls3d": Shown("stretch", 450, 0.6),
     "cats": Shown("pad", 0, 1.0),
     "bbc_pose": Shown("pad", 0, 1.0),

@@ -7,9 +7,9 @@
 
 Expected: 2.12 forward, 2.85 backward for D-ULD++ with K = 10 (ls3d_68_300x5)
 
-The pictures have no boxes: the networks see the middle of a picture, about the crop of Mallis et al. (ours).
-That crop itself, by the annotated points, is dataset=ls3d_mallis after the colon and in `uld evaluate`, whose id then
-ends in +data=ls3d_mallis.
+The pictures have no boxes: the networks see the middle 60 % of a picture, a guess of ours at the crop of Mallis et al.
+That crop itself, by the annotated points, is dataset=ls3d_mallis after the colon and in `uld prepare`; the id then ends
+in +data=ls3d_mallis.
 """
 
 from uld_jax.configs import duld, papers

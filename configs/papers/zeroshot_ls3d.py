@@ -7,9 +7,9 @@
 
 Expected: 3.53 forward, 4.14 backward with K = 10 (ls3d_68_300x5)
 
-The pictures have no boxes: pixels are drawn in the middle of a picture, about the crop of Mallis et al. (ours).
-That crop itself, by the annotated points, is dataset=ls3d_mallis after the colon and in `uld evaluate`, whose id then
-ends in +data=ls3d_mallis.
+A picture has no box: pixels are drawn in its middle 60 %, a guess of ours at the crop of Mallis et al.
+That crop itself, by the annotated points, is dataset=ls3d_mallis after the colon and in `uld prepare`; the id then ends
+in +data=ls3d_mallis.
 """
 
 from uld_jax.configs import papers, zeroshot
