@@ -37,6 +37,8 @@ def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
         "    return config\n"
     )
     assert config_lib.resolve(f"{path}:a=1") == f"{path}:a=1"
+    for name in ("papers/cgb_mafl", "papers/cgb_mafl.py", "configs/papers/cgb_mafl.py"):
+        assert config_lib.resolve(f"{name}:k=3").endswith("/papers/cgb_mafl.py:k=3")
     assert config_lib.load(f"{path}:k=3,preset=tiny").seed == 77
     monkeypatch.chdir(tmp_path)  # a file here goes before the one that ships with the package
     assert config_lib.resolve("configs/zeroshot.py:k=3") == config_lib.resolve("zeroshot:k=3")
@@ -47,15 +49,21 @@ def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
 
 
 def test_what_ships_is_what_the_checkout_has():
-    assert sorted(p.name for p in config_lib.folder().glob("*.py")) == sorted(
-        p.name for p in (tiny.ROOT / "configs").glob("*.py")
-    )
+    below = lambda root: sorted(str(path.relative_to(root)) for path in root.rglob("*.py"))
+    assert below(config_lib.folder()) == below(tiny.ROOT / "configs")
+    names = config_lib.shipped()
+    assert names[: len(tiny.SHIPPED)] == tiny.SHIPPED
+    assert "papers/lead_celeba" in names
+    assert not {"common", "__init__", "papers/__init__"} & {*names}
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("nothing", "there is no config 'nothing'; use a path or one of .*zeroshot"),
+        ("nothing", "there is no config 'nothing'; use a path or one of .*zeroshot, papers/c3_aflw, .*, papers/cgb_"),
+        ("cgb_mafl", "there is no config 'cgb_mafl'"),
+        ("papers/common", "there is no config 'papers/common'"),
+        ("common", "there is no config 'common'"),
         ("zeroshot:colour=3", "'colour=3' is not understood"),
         ("zeroshot:k", "'k' is not understood"),
         ("zeroshot:k=many", "'many' is not a number"),

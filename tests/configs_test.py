@@ -170,6 +170,31 @@ PAPER = {
         ("code", "stage2.steps", 80_000),
         ("code", "stage2.merge_from", 25_000),
     ],
+    # Settings of one data set; the scripts of CGB count epochs of 2,500 steps.
+    "papers/cgb_mafl": [
+        ("code", "warmup.detector_rate", 1e-5),
+        ("code", "cgb.detector_rate", 1e-5),
+        ("code", "cgb.generator_rate", 1e-5),
+        ("code", "cgb.decay_every", 70 * 2500),
+        ("code", "cgb.decay", 0.1),
+    ],
+    "papers/cgb_aflw": [("code", "(cgb.detector_rate, cgb.decay_every, cgb.decay)", (1e-4, 30 * 2500, 0.1))],
+    "papers/cgb_ls3d": [("code", "(cgb.detector_rate, cgb.decay_every, cgb.decay)", (1e-5, 80 * 2500, 0.1))],
+    "papers/cgb_cats": [("code", "(cgb.detector_rate, cgb.decay_every, cgb.decay)", (1e-4, 80 * 2500, 0.5))],
+    "papers/cgb_shoes": [("code", "(cgb.detector_rate, cgb.decay_every, cgb.decay)", (1e-5, 30 * 2500, 0.1))],
+    "papers/lead_celeba": [
+        ("4.1", "byol.steps", 200 * (162_770 // 256)),
+        ("4.1", "compact.steps", 20 * (162_770 // 256)),
+    ],
+    "papers/self_training_human36m": [
+        ("4, training", "stage1.clusters", 250),
+        ("code", "keypoints.background", "clusters"),
+        ("code", "keypoints.zoom", 1.0),
+        ("code", "frame_size", 450),
+        ("code", "round(1 / stage1.zoom, 6)", 1.4),
+    ],
+    "papers/self_training_bbc_pose": [("4, training", "stage2.clusters", 250)],
+    "papers/imm_aflw": [("code", "imm.start", "previous")],
     "self_training:preset=paper,variant=extended": [  # the code alone; the text was not at hand
         ("code", "keypoints._detector.scales", (1.0,)),
         ("code", "keypoints.threshold", 0.15),

@@ -50,20 +50,29 @@ def folder() -> pathlib.Path:
     return pathlib.Path(uld_jax.configs.__file__).parent
 
 
+def shipped() -> list[str]:
+    """List the names of the configs that ship with the package, such as `zeroshot` and `papers/cgb_mafl`."""
+    root = folder()
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
+    return sorted(
+        (name for name in names if name != "common" and not name.endswith("__init__")), key=lambda n: ("/" in n, n)
+    )
+
+
 def resolve(spec: str) -> str:
     """Resolve `PATH.py[:arg]` or `NAME[:arg]` to an existing file with its argument.
 
     Raises UserError when there is no such file.
     """
     name, _, arg = spec.partition(":")
-    stem = pathlib.PurePath(name).stem
     if pathlib.Path(name).is_file():
         return f"{name}:{arg}"
-    shipped = folder() / f"{stem}.py"
-    if name in (stem, f"{stem}.py", f"configs/{stem}.py") and shipped.is_file():
-        return f"{shipped}:{arg}"
-    known = ", ".join(sorted(p.stem for p in folder().glob("*.py") if p.stem not in ("__init__", "common")))
-    raise UserError(f"--config={spec}: there is no config {name!r}; use a path or one of {known}")
+    known = shipped()
+    # A path below configs/ is understood in any working directory.
+    wanted = name.removeprefix("configs/").removesuffix(".py") if name.endswith(".py") else name
+    if wanted in known:
+        return f"{folder() / wanted}.py:{arg}"
+    raise UserError(f"--config={spec}: there is no config {name!r}; use a path or one of {', '.join(known)}")
 
 
 def load(spec: str, **overrides) -> Config:

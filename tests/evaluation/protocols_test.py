@@ -77,7 +77,7 @@ def test_rows_fit_schemes_and_papers(row):
 
 def test_every_protocol_that_configs_and_pages_name_exists():
     known = {*PAPERS, *BY_ID, *dense.PRESETS, *pck.PROTOCOLS, "NAME", "ID", "auto"}
-    pages = [tiny.ROOT / "README.md", *(tiny.ROOT / "docs").rglob("*.md"), *(tiny.ROOT / "configs").glob("*.py")]
+    pages = [tiny.ROOT / "README.md", *(tiny.ROOT / "docs").rglob("*.md"), *(tiny.ROOT / "configs").rglob("*.py")]
     named = {
         (page.name, name)
         for page in pages

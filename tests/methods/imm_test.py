@@ -126,3 +126,23 @@ def test_swaps_have_the_columns_of_c3(method, monkeypatch):
 def test_settings_that_cannot_work_are_named(method):
     with pytest.raises(UserError, match="30"):
         replace(method, image_size=30)
+
+
+def test_a_run_goes_on_with_all_of_another():
+    """As the published code does on AFLW: networks, optimiser and running means stay, and the steps begin anew."""
+    first = config_lib.stage(tiny.config("imm"), "imm").method
+    batch = {"image": jnp.zeros((2, first.frame_size, first.frame_size, 3), jnp.uint8), "index": jnp.arange(2)}
+    made = first.init(jax.random.key(0), batch, {}, Start(None, 2))
+    assert not first.needs
+    left = made.replace(step=jnp.int32(40), aux=imm.Balance(made.aux.mean + 1))
+    method = replace(first, start="previous")
+    assert [(need.what, need.of_images) for need in method.needs] == [("network", False)]
+    state = method.init(jax.random.key(1), batch, {}, Start(left, 5))
+    assert int(state.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=left.step), left)
+    with pytest.raises(UserError, match=r"stage imm needs the network of a run of imm\.IMM, .* config\.init_from"):
+        method.init(jax.random.key(1), batch, {}, Start(None, 5, stage="imm"))
+    with pytest.raises(UserError, match=r"^imm\.start=previous goes on .* use the same k and width"):
+        replace(method, k=method.k + 1).init(jax.random.key(1), batch, {}, Start(left, 5, stage="imm"))
+    with pytest.raises(UserError, match=r"^imm\.start=previous"):
+        method.init(jax.random.key(1), batch, {}, Start(left.replace(aux=()), 5, stage="imm"))

@@ -20,7 +20,7 @@ Differences from the published code:
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from uld_jax import optimizers
 from uld_jax.backbones import perceptual
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Positive
-from uld_jax.method import Prediction, Stage, TrainState
+from uld_jax.method import Need, Prediction, Stage, TrainState, same_shapes
 from uld_jax.methods import shared
 from uld_jax.methods.shared import View
 from uld_jax.models import imm_net, layers, vgg
@@ -65,6 +65,8 @@ class IMM(Stage):
     Attributes:
       k: K, number of landmarks.
       frame_size: side of the frame in pixels.
+      start: `scratch`; or `previous` to go on with all of a run of IMM, which `config.init_from` names: networks,
+        optimiser, its count of steps for the decay, and running means (published code, its script for AFLW).
       view: view of the frame, a multiple of 8 pixels; the published code crops 160 pixels to 128.
       width: channels of the encoders' first stage.
       vgg_width: width of the random VGG16 that is used when `config.weights.vgg16_colorization` is empty.
@@ -77,6 +79,7 @@ class IMM(Stage):
 
     k: int
     frame_size: int
+    start: Literal["scratch", "previous"] = "scratch"
     view: View = View(128, 0.8)
     width: int = 32
     vgg_width: int = 64
@@ -92,6 +95,11 @@ class IMM(Stage):
         super().__post_init__()
         if self.view.image_size % 8:
             raise UserError(f"view.image_size is {self.view.image_size}; use a multiple of 8")
+
+    @property
+    def needs(self):
+        """A run of IMM to go on with."""
+        return (Need("network", "a run of imm.IMM", of_images=False),) if self.start == "previous" else ()
 
     @property
     def _nets(self):
@@ -128,7 +136,15 @@ class IMM(Stage):
             drawn = layers.initialize(net, key, *inputs[name], law=imm_net.INITIAL, train=False)
             params[name], model_state[name] = layers.split(drawn)
         aux = Balance(jnp.asarray(FIRST_BALANCE, wide))
-        return TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), aux)
+        drawn = TrainState(jnp.int32(0), params, model_state, self._optimizer.init(params), aux)
+        if self.start == "scratch":
+            return drawn
+        shared.take(self, start, "network")
+        if not same_shapes(start.previous, drawn):
+            raise UserError(
+                f"{start.stage}.start=previous goes on with a run of IMM of other sizes; use the same k and width"
+            )
+        return start.previous.replace(step=drawn.step)
 
     def train_step(self, state, frozen, batch, rng):
         # Step 1) Two warps, one upon the other; images are 0..255 here, as in the published code.

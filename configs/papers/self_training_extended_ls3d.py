@@ -1,0 +1,22 @@
+"""Extended self-training on LS3D (Mallis et al., TPAMI 2024).
+
+    uld prepare --dataset=ls3d_mallis --src=LS3D --data_dir=DATA
+    uld train --config=configs/papers/self_training_extended_ls3d.py --config.data_dir=DATA \
+        --config.weights.superpoint=SUPERPOINT --workdir=runs/self_training_extended_ls3d
+    uld evaluate --workdir=runs/self_training_extended_ls3d
+
+No number: the tables of the paper were not at hand. `uld evaluate` measures by ls3d_68_301_code.
+
+The crop of tests is the published code's; it trains on crops to boxes that are published as a pickle, which is not
+read, so the boxes of the annotated points stand in for them.
+"""
+
+from uld_jax.configs import papers, self_training
+
+
+def get_config(arg=None):
+    """The config for `arg`, as configs/self_training.py takes it."""
+    usual = dict(dataset="ls3d_mallis", variant="extended", protocol="mallis2024_ls3d")
+    config = papers.config_of(self_training, arg, **usual)
+    papers.in_paper(config, keypoints=dict(region="none"))
+    return config.lock()
