@@ -330,7 +330,7 @@ def test_more_steps_of_the_last_stage_go_on_and_other_changes_are_refused(tmp_pa
     assert final_hash(tmp_path / "run") == final_hash(tmp_path / "whole")
     with pytest.raises(UserError, match="holds a run with seed=0, not 1"):
         loop.run(tiny.config(**longer | {"seed": 1}), tmp_path / "run")
-    with pytest.raises(UserError, match=r"detector\.learning_rate"):
+    with pytest.raises(UserError, match=r"detector\.optimizer\.learning_rate"):
         loop.run(tiny.config(**longer | {"detector.learning_rate": 0.5}), tmp_path / "run")
 
 
