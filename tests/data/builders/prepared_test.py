@@ -108,7 +108,7 @@ class Drawn(Source):
 
     def __init__(self):
         self.spec = DatasetSpec("drawn", 2, "eyes", (1, 0), (1, 0), ("left", "right"), ("train",))
-        self.names, self.frame_size, self.columns = ["a", "b", "c"], 6, {}
+        self.names, self.frame_size, self.columns, self.fingerprint = ["a", "b", "c"], 6, {}, "drawn"
         self.landmarks = np.arange(12, dtype=np.float32).reshape(3, 2, 2) / 3
         self.visible = np.array([[True, False]] * 3)
         self.frame_maps, self.file_sizes = np.tile([1.0, 1, 0, 0], (3, 1)), np.full((3, 2), 6, np.int32)

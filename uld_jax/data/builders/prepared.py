@@ -5,19 +5,17 @@
   open_source('folder', 'train', data_dir=data_dir/my_faces, ...)
 
 A record holds the unchanged image file, its name, the landmarks in pixels of the file, visibility and the other
-columns, so it can be read at any frame size. TFDS shuffles rows when it writes; afterwards the row number in the
-prepared data set is the identity of an example, not the row of its source. Pairs of images, which PF-Pascal has, are
-written beside the records as the lists of `data/pf_pascal.py`, and their names are looked up when they are read.
+columns, so it can be read at any frame size. Rows are mixed when they are written (`writing`); afterwards the row
+number in the prepared data set is the identity of an example, not the row of its source. Pairs of images, which
+PF-Pascal has, are written beside the records as the lists of `data/pf_pascal.py`, and their names are looked up when
+they are read.
 
 TensorFlow is not needed, because TFDS neither encodes nor decodes the images, which are passed as encoded bytes.
 """
 
-import contextlib
 import json
 import os
 import re
-import sys
-import tempfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from uld_jax.data import decode, pf_pascal
+from uld_jax.data.builders import writing
 from uld_jax.data.listing import BadFile, Skipped, bad_files
 from uld_jax.data.schemes import BY_NUMBER, NO_SCHEME, SCHEMES
 from uld_jax.data.specs import (
@@ -72,13 +71,7 @@ def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str 
         bad += [] if source.checked else source.broken()
     if bad:
         raise bad_files(bad, total, first.where)
-    for unfinished in target.parent.glob(f"incomplete.*_{version}"):  # of a process that was killed
-        unfinished.rmtree()
-    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
-    # Nothing is downloaded, but TFDS makes a download folder, and prints its progress on stdout, which is for results.
-    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
-        builder = _builder_class(name, version, sources)(data_dir=target.parent.parent, file_format="array_record")
-        builder.download_and_prepare(download_dir=nothing, download_config=config)
+    writing.write(name, version, sources, target)
     return target
 
 
@@ -90,56 +83,8 @@ def check_target(name: str, data_dir, version: str = "1.0.0") -> epath.Path:
         raise UserError(f"{version!r} is not a version; use three numbers such as 1.0.0")
     target = epath.Path(data_dir).expanduser() / name / version
     if target.exists():
-        raise UserError(f"{target} exists already; remove it, or write another version")
+        raise UserError(f"{target} exists already; remove it, or write to another folder")
     return target
-
-
-def _builder_class(dataset_name, version, sources):
-    first = next(iter(sources.values()))
-    spec = first.spec
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """TFDS builder of one data set from its sources."""
-
-        name = dataset_name
-        VERSION = tfds.core.Version(version)
-
-        def _info(self):
-            features = {"file": tfds.features.Text(), "image": tfds.features.Image(shape=(None, None, 3))}
-            if spec.landmarks is not None:
-                features["landmarks"] = tfds.features.Tensor(shape=(spec.landmarks, 2), dtype=np.float32)
-                features["visible"] = tfds.features.Tensor(shape=(spec.landmarks,), dtype=np.bool_)
-            if first.columns:
-                features["columns"] = tfds.features.FeaturesDict({c: tfds.features.Text() for c in first.columns})
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Images with landmarks (x, y) in pixels of the upright file, pixel centres at integers.",
-                features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(spec._replace(name=dataset_name, splits=tuple(sources))._asdict()),
-            )
-
-        def _split_generators(self, dl_manager):
-            del dl_manager
-            for split, source in sources.items():
-                if source.pairs is not None:  # now, so that no data set is ever without them
-                    pf_pascal.write_pairs(epath.Path(self.data_dir), split, source)
-            return {split: self._generate_examples(source) for split, source in sources.items()}
-
-        def _generate_examples(self, source):
-            keys = set()
-            for row, file in enumerate(source.names):
-                example = {"file": file, "image": source.encoded(row)}
-                if source.landmarks is not None:
-                    example["landmarks"] = coordinates.frame_to_file(
-                        source.landmarks[row].astype(np.float64), source.frame_maps[row]
-                    ).astype(np.float32)
-                    example["visible"] = source.visible[row]
-                if source.columns:
-                    example["columns"] = {c: values[row] for c, values in source.columns.items()}
-                yield (f"{file}\0{row}" if file in keys else file), example  # a photo of two categories is two rows
-                keys.add(file)
-
-    return Builder
 
 
 def find(root, name: str | None = None) -> epath.Path | None:
