@@ -211,3 +211,15 @@ def test_reports_have_the_id_and_the_normaliser_of_the_row(still):
     assert composed["protocol"] == "folder_5_box+missing_mean"
     assert given["precision"] != composed["precision"]
     assert Protocol().asdict() == composed["settings"]
+
+
+@pytest.mark.parametrize(("name", "data"), [("human36m_32_800", ""), ("mafl_5_full", "mafl_imm")])
+def test_a_part_of_a_data_set_never_has_the_id_of_the_whole(name, data):
+    row = BY_ID[name]
+    found = official(row, train=12, test=5, **({"name": data} if data else {}))
+    for source in (found.train, found.test):
+        source.spec = source.spec._replace(partial=True)
+    told = choose(config(f"protocol={name}"), found).id(complete=True)
+    more = f"+data={data}" if data else ""
+    assert told.startswith(f"{name}{more}+train_images=12+test_images=5")
+    assert found.test.spec.protocol.endswith("_part")

@@ -44,6 +44,7 @@ class DatasetSpec(NamedTuple):
       sides: meaning of `left` in the landmarks: `object`, the person's own left as annotated, or `image`, the left of
         the image (see `schemes.image_sides`). Errors of the two may not be compared.
       scheme: name of a scheme (`schemes.SCHEMES`), or `none`.
+      partial: True for a part of an official data set, whose errors are not those of the whole.
     """
 
     name: str
@@ -55,13 +56,15 @@ class DatasetSpec(NamedTuple):
     splits: tuple[str, ...] = ("train", "test")
     sides: str = "object"
     scheme: str = NO_SCHEME
+    partial: bool = False
 
     @property
     def protocol(self) -> str | None:
         """Id under which errors may be compared, such as `folder_68_eyes`; None without annotation."""
         if self.landmarks is None:
             return None
-        return f"{self.name}_{self.landmarks}_{self.normaliser}" + ("_image_sides" if self.sides == "image" else "")
+        more = ("_image_sides" if self.sides == "image" else "") + ("_part" if self.partial else "")
+        return f"{self.name}_{self.landmarks}_{self.normaliser}{more}"
 
 
 def spec_of(

@@ -133,7 +133,10 @@ def _departs(row: Row, protocol: Protocol, spec: DatasetSpec, data: Data, split:
     images, official = len(specs.labelled(data.train)), row.data
     if spec.name != official.name:
         yield f"data={spec.name}"
-    else:
+    if spec.partial:
+        yield f"train_images={images}"
+        yield f"test_images={0 if data.test is None else len(data.test)}"
+    elif spec.name == official.name:
         yield from protocols.counts(official, images, 0 if data.test is None else len(data.test))
     if split != "test":
         yield f"split={split}"

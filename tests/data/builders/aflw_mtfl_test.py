@@ -49,7 +49,7 @@ def test_aflw_m_trains_on_crops_of_thewlis_and_tests_on_mtfl(src, tmp_path):
     train, test = found["train"], found["test"]
     assert sorted(train.names) == ["cropped/39341.jpg", "cropped/39342_b.jpg"]
     assert sorted(test.names) == sorted(TEST)
-    assert train.spec.protocol == "aflw_m_5_eyes"
+    assert train.spec.protocol == "aflw_m_5_eyes_part"
     for source, names in ((train, list(CROPS)), (test, list(TEST))):
         for name, xy in miniature.points(source).items():
             np.testing.assert_allclose(xy, points_of(names.index(name)) - 1, atol=1e-4)

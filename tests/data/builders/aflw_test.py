@@ -100,7 +100,7 @@ def test_recropped_faces_come_back_as_they_are(src, tmp_path):
     found = miniature.prepare("aflw_r", src, tmp_path)
     assert {split: len(source) for split, source in found.items()} == {"train": 10, "test": 3}
     test = found["test"]
-    assert test.spec.protocol == "aflw_r_5_eyes"
+    assert test.spec.protocol == "aflw_r_5_eyes_part"
     assert sorted(test.names) == [
         "00000_image00007_45000.jpg",
         "00001_image00002_39341.jpg",
@@ -163,7 +163,7 @@ def test_aflw_has_faces_with_their_own_points_and_angles(photos, tmp_path):
     assert list(sources) == ["train"]  # of three photos none is the fifth
     assert "no photo or no rectangle of 1 faces" in notes[0]
     train = miniature.prepare("aflw", photos, tmp_path, frame_size=50)["train"]
-    assert train.spec.protocol == "aflw_21_eyes"
+    assert train.spec.protocol == "aflw_21_eyes_part"
     names = ["0/image00002_39341.jpg", "0/image00002_39342.jpg", "2/image00007_45000.jpg", "3/image00009_45001.jpg"]
     assert sorted(train.names) == sorted(names)
     row = {name: train.names.index(name) for name in names}

@@ -63,7 +63,7 @@ def test_joints_found_and_annotated_by_hand_come_back(src, tmp_path):
         split: sorted(f"{name}.jpg" for name in names) for split, names in wanted.items()
     }
     for source in found.values():
-        assert (source.spec.protocol, source.spec.eyes) == ("bbc_pose_7_shoulders", (5, 6))
+        assert (source.spec.protocol, source.spec.eyes) == ("bbc_pose_7_shoulders_part", (5, 6))
         for row, name in enumerate(source.names):
             video, frame = (int(part) for part in name.removesuffix(".jpg").split("/"))
             want = joints_of(video - 1, frame)

@@ -51,7 +51,7 @@ def test_the_sorted_list_is_split(src, tmp_path):
     found = miniature.prepare("cats", src, tmp_path)
     assert {split: sorted(one.names) for split, one in found.items()} == {"train": NAMES[:6], "test": NAMES[6:]}
     for source in found.values():
-        assert source.spec.protocol == "cats_9_box"
+        assert source.spec.protocol == "cats_9_box_part"
         assert source.spec.mirror == (1, 0, 2, 8, 7, 6, 5, 4, 3)
         assert source.file_sizes.tolist() == [list(SIZE)] * len(source)
         for row, name in enumerate(source.names):

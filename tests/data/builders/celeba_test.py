@@ -59,7 +59,7 @@ def test_mafl_comes_back_as_it_is(src, tmp_path):
         "test": sorted(MAFL_TEST),
     }
     test = found["test"]
-    assert test.spec.protocol == "mafl_5_eyes"
+    assert test.spec.protocol == "mafl_5_eyes_part"
     assert test.spec.mirror == (1, 0, 2, 4, 3)
     for row, name in enumerate(test.names):
         np.testing.assert_allclose(miniature.points(test)[name], points_of(NAMES.index(name)), atol=1e-4)
@@ -144,7 +144,10 @@ def test_official_counts_follow_from_official_lists():
         rng.permutation(np.arange(a, b))[:n]
         for a, b, n in zip(starts[:-1], starts[1:], (16269, 1906, 1825), strict=True)
     ]
-    cut = [np.split(numbers, [n]) for numbers, n in zip(drawn, (808, 96, 96), strict=True)]
+    in_test = celeba.CROSSING["test"].values()
+    assert list(celeba.CROSSING["train"].values()) == [15_461, 1_810, 1_729]
+    assert list(in_test) == [808, 96, 96]
+    cut = [np.split(numbers, [n]) for numbers, n in zip(drawn, in_test, strict=True)]
     names = lambda numbers: [f"{n + 1:06d}.jpg" for n in numbers]
     parts = {s: names(range(a, b)) for s, a, b in zip(celeba.PARTS, starts[:-1], starts[1:], strict=True)}
     mafl = {"test": names(np.concatenate([c[0] for c in cut])), "train": names(np.concatenate([c[1] for c in cut]))}
@@ -163,7 +166,7 @@ def test_wrong_counts_name_the_list(src):
     ):
         miniature.opened("mafl", src, partial=False)
     _, notes = miniature.opened("mafl", src)
-    assert len(notes) == 9
+    assert len(notes) == 15
     assert "testing.txt has 3 images where the official file has 1,000" in "\n".join(notes)
     assert "split test of mafl has 3 images" in notes[-1]
 

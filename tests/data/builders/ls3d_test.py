@@ -71,7 +71,7 @@ def test_both_sets_come_back(src, tmp_path):
         "test": sorted(f"{name}.jpg" for name in TEST),
     }
     for source in found.values():
-        assert source.spec.protocol == "ls3d_68_box"
+        assert source.spec.protocol == "ls3d_68_box_part"
         for row, file in enumerate(source.names):
             np.testing.assert_allclose(miniature.points(source)[file], points_of(stem(file)) - 1, atol=1e-3)
             folder = "300W_LP" if file.startswith(SETS) else "LS3D-W-balanced"

@@ -74,7 +74,7 @@ def test_photos_come_back_as_they_are(src, tmp_path):
         split: sorted(files_of(split)) for split in ("train", "test", "private")
     }
     for source in found.values():
-        assert source.spec.protocol == "w300_68_eyes"
+        assert source.spec.protocol == "w300_68_eyes_part"
         for row, file in enumerate(source.names):
             np.testing.assert_allclose(miniature.points(source)[file], points_of(file) - 1, atol=1e-3)
             assert source.encoded(row) == (src / file).read_bytes()

@@ -64,7 +64,7 @@ def src(tmp_path_factory):
 def test_points_are_those_of_the_picture(src, tmp_path):
     train = miniature.prepare("w300lp", src, tmp_path)["train"]
     assert sorted(train.names) == sorted(f"{which}/{n}.jpg" for which, listed in NAMES.items() for n in listed)
-    assert train.spec.protocol == "w300lp_68_box"
+    assert train.spec.protocol == "w300lp_68_box_part"
     for row, file in enumerate(train.names):
         want = points_of(file.split("/")[1][:-4]) - 1
         np.testing.assert_allclose(miniature.points(train)[file], want, atol=1e-3)
@@ -146,7 +146,7 @@ def test_aflw2000_has_two_sets_of_points(aflw, tmp_path):
 
     dense = miniature.prepare("aflw2000", aflw, tmp_path)["test"]
     few = miniature.prepare("aflw2000_21", aflw, tmp_path)["test"]
-    assert (dense.spec.protocol, few.spec.protocol) == ("aflw2000_68_box", "aflw2000_21_21_box")
+    assert (dense.spec.protocol, few.spec.protocol) == ("aflw2000_68_box_part", "aflw2000_21_21_box_part")
     for name in dense.names:
         mat = loadmat(aflw / "AFLW2000" / name.replace("jpg", "mat"))
         np.testing.assert_allclose(miniature.points(dense)[name], mat["pt3d_68"][:2].T - 1, atol=1e-3)

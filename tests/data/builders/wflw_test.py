@@ -56,7 +56,7 @@ def test_every_face_has_a_crop_of_its_own(src, tmp_path):
         ],
         "test": ["0--Parade/0_Parade_Parade_0_12_face0.jpg", "1--Handshaking/1_Hand_1_face0.jpg"],
     }
-    assert found["test"].spec.protocol == "wflw_98_eyes"
+    assert found["test"].spec.protocol == "wflw_98_eyes_part"
     assert found["test"].spec.eyes == (60, 72)
     # Boxes of 100 x 60, 60 x 90, 100 x 80; 80 x 100 and 100 x 100 pixels: squares of 125, 112.5 and 125 pixels around
     # their centres, (150, 150), (330, 245), (50, 340); (290, 110), (450, 150) from the edge of the first pixel.

@@ -36,6 +36,11 @@ from uld_jax.errors import UserError
 IMAGES = 202_599
 PARTS = {"train": 162_770, "val": 19_867, "test": 19_962}
 MAFL = {"train": 19_000, "test": 1_000}
+# Images of MAFL's splits in CelebA's parts.
+CROSSING = {
+    "train": {"train": 15_461, "val": 1_810, "test": 1_729},
+    "test": {"train": 808, "val": 96, "test": 96},
+}
 SIZE = (218, 178)  # (height, width) of aligned photos
 _IMM_HELD_OUT = 1_900  # a tenth of MAFL's training images
 _CGB_LEFT_OUT = ("031524.jpg", "179577.jpg", "139803.jpg")  # of MAFL's training images, in the published code
@@ -204,6 +209,8 @@ def _mafl_list(files: Files, split: str, part: dict[str, str]) -> list[str]:
     names = [text for _, text in files.lines(path)]
     files.expect(path, len(names), MAFL[split])
     _known(names, part, path)
+    for of, official in CROSSING[split].items():
+        files.expect(path, sum(part[n] == of for n in names), official, f"images of CelebA's part {of}")
     return names
 
 

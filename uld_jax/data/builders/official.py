@@ -235,6 +235,9 @@ class Official(Source):
     `records` are those of `read_splits`, `splits` the names of all splits. Images that are absent are an error that
     names them, or with `files.partial` are left out and listed in `skipped`. For `frame_size` and `on_bad_file` see
     `data.open_source`.
+
+    Attributes:
+      left_out: number of listed images that are absent, or that cannot be read.
     """
 
     def __init__(
@@ -341,6 +344,7 @@ class Official(Source):
                 "--allow_partial to go on without them"
             )
         self.skipped = tuple(Skipped(shown[row], str(heads[row])) for row in absent)
+        self.left_out = len(absent)
         there = [row for row in range(len(heads)) if row not in set(absent)]
         if not there:
             raise UserError(
@@ -353,6 +357,7 @@ class Official(Source):
         self.checked = on_bad_file == "skip"
         full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
         self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
+        self.left_out += len(bad)
         usable = [row for row in range(len(heads)) if row not in bad]
         kept = [row for row in usable if dataset.size in (None, heads[row].size)]
         if not kept:
@@ -440,7 +445,8 @@ def open_all(
       frame_size, on_bad_file: see `data.open_source`.
 
     Returns:
-      {split: source}; and sentences about the files, see `Files.notes`.
+      {split: source}, whose specs say whether they are a part (`DatasetSpec.partial`); and sentences about the files,
+      see `Files.notes`.
 
     Raises:
       UserError: any error in the files, or images that cannot be read, all of them named; nothing has been written.
@@ -450,4 +456,8 @@ def open_all(
         return dataset.sources(files, frame_size=frame_size, on_bad_file=on_bad_file), files.notes
     splits = read_splits(dataset, files)
     opening = functools.partial(Official, dataset, files, splits=tuple(splits), frame_size=frame_size)
-    return {split: opening(records, on_bad_file=on_bad_file) for split, records in splits.items()}, files.notes
+    sources = {split: opening(records, on_bad_file=on_bad_file) for split, records in splits.items()}
+    if (partial and files.notes) or any(source.left_out for source in sources.values()):
+        for source in sources.values():
+            source.spec = source.spec._replace(partial=True)
+    return sources, files.notes

@@ -230,7 +230,9 @@ def _spec(info, landmarks, scheme, normaliser) -> DatasetSpec:
     """Return the written spec, changed by the given scheme and normaliser; `none` and `auto` change nothing."""
     splits = tuple(info.splits)
     written = dict(info.metadata or {})
-    if not set(DatasetSpec._fields) - {"sides", "scheme"} <= set(written):  # as in data sets of earlier versions
+    if not set(DatasetSpec._fields) - {"sides", "scheme", "partial"} <= set(
+        written
+    ):  # as in data sets of earlier versions
         return spec_of(info.name, landmarks, scheme=scheme, normaliser=normaliser, splits=splits)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items() if k in DatasetSpec._fields}
     spec = DatasetSpec(**tuples)._replace(splits=splits)
