@@ -99,7 +99,7 @@ def test_frames_joints_and_boxes_are_cropped_alike(official, tmp_path, name, siz
         person, source = (data.open_source(name, split, sides=sides, **opening) for sides in ("object", "auto"))
         assert sorted(source.names) == sorted(f"{video}/{frame + 1:06d}" for video, frame in used)
         assert source.spec.protocol == f"{name}_32_shoulders_image_sides_part"
-        assert person.spec.protocol == f"{name}_32_shoulders"
+        assert person.spec.protocol == f"{name}_32_shoulders_part"
         assert np.unique(source.file_sizes).tolist() == [size]
         boxes, images = objects.boxes(source), source.images()
         for video, frame in used:
