@@ -108,7 +108,7 @@ class Folder(Photos):
         if note is None:
             names, self.skipped = listing.list_files(self._root)
             if not names:
-                raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another data_dir")
+                raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another folder")
             return names, None
         of = {s: [n for n, t in zip(note.names, note.splits, strict=True) if t == s] for s in annotation.SPLITS}
         self._splits = annotation.SPLITS if of["test"] else ("train",)
@@ -193,20 +193,26 @@ def _head(path) -> "Head | listing.BadFile":
     return Head(found.size, found.file_bytes, zlib.crc32(found.start))
 
 
-def existing_folder(data_dir) -> epath.Path:
-    """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty."""
+def existing_folder(data_dir, field: str = "data_dir", content: str = "images") -> epath.Path:
+    """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty.
+
+    Errors name the `field` or flag that gave the folder, and the `content` that is wanted.
+    """
     if not data_dir or not os.fspath(data_dir):
+        if field != "data_dir":
+            raise UserError(f"{field} is empty; give the folder of the {content}")
         raise UserError(
             "data_dir is not set; give the folder of the images with --config.data_dir=DIR (`uld evaluate`: "
             "--data_dir=DIR)"
         )
     folder = epath.Path(data_dir).expanduser()
+    said = f"{field}={folder}" if field.startswith("--") else f"{field} {folder}"
     if not folder.exists():
-        raise UserError(f"data_dir {folder} does not exist; give a folder of images")
+        raise UserError(f"{said} does not exist; give a folder of {content}")
     if not folder.is_dir():
-        raise UserError(f"data_dir {folder} is a file; give the folder that holds the images")
+        raise UserError(f"{said} is a file; give the folder that holds the {content}")
     if next(iter(folder.iterdir()), None) is None:
-        raise UserError(f"data_dir {folder} is empty; put images into it, or give another folder")
+        raise UserError(f"{said} is empty; put {content} into it, or give another folder")
     return folder
 
 

@@ -247,10 +247,16 @@ def test_absent_and_broken_photos(src, tmp_path, monkeypatch, capsys):
         (["--dataset=mafl"], "--src is empty; give the folder with the official files of mafl"),
         (["--dataset=mafl", "--src={src}", "--scheme=ibug68"], "the points of mafl are known"),
         (["--dataset=mine", "--src={src}", "--allow_partial"], "--allow_partial is for official data sets"),
+        (["--dataset=mafl", "--src=/none"], "--src=/none does not exist; give a folder of official files"),
+        (["--dataset=mine", "--src=/none"], "--src=/none does not exist; give a folder of photos"),
+        (["--dataset=mafl", "--src={empty}"], "empty is empty; put official files into it"),
+        (["--dataset=mine", "--src={empty}"], "empty is empty; put photos into it, or give another folder"),
     ],
 )
 def test_flags_that_do_not_fit(src, tmp_path, monkeypatch, capsys, flags, error):
-    argv = ["uld", "prepare", f"--data_dir={tmp_path}", *(flag.format(src=src) for flag in flags)]
+    (tmp_path / "empty").mkdir()
+    argv = [flag.format(src=src, empty=tmp_path / "empty") for flag in flags]
+    argv = ["uld", "prepare", f"--data_dir={tmp_path}", *argv]
     monkeypatch.setattr(sys, "argv", argv)
     assert __main__.main() == 1
     assert error in capsys.readouterr().err

@@ -118,7 +118,7 @@ class Files:
     """
 
     def __init__(self, src, partial: bool = False):
-        self.root, self.partial, self.notes = folder.existing_folder(src), partial, []
+        self.root, self.partial, self.notes = folder.existing_folder(src, "--src", "official files"), partial, []
 
     def find(self, *names: str, what: str) -> epath.Path:
         """Return the first of several possible paths below the folder that exists.
@@ -371,15 +371,6 @@ class Official(Source):
         )
         self._records = [_cropped(self._records[row], heads[row].size) for row in kept]
         return [heads[row] for row in kept]
-
-
-def _path(record: Record) -> str:
-    return record.path or record.file
-
-
-def _paths(records: Sequence[Record]) -> list[str]:
-    """The paths of images below the folder, for messages."""
-    return [_path(record) for record in records]
 
 
 def _path(record: Record) -> str:
