@@ -153,7 +153,7 @@ class Folder(Photos):
             )
         bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        reasons = [listing.Skipped(b.file, str(listing.BadFile(self._path(row), b.why))) for row, b in bad.items()]
+        reasons = [listing.Skipped(b.file, str(b.of(self._path(row)))) for row, b in bad.items()]
         self.skipped = tuple(sorted([*self.skipped, *reasons]))
         return {name: heads[row] for row, name in enumerate(self.names) if row not in bad}
 

@@ -351,8 +351,7 @@ class Official(Source):
         self.names = [r.file for r in self._records]
         bad = sort_out(_paths(self._records), heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
-        self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
+        self.skipped += tuple(Skipped(b.file, str(b.of(os.path.join(self._root, b.file)))) for b in bad.values())
         usable = [row for row in range(len(heads)) if row not in bad]
         kept = [row for row in usable if dataset.size in (None, heads[row].size)]
         if not kept:
