@@ -42,6 +42,7 @@ def run(args: FlagValues) -> int:
 
     official = builders.find_dataset(args.dataset)
     prepared.check_target(args.dataset, args.data_dir)
+    files.check_writable(args.data_dir, "data_dir")
     sources = _folder(args) if official is None else _official(official, args)
     written = prepared.prepare(args.dataset, sources, args.data_dir)
     dataset = "folder" if official is None else args.dataset

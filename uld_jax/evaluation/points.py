@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from uld_jax import viz
+from uld_jax import files, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, specs
 from uld_jax.data.annotation import Points, read_points
@@ -119,6 +119,7 @@ def _check_words(asked: Asked) -> None:
         fitted |= {f"--{key}": True for key in asked.settings}
         if given := [flag for flag, value in fitted.items() if value]:
             raise UserError(f"{given[0]} is about regression, and --direct compares points without; leave one out")
+    files.check_writable(asked.out, "out")
     out = epath.Path(asked.out)
     if out.exists() and not (out / "metrics.json").exists() and next(iter(out.iterdir()), None) is not None:
         raise UserError(f"--out={out} is a folder of something else (it has no metrics.json); give a new or empty one")
