@@ -216,14 +216,16 @@ def existing_folder(data_dir, field: str = "data_dir", content: str = "images") 
     return folder
 
 
-def check_points(landmarks, file_sizes, place):
+def check_points(landmarks, file_sizes, place, padded: bool = False):
     """Check that points [N,L,2] of files of sizes [N,2] (height, width) lie within one image side of the image.
 
-    Raises UserError for the first point that does not; `place(row)` names the place where the row was read.
+    With `padded` that is the longer side, because points may lie on the padding of a square frame. Raises UserError for
+    the first point that does not; `place(row)` names the place where the row was read.
     """
     wh = np.asarray(file_sizes, np.float64)[:, None, ::-1]
+    beyond = wh.max(-1, keepdims=True) if padded else wh
     with np.errstate(invalid="ignore"):
-        far = ((landmarks < -wh) | (landmarks > 2 * wh)).any(-1)
+        far = ((landmarks < -beyond) | (landmarks > wh + beyond)).any(-1)
     if far.any():
         row, point = np.argwhere(far)[0]
         x, y = landmarks[row, point]
