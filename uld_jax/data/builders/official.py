@@ -167,15 +167,15 @@ class Files:
             raise UserError(f"{path} is not a text file in UTF-8; get the official file again") from None
         return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
 
-    def expect(self, path, found: int, official: int, what: str = "images") -> None:
-        """Check the length of a list.
+    def expect(self, path, found: int, official: int, what: str = "images", kind: str = "file") -> None:
+        """Check the length of a list, of which `kind` says what it is.
 
         Raises UserError that names the list if it differs from the official one; with `partial` this becomes a note.
         """
         if found != official:
-            said = f"{path} has {found:,} {what} where the official file has {official:,}"
+            said = f"{path} has {found:,} {what} where the official {kind} has {official:,}"
             if not self.partial:
-                raise UserError(f"{said}; get the official file, or add --allow_partial to go on with a part of them")
+                raise UserError(f"{said}; get the official {kind}, or add --allow_partial to go on with a part")
             self.notes.append(said)
 
     def numbers(self, cells: Sequence[str], place: str) -> np.ndarray:
