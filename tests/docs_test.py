@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import sys
+import tomllib
 from unittest import mock
 
 import pytest
@@ -14,7 +15,9 @@ from tests import tiny
 from uld_jax import cli
 from uld_jax import config as config_lib
 from uld_jax.cli.flags import Flags
+from uld_jax.data import builders
 from uld_jax.errors import UserError
+from uld_jax.evaluation import protocols
 from uld_jax.studies import grid as grid_lib
 from uld_jax.studies import results
 
@@ -146,3 +149,29 @@ def test_packages_are_complete_on_the_api_pages():
         for path in sorted((tiny.ROOT / "uld_jax" / room).rglob("*.py")):
             name = ".".join(path.relative_to(tiny.ROOT).with_suffix("").parts)
             assert path.stem == "__init__" or name in MODULES, f"add `.. automodule:: {name}` to docs/api/{room}.md"
+
+
+def test_groups_of_packages_are_those_of_the_project():
+    text = (tiny.ROOT / "docs/quickstart.md").read_text().partition("| group |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE))))
+    assert named == set(tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
+def test_official_data_sets_are_prepared_before_they_are_read():
+    """In the blocks of pages that prepare some; a user's own photos have no name of an official data set."""
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh|bash)?\n.*?^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            prepared, read = set(), set()
+            for command, *words in commands(block):
+                text = " ".join(words)
+                names = set(re.findall(r"dataset=(\w+)", text)) & set(builders.DATASETS)
+                (prepared if command == "prepare" else read).update(names)
+                assert not names or "--crop_objects" not in text, f"{page.name}: {names} is official in `{text}`"
+            assert not prepared or read <= prepared, f"{page.name}: {read - prepared} are read, but not prepared"
+
+
+def test_ids_of_protocols_on_the_pages_are_in_the_registry():
+    text = (tiny.ROOT / "docs/evaluation.md").read_text()
+    named = set(re.findall(r"`((?:mafl|aflw|ls3d|cat)_\d+_\w+)[`+]", text))
+    assert len(named) > 10
+    assert named <= set(protocols.BY_ID)

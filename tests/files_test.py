@@ -35,6 +35,22 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
+def test_a_folder_is_tried_before_work_starts(tmp_path, uld):
+    files.check_writable(tmp_path / "a/b", "out")
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    (tmp_path / "file").write_text("x")
+    bad = tmp_path / "file/out"
+    for name, *words in (
+        ("data_dir", "prepare", "--dataset=synthetic"),
+        ("out", "evaluate", f"--predictions={tmp_path / 'none.csv'}", "--data_dir=/none"),
+        ("out", "table", "--paper=imm", f"--runs={tmp_path}"),
+    ):
+        code, out, err = uld(*words, f"--{name}={bad}")
+        assert (code, out) == (1, "")
+        assert f"--{name}={bad} cannot be written to (not a directory); give another folder with --{name}=DIR" in err
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_names_of_the_greatest_length(tmp_path):
     for name in ("a" * 251 + ".png", "é" * 125 + ".txt"):
         files.write(tmp_path / name, b"x")

@@ -7,10 +7,13 @@ import hashlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
+
+from uld_jax.errors import UserError, flag
 
 _LONGEST = 255  # most bytes of a name on nearly all file systems
 
@@ -53,6 +56,37 @@ def write(path, data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)  # the disk may be full
         raise
+
+
+def check_writable(folder, name: str, other: str = "") -> None:
+    """Check that files can be written below a local folder, which may be absent and is not left behind.
+
+    Args:
+      folder: the folder; one in a bucket is not checked.
+      name: the flag that gave it, without dashes.
+      other: the flag that gives another one, if it is not the same.
+
+    Raises:
+      UserError: it cannot be written to; names the flag.
+    """
+    if "://" in os.fspath(folder):
+        return
+    path = epath.Path(folder).expanduser()
+    absent = []
+    try:
+        absent = [one for one in (path, *path.parents) if not one.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # rights alone do not tell: a system file system refuses its owner, too
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag(name, folder)} cannot be written to ({(error.strerror or str(error)).lower()}); give another "
+            f"folder with --{other or name}=DIR"
+        ) from None
+    finally:
+        for one in absent:
+            with contextlib.suppress(OSError):  # it was not made, or another process has put files into it
+                one.rmdir()
 
 
 def part_of(path) -> epath.Path:

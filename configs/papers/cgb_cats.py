@@ -1,4 +1,4 @@
-"""CGB on heads of cats (Awan et al., tables 1 and 3), and the in-house baseline of the paper.
+"""CGB on heads of cats (Awan et al., table 2), and the in-house baseline of the paper.
 
     uld prepare --dataset=cats_cgb --src=CATS --data_dir=DATA
     uld train --config=configs/papers/cgb_cats.py --config.data_dir=DATA --config.weights.fan=FAN \

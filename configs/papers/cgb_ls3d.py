@@ -1,4 +1,4 @@
-"""CGB on LS3D (Awan et al., tables 1 and 3), and the in-house baseline of the paper.
+"""CGB on LS3D (Awan et al., table 2), and the in-house baseline of the paper.
 
     uld prepare --dataset=ls3d_cgb --src=LS3D --data_dir=DATA
     uld train --config=configs/papers/cgb_ls3d.py --config.data_dir=DATA --config.weights.fan=FAN \

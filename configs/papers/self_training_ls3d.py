@@ -1,4 +1,4 @@
-"""Self-training on LS3D (Mallis et al., NeurIPS 2020), as Awan et al. quote it in their tables 1 and 3.
+"""Self-training on LS3D (Mallis et al., NeurIPS 2020), as Awan et al. quote it in their table 2.
 
     uld prepare --dataset=ls3d_mallis --src=LS3D --data_dir=DATA
     uld train --config=configs/papers/self_training_ls3d.py --config.data_dir=DATA \

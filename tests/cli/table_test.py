@@ -70,7 +70,7 @@ def test_runs_of_several_seeds_stand_beside_the_paper(runs, uld):
     at = [cell.strip() for cell in markdown.splitlines()[0].split("|")[1:-1]].index(
         f"forward, %; K = 10; MAFL, 5 points; `{PAPERS}`"
     )
-    assert [line[1] for line in lines] == [quoted["source"], "a/0"]
+    assert [line[1] for line in lines] == [quoted["source"], "a"]
     assert [line[at] for line in lines] == ["3.14", "3.50 ± 0.71"]
     assert "No run was measured as" not in markdown
     detector = cells(record, "stage detector", "runs")
@@ -140,11 +140,11 @@ def test_curves_over_labelled_images_and_landmarks(runs, uld_says, monkeypatch):
     few = f"forward NME, %\nK = 4, {OURS}"
     assert drawn["logarithmic"] == [few]
     assert drawn["panels"][few] == {
-        "0, detector": [(1, 9.5, pytest.approx(np.sqrt(0.5))), (9, 1.5, pytest.approx(np.sqrt(0.5)))]
+        "0 and 1, detector": [(1, 9.5, pytest.approx(np.sqrt(0.5))), (9, 1.5, pytest.approx(np.sqrt(0.5)))]
     }
     best = drawn["panels"][f"backward NME, %, best landmarks\nK = 4, {OURS}"]
-    assert set(best) == {"0, zeroshot", "0, detector"}
-    assert [point[0] for point in best["0, detector"]] == [1, 2, 3, 4]
+    assert set(best) == {"0 and 1, zeroshot", "0 and 1, detector"}
+    assert [point[0] for point in best["0 and 1, detector"]] == [1, 2, 3, 4]
 
 
 def test_bad_input_is_one_sentence(runs, tmp_path, uld):

@@ -91,13 +91,25 @@ def test_points_are_measured_in_the_frame(made, tmp_path):
 
 
 def test_points_beyond_their_photos_count_and_are_told(made, tmp_path):
-    root, table, *_ = made
+    root, table, _, _, sides = made
     lines = table.read_text().splitlines()
-    lines[1] = "train0.png,-40,5,1,5,5,1,1000,5,1"
+    lines[1] = f"train0.png,-{sides['train'][0].max()},5,1,5,5,1,{sides['train'][0, 0] + 20},5,1"
     table.write_text("\n".join(lines))
     with pytest.warns(UserWarning, match=r"points.csv: 2 points lie outside their photos, and count as found"):
         numbers, _ = evaluate_points(Asked(str(table), str(tmp_path / "out"), data_dir=str(root)))
     assert numbers["found_train"] == pytest.approx(1 - 2 / 90)
+
+
+@pytest.mark.filterwarnings("error")
+def test_points_in_another_unit_are_refused(made, tmp_path):
+    root, table, *_ = made
+    head, *lines = table.read_text().splitlines()
+    name, x, *others = lines[2].split(",")
+    lines[2] = ",".join([name, f"{float(x) * 1e30}", *others])
+    table.write_text("\n".join([head, *lines]))
+    with pytest.raises(UserError, match=r"points.csv, line 4: point 0 at .*e\+31, .* lies far outside its image of"):
+        evaluate_points(Asked(str(table), str(tmp_path / "out"), data_dir=str(root)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_direct_errors_need_no_points_of_training_images(made, tmp_path):

@@ -94,7 +94,7 @@ def test_runs_that_started_from_other_seeds_of_one_experiment_are_one_group():
 
     found = paper_runs.groups([started(2, 5), started(1, 5), started(3, 6)])
     assert [[run.seed for run in group] for group in found] == [[1, 2], [3]]
-    assert paper_runs.names(found) == ["1", "3"]
+    assert paper_runs.names(found) == ["1 and 2", "3"]
 
 
 def test_every_line_of_a_figure_is_in_its_legend():
@@ -107,3 +107,14 @@ def test_every_line_of_a_figure_is_in_its_legend():
 
 def test_examples():
     assert doctest.testmod(workdir).failed == 0
+    assert doctest.testmod(paper_runs) == (0, 1)
+
+
+def test_groups_are_named_by_what_their_runs_share():
+    def groups(*names):
+        runs = [[paper_runs.Run(name, {}, 0, {"init_from": i}, [], []) for name in one] for i, one in enumerate(names)]
+        return paper_runs.names(runs)
+
+    assert groups(["a/0", "a/1"]) == ["a"]
+    assert groups(["imm_s0", "imm_s1"], ["cgb/0"]) == ["imm_s", "cgb/0"]
+    assert groups(["a/0", "a/1"], ["a/2", "a/3", "a/4"]) == ["a/0 and a/1", "a/2 and 2 more"]

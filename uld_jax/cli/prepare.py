@@ -42,6 +42,7 @@ def run(args: FlagValues) -> int:
 
     official = builders.find_dataset(args.dataset)
     prepared.check_target(args.dataset, args.data_dir)
+    files.check_writable(args.data_dir, "data_dir")
     sources = _folder(args) if official is None else _official(official, args)
     written = prepared.prepare(args.dataset, sources, args.data_dir)
     dataset = "folder" if official is None else args.dataset
@@ -53,7 +54,7 @@ def run(args: FlagValues) -> int:
 
 def _folder(args: FlagValues):
     """Open the splits of a folder of photos, or of the synthetic heads."""
-    from uld_jax.data import builders, open_source
+    from uld_jax.data import builders, folder, open_source
 
     if args.dataset == "folder":
         raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
@@ -66,6 +67,8 @@ def _folder(args: FlagValues):
         raise UserError(
             f"--allow_partial is for official data sets, and {args.dataset} is none of {known}; leave it out"
         )
+    if args.src:
+        folder.existing_folder(args.src, "--src", "photos")
     reading = dict(frame_size=args.frame_size, scheme=args.scheme, on_bad_file=args.on_bad_file)
     if args.crop_objects:
         if name == "synthetic":

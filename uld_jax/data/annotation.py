@@ -175,11 +175,13 @@ class Points(NamedTuple):
       names: [R] file names.
       xy: [R,K,2] float64 `(x, y)` in pixels of the upright file, NaN where a point is missing.
       score: [R,K] float64 confidences, 0 or more; 0 where a point is missing. It is 1 for a point without a score.
+      lines: [R] numbers of the table's lines.
     """
 
     names: list[str]
     xy: np.ndarray
     score: np.ndarray
+    lines: list[int]
 
 
 def read_points(path, root, files: Index | Lookup) -> Points:
@@ -216,7 +218,7 @@ def read_points(path, root, files: Index | Lookup) -> Points:
             "point, and more for any other"
         )
     score = np.where(np.isnan(xy).any(-1), 0, score)
-    return Points(names, np.where(score[..., None] > 0, xy, np.nan), score)
+    return Points(names, np.where(score[..., None] > 0, xy, np.nan), score, lines)
 
 
 def _columns(path, table: csv_tables.Table) -> tuple[list[int], dict[str, tuple[str, ...]]]:

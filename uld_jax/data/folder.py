@@ -108,7 +108,7 @@ class Folder(Photos):
         if note is None:
             names, self.skipped = listing.list_files(self._root)
             if not names:
-                raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another data_dir")
+                raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another folder")
             return names, None
         of = {s: [n for n, t in zip(note.names, note.splits, strict=True) if t == s] for s in annotation.SPLITS}
         self._splits = annotation.SPLITS if of["test"] else ("train",)
@@ -153,7 +153,7 @@ class Folder(Photos):
             )
         bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        reasons = [listing.Skipped(b.file, str(listing.BadFile(self._path(row), b.why))) for row, b in bad.items()]
+        reasons = [listing.Skipped(b.file, str(b.of(self._path(row)))) for row, b in bad.items()]
         self.skipped = tuple(sorted([*self.skipped, *reasons]))
         return {name: heads[row] for row, name in enumerate(self.names) if row not in bad}
 
@@ -193,31 +193,39 @@ def _head(path) -> "Head | listing.BadFile":
     return Head(found.size, found.file_bytes, zlib.crc32(found.start))
 
 
-def existing_folder(data_dir) -> epath.Path:
-    """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty."""
+def existing_folder(data_dir, field: str = "data_dir", content: str = "images") -> epath.Path:
+    """Return the folder as a path. Raises UserError if it is not given, absent, a file, or empty.
+
+    Errors name the `field` or flag that gave the folder, and the `content` that is wanted.
+    """
     if not data_dir or not os.fspath(data_dir):
+        if field != "data_dir":
+            raise UserError(f"{field} is empty; give the folder of the {content}")
         raise UserError(
             "data_dir is not set; give the folder of the images with --config.data_dir=DIR (`uld evaluate`: "
             "--data_dir=DIR)"
         )
     folder = epath.Path(data_dir).expanduser()
+    said = f"{field}={folder}" if field.startswith("--") else f"{field} {folder}"
     if not folder.exists():
-        raise UserError(f"data_dir {folder} does not exist; give a folder of images")
+        raise UserError(f"{said} does not exist; give a folder of {content}")
     if not folder.is_dir():
-        raise UserError(f"data_dir {folder} is a file; give the folder that holds the images")
+        raise UserError(f"{said} is a file; give the folder that holds the {content}")
     if next(iter(folder.iterdir()), None) is None:
-        raise UserError(f"data_dir {folder} is empty; put images into it, or give another folder")
+        raise UserError(f"{said} is empty; put {content} into it, or give another folder")
     return folder
 
 
-def check_points(landmarks, file_sizes, place):
+def check_points(landmarks, file_sizes, place, padded: bool = False):
     """Check that points [N,L,2] of files of sizes [N,2] (height, width) lie within one image side of the image.
 
-    Raises UserError for the first point that does not; `place(row)` names the place where the row was read.
+    With `padded` that is the longer side, because points may lie on the padding of a square frame. Raises UserError for
+    the first point that does not; `place(row)` names the place where the row was read.
     """
     wh = np.asarray(file_sizes, np.float64)[:, None, ::-1]
+    beyond = wh.max(-1, keepdims=True) if padded else wh
     with np.errstate(invalid="ignore"):
-        far = ((landmarks < -wh) | (landmarks > 2 * wh)).any(-1)
+        far = ((landmarks < -beyond) | (landmarks > wh + beyond)).any(-1)
     if far.any():
         row, point = np.argwhere(far)[0]
         x, y = landmarks[row, point]

@@ -70,9 +70,16 @@ class BadFile(UserError):
             return f"{self.file} cannot be read as an image: {self.why}"
         return f"{self.file} cannot be read as an image ({self.why}); mend or remove it"
 
+    def of(self, file: str) -> "BadFile":
+        """Return the same error about a file of another name."""
+        return type(self)(file, self.why)
+
 
 class AbsentFile(BadFile):
     """An error for a file that does not exist."""
+
+    def __str__(self):
+        return f"{self.file} is absent ({self.why}); put it there"
 
 
 class Skipped(NamedTuple):
@@ -270,7 +277,7 @@ def bad_files(bad: Sequence[BadFile], total: int, where: str = "") -> UserError:
     """
     remedy = "--config.data.on_bad_file=skip (uld prepare: --on_bad_file=skip) goes on without them"
     if len(bad) == 1:
-        one = BadFile(os.path.join(where, bad[0].file), bad[0].why)
+        one = bad[0].of(os.path.join(where, bad[0].file))
         return UserError(f"{one}; {remedy.replace('them', 'it')}")
     named = ", ".join(f"{b.file} ({b.why})" for b in bad[:_NAMED])
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

@@ -124,7 +124,7 @@ class PfPascal(folder.Photos):
             keys, heads, self.names = ([of[row] for row in there] for of in (keys, heads, self.names))
         bad = sort_out(self.names, heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        reasons |= {b.file: str(listing.BadFile(self._path(row), b.why)) for row, b in bad.items()}
+        reasons |= {b.file: str(b.of(self._path(row))) for row, b in bad.items()}
         self.skipped = tuple(listing.Skipped(name, reasons[name]) for name in sorted(reasons))
         return {key: heads[row] for row, key in enumerate(keys) if row not in bad}
 

@@ -241,7 +241,7 @@ def broken(names: Sequence[str], check: Callable[[int], BadFile | None]) -> dict
     """Find the rows for which `check` returns an error, in several threads: {row: error with the row's name}."""
     with ThreadPoolExecutor(decode_threads()) as pool:
         found = enumerate(pool.map(check, range(len(names))))
-    return {row: BadFile(names[row], error.why) for row, error in found if error is not None}
+    return {row: error.of(names[row]) for row, error in found if error is not None}
 
 
 def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str, where: str) -> dict[int, BadFile]:
@@ -259,7 +259,7 @@ def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str
     """
     if on_bad_file not in ("error", "skip"):
         raise UserError(f"data.on_bad_file is {on_bad_file!r}; use error or skip")
-    bad = {row: BadFile(names[row], head.why) for row, head in enumerate(heads) if isinstance(head, BadFile)}
+    bad = {row: head.of(names[row]) for row, head in enumerate(heads) if isinstance(head, BadFile)}
     if on_bad_file == "error":
         if bad:
             raise bad_files(list(bad.values()), len(names), where)
@@ -267,7 +267,7 @@ def sort_out(names: Sequence[str], heads: Sequence[Any], check, on_bad_file: str
     bad |= broken(names, lambda row: None if row in bad else check(row))
     if bad:
         bad = {row: bad[row] for row in sorted(bad)}
-        error = str(bad_files(list(bad.values()), len(names), where)).partition("; mend or remove")[0]
+        error = re.split("; mend or remove|; put it there", str(bad_files(list(bad.values()), len(names), where)))[0]
         if len(bad) == len(names):
             raise UserError(f"{error}; there is nothing left")
         warnings.warn(f"{error}; they are left out", BadFileWarning, stacklevel=4)

@@ -7,7 +7,8 @@ scaled, and as errors are divided by a length of the photo, they hardly depend o
 usual ridge, and by less than a pixel of the frame for a protocol without intercept or with completed points. With
 `crop` and `stretch` errors are those of the cut or stretched photo.
 
-A point beyond its photo counts as found, where it is, like a landmark that a run places on the frame's padding.
+A point beyond its photo counts as found, where it is, like a landmark that a run places on the frame's padding. One
+that lies farther away than the photo's longer side is refused, because the table cannot be in pixels of the photo.
 """
 
 import dataclasses
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from uld_jax import viz
+from uld_jax import files, viz
 from uld_jax.config import Config
 from uld_jax.data import Source, specs
 from uld_jax.data.annotation import Points, read_points
+from uld_jax.data.folder import check_points
 from uld_jax.data.names import Index
 from uld_jax.data.open import Data, check_label_counts, open_split
 from uld_jax.data.schemes import NO_SCHEME
@@ -119,6 +121,7 @@ def _check_words(asked: Asked) -> None:
         fitted |= {f"--{key}": True for key in asked.settings}
         if given := [flag for flag, value in fitted.items() if value]:
             raise UserError(f"{given[0]} is about regression, and --direct compares points without; leave one out")
+    files.check_writable(asked.out, "out")
     out = epath.Path(asked.out)
     if out.exists() and not (out / "metrics.json").exists() and next(iter(out.iterdir()), None) is not None:
         raise UserError(f"--out={out} is a folder of something else (it has no metrics.json); give a new or empty one")
@@ -165,7 +168,10 @@ class _Table:
         self._row_of = {name: row for row, name in enumerate(points.names)}
 
     def check(self, needed: Sequence[tuple[str, Source, np.ndarray]]) -> None:
-        """Raise UserError, naming the images, if the table lacks some; warn of points beyond their photos."""
+        """Raise UserError, naming the images, if the table lacks some, or the line of a point far from its photo.
+
+        Warns of points beyond their photos.
+        """
         lacking = {split: self._absent(source, rows) for split, source, rows in needed}
         said = [
             f"{len(absent)} of the {len(rows)} {'annotated ' if split == 'train' else ''}{split} images "
@@ -179,6 +185,10 @@ class _Table:
                 f"{self._path} has no row for {' and for '.join(said)} of {where}; add a row for each, named "
                 "relative to that folder, with empty cells where a point is missing"
             )
+        for _, source, rows in needed:
+            lines = [self._points.lines[at] for at in self._at(source, rows)]
+            place = lambda row, lines=lines: f"{self._path}, line {lines[row]}"
+            check_points(self._points.xy[self._at(source, rows)], source.file_sizes[rows], place, padded=True)
         beyond = sum(self._beyond(source, rows) for _, source, rows in needed)
         if beyond:
             warnings.warn(f"{self._path}: {beyond} points lie outside their photos, and count as found", stacklevel=2)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,15 +123,36 @@ def groups(every: Sequence[Run]) -> list[list[Run]]:
 
 
 def names(found: Sequence[Sequence[Run]]) -> list[str]:
-    """Name groups by the keys that differ between them, or by the folder of a group's first run if many keys do.
+    """Name groups by the keys that differ between them, or by what the names of a group's runs share if many keys do.
 
-    A single group has the folder's name, too.
+    A single group is named by its runs, too.
     """
     keys = sorted({key for group in found for key in group[0].recipe})
     apart = [key for key in keys if len({repr(group[0].recipe.get(key)) for group in found}) > 1]
     if not apart or len(apart) > _MOST_KEYS or "init_from" in apart:
-        return [group[0].name for group in found]
+        every = [[run.name for run in group] for group in found]
+        shared = [_shared(group) for group in every]
+        return [one if shared.count(one) == 1 else _joined(group) for one, group in zip(shared, every, strict=True)]
     return [", ".join(f"{key}={group[0].recipe.get(key, 'absent')}" for key in apart) for group in found]
+
+
+def _shared(runs: Sequence[str]) -> str:
+    """Return what the names of runs begin with, without the number that tells them apart; all names if nothing.
+
+    >>> _shared(["k10/0", "k10/1"]), _shared(["imm_10", "imm_11"]), _shared(["0", "1"]), _shared(["a/0"])
+    ('k10', 'imm', '0 and 1', 'a/0')
+    """
+    if len(runs) == 1:
+        return runs[0]
+    start = os.path.commonprefix(list(runs))  # noqa: RUF071 (characters are meant)
+    if any(run[len(start) :][:1].isdecimal() for run in runs):
+        start = start.rstrip("0123456789")
+    return start.rstrip("/_-. ") or _joined(runs)
+
+
+def _joined(runs: Sequence[str]) -> str:
+    """Name one run or two, or the first and the number of the others."""
+    return " and ".join(runs) if len(runs) < 3 else f"{runs[0]} and {len(runs) - 1} more"
 
 
 # What a run's folder holds

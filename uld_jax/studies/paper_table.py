@@ -138,13 +138,15 @@ def write(
       The contents of `table.json` and of `table.md`.
 
     Raises:
-      UserError: an unknown paper, no finished run of it, or an `out` that has another table.
+      UserError: an unknown paper, no finished run of it, or an `out` that has another table or cannot be
+        written to.
     """
     if paper not in PAPERS:
         raise UserError(f"--paper is {paper!r}; use one of {', '.join(PAPERS)}")
     root, target = epath.Path(folder), epath.Path(out or folder)
     if not root.is_dir():
         raise UserError(f"--runs={folder} is no folder; give one that holds finished runs, at any depth")
+    files.check_writable(target, "out" if out else "runs", "out")
     _check_out(target, paper)
     every, left = paper_runs.find(root, lambda config: _elsewhere(config, paper))
     for one in left:

@@ -95,10 +95,12 @@ def test_the_separate_annotation_goes_first(copy):
 def test_absent_files_are_named(src, copy):
     counts = builders.find_dataset("cats").counts
     assert (counts, sum(counts.values())) == ({"train": 7497, "test": 2500}, 9997)
-    with pytest.raises(UserError, match=r"has 8 annotated photos where the official file has 9,997; .*--allow_partial"):
+    with pytest.raises(
+        UserError, match=r"has 8 annotated photos where the official data set has 9,997; .*--allow_partial"
+    ):
         miniature.opened("cats", src, partial=False)
     (copy / f"{NAMES[0]}.cat").unlink()
-    with pytest.raises(UserError, match=rf"holds 1 photos without annotation, first {NAMES[0]}; get their .cat files"):
+    with pytest.raises(UserError, match=rf"holds 1 photo without annotation, first {NAMES[0]}; get their .cat files"):
         miniature.opened("cats", copy, partial=False)
     found, notes = miniature.opened("cats", copy)
     assert (len(found["train"]), len(notes)) == (5, 4)
@@ -106,7 +108,13 @@ def test_absent_files_are_named(src, copy):
     skipped = miniature.opened("cats", copy)[0]["train"].skipped
     assert [one.file for one in skipped] == [NAMES[1]]
     shutil.rmtree(copy / "CAT_05")
-    with pytest.raises(UserError, match=r"has 6 folders CAT_00 to CAT_06 where the official file has 7"):
+    with pytest.raises(
+        UserError, match=r"has 6 folders of CAT_00 to CAT_06 where the official data set has 7; get the"
+    ):
+        miniature.opened("cats", copy, partial=False)
+    for folder in builders.cats.FOLDERS[1:]:
+        shutil.rmtree(copy / folder, ignore_errors=True)
+    with pytest.raises(UserError, match=r"has 1 folder of CAT_00 to CAT_06 where the official data set has 7; get the"):
         miniature.opened("cats", copy, partial=False)
     with pytest.raises(UserError, match=r"holds no folder of the cat head data set; put it there as one of CAT_00, ca"):
         miniature.opened("cats", copy / "CAT_00")

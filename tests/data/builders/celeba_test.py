@@ -236,7 +236,8 @@ def test_absent_and_broken_photos(src, tmp_path, monkeypatch, capsys):
     assert "testing.txt has 3 images where the official file has 1,000" in said.err
     assert [path.name for path in (out / "mafl").iterdir()] == ["1.0.0"]
     skipped = (out / "mafl/1.0.0/skipped.csv").read_text()
-    assert "img_align_celeba/000026.jpg" in skipped
+    for text in (skipped, said.err):
+        assert "img_align_celeba/000026.jpg is absent (no such file or directory); put it there" in text
     assert "000021.jpg" in skipped
     assert len(data.open_source("mafl", "test", data_dir=out, frame_size=8)) == 2
     monkeypatch.setattr(sys, "argv", argv)
@@ -250,10 +251,16 @@ def test_absent_and_broken_photos(src, tmp_path, monkeypatch, capsys):
         (["--dataset=mafl"], "--src is empty; give the folder with the official files of mafl"),
         (["--dataset=mafl", "--src={src}", "--scheme=ibug68"], "the points of mafl are known"),
         (["--dataset=mine", "--src={src}", "--allow_partial"], "--allow_partial is for official data sets"),
+        (["--dataset=mafl", "--src=/none"], "--src=/none does not exist; give a folder of official files"),
+        (["--dataset=mine", "--src=/none"], "--src=/none does not exist; give a folder of photos"),
+        (["--dataset=mafl", "--src={empty}"], "empty is empty; put official files into it"),
+        (["--dataset=mine", "--src={empty}"], "empty is empty; put photos into it, or give another folder"),
     ],
 )
 def test_flags_that_do_not_fit(src, tmp_path, monkeypatch, capsys, flags, error):
-    argv = ["uld", "prepare", f"--data_dir={tmp_path}", *(flag.format(src=src) for flag in flags)]
+    (tmp_path / "empty").mkdir()
+    argv = [flag.format(src=src, empty=tmp_path / "empty") for flag in flags]
+    argv = ["uld", "prepare", f"--data_dir={tmp_path}", *argv]
     monkeypatch.setattr(sys, "argv", argv)
     assert __main__.main() == 1
     assert error in capsys.readouterr().err

@@ -252,6 +252,24 @@ def test_damaged_record_files_are_told(root, tmp_path):
         data.open_source("my_faces", "train", data_dir=tmp_path / "copy", frame_size=8).images()
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metadata.json", None),
+        *((file, text) for file in prepared._ABOUT for text in (b'{"cut', b"\xff", b"[]")),
+        *((file, b"{}") for file in prepared._ABOUT[:2]),
+    ],
+)
+def test_damaged_files_about_the_records_are_told(root, tmp_path, file, content):
+    shutil.copytree(root / "prepared", tmp_path / "copy")
+    where = tmp_path / "copy/my_faces/1.0.0"
+    (where / file).unlink()
+    if content is not None:
+        (where / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file}.*; remove {where} and write the data set again with `uld prepare`$"):
+        data.open_source("folder", "train", data_dir=tmp_path / "copy/my_faces", frame_size=8)
+
+
 def test_tensorflow_is_never_imported(root):
     program = (
         "import sys; from uld_jax import data; from uld_jax.data.builders import prepared;"

@@ -162,9 +162,11 @@ def test_other_files_are_no_labels(tmp_path):
         (tmp_path / name).write_text(text)
     assert made.read(tmp_path) == (None, [])
     assert len(open_source("folder", "train", data_dir=tmp_path, frame_size=32).skipped) == 9
-    (tmp_path / "d.json").write_text('{"shapes": [')
-    with pytest.raises(UserError, match=r"d.json is not valid JSON"):
-        made.read(tmp_path)
+    coco = '{"info": {}, "images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"id": 1, "image_id"'
+    for cut in ('{"shapes": [', coco, coco[:50], "{" + coco[coco.index('"annotations"') :]):
+        (tmp_path / "d.json").write_text(cut)
+        with pytest.raises(UserError, match=r"d.json is not valid JSON"):
+            made.read(tmp_path)
 
 
 def test_points_turn_as_pixels_do():

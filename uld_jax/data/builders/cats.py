@@ -44,9 +44,10 @@ def records(files: Files, name: str) -> dict[str, list[Record]]:
     there = [folder for folder in FOLDERS if (files.root / f"{base}{folder}").exists()]
     if not there:
         files.find(*FOLDERS[:1], f"cats/{FOLDERS[0]}", what="folder of the cat head data set")
-    files.expect(files.root / base, len(there), len(FOLDERS), "folders CAT_00 to CAT_06")
+    words = f"folder{'s' * (len(there) != 1)} of {FOLDERS[0]} to {FOLDERS[-1]}"
+    files.expect(files.root / base, len(there), len(FOLDERS), words, kind="data set")
     places = _annotations(files, base, there)
-    files.expect(files.root / base, len(places), IMAGES, "annotated photos")
+    files.expect(files.root / base, len(places), IMAGES, "annotated photos", kind="data set")
     names = sorted(places)
     with ThreadPoolExecutor(decode_threads()) as pool:
         points = list(pool.map(lambda photo: _points(files, places[photo]), names))
@@ -73,7 +74,9 @@ def _annotations(files: Files, base: str, folders: list[str]):
     if orphan in annotated and orphan not in photos:
         annotated.setdefault(photo, annotated.pop(orphan))
     if bare := sorted(photos - set(annotated)):
-        said = f"{files.root / base} holds {len(bare):,} photos without annotation, first {bare[0]}"
+        said = (
+            f"{files.root / base} holds {len(bare):,} photo{'s' * (len(bare) != 1)} without annotation, first {bare[0]}"
+        )
         if not files.partial:
             raise UserError(f"{said}; get their .cat files, or add --allow_partial to go on without these photos")
         files.notes.append(said)

@@ -151,7 +151,7 @@ def _usable(root, found: Objects, on_bad_file: str) -> tuple[list[int], list[lis
             "the images into the folder, or remove them from the labels"
         )
     bad = sort_out(names, heads, lambda i: decode.check(paths[i]), on_bad_file, os.fspath(root))
-    skipped = [listing.Skipped(names[i], str(listing.BadFile(paths[i], error.why))) for i, error in bad.items()]
+    skipped = [listing.Skipped(names[i], str(error.of(paths[i]))) for i, error in bad.items()]
     left = {names[i] for i in bad}
     return [row for row, name in enumerate(note.names) if name not in left], skipped
 

@@ -118,7 +118,7 @@ class Files:
     """
 
     def __init__(self, src, partial: bool = False):
-        self.root, self.partial, self.notes = folder.existing_folder(src), partial, []
+        self.root, self.partial, self.notes = folder.existing_folder(src, "--src", "official files"), partial, []
 
     def find(self, *names: str, what: str) -> epath.Path:
         """Return the first of several possible paths below the folder that exists.
@@ -167,15 +167,15 @@ class Files:
             raise UserError(f"{path} is not a text file in UTF-8; get the official file again") from None
         return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
 
-    def expect(self, path, found: int, official: int, what: str = "images") -> None:
-        """Check the length of a list.
+    def expect(self, path, found: int, official: int, what: str = "images", kind: str = "file") -> None:
+        """Check the length of a list, of which `kind` says what it is.
 
         Raises UserError that names the list if it differs from the official one; with `partial` this becomes a note.
         """
         if found != official:
-            said = f"{path} has {found:,} {what} where the official file has {official:,}"
+            said = f"{path} has {found:,} {what} where the official {kind} has {official:,}"
             if not self.partial:
-                raise UserError(f"{said}; get the official file, or add --allow_partial to go on with a part of them")
+                raise UserError(f"{said}; get the official {kind}, or add --allow_partial to go on with a part")
             self.notes.append(said)
 
     def numbers(self, cells: Sequence[str], place: str) -> np.ndarray:
@@ -355,8 +355,7 @@ class Official(Source):
         self.names = [r.file for r in self._records]
         bad = sort_out(_paths(self._records), heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        full = lambda b: BadFile(os.path.join(self._root, b.file), b.why)
-        self.skipped += tuple(Skipped(b.file, str(full(b))) for b in bad.values())
+        self.skipped += tuple(Skipped(b.file, str(b.of(os.path.join(self._root, b.file)))) for b in bad.values())
         self.left_out += len(bad)
         usable = [row for row in range(len(heads)) if row not in bad]
         kept = [row for row in usable if dataset.size in (None, heads[row].size)]
@@ -376,15 +375,6 @@ class Official(Source):
         )
         self._records = [_cropped(self._records[row], heads[row].size) for row in kept]
         return [heads[row] for row in kept]
-
-
-def _path(record: Record) -> str:
-    return record.path or record.file
-
-
-def _paths(records: Sequence[Record]) -> list[str]:
-    """The paths of images below the folder, for messages."""
-    return [_path(record) for record in records]
 
 
 def _path(record: Record) -> str:

@@ -43,6 +43,7 @@ from uld_jax.ops import coordinates
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ABOUT = "dataset_info.json", "features.json", "metadata.json"  # files that say what the records are
 
 
 def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str = "1.0.0") -> epath.Path:
@@ -90,7 +91,7 @@ def check_target(name: str, data_dir, version: str = "1.0.0") -> epath.Path:
 def find(root, name: str | None = None) -> epath.Path | None:
     """Find the newest prepared data set at `root`, `root/VERSION`, `root/name` or `root/name/VERSION`, or None.
 
-    With a name, only a data set of that name is accepted.
+    With a name, only a data set of that name is accepted. Raises UserError if the data set's name cannot be read.
     """
     root = epath.Path(root)
     for folder in (root, root / name) if name else (root,):
@@ -102,11 +103,42 @@ def find(root, name: str | None = None) -> epath.Path | None:
                 reverse=True,
             )
         for candidate in (folder, *versions):
-            if (candidate / "features.json").exists() and (candidate / "dataset_info.json").exists():
-                info = json.loads((candidate / "dataset_info.json").read_text())
-                if name in (None, info.get("name")):
-                    return candidate
+            about = candidate / "dataset_info.json"
+            if not ((candidate / "features.json").exists() and about.exists()):
+                continue
+            if name in (None, _content(about).get("name")):
+                return candidate
     return None
+
+
+def _content(path: epath.Path) -> dict:
+    """Read a file of `_ABOUT`. Raises UserError if it is absent or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+        why = "" if isinstance(content, dict) else "it holds no object"
+    except FileNotFoundError:
+        raise UserError(f"{path} is absent; {_again(path.parent)}") from None
+    except (OSError, ValueError) as error:
+        why = _line(error)
+    if why:
+        raise UserError(f"{path} cannot be read ({why}); {_again(path.parent)}")
+    return content
+
+
+def _builder(folder: str):
+    """Open a prepared data set with TFDS. Raises UserError if a file of `_ABOUT` is absent or damaged."""
+    for name in _ABOUT:
+        _content(epath.Path(folder) / name)
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS raises various errors for objects that it did not write
+        raise UserError(
+            f"{' or '.join(_ABOUT[:2])} of {folder} is not as TFDS writes it ({_line(error)}); {_again(folder)}"
+        ) from None
+
+
+def _again(folder) -> str:
+    return f"remove {folder} and write the data set again with `uld prepare`"
 
 
 class Prepared(Source):
@@ -126,7 +158,7 @@ class Prepared(Source):
     ):
         self._folder, self._split, self._fit, self.frame_size = str(folder), split, fit, frame_size
         self.where = self._folder
-        info = tfds.builder_from_directory(self._folder).info
+        info = _builder(self._folder).info
         if split not in info.splits:
             raise UserError(f"{folder} has no split {split}; it has {', '.join(sorted(info.splits))}")
         if not {"file", "image"} <= set(info.features):
@@ -202,7 +234,7 @@ class Prepared(Source):
 
     def _open(self):
         decoders = {"image": tfds.decode.SkipDecoding()}
-        return tfds.builder_from_directory(self._folder).as_data_source(split=self._split, decoders=decoders)
+        return _builder(self._folder).as_data_source(split=self._split, decoders=decoders)
 
     def _head(self, row) -> "dict | BadFile":
         record = dict(self._record(row))

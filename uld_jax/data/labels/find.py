@@ -35,6 +35,7 @@ _OF_ONE_IMAGE = (labelme, menpo, pts)
 _START = 4096  # bytes in which a format shows
 # Words in files that would be labels if they could be parsed; the user is told of these, and not of any other file.
 _OF_JSON = (b'"shapes"', b'"keypoints"', b'"keypointlabels"', b'"landmarks"')
+_OF_JSON += (b'"images"', b'"annotations"', b'"categories"')  # of COCO, whose keypoints come late in a file
 _OF_XML = (b"<annotations", b"<dataset")
 _OF_HDF5 = (b"df_with_missing", b"pred_points")
 
