@@ -144,7 +144,7 @@ def test_bad_masks_are_one_sentence(root):
         ("masks/narrow.png", r"column mask: masks/narrow.png is 60 x 20 pixels where a.jpg has 61 x 20"),
         ("masks/twice.png", r"column mask: masks/twice.png is 122 x 40 pixels where a.jpg has 61 x 20"),
         ("masks/ones.png", r"column mask: masks/ones.png is nowhere white"),
-        ("masks/no.png", r"column mask: .*masks/no.png cannot be read"),
+        ("masks/no.png", r"column mask: .*masks/no.png is absent"),
         ("masks/text.png", r"column mask: .*masks/text.png cannot be read"),
         ("", r"column mask: '' names no file inside the folder"),
         ("../x.png", r"column mask: '../x.png' names no file inside the folder"),
