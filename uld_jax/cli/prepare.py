@@ -54,7 +54,7 @@ def run(args: FlagValues) -> int:
 
 def _folder(args: FlagValues):
     """Open the splits of a folder of photos, or of the synthetic heads."""
-    from uld_jax.data import builders, folder, open_source
+    from uld_jax.data import folder, open_source
 
     if args.dataset == "folder":
         raise UserError("--dataset=folder is read as it is; give the prepared data set a name of its own")
@@ -63,9 +63,8 @@ def _folder(args: FlagValues):
         what = f"--src={args.src} is not read by" if args.src else "--src is empty; give the folder of photos of"
         raise UserError(f"{what} --dataset={args.dataset}" + (", which is rendered; leave it out" if args.src else ""))
     if args.allow_partial:
-        known = ", ".join(builders.DATASETS)
         raise UserError(
-            f"--allow_partial is for official data sets, and {args.dataset} is none of {known}; leave it out"
+            f"--allow_partial is for official data sets (docs/datasets.md), and {args.dataset} is none; leave it out"
         )
     if args.src:
         folder.existing_folder(args.src, "--src", "photos")

@@ -77,9 +77,10 @@ def _alone(folder: epath.Path, name: str) -> Iterator[None]:
         yield
         return
     path = os.path.join(folder, name)
-    with open(path, "w") as file:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
                 f"another `uld prepare` is writing to {folder}; wait for its end, or give another --data_dir"
@@ -88,6 +89,8 @@ def _alone(folder: epath.Path, name: str) -> Iterator[None]:
             yield
         finally:
             os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 def _start(unfinished: epath.Path, sources: Mapping[str, Source]) -> None:
