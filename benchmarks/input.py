@@ -25,7 +25,6 @@ from PIL import Image
 
 from benchmarks import harness, step
 from uld_jax import data, sharding
-from uld_jax.data import crops
 from uld_jax.data.builders import official, prepared
 
 
@@ -42,10 +41,7 @@ def write_photos(folder, count: int, size: tuple[int, int]) -> None:
 
 def cropped(source, root) -> official.Official:
     """Return the photos of a source as an official data set of crops."""
-    out = 128, 128
-    middle = lambda size: official.Crop(
-        crops.window((0.1 * size[1], 0.1 * size[0], 0.9 * size[1], 0.9 * size[0]), out), out
-    )
+    middle = lambda size: official.Crop.of((0.1 * size[1], 0.1 * size[0], 0.9 * size[1], 0.9 * size[0]), (128, 128))
     records = [official.Record(file=name, place=name, crop=middle) for name in source.names]
     dataset = official.Dataset("crops", "photos", lambda files, name: {"train": records}, {"train": len(records)})
     return official.Official(dataset, official.Files(root), records, splits=("train",), frame_size=source.frame_size)

@@ -39,7 +39,7 @@ def load(name: str, preset: str, changes=()):
 
 def stages(only: str = "") -> list[tuple[str, str]]:
     """(method, stage) of every stage with steps, or with passes over the data."""
-    names = sorted(p.stem for p in config_lib.folder().glob("*.py") if p.stem not in ("__init__", "common"))
+    names = [name for name in config_lib.shipped() if "/" not in name]
     return [(n, s) for n in names if not only or n == only for s in load(n, "tiny").stages]
 
 

@@ -94,8 +94,7 @@ def _stages_that_describe(config) -> str:
 
     if stages := found(config):
         return f"give another one with --stage, of {', '.join(stages)}"
-    configs = {path.stem: path for path in sorted(config_lib.folder().glob("*.py"))}
-    every = {name: found(config_lib.load(name)) for name in configs if name not in ("__init__", "common")}
+    every = {name: found(config_lib.load(name)) for name in config_lib.shipped() if "/" not in name}
     told = (f"{', '.join(stages)} of --config={name}" for name, stages in every.items() if stages)
     return f"give a run that has one of the stages {'; '.join(told)}"
 

@@ -40,9 +40,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from uld_jax.data import crops
 from uld_jax.data.builders import matlab
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record
+from uld_jax.data.builders.official import Crop, Dataset, Files, Record, around_points
 from uld_jax.errors import UserError
 
 RECROPPED = {"train": 10_122, "test": 2_991}
@@ -107,9 +106,9 @@ def _crop(size: tuple[int, int], points: np.ndarray, listed: tuple[int, int], ru
             "get the lists, the points and the images from one source"
         )
     if rule == "cgb":
-        return Crop(crops.window(crops.landmark_crop(points, size, 70), (128, 128)), (128, 128))
+        return around_points(points, 70)(size)
     if rule in _SQUEEZED:
-        return Crop(crops.window((0, 0, size[1], size[0]), _SQUEEZED[rule]), _SQUEEZED[rule])
+        return Crop.of((0, 0, size[1], size[0]), _SQUEEZED[rule])
     return None
 
 
@@ -192,7 +191,7 @@ def _around(size: tuple[int, int], rectangle: tuple[float, float, float, float])
         )
     side = math.ceil(_ENLARGED * max(width, height))
     left, top = (math.floor(start + (length - side) / 2) for start, length in ((x, width), (y, height)))
-    return Crop(crops.window((left, top, left + side, top + side), (side, side)), (side, side))
+    return Crop.of((left, top, left + side, top + side), (side, side))
 
 
 # The database

@@ -26,8 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from uld_jax.data import crops
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record
+from uld_jax.data.builders.official import Dataset, Files, Record, around_points
 from uld_jax.data.specs import decode_threads
 from uld_jax.errors import UserError
 
@@ -35,7 +34,7 @@ IMAGES = 9_997
 FOLDERS = tuple(f"CAT_{number:02d}" for number in range(7))
 _POINTS = 9
 _ODD = "CAT_00/00000003_019.jpg", "CAT_00/00000003_015.jpg"  # name of an annotation, and of the photo that it is of
-_CGB = 30, (128, 128)  # growth of the box in percent; (height, width) of the crop
+_CGB_TIGHT = 30  # percent
 
 
 def records(files: Files, name: str) -> dict[str, list[Record]]:
@@ -57,7 +56,7 @@ def records(files: Files, name: str) -> dict[str, list[Record]]:
             path=base + photo,
             place=str(places[photo]),
             landmarks=xy,
-            crop=_crop(xy) if name == "cats_cgb" else None,
+            crop=around_points(xy, _CGB_TIGHT) if name == "cats_cgb" else None,
         )
         for photo, xy in zip(names, points, strict=True)
     ]
@@ -77,9 +76,7 @@ def _annotations(files: Files, base: str, folders: list[str]):
         said = (
             f"{files.root / base} holds {len(bare):,} photo{'s' * (len(bare) != 1)} without annotation, first {bare[0]}"
         )
-        if not files.partial:
-            raise UserError(f"{said}; get their .cat files, or add --allow_partial to go on without these photos")
-        files.notes.append(said)
+        files.differ(said, "get their .cat files, or add --allow_partial to go on without these photos")
     return annotated
 
 
@@ -92,11 +89,6 @@ def _points(files: Files, path) -> np.ndarray:
             f"needed, first {_POINTS}; get the official file again"
         )
     return files.numbers(cells[1:], str(path)).reshape(_POINTS, 2)
-
-
-def _crop(points: np.ndarray):
-    grow, size = _CGB
-    return lambda file_size: Crop(crops.window(crops.landmark_crop(points, file_size, grow), size), size)
 
 
 def _dataset(name: str, about: str) -> Dataset:

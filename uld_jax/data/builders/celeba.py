@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uld_jax.data import crops, csv_tables
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record
+from uld_jax.data import csv_tables
+from uld_jax.data.builders.official import Crop, Dataset, Files, Record, around_points
 from uld_jax.errors import UserError
 
 IMAGES = 202_599
@@ -131,24 +131,19 @@ def _crop(points: np.ndarray, rule: str):
     """The crop of a paper; its size does not depend on the annotation, except for CGB's."""
     height, width = SIZE
     if rule == "dve":  # the photo from its 30th row on, as high as it is wide
-        size = width, width
-        return Crop(crops.window((0, 30, width, 30 + width), size), size)
+        return Crop.of((0, 30, width, 30 + width), (width, width))
     if rule == "imm":
-        size = 128, 128
-        return Crop(crops.window((0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height), size), size)
+        return Crop.of((0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height), (128, 128))
     if rule == "cgb":
-        size = 128, 128
-        return lambda file_size: Crop(crops.window(crops.landmark_crop(points, file_size, 70), size), size)
+        return around_points(points, 70)
     return None
 
 
 def _read(files: Files, *, wild: bool, mafl: bool) -> _Lists:
     stem = "list_landmarks_celeba" if wild else "list_landmarks_align_celeba"
-    partition = _table(files, "Eval", "list_eval_partition", header=0, width=1)
-    place = _find(files, "Anno", stem)
-    points = _table(files, "Anno", stem, header=2, width=10)
+    where, partition = _table(files, "Eval", "list_eval_partition", header=0, width=1)
+    place, points = _table(files, "Anno", stem, header=2, width=10)
     of = {str(number): split for number, split in enumerate(PARTS)}
-    where = _find(files, "Eval", "list_eval_partition")
     part = {}
     for name, (cell,) in partition.items():
         if cell not in of:
@@ -160,10 +155,7 @@ def _read(files: Files, *, wild: bool, mafl: bool) -> _Lists:
     numbers = {n: files.numbers(points[n], f"{place}, {n}").reshape(5, 2) for n in part}
     box = {}
     if wild:
-        boxes, place_of = (
-            _table(files, "Anno", "list_bbox_celeba", header=2, width=4),
-            _find(files, "Anno", "list_bbox_celeba"),
-        )
+        place_of, boxes = _table(files, "Anno", "list_bbox_celeba", header=2, width=4)
         _known(part, boxes, place_of)
         for n in part:
             x, y, w, h = files.numbers(boxes[n], f"{place_of}, {n}")
@@ -175,14 +167,10 @@ def _read(files: Files, *, wild: bool, mafl: bool) -> _Lists:
     return _Lists(part, numbers, box, lists, files.name(photos), str(place))
 
 
-def _find(files: Files, folder: str, stem: str):
+def _table(files: Files, folder: str, stem: str, *, header: int, width: int):
+    """Read a list of CelebA, its path and {name: cells}: text with `header` first lines, or Kaggle's csv with one."""
     places = [f"{where}{stem}.{ending}" for where in (f"{folder}/", "") for ending in ("txt", "csv")]
-    return files.find(*places, what=f"{stem}.txt of CelebA")
-
-
-def _table(files: Files, folder: str, stem: str, *, header: int, width: int) -> dict[str, list[str]]:
-    """Read a list of CelebA, {name: cells}: text with `header` first lines, or Kaggle's csv with one."""
-    path = _find(files, folder, stem)
+    path = files.find(*places, what=f"{stem}.txt of CelebA")
     if path.name.endswith(".csv"):
         rows = [(f"{path}, line {line}", cells) for line, cells in csv_tables.read_table(path).rows]
     else:
@@ -200,7 +188,7 @@ def _table(files: Files, folder: str, stem: str, *, header: int, width: int) -> 
             raise UserError(f"{place} has {len(cells)} cells where {1 + width} are needed; get the official file again")
         out[cells[0]] = cells[1:]
     files.expect(path, len(out), IMAGES)
-    return out
+    return path, out
 
 
 def _mafl_list(files: Files, split: str, part: dict[str, str]) -> list[str]:

@@ -32,7 +32,7 @@ import numpy as np
 
 from uld_jax.data import crops, listing
 from uld_jax.data.builders import torch7, w300lp
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record
+from uld_jax.data.builders.official import Crop, Dataset, Files, Record, around_points
 from uld_jax.errors import UserError
 
 BALANCED = 7_200
@@ -73,13 +73,12 @@ def _mallis(points: np.ndarray) -> Callable:
     """The crop of Mallis et al. for points from 0, whose formula is for numbers of the file."""
     x0, y0, x1, y1 = (int(v) for v in (*(points + 1).min(0), *(points + 1).max(0)))
     box, size = (x0, y0 - (y1 - y0) / 3, x1, y1), (256, 256)
-    return lambda file_size: Crop(crops.window(crops.fan_crop(box, file_size), size), size)
+    return lambda file_size: Crop.of(crops.fan_crop(box, file_size), size)
 
 
 def _cgb(points: np.ndarray) -> Callable:
     """The crop of CGB for points from 0, whose formula is for numbers of the file."""
-    size = 128, 128
-    return lambda file_size: Crop(crops.window(crops.landmark_crop(points + 1, file_size, _CGB_TIGHT), size), size)
+    return around_points(points + 1, _CGB_TIGHT)
 
 
 def _dataset(name: str, about: str, test: int) -> Dataset:

@@ -24,7 +24,6 @@ import weakref
 from etils import epath
 from tqdm import tqdm
 
-from uld_jax.data import crops
 from uld_jax.data.builders.official import Crop, Dataset, Files, Record
 from uld_jax.data.listing import BadFile
 from uld_jax.errors import UserError
@@ -62,7 +61,7 @@ def _square(size: tuple[int, int]) -> Crop:
     """The middle of a photo of a size (height, width); a photo that is one pixel too long loses its last one."""
     side = min(size)
     y, x = ((length - side) // 2 for length in size)
-    return Crop(crops.window((x, y, x + side, y + side), (side, side)), (side, side))
+    return Crop.of((x, y, x + side, y + side), (side, side))
 
 
 class _Database:

@@ -49,6 +49,16 @@ class Crop(NamedTuple):
     fmap: np.ndarray
     size: tuple[int, int]
 
+    @classmethod
+    def of(cls, box, size: tuple[int, int]) -> "Crop":
+        """Make the crop that shows a part of a photo in `size` (height, width) pixels; `box` as for `crops.window`."""
+        return cls(crops.window(box, size), size)
+
+
+def around_points(points, tight: int) -> "Callable[[tuple[int, int]], Crop]":
+    """Make the crop of SAIC and CGB around annotated points, stretched to 128 x 128 (`crops.landmark_crop`)."""
+    return lambda file_size: Crop.of(crops.landmark_crop(points, file_size, tight), (128, 128))
+
 
 class Record(NamedTuple):
     """One image of an official data set; all coordinates are pixels of the upright file, centres at integers.
@@ -150,11 +160,18 @@ class Files:
         if len(kept) < len(places):
             absent = [str(path) for name, path in places.items() if path.name not in there[path.parent]]
             more = f" and those of {len(absent) - 1:,} more images" if len(absent) > 1 else ""
-            said = f"{absent[0]} is absent{more}"
-            if not self.partial:
-                raise UserError(f"{said}; get the official files, or add --allow_partial to go on without these images")
-            self.notes.append(f"{said}; these images are left out")
+            remedy = "get the official files, or add --allow_partial to go on without these images"
+            self.differ(f"{absent[0]} is absent{more}", remedy, "; these images are left out")
         return kept
+
+    def differ(self, said: str, remedy: str, more: str = "") -> None:
+        """Raise UserError with the remedy about files that are not the official ones; with `partial` note it.
+
+        `more` is the end of the note.
+        """
+        if not self.partial:
+            raise UserError(f"{said}; {remedy}")
+        self.notes.append(said + more)
 
     def lines(self, path) -> list[tuple[int, str]]:
         """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
@@ -174,9 +191,7 @@ class Files:
         """
         if found != official:
             said = f"{path} has {found:,} {what} where the official {kind} has {official:,}"
-            if not self.partial:
-                raise UserError(f"{said}; get the official {kind}, or add --allow_partial to go on with a part")
-            self.notes.append(said)
+            self.differ(said, f"get the official {kind}, or add --allow_partial to go on with a part")
 
     def numbers(self, cells: Sequence[str], place: str) -> np.ndarray:
         """Read cells as finite numbers, [n] float64. Raises UserError that names the place."""
@@ -219,9 +234,7 @@ def read_splits(dataset: Dataset, files: Files) -> dict[str, list[Record]]:
                 f"the split {split} of {dataset.name} has {len(records):,} images below {files.root} where the "
                 f"official one has {dataset.counts[split]:,}"
             )
-            if not files.partial:
-                raise UserError(f"{said}; get the rest of the files, or add --allow_partial to go on with a part")
-            files.notes.append(said)
+            files.differ(said, "get the rest of the files, or add --allow_partial to go on with a part")
     if empty := [split for split, records in splits.items() if not records]:
         if not files.partial or len(empty) == len(splits):
             raise UserError(f"the split {empty[0]} of {dataset.name} has no image below {files.root}; get its files")
@@ -251,7 +264,7 @@ class Official(Source):
         on_bad_file: str = "error",
     ):
         self.data_dir, self.where, self.frame_size = None, os.fspath(files.root), frame_size
-        self._root, self._records, self.names = self.where, list(records), [r.file for r in records]
+        self._records = list(records)
         heads = self._probe(dataset, files, on_bad_file)
         self.names = [r.file for r in self._records]
         if dataset.landmarks is not None:
@@ -298,8 +311,8 @@ class Official(Source):
         """Return the unchanged image file of one row, or its crop as JPEG."""
         record = self._records[row]
         if record.crop is None:
-            return _bytes(self._root, record)
-        pixels = decode.decode_picture(_bytes(self._root, record), longest=1 << 30)
+            return _bytes(self.where, record)
+        pixels = decode.decode_picture(_bytes(self.where, record), longest=1 << 30)
         out = io.BytesIO()
         cut = crops.cut(pixels, record.crop.fmap, record.crop.size)
         Image.fromarray(cut).save(out, format="JPEG", quality=_QUALITY, subsampling=0)
@@ -307,7 +320,7 @@ class Official(Source):
 
     def broken(self):
         """Find the images that cannot be decoded, and show the progress; see `Source`."""
-        rows = {r.path or r.file: row for row, r in enumerate(self._records)}  # several may show parts of one file
+        rows = {_path(r): row for row, r in enumerate(self._records)}  # several may show parts of one file
         names, rows = list(rows), list(rows.values())
         bar = tqdm(total=len(rows), desc=f"checking {self.spec.name}", unit=" images", disable=None)
 
@@ -321,18 +334,18 @@ class Official(Source):
 
     def _check(self, row):
         try:
-            return decode.check(_bytes(self._root, self._records[row]))
+            return decode.check(_bytes(self.where, self._records[row]))
         except BadFile as error:
             return error
 
     def _probe(self, dataset: Dataset, files: Files, on_bad_file: str) -> list[folder.Head]:
         """Read all headers; keep the records of usable images, and report or leave out the others."""
         own = {row: None for row, r in enumerate(self._records) if r.read is None}
-        paths = [os.path.join(self._root, _path(self._records[row])) for row in own]
+        paths = [os.path.join(self.where, _path(self._records[row])) for row in own]
         heads = dict(zip(own, folder.read_heads(paths), strict=True))
         others = [row for row in range(len(self._records)) if row not in own]
         with ThreadPoolExecutor(decode_threads()) as pool:
-            heads |= zip(others, pool.map(lambda row: _head(self._root, self._records[row]), others), strict=True)
+            heads |= zip(others, pool.map(lambda row: _head(self.where, self._records[row]), others), strict=True)
         heads = [heads[row] for row in range(len(self._records))]
         shown = _paths(self._records)
         absent = [row for row, head in enumerate(heads) if isinstance(head, AbsentFile)]
@@ -340,7 +353,7 @@ class Official(Source):
             named = ", ".join(shown[row] for row in absent[:_NAMED])
             more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
             raise UserError(
-                f"{self._records[absent[0]].place}: {self._root} holds no {named}{more}; get the images, or add "
+                f"{self._records[absent[0]].place}: {self.where} holds no {named}{more}; get the images, or add "
                 "--allow_partial to go on without them"
             )
         self.skipped = tuple(Skipped(shown[row], str(heads[row])) for row in absent)
@@ -348,14 +361,13 @@ class Official(Source):
         there = [row for row in range(len(heads)) if row not in set(absent)]
         if not there:
             raise UserError(
-                f"{self._records[0].place}: {self._root} holds none of the {len(heads):,} images, first "
+                f"{self._records[0].place}: {self.where} holds none of the {len(heads):,} images, first "
                 f"{shown[0]}; give the folder that holds them"
             )
         self._records, heads = [self._records[row] for row in there], [heads[row] for row in there]
-        self.names = [r.file for r in self._records]
         bad = sort_out(_paths(self._records), heads, self._check, on_bad_file, self.where)
         self.checked = on_bad_file == "skip"
-        self.skipped += tuple(Skipped(b.file, str(b.of(os.path.join(self._root, b.file)))) for b in bad.values())
+        self.skipped += tuple(Skipped(b.file, str(b.of(os.path.join(self.where, b.file)))) for b in bad.values())
         self.left_out += len(bad)
         usable = [row for row in range(len(heads)) if row not in bad]
         kept = [row for row in usable if dataset.size in (None, heads[row].size)]
@@ -367,7 +379,7 @@ class Official(Source):
         self.skipped += tuple(
             Skipped(
                 _path(self._records[row]),
-                f"{os.path.join(self._root, _path(self._records[row]))} has {_pixels(heads[row].size)} pixels where "
+                f"{os.path.join(self.where, _path(self._records[row]))} has {_pixels(heads[row].size)} pixels where "
                 f"the images of {dataset.name} have {_pixels(dataset.size)}",
             )
             for row in usable

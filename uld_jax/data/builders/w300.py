@@ -23,7 +23,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from uld_jax.data import crops
 from uld_jax.data.builders import matlab
 from uld_jax.data.builders.official import Crop, Dataset, Files, Record
 from uld_jax.data.labels import pts
@@ -140,8 +139,8 @@ def _dve(box: np.ndarray) -> Callable:
             raise UserError(
                 f"the box of the face is {width:g} pixels wide, more than fits into the photo; get the boxes"
             )
-        part = np.concatenate([low, low + _DVE_SIZE]) * np.tile(wh / scaled, 2)
-        return Crop(crops.window(part, (_DVE_SIZE, _DVE_SIZE)), (_DVE_SIZE, _DVE_SIZE))
+        box = np.concatenate([low, low + _DVE_SIZE]) * np.tile(wh / scaled, 2)
+        return Crop.of(box, (_DVE_SIZE, _DVE_SIZE))
 
     return crop
 

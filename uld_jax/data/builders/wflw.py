@@ -21,7 +21,6 @@ from collections import Counter
 
 import numpy as np
 
-from uld_jax.data import crops
 from uld_jax.data.builders.official import Crop, Dataset, Files, Record
 from uld_jax.errors import UserError
 
@@ -85,7 +84,7 @@ def _crop(box: np.ndarray) -> Crop:
     low, high = box[:2], box[2:] + 1
     half = _MARGIN * (high - low).max() / 2
     centre = (low + high) / 2
-    return Crop(crops.window((*(centre - half), *(centre + half)), _SIZE), _SIZE)
+    return Crop.of((*(centre - half), *(centre + half)), _SIZE)
 
 
 DATASETS = (
