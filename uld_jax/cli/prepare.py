@@ -37,7 +37,7 @@ def define(flags: Flags) -> None:
 
 def run(args: FlagValues) -> int:
     """Write the files, and print how a config reads them."""
-    from uld_jax.data import builders
+    from uld_jax.data import builders, specs
     from uld_jax.data.builders import prepared
 
     official = builders.find_dataset(args.dataset)
@@ -48,8 +48,7 @@ def run(args: FlagValues) -> int:
     dataset = "folder" if official is None else args.dataset
     where = written if official is None else args.data_dir
     print(f"written to {written}; use it with --config=...:dataset={dataset} {flag('config.data_dir', where)}")
-    skipped = tuple(dict.fromkeys(one for source in sources.values() for one in source.skipped))
-    return shared.told(skipped, written / "skipped.csv")
+    return shared.told(specs.skipped(sources.values()), written / "skipped.csv")
 
 
 def _folder(args: FlagValues):

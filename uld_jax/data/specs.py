@@ -313,6 +313,11 @@ def set_sides(source: Source, sides: str = "auto") -> None:
     source.spec = source.spec._replace(sides=sides)
 
 
+def skipped(sources: Iterable[Source]) -> tuple[Skipped, ...]:
+    """List the files that the splits of a data set skip, each once."""
+    return tuple(dict.fromkeys(one for source in sources for one in source.skipped))
+
+
 def annotated(source: Source) -> np.ndarray:
     """Tell which points have coordinates, visible or not: [N,L] bool.
 

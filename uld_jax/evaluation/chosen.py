@@ -10,13 +10,15 @@ the data and the choices (`Protocol.id`). So they are for runs of versions witho
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from uld_jax.config import Config
 from uld_jax.data import specs
 from uld_jax.data.open import Data
-from uld_jax.data.specs import DatasetSpec
+from uld_jax.data.specs import DatasetSpec, Source
 from uld_jax.errors import UserError
 from uld_jax.evaluation import protocols
-from uld_jax.evaluation.protocol import Protocol
+from uld_jax.evaluation.protocol import Protocol, taken
 from uld_jax.evaluation.protocols import AUTO, Row
 
 _STRENGTHS = ("ridge_forward", "ridge_backward")
@@ -37,6 +39,13 @@ class Chosen(NamedTuple):
     spec: DatasetSpec
     row: Row | None = None
     departs: tuple[str, ...] = ()
+
+    def pool(self, train: Source) -> np.ndarray:
+        """The rows of the pool among the labelled images of the training split, increasing; none without labels."""
+        labelled = specs.labelled(train)
+        if not len(labelled):
+            return labelled
+        return labelled[taken(len(labelled), self.protocol.pool_images, self.protocol.pool_from)]
 
     def id(self, complete: bool) -> str:
         """The id of a number over all landmarks.

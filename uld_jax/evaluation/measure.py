@@ -23,7 +23,7 @@ from uld_jax.evaluation.landmark_accuracy import landmark_accuracy
 from uld_jax.evaluation.landmark_regression import LandmarkSet
 from uld_jax.evaluation.pose_clusters import pose_clusters, yaw_of_points
 from uld_jax.evaluation.predictor import Found, Predictor
-from uld_jax.evaluation.protocol import draws, spread, taken
+from uld_jax.evaluation.protocol import draws, spread
 from uld_jax.evaluation.report import Detected, Report
 from uld_jax.evaluation.scores import Errors
 from uld_jax.evaluation.stability import Stability, stability
@@ -120,13 +120,12 @@ def measure_points(
     if lacking := _lacking(data):
         raise UserError(f"there is nothing to compare points with, as {lacking}; annotate images of both splits")
     test, rows = data.test, np.arange(len(data.test))
-    labelled = specs.labelled(data.train)
     groups = _groups(group_by, test) if group_by else None
     found = points(test, rows)
     if direct:
         errors = direct_errors(
             _landmark_set(found.xy, found.score, test, rows),
-            data.train.landmarks[labelled],
+            data.train.landmarks[specs.labelled(data.train)],
             data=test.spec.protocol,
             **_lengths(test.spec, test),
         )
@@ -162,8 +161,7 @@ def _compared(
     if lacking := _lacking(data):
         parts["not_measured"] = lacking
     else:
-        labelled = specs.labelled(data.train)
-        train_rows = labelled[taken(len(labelled), chosen.protocol.pool_images, chosen.protocol.pool_from)]
+        train_rows = chosen.pool(data.train)
         both = pool(train_rows), found
         where = (data.train, train_rows), (test, rows)
         sets = tuple(_landmark_set(f.xy, f.score, *at) for f, at in zip(both, where, strict=True))

@@ -22,18 +22,17 @@ from etils import epath
 
 from uld_jax import files, viz
 from uld_jax.config import Config
-from uld_jax.data import Source, specs
+from uld_jax.data import Source
 from uld_jax.data.annotation import Points, read_points
 from uld_jax.data.folder import check_points
 from uld_jax.data.names import Index
 from uld_jax.data.open import Data, check_label_counts, open_split
 from uld_jax.data.schemes import NO_SCHEME
 from uld_jax.errors import UserError
-from uld_jax.evaluation.chosen import choose
+from uld_jax.evaluation.chosen import Chosen, choose
 from uld_jax.evaluation.measure import measure_points
 from uld_jax.evaluation.pictures import contact_sheet
 from uld_jax.evaluation.predictor import Found
-from uld_jax.evaluation.protocol import Protocol, taken
 from uld_jax.evaluation.report import Report, metrics, write_report
 from uld_jax.evaluation.run import check_alone, give, under
 from uld_jax.ops import coordinates
@@ -103,7 +102,7 @@ def evaluate_points(asked: Asked) -> tuple[dict[str, Any], epath.Path]:
     check_label_counts(asked.label_counts, train, chosen.protocol.pool_images, "--label_counts")
     points = read_points(asked.table, train.data_dir or asked.data_dir, Index([*train.names, *test.names]))
     table = _Table(points, asked.table)
-    table.check(_read(data, asked, chosen.protocol))
+    table.check(_read(data, asked, chosen))
     options = dict(group_by=asked.group_by, label_counts=asked.label_counts, direct=asked.direct, split=asked.split)
     report = measure_points(config, table.on, data, **options)
     return _write(report, test, asked)
@@ -150,13 +149,11 @@ def _config(asked: Asked) -> Config:
     return config
 
 
-def _read(data: Data, asked: Asked, protocol: Protocol) -> list[tuple[str, Source, np.ndarray]]:
+def _read(data: Data, asked: Asked, chosen: Chosen) -> list[tuple[str, Source, np.ndarray]]:
     """The images of which points are needed: the name of a split, the split, and the numbers of its rows."""
     needed = [(asked.split, data.test, np.arange(len(data.test)))]
     if not asked.direct:
-        labelled = specs.labelled(data.train)
-        pool = labelled[taken(len(labelled), protocol.pool_images, protocol.pool_from)] if len(labelled) else labelled
-        needed.insert(0, ("train", data.train, pool))
+        needed.insert(0, ("train", data.train, chosen.pool(data.train)))
     return needed
 
 

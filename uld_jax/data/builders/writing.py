@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from uld_jax import files
 from uld_jax.data import listing, pf_pascal
-from uld_jax.data.specs import Source, decode_threads, fingerprint_of
+from uld_jax.data.specs import Source, decode_threads, fingerprint_of, skipped
 from uld_jax.errors import UserError
 from uld_jax.ops import coordinates
 
@@ -60,8 +60,7 @@ def write(name: str, version: str, sources: Mapping[str, Source], target: epath.
             if source.pairs is not None:
                 pf_pascal.write_pairs(unfinished, split, source)
         _describe(unfinished, name, version, sources, features, infos)
-        skipped = tuple(dict.fromkeys(one for source in sources.values() for one in source.skipped))
-        listing.write_skipped(unfinished / "skipped.csv", skipped)
+        listing.write_skipped(unfinished / "skipped.csv", skipped(sources.values()))
         (unfinished / _STATE).unlink()
         unfinished.rename(target)
 

@@ -114,6 +114,25 @@ def put(points: dict, name: str, xy: tuple[float, float], place: str, apart: str
     points[name] = xy
 
 
+def points_by_group(found: Sequence[tuple[str, str, tuple]], place: str, apart: str, stray: str) -> dict[str, dict]:
+    """Sort points `(group, name, (x, y))` of an image by their groups, {group: {name: (x, y)}}.
+
+    Points without a group, an empty text, belong to the only group there is. Raises UserError for a group with a point
+    twice (see `put`), and for a point of none among several groups: `stray` is the end of that sentence, with {count}
+    groups and {name}.
+
+    >>> points_by_group([("1", "nose", (1, 2)), ("", "ear", (3, 4))], "a.json", "group them", "has {count} groups")
+    {'1': {'nose': (1, 2), 'ear': (3, 4)}}
+    """
+    groups = list(dict.fromkeys(group for group, _, _ in found if group)) or [""]
+    out = {group: {} for group in groups}
+    for group, name, xy in found:
+        if not group and len(groups) > 1:
+            raise UserError(f"{place} {stray.format(count=len(groups), name=name)}")
+        put(out[group or groups[0]], name, xy, place, apart)
+    return out
+
+
 def objects_of(image: Labelled, objects: Sequence[Object]) -> list[Labelled]:
     """Return the objects of an image with names of their own; without objects, the image itself.
 

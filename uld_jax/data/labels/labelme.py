@@ -6,7 +6,18 @@ JSON. The points of an object share their `group_id`, and a `rectangle` of the s
 types are not read.
 """
 
-from uld_jax.data.labels.common import Labelled, Labels, Object, box_of, items, number, objects_of, put, size_of, word
+from uld_jax.data.labels.common import (
+    Labelled,
+    Labels,
+    Object,
+    box_of,
+    items,
+    number,
+    objects_of,
+    points_by_group,
+    size_of,
+    word,
+)
 from uld_jax.errors import UserError
 
 NAME = "labelme"
@@ -31,14 +42,8 @@ def read(path, content) -> Labels:
         if not (isinstance(xy, list) and len(xy) == 1 and isinstance(xy[0], list) and len(xy[0]) == 2):
             raise UserError(f"{place}: the point {name} has not one x and one y; label it again")
         found.append((group, name, tuple(number(v, f"{place}, point {name}") - 0.5 for v in xy[0])))
-    groups = list(dict.fromkeys(group for group, _, _ in found if group)) or [""]
-    objects = {group: {} for group in groups}
-    for group, name, xy in found:
-        if not group and len(groups) > 1:
-            raise UserError(
-                f"{place} has points of {len(groups)} groups, and the point {name} of none; give it a group_id"
-            )
-        put(objects[group or groups[0]], name, xy, place, "give the points of each a group_id of its own")
+    stray = "has points of {count} groups, and the point {name} of none; give it a group_id"
+    objects = points_by_group(found, place, "give the points of each a group_id of its own", stray)
     size = size_of(content.get("imageHeight"), content.get("imageWidth"), place)
     file = content["imagePath"]
     image = Labelled((file,) if isinstance(file, str) and file else (), place, {}, size=size)

@@ -23,7 +23,7 @@ from uld_jax.data.labels.common import (
     items,
     number,
     objects_of,
-    put,
+    points_by_group,
     size_of,
     word,
 )
@@ -79,17 +79,12 @@ def _image(task, made, path) -> list[Labelled]:
         if result.get("type") in _POINTS:
             name, xy, size = _point(result, place)
             found.append((str(result.get("parentID") or ""), name, xy))
-    parents = list(dict.fromkeys(parent for parent, _, _ in found if parent)) or [""]
-    points = {parent: {} for parent in parents}
-    for parent, name, xy in found:
-        if not parent and len(parents) > 1:
-            raise UserError(
-                f"{place} has {len(parents)} objects, and the point {name} belongs to none; drag it onto its object's "
-                "region in the outliner"
-            )
-        put(points[parent or parents[0]], name, xy, place, "drag the points of each onto its region in the outliner")
+    stray = (
+        "has {count} objects, and the point {name} belongs to none; drag it onto its object's region in the outliner"
+    )
+    points = points_by_group(found, place, "drag the points of each onto its region in the outliner", stray)
     regions = {str(r["id"]): r for r in results if "id" in r}
-    objects = [Object(*_region(regions.get(parent), points[parent], size)) for parent in parents if points[parent]]
+    objects = [Object(*_region(regions.get(parent), some, size)) for parent, some in points.items() if some]
     return objects_of(Labelled(spelt, place, {}, size=size), objects)
 
 
