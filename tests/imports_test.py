@@ -10,8 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"errors", "files"}
+BASE = {"devices", "errors", "files"}
 ALLOWED = {
+    "devices": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
@@ -75,6 +76,16 @@ ALLOWED = {
         "viz",
         "weights",
     },
+    "plan": {
+        "backbones",
+        "config",
+        "convert",
+        "data",
+        "engine",
+        "method",
+        "sharding",
+        "weights",
+    },
     "cli": {
         "config",
         "convert",
@@ -82,6 +93,7 @@ ALLOWED = {
         "detector",
         "engine",
         "evaluation",
+        "plan",
         "predict",
         "sharding",
         "studies",

@@ -106,7 +106,7 @@ def test_words_hold_every_byte(side):
 
 def test_memory_budget_is_sane():
     mesh = sharding.make_mesh()
-    assert 2**20 < resident.memory_budget(mesh) < resident._host_memory()
+    assert 2**20 < resident.memory_budget(mesh) < resident.host_memory()
 
 
 def test_auto_splits_rows_only_when_they_do_not_fit(monkeypatch):

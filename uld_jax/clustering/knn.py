@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
@@ -94,7 +94,7 @@ def knn_graph(
     if mesh is not None and mesh.size == 1:
         mesh = None
     if block is None:
-        block = 512 if jax.default_backend() == "cpu" else 4096
+        block = 512 if devices.platform() == "cpu" else 4096
     target = recall_target if approximate else None
     return _knn_graph(x, mask, k=k, mesh=mesh, block=block, width=width, target=target)
 
