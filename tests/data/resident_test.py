@@ -125,8 +125,8 @@ def test_the_images_of_a_run_share_one_budget(monkeypatch):
     assert isinstance(make_reader(source, mesh, 2, held=first.held), StreamReader)
     monkeypatch.setattr("uld_jax.data.memory_budget", lambda mesh: 2 * need)
     assert make_reader(source, mesh, 2, held=first.held).held == 2 * need
-    with pytest.raises(UserError, match="use config.data.reader=stream"):
-        monkeypatch.setattr(resident, "memory_budget", lambda mesh: 2 * need - 1)
+    monkeypatch.setattr(resident, "memory_budget", lambda mesh: 2 * need - 1)
+    with pytest.raises(UserError, match=r"use config\.data\.reader=stream"):
         ResidentReader(source, mesh, 2, held=first.held)
 
 

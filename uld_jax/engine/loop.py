@@ -31,7 +31,7 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.engine.progress import Progress, Trace
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_in_one_program, with_tables
+from uld_jax.engine.step import FirstState, compile_step, steps_in_one_program, with_tables
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
 from uld_jax.engine.workdir import tree_hash
 from uld_jax.errors import UserError
@@ -289,9 +289,10 @@ class _Run:
                     payload = next(payloads)
                     given = state, frozen, ready.seen.store, payload, step_key
                     if not compiled:
-                        compile_for = functools.partial(compile_ahead, advance, *given)
+                        compile_for = functools.partial(advance.compile, *given)
                         say = lambda seconds: progress.note(f"compiling a step, {seconds:.0f} s so far")
-                        compiled = interrupts.attended(compile_for, self.stop.check, say)
+                        interrupts.attended(compile_for, self.stop.check, say)
+                        compiled = True
             except Interrupted:
                 # The loop's head must save the state before the refresh: a refreshed state would be refreshed again.
                 state = before
