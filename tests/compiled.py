@@ -6,7 +6,7 @@ import re
 def donated(compiled) -> set[int]:
     """Numbers of the arguments whose memory results take over, of `jax.jit(f).lower(...).compile()` or its text.
 
-    >>> sorted(donated("HloModule f, input_output_alias={ {0}: (2, {}, may-alias), {1}: (0, {}, must-alias) }, entry_c"))
+    >>> sorted(donated("HloModule f, input_output_alias={ {0}: (2, {}, may-alias), {1}: (0, {}, must-alias) }, entry"))
     [0, 2]
     """
     aliases = re.search(r"input_output_alias=\{(.*?) \}, ", _text(compiled))
