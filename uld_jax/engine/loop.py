@@ -33,7 +33,7 @@ from uld_jax.engine.progress import Progress, Trace
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step, steps_in_one_program, with_tables
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
-from uld_jax.engine.workdir import tree_hash
+from uld_jax.engine.workdir import learned_hash, tree_hash
 from uld_jax.errors import UserError
 from uld_jax.evaluation import chosen
 from uld_jax.evaluation.predictor import Predictor
@@ -215,7 +215,7 @@ class _Run:
         if self.metrics is None:  # nothing was left to train; the last line may still be missing
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         self.trace.stop()
-        self.metrics.write(offset, stages[-1].name, done=True, params_sha256=tree_hash(state.params))
+        self.metrics.write(offset, stages[-1].name, done=True, params_sha256=learned_hash(state))
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
