@@ -125,6 +125,7 @@ def test_every_weight_that_a_stage_needs_is_in_the_command(name):
 def ids_of(command, flags, dataset, config):
     """Ids of the rows that a measurement has, as the command finds them."""
     rows = [row for row in protocols.ROWS if row.command == command and row.data.name == dataset]
+    rows = [row for row in rows if row.errors or command != "evaluate"]
     if dataset in builders.DATASETS:
         landmarks = builders.DATASETS[dataset].landmarks or 0
         rows = [row for row in rows if row.data.landmarks == landmarks]

@@ -408,7 +408,7 @@ def _check_numbers(config: Config) -> None:
     least = {"seed": 0, "batch_size": 1, "accumulate_steps": 1, "log_every": 1, "eval_every": 0, "save_every": 0}
     least |= {"steps_per_dispatch": 0, "keep_last": 1, "keep_every": 0}
     values = {name: (config[name], low) for name, low in least.items()}
-    least = {"batch_size": 1, "stability_images": 1, "train_images": 0}
+    least = {"batch_size": 1, "stability_images": 0, "train_images": 0}
     values |= {f"eval.{name}": (config.eval[name], low) for name, low in least.items()}
     for name, (value, low) in values.items():
         if value < low:
