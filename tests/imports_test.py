@@ -10,8 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"errors", "files"}
+BASE = {"checksums", "errors", "files"}
 ALLOWED = {
+    "checksums": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
@@ -39,6 +40,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},

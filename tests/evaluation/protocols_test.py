@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.evaluation import programs, shapes
+from tests.evaluation.dense.programs import flags
 from tests.evaluation.made_up import Finds
 from uld_jax.data.open import Data
 from uld_jax.data.schemes import NO_SCHEME, SCHEMES
@@ -72,10 +73,10 @@ def test_rows_fit_schemes_and_papers(row):
         assert set(row.papers) <= set(PAPERS)
         assert row.often <= (row.choices.missing == "svt")
         return
-    preset = dense.preset(row.choices, data.landmarks, epochs=45 if "--epochs=45" in row.source else None)
+    preset = dense.preset(row.choices, data.landmarks, **flags(row))
     few = row.metric == "regression, a few labels"
-    fit = None if row.metric == "matching" else preset.few if few else preset.full
-    measure = "matching" if fit is None else "regression"
+    fit = None if row.metric.startswith("matching") else preset.few if few else preset.full
+    measure = row.id.rpartition("+")[2] if fit is None else "regression"
     assert preset.id(spec.protocol, measure, fit, preset.repeats if few else 1) == row.id
     assert row.papers == (row.choices,)
 

@@ -96,11 +96,12 @@ _MAFL = RowData("mafl", "eyes_nose_mouth5", 5, "eyes", "MAFL training list", 19_
 _MAFL_CGB = _MAFL._replace(
     name="mafl_cgb", train="MAFL training list without 031524, 139803 and 179577", train_images=18_997
 )
+_MAFL_SAIC = _MAFL_CGB._replace(name="mafl_saic")
 _MAFL_DVE = _MAFL._replace(name="mafl_dve")
 _MAFL_IMM = _MAFL._replace(name="mafl_imm", train="MAFL training list without its last tenth", train_images=17_100)
 _MAFL_68 = _MAFL._replace(scheme="ibug68", landmarks=68, normaliser="41-46")  # points that a detector has found
 _AFLW = RowData("aflw_r", "eyes_nose_mouth5", 5, "eyes", "AFLW training list", 10_122, "AFLW test list", 2991)
-_AFLW_CGB, _AFLW_DVE = _AFLW._replace(name="aflw_r_cgb"), _AFLW._replace(name="aflw_r_dve")
+_AFLW_CGB, _AFLW_SAIC, _AFLW_DVE = (_AFLW._replace(name=f"aflw_r_{rule}") for rule in ("cgb", "saic", "dve"))
 _AFLW_IMM = _AFLW._replace(name="aflw_r_imm", train="AFLW training list without its last tenth", train_images=9110)
 _AFLW_M = _AFLW._replace(name="aflw_m", train="AFLW training crops", test="AFLW test list of MTFL", test_images=2995)
 _LS3D = RowData("ls3d", "ibug68", 68, "box", "300W-LP", 61_225, "LS3D-W balanced", 7200)
@@ -117,7 +118,8 @@ _SHOES = RowData("shoes", NO_SCHEME, 0, "none", "first three quarters", 0, "the 
 _PF_PASCAL = RowData("pf_pascal", NO_SCHEME, 0, "image", "none", 0, "pairs of the test list", 299)
 
 _BOTH, _FORWARD = "forward and backward NME", "forward NME"
-_ALL, _FEW, _MATCHING = "regression, all labels", "regression, a few labels", "matching"
+_ALL, _FEW = "regression, all labels", "regression, a few labels"
+_MATCHING, _PERCENT = "matching, canonical pixels", "matching, percent"
 _STABILITY, _SEPARATION = "stability", "silhouette and Calinski-Harabasz index of descriptors"
 _ALL_2024 = papers.MALLIS_2024._replace(fit_images=0, repeats=1)
 _LISTED_2020 = {"pool_from": "first", "backward_draw": "first"}  # of the program of 2020
@@ -128,6 +130,7 @@ _P2024, _C2024 = "Mallis et al., TPAMI 2024, evaluation", "KeypointsToLandmarks 
 _TOURANI = "Tourani et al., section 4 and table 1"
 _CL = "ContrastLandmark @ 5b2c6b3, its scripts of face regression; the last state, not the best on the test images"
 _DVE = "DVE @ 2085144, its configs of face regression"
+_SQUARED = "LEAD, section 3.4, with the squared error that it names; all else as ContrastLandmark"
 _TURNED = (
     "angles, and pixels of a view of 128, of Sanchez and Tzimiropoulos, NeurIPS 2019; turns without sizes are ours"
 )
@@ -144,11 +147,11 @@ ROWS = (
         "68 points; Tourani et al., caption of table 1; the backward error from 5 points is ours"),
     Row("mafl_5_awan", ("awan2023",), "1", _MAFL, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
     Row("mafl_5_awan_code", ("awan2023",), "1", _MAFL_CGB, papers.AWAN_2023, _BOTH, f"{_CGB}, and its lists"),
-    Row("mafl_5_sanchez", ("sanchez2019",), "", _MAFL_CGB, papers.SANCHEZ_2019, _BOTH,
-        f"{_SAIC}, with the strength of README.md"),
-    Row("mafl_5_sanchez_default", ("sanchez2019",), "", _MAFL_CGB,
+    Row("mafl_5_sanchez", ("sanchez2019",), "", _MAFL_SAIC, papers.SANCHEZ_2019, _BOTH,
+        f"{_SAIC}, with the strength of README.md and its default crop"),
+    Row("mafl_5_sanchez_default", ("sanchez2019",), "", _MAFL_SAIC,
         papers.SANCHEZ_2019._replace(ridge_forward=1e-5, ridge_backward=1e-5), _BOTH,
-        f"{_SAIC}, with its default strength"),
+        f"{_SAIC}, with its default strength and crop"),
     Row("mafl_5_imm", ("jakab2018",), "", _MAFL_IMM, papers.JAKAB_2018, _FORWARD, "imm @ 0fee6b2, scripts/test.py"),
     Row("mafl_5_imm_bias", ("jakab2018",), "", _MAFL_IMM, papers.JAKAB_2018._replace(intercept=True), _FORWARD,
         "imm @ 0fee6b2, scripts/test.py --bias"),
@@ -167,8 +170,8 @@ ROWS = (
         f"{_P2020}; the program has no AFLW, and the numbers of images are those of MAFL (ours)", often=True),
     Row("aflw_5_awan", ("awan2023",), "1", _AFLW, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
     Row("aflw_5_awan_code", ("awan2023",), "1", _AFLW_CGB, papers.AWAN_2023, _BOTH, f"{_CGB}, and its crops"),
-    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW_CGB, papers.SANCHEZ_2019, _BOTH,
-        f"{_SAIC}, with the strength of README.md"),
+    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW_SAIC, papers.SANCHEZ_2019, _BOTH,
+        f"{_SAIC}, with the strength of README.md and its default crop"),
     Row("aflw_5_imm", ("jakab2018",), "", _AFLW_IMM, papers.JAKAB_2018, _FORWARD, "imm @ 0fee6b2, scripts/test.py"),
     Row("ls3d_68_300", ("mallis2024", "mallis2024_ls3d"), "", _LS3D, papers.MALLIS_2024_LS3D, _BOTH,
         f"{_P2024}; {_C2024}, Evaluators/evalLS3D.py, for the ridges; a pool that is spread over 300W-LP is ours"),
@@ -213,7 +216,9 @@ ROWS = (
           _TOURANI_CLUSTERS, command="clusters") for data in (_MAFL, _AFLW)),
     # The ids are those that `uld dense` writes.
     Row("mafl_dve_5_eyes+lead2022+matching", ("lead2022",), "1", _MAFL_DVE, "lead2022", _MATCHING,
-        "LEAD, section 4; cells of one pixel are ours", command="dense"),
+        "LEAD, table 1, whose numbers are of DVE's unit; cells of one pixel are ours", command="dense"),
+    Row("mafl_dve_5_eyes+lead2022+matching_percent", ("lead2022",), "1", _MAFL_DVE, "lead2022", _PERCENT,
+        "LEAD, caption of table 1; cells of one pixel are ours", command="dense"),
     Row("mafl_dve_5_eyes+lead2022+regression_120_epochs", ("lead2022",), "2", _MAFL_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}", command="dense"),
     Row("aflw_m_5_eyes+lead2022+regression_45_epochs", ("lead2022",), "2", _AFLW_M, "lead2022", _ALL,
@@ -224,6 +229,16 @@ ROWS = (
         f"LEAD, section 3.4: as {_CL}", command="dense"),
     Row("aflw_m_5_eyes+lead2022+regression_1000_epochs_x5", ("lead2022",), "", _AFLW_M, "lead2022", _FEW,
         f"LEAD, section 4: as {_CL}; five draws are ours", command="dense"),
+    Row("mafl_dve_5_eyes+lead2022+squared+regression_120_epochs", ("lead2022",), "2", _MAFL_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared", command="dense"),
+    Row("aflw_m_5_eyes+lead2022+squared+regression_45_epochs", ("lead2022",), "2", _AFLW_M, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared --epochs=45", command="dense"),
+    Row("aflw_r_dve_5_eyes+lead2022+squared+regression_45_epochs", ("lead2022",), "2", _AFLW_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared --epochs=45", command="dense"),
+    Row("w300_dve_68_eyes+lead2022+squared+regression_80_epochs", ("lead2022",), "2", _W300_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared", command="dense"),
+    Row("aflw_m_5_eyes+lead2022+squared+regression_1000_epochs_x5", ("lead2022",), "", _AFLW_M, "lead2022", _FEW,
+        f"{_SQUARED}; --loss=squared; five draws are ours", command="dense"),
     Row("mafl_dve_5_eyes+contrast_landmarks2021+regression_120_epochs", ("contrast_landmarks2021",), "", _MAFL_DVE,
         "contrast_landmarks2021", _ALL, _CL, command="dense"),
     Row("aflw_m_5_eyes+contrast_landmarks2021+regression_45_epochs", ("contrast_landmarks2021",), "", _AFLW_M,
@@ -245,7 +260,9 @@ ROWS = (
     Row("w300_dve_68_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _W300_DVE, "dve2019", _ALL, _DVE,
         command="dense"),
     Row("aflw_m_5_eyes+dve2019+regression_50_epochs_x3", ("dve2019",), "", _AFLW_M, "dve2019", _FEW,
-        f"{_DVE} of few annotations", command="dense"),
+        f"{_DVE} of few annotations, whose cached descriptors cancel the warps", command="dense"),
+    Row("aflw_m_5_eyes+dve2019+warped+regression_50_epochs_x3", ("dve2019",), "", _AFLW_M, "dve2019", _FEW,
+        f"{_DVE} of few annotations, with the warps that they name; --warped", command="dense"),
     # `uld align` writes split and part behind these.
     Row("pf_pascal_ncnet", ("rocco2018",), "", _PF_PASCAL, "pf_pascal_ncnet", "PCK at 0.1",
         "ncnet @ 116a914, lib/pf_dataset.py, procedure `scnet`", command="align"),
@@ -362,7 +379,7 @@ def _cells(row: Row) -> list[str]:
     points = f"`{data.name}`" + (f", {data.landmarks} points, `{data.scheme}`" if data.landmarks else "")
     where = f"{points}; {data.test}" + (f" ({data.test_images:,})" if data.test_images else "")
     cells = [f"`{row.id}`", ", ".join(f"`{name}`" for name in row.papers), row.table or "–", where]
-    cells.append("none" if row.metric in (_MATCHING, _STABILITY, _SEPARATION) else data.train)
+    cells.append("none" if row.metric in (_MATCHING, _PERCENT, _STABILITY, _SEPARATION) else data.train)
     if not row.errors:
         fitted = f"{row.fitted:,}" if row.metric == _ALL else "–"
         regressor = [fitted, "–", f"`uld {row.command}`", "–"]

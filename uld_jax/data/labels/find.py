@@ -33,7 +33,9 @@ from uld_jax.errors import UserError
 _JSON, _XML, _HDF5 = (menpo, labelme, coco, labelstudio), (cvat, imglab), (deeplabcut, sleap)
 _OF_ONE_IMAGE = (labelme, menpo, pts)
 _START = 4096  # bytes in which a format shows
-# Words in files that would be labels if they could be parsed; the user is told of these, and not of any other file.
+_ENDINGS = (".json", ".ljson", ".xml")  # of files that may be labels whatever is left of them
+# Words in files that would be labels if they could be parsed. The user is told of these and of files that are cut off
+# before such a word, and not of any other file.
 _OF_JSON = (b'"shapes"', b'"keypoints"', b'"keypointlabels"', b'"landmarks"')
 _OF_JSON += (b'"images"', b'"annotations"', b'"categories"')  # of COCO, whose keypoints come late in a file
 _OF_XML = (b"<annotations", b"<dataset")
@@ -137,6 +139,13 @@ def read_file(path) -> tuple[ModuleType, Labels] | None:
 def _parsed(path, data: bytes, parse, formats, words, kind: str) -> tuple[ModuleType, Labels] | None:
     try:
         content = parse(data)
+    except common.CutOff as error:
+        if os.fspath(path).lower().endswith(_ENDINGS) or any(word in data for word in words):
+            raise UserError(
+                f"{path} is not whole, its end is missing ({_line(error)}); copy it again, or move it out of the "
+                "folder if it holds no labels"
+            ) from None
+        return None
     except ValueError as error:
         if any(word in data for word in words):
             raise UserError(f"{path} is not valid {kind} ({_line(error)}); save it again") from None
