@@ -267,7 +267,7 @@ def sharded():
     compare("odd", x, mask[:301], knn_graph(jnp.asarray(x), 9, mask=jnp.asarray(mask[:301]), mesh=grid), 9)
     few = knn_graph(jnp.asarray(x[:5]), 6, mesh=mesh)
     compare("few", x[:5], np.ones(5, bool), few, 6)
-    with mock.patch.object(module, "_sorts", lambda: True):
+    with mock.patch.object(module, "_sorts", return_value=True):
         x = axes(19, count=1024)
         compare("sorts", x, mask, knn_graph(split(x), 3, mask=split(mask)), 3)
     print(json.dumps(report))
