@@ -52,7 +52,7 @@ def benchmark(config, stage: str, images: int) -> list[dict]:
     method, frozen, state = first_state(config, names, reader)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     for name, (program, _) in Rounds(method, reader, mesh).programs(state, frozen, key, Round(passes=1)).items():
-        found, bank = program.lower().compile().memory_analysis(), program.arguments[BANK[name]]
+        found, bank = program.trace().lower().compile().memory_analysis(), program.arguments[BANK[name]]
         size = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
         rows.append(
             {

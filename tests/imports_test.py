@@ -10,8 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"devices", "errors", "files"}
+BASE = {"checksums", "devices", "errors", "files"}
 ALLOWED = {
+    "checksums": set(),
     "devices": set(),
     "errors": set(),
     "files": set(),
@@ -40,6 +41,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},

@@ -13,7 +13,7 @@ from tests.data.pipeline_test import Coded
 from uld_jax import config as config_lib
 from uld_jax import devices, sharding
 from uld_jax.data.absent import AbsentResident, AbsentStream, make_absent_reader
-from uld_jax.data.resident import ResidentReader
+from uld_jax.data.resident import ResidentReader, words_of
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
 from uld_jax.errors import UserError
@@ -45,14 +45,14 @@ def test_a_plan_compiles_the_very_programs_of_training():
     key, payload = sharding.put_key(mesh, jax.random.key(1)), next(reader.ordered())
     bank = rounds.collect(state, {}, key)
     given = bank, state, {}, key, reader.store, payload, {}, sharding.put_replicated(mesh, np.int32(0))
-    assert found["write"].program.lower().as_text() == rounds._write.lower(*given).as_text()
-    with jax.set_mesh(mesh):
-        assert found["refresh"].program.lower().as_text() == rounds._refresh.lower(state, {}, bank, key).as_text()
+    assert found["write"].program.trace().lower().as_text() == rounds._write.lower(*given).as_text()
+    refresh = found["refresh"].program.trace().lower()
+    assert refresh.as_text() == rounds._refresh.lower(state, {}, bank, key).as_text()
     assert (found["write"].runs, found["refresh"].runs) == (3 * 3, 3)  # after 10, 20 and 30 steps, of three batches
 
     given = state, {}, reader.store, next(reader.payloads()), key
     step = compile_step(method, reader, mesh, 1)
-    assert found["step"].program.lower().as_text() == step.lower(*given).as_text()
+    assert found["step"].program.trace().lower().as_text() == step.lower(*given).as_text()
     compiled = step.lower(*given).compile()
     row = measure.measure(found["step"], topology.find("cpu:1"))
     memory, parts = compiled.memory_analysis(), row["bytes_a_device"]
@@ -167,10 +167,10 @@ def test_batches_that_do_not_divide_become_the_nearest(monkeypatch):
 def test_absent_images_are_kept_as_present_ones_would_be():
     mesh = sharding.make_mesh(jax.devices()[:1])
     options = dict(kind="auto", partner=True, whole=False)
-    row = 4 * (10 * 10 * 3 // 4)
+    row = 4 * words_of(10)
     kept = make_absent_reader(100, 10, mesh, 4, memory=100 * row / 0.4 + 1, **options)
     assert isinstance(kept, AbsentResident)
-    assert kept.store["images"].shape == (100, 75)
+    assert kept.store["images"].shape == (100, words_of(10))
     assert {k: v.shape for k, v in next(kept.payloads(chunk=3)).items()} == {"index": (3, 4), "index2": (3, 4)}
     streamed = make_absent_reader(100, 10, mesh, 4, memory=99 * row / 0.4, **options)
     assert isinstance(streamed, AbsentStream)
@@ -193,7 +193,7 @@ def test_every_program_of_every_method_is_traced(name):
     for one in programs.gather(config, sharding.make_mesh(jax.devices()[:1]), programs.Images(48, 2**34)):
         assert not one.error
         found.setdefault(one.stage, set()).add(one.what)
-        assert one.program.lower().as_text()
+        assert one.program.trace().lower().as_text()
     assert set(found) == set(config.stages)
     assert all("step" in whats for stage, whats in found.items() if config[stage].steps)
 

@@ -50,30 +50,29 @@ class Rounds:
         self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
         self._tables, self._say = tables, say
         # The bank is [B,T,P,...], not [T,B,P,...], so that writes go along an unsharded axis and flattening is local.
-        write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
-        whole = dict(out_shardings=sharding.replicated(mesh))
-        self._write = jax.jit(self._observe_into, **write)
-        self._refresh = jax.jit(method.refresh, **whole)
+        writer = lambda f: sharding.OnMesh(mesh, jax.jit(f, donate_argnums=0, out_shardings=sharding.split(mesh)))
+        worker = lambda f: sharding.OnMesh(mesh, jax.jit(f, out_shardings=sharding.replicated(mesh)))
+        self._write, self._refresh = writer(self._observe_into), worker(method.refresh)
         if isinstance(method, Clustering):
-            self._form, self._settle = (jax.jit(f, **whole) for f in (method.form, method.settle))
-            self._write_located = self._meshed(jax.jit(self._locate_into, **write))
+            self._form, self._settle = worker(method.form), worker(method.settle)
+            self._write_located = writer(self._locate_into)
 
     def run(self, state: TrainState, frozen, key: jax.Array, due: Round | None) -> TrainState:
         """Return the state after a round, or the given state if no round is due. Each pass has its own key."""
         if due is not None and not due.passes:
             given = state, frozen, None, jax.random.fold_in(key, 0)
-            return self._work(self._meshed(self._refresh), *given, about="the state")
+            return self._work(self._refresh, *given, about="the state")
         for i in range(due.passes if due else 0):
             worked_by, seen_by = jax.random.fold_in(key, i), jax.random.fold_in(key, OBSERVE + i)
             rows = self._sample(state, frozen, seen_by)
             bank = self.collect(state, frozen, seen_by, rows)
             if rows is None:
-                state = self._work(self._meshed(self._refresh), state, frozen, bank, worked_by)
+                state = self._work(self._refresh, state, frozen, bank, worked_by)
                 continue
-            found = self._work(self._meshed(self._form), state, frozen, bank, worked_by)
+            found = self._work(self._form, state, frozen, bank, worked_by)
             del bank
             placed = self._placed(state, frozen, found, seen_by)
-            state = self._work(self._meshed(self._settle), state, found, placed)
+            state = self._work(self._settle, state, found, placed)
         return state
 
     def programs(self, state: TrainState, frozen, key, due: Round) -> dict[str, tuple[Program, int]]:
@@ -83,9 +82,8 @@ class Rounds:
         `locate` (batch after batch) and `settle` for a stage that forms its clusters from a sample. Nothing is
         computed: all arguments may be shapes, and the reader one of `data.absent`.
         """
-        meshed = lambda function, *given: Program(function, given, self._mesh)
         if not due.passes:
-            return {"refresh": (meshed(self._refresh, state, frozen, None, key), 1)}
+            return {"refresh": (Program(self._refresh, (state, frozen, None, key)), 1)}
         key = sharding.put_key(self._mesh, key)
         at = sharding.put_replicated(self._mesh, jax.ShapeDtypeStruct((), np.int32))
         payload = next(iter(self._reader.ordered()))
@@ -95,14 +93,14 @@ class Rounds:
         bank = self._shapes(self._observe, (state, frozen, key, *seen), passes)
         found = {"write": (Program(self._write, (bank, state, frozen, key, *seen, at)), passes)}
         if most is None:
-            return found | {"refresh": (meshed(self._refresh, state, frozen, bank, key), 1)}
-        form = meshed(self._form, state, frozen, bank, key)
-        where = sharding.replicated(self._mesh)
-        clusters = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), form.shapes())
+            return found | {"refresh": (Program(self._refresh, (state, frozen, bank, key)), 1)}
+        form, where = Program(self._form, (state, frozen, bank, key)), sharding.replicated(self._mesh)
+        place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+        clusters = jax.tree.map(place, form.trace().out_info)
         given, passes = (state, frozen, key, clusters, *seen), self._reader.passes()
         placed = self._shapes(self._locate, given, passes)
         found |= {"form": (form, 1), "locate": (Program(self._write_located, (placed, *given, at)), passes)}
-        return found | {"settle": (meshed(self._settle, state, clusters, placed), 1)}
+        return found | {"settle": (Program(self._settle, (state, clusters, placed)), 1)}
 
     def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
         """Collect every training row once, or only `rows`, increasing row numbers; `key` is the key of the pass."""
@@ -129,15 +127,6 @@ class Rounds:
             else:
                 table = write(table, *seen, at)
         return table
-
-    def _meshed(self, program):
-        """Set the mesh for a program that spreads work over the devices by hand."""
-
-        def call(*given):
-            with jax.set_mesh(self._mesh):
-                return program(*given)
-
-        return call
 
     def _work(self, program, *given, about: str = ""):
         """Return the results of a program that may take long."""

@@ -27,7 +27,7 @@ class Stability(NamedTuple):
       px: mean of `per_landmark` over the landmarks that were counted, in pixels at 128 px; NaN if none was.
       per_landmark: [K] float64, mean distance over the images on which the landmark was counted; NaN for none.
       counted: [K] int, images on which the landmark was counted.
-      protocol: id of the number, such as `turned_15_px_128`, or `turned_15_scaled_0.0375_px_128`.
+      protocol: what the number is, such as `turned_15_px_128`, or `turned_15_scaled_0.0375_px_128`.
     """
 
     px: float
@@ -50,7 +50,8 @@ def _turned_views(key, index, images, *, rotation, scale, clip):
 
 def stability(
     predict_fn: Callable,
-    images,
+    read: Callable,
+    count: int,
     *,
     seed: int = 0,
     batch_size: int = 32,
@@ -71,7 +72,8 @@ def stability(
     Args:
       predict_fn: function [B,F,F,3] uint8 -> (xy [B,K,2] in pixels of the frame, score [B,K], 0 = missing). It always
         sees `batch_size` images: the last batch is filled up with copies of its last image, which are not counted.
-      images: [N,F,F,3] uint8 square frames.
+      read: function from the numbers of images [B] to these, [B,F,F,3] uint8 square frames.
+      count: number of images.
       seed: seed of the similarities; image i has the same one for any batch size.
       batch_size: images a call.
       rotation: standard deviation in degrees of a normal distribution cut off at `max_rotation`.
@@ -81,18 +83,19 @@ def stability(
     Raises:
       ValueError: images that are not square uint8 frames, or none.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"stability takes [N,F,F,3] uint8 images, not {images.dtype} {images.shape}")
-    side = images.shape[1]
-    size = (side, side)
+    if not count:
+        raise ValueError("stability takes one image or more")
     clip = max_rotation / rotation if rotation > 0 else 3.0
     key = jax.random.key(seed)
     errors = []
-    for start in range(0, len(images), batch_size):
-        real = min(batch_size, len(images) - start)
-        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        batch = images[index]
+    for start in range(0, count, batch_size):
+        real = min(batch_size, count - start)
+        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batch = np.asarray(read(index))
+        if batch.ndim != 4 or batch.shape[1] != batch.shape[2] or batch.dtype != np.uint8:
+            raise ValueError(f"stability takes [B,F,F,3] uint8 images, not {batch.dtype} {batch.shape}")
+        side = batch.shape[1]
+        size = (side, side)
         a, views = _turned_views(key, index, batch, rotation=rotation, scale=scale, clip=clip)
         xy, score = (np.asarray(v) for v in predict_fn(batch))
         turned_xy, turned_score = (np.asarray(v) for v in predict_fn(np.asarray(views)))

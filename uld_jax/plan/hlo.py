@@ -269,7 +269,7 @@ class Module:
         for home, instruction, times in ran:
             inside = [instruction]
             if instruction.op == "fusion":
-                inside = [i for name in self._within(instruction) for i in self.computations.get(name, ())]
+                inside = [i for name in self.within(instruction) for i in self.computations.get(name, ())]
             for one in inside:
                 kind, channel = exchange(one, self._named[home])
                 if not kind or channel in seen:
@@ -280,16 +280,19 @@ class Module:
     def _weight(self, executed) -> float:
         return sum(times * self._traffic(home, i)[1] for home, i, times in executed if _works(i))
 
-    def _within(self, fusion: Instruction) -> Iterator[str]:
+    def within(self, fusion: Instruction) -> Iterator[str]:
         """Iterate over the computations inside a fusion."""
         for name in fusion.called("calls"):
             yield name
             for inner in self.computations.get(name, ()):
                 if inner.op == "fusion":
-                    yield from self._within(inner)
+                    yield from self.within(inner)
 
     def _turns(self, home: str, loop: Instruction) -> int | None:
-        """The turns of a loop: as noted, or of a counter in steps of one between two constants; None if unknown."""
+        """The turns of a loop: as noted, or of a counter in steps of one below a constant; None if unknown.
+
+        The counter starts at the constant that the text shows, or at 0 where the text does not show the start.
+        """
         noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         return int(noted[1]) if noted else self._counted(home, loop)
 
@@ -304,10 +307,12 @@ class Module:
         place = int(re.search(r"index=(\d+)", counter.rest)[1])
         last = self._constant(condition, bound)
         start = self._named[home].get(loop.operands[0]) if loop.operands else None
-        if last is None or start is None or start.op != "tuple":
+        if last is None:
             return None
+        if start is None or start.op != "tuple":
+            return last
         first = self._constant(self._named[home], self._named[home].get(start.operands[place]))
-        return None if first is None else max(last - first, 0)
+        return max(last - (first or 0), 0)
 
     def _constant(self, names, instruction) -> int | None:
         """The value of an integer constant, also behind copies and bitcasts."""
@@ -332,7 +337,7 @@ class Module:
             return False
         if instruction.op != "fusion":
             return instruction.op in _MOVES
-        inside = {i.op for name in self._within(instruction) for i in self.computations.get(name, ())}
+        inside = {i.op for name in self.within(instruction) for i in self.computations.get(name, ())}
         return bool(inside & _MOVES) and inside <= _MOVES | {"bitcast", "fusion", "parameter", "reshape", "tuple"}
 
     def _traffic(self, home: str, instruction: Instruction) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def measure(planned: Planned, topology: Topology) -> dict[str, Any]:
         traced = planned.program.trace()
         work = arithmetic.count(traced.jaxpr.jaxpr)
         row |= {"gflop": work.flops / planned.steps / 1e9, "endless": work.endless}
-        compiled = planned.program.lower(traced).compile()
+        compiled = traced.lower().compile()
         row["compile_s"] = round(time.perf_counter() - begin, 1)
     except Exception as error:  # compilers raise any; it is a row of the table, and the other programs go on
         return row | failure(error)
