@@ -123,14 +123,14 @@ def _gather(config, built, mesh, images, only):
         try:
             one = _Stage(config, stage, mesh, images, key, before)
             state, before = checkpoint.abstract(mesh, one.start.shapes(state)), stage.name
-        except UserError as error:
+        except Exception as error:  # whatever tracing may raise is a row of the table
             yield _failed(stage, "step" if stage.steps else "round", error)
             return  # later stages start from this one
         if only and stage.name not in only:
             continue
         try:
             yield from one.programs(state, key)
-        except Exception as error:  # whatever tracing may raise is a row of the table, and the other stages go on
+        except Exception as error:  # as above, and the other stages go on
             yield _failed(stage, "round", error)
 
 
