@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax.clustering.assignment import linear_sum_assignment
 from uld_jax.evaluation.missing import known_mean
 from uld_jax.ops import warp
 
@@ -81,6 +82,34 @@ def stability(
     Raises:
       ValueError: images that are not square uint8 frames, or none.
     """
+    errors = turned_distances(
+        predict_fn,
+        images,
+        seed=seed,
+        batch_size=batch_size,
+        rotation=rotation,
+        max_rotation=max_rotation,
+        scale=scale,
+    )
+    per_landmark, counted = known_mean(errors, 0), np.isfinite(errors).sum(0)
+    protocol = f"turned_{rotation:g}" + (f"_scaled_{scale:g}" if scale else "") + f"_px_{STABILITY_SIDE}"
+    return Stability(float(known_mean(per_landmark)), per_landmark, counted, protocol)
+
+
+def turned_distances(
+    predict_fn: Callable,
+    images,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    rotation: float = 15.0,
+    max_rotation: float = 40.0,
+    scale: float = 0.0,
+) -> np.ndarray:
+    """Measure the distances whose mean is `stability`: [N,K] float64, NaN where a landmark does not count on an image.
+
+    Arguments and errors are those of `stability`.
+    """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.dtype != np.uint8 or not len(images):
         raise ValueError(f"stability takes [N,F,F,3] uint8 images, not {images.dtype} {images.shape}")
@@ -101,10 +130,44 @@ def stability(
         counts = (score > 0) & (turned_score > 0) & inside
         distance = np.linalg.norm(turned_xy - expected, axis=-1) * (STABILITY_SIDE / side)
         errors.append(np.where(counts, distance, np.nan)[:real])
-    errors = np.concatenate(errors).astype(np.float64)
-    per_landmark, counted = known_mean(errors, 0), np.isfinite(errors).sum(0)
-    protocol = f"turned_{rotation:g}" + (f"_scaled_{scale:g}" if scale else "") + f"_px_{STABILITY_SIDE}"
-    return Stability(float(known_mean(per_landmark)), per_landmark, counted, protocol)
+    return np.concatenate(errors).astype(np.float64)
+
+
+def mirrored_distances(predict_fn: Callable, images, *, batch_size: int = 32) -> np.ndarray:
+    """Measure how far the landmarks of mirrored images lie from the mirrored landmarks, in pixels of an image of 128.
+
+    A landmark of the left side should be found as its partner of the right side. Partners are those with the least mean
+    distance over the images, one for each landmark (a linear assignment), because nothing else tells sides.
+
+    Args:
+      predict_fn, batch_size: as in `stability`.
+      images: [N,F,F,3] uint8 square frames.
+
+    Returns:
+      [N,K] float64; NaN where the landmark or its partner was not found.
+    """
+    images = np.asarray(images)
+    side = images.shape[1]
+    xy, score = _predicted(predict_fn, images, batch_size)
+    other, other_score = _predicted(predict_fn, images[:, :, ::-1], batch_size)
+    other = np.stack([side - 1 - other[..., 0], other[..., 1]], -1)
+    both = (score > 0)[:, :, None] & (other_score > 0)[:, None, :]
+    distance = np.linalg.norm(xy[:, :, None] - other[:, None], axis=-1) * (STABILITY_SIDE / side)
+    distance = np.where(both, distance, np.nan)
+    mean = known_mean(distance, 0)
+    cost = jnp.asarray(np.where(np.isfinite(mean), mean, 10.0 * STABILITY_SIDE), jnp.float32)
+    rows, partners = (np.asarray(found) for found in linear_sum_assignment(cost))
+    return distance[:, rows, partners]
+
+
+def _predicted(predict_fn, images, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predict in batches of one size; the last one is filled up with copies of its last image."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        found = predict_fn(np.ascontiguousarray(images[index]))
+        parts.append([np.asarray(part, np.float64)[: len(images) - start] for part in found])
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 class Health(NamedTuple):
