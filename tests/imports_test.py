@@ -41,6 +41,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},

@@ -61,7 +61,11 @@ def noted(tmp_path_factory):
             sizes.append(len(args[3]["index"]))
             return step(*args)
 
-        one.lower = step.lower
+        def program(*args):
+            events.append("program")
+            step.compile(*args)
+
+        one.compile = program
         return one
 
     original = loop.open_data
@@ -93,7 +97,7 @@ def reference(noted):
 def test_the_order_is_save_refresh_evaluate_next_step(noted):
     first, second = (" ".join(part.split()) for part in " ".join(noted[1]).split("final")[:2])
     assert first == "next next compile save refresh evaluate"  # each stage's `init` is shown a batch beforehand
-    steps = "next step next step save refresh next step evaluate next step save evaluate"
+    steps = "next program step next step save refresh next step evaluate next step save evaluate"
     assert second == f"compile {steps}"
 
 

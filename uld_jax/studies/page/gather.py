@@ -22,7 +22,7 @@ from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import spread
 from uld_jax.evaluation.report import Report, metrics
 from uld_jax.evaluation.run import check_alone, open_splits
-from uld_jax.evaluation.stability import mirrored_distances, turned_distances
+from uld_jax.evaluation.stability import mirrored_distances, stability
 
 _CURVE = 400  # most points of a training curve
 
@@ -134,9 +134,9 @@ def _shown(finished: runs.Finished, name: str, data: Data, mesh, rows, split: st
     report = measure(config, predictor, model, data, split=split)
     report = dataclasses.replace(report, split=split, stage=finished.stage)
     say(f"{name}: turning and mirroring {len(rows)} images")
-    images = data.measured.images(rows)
-    batch = min(config.eval.batch_size, len(rows))
-    moved = disagreement(functools.partial(predictor.images, model), images, seed=config.seed, batch_size=batch)
+    read = lambda i: data.measured.images(rows[i])
+    views = dict(seed=config.seed, batch_size=min(config.eval.batch_size, len(rows)))
+    moved = disagreement(functools.partial(predictor.images, model), read, len(rows), **views)
     errors = report.errors
     shown = Shown(
         name,
@@ -154,20 +154,18 @@ def _shown(finished: runs.Finished, name: str, data: Data, mesh, rows, split: st
     return report, shown
 
 
-def disagreement(predict: Callable, images, *, seed: int, batch_size: int) -> np.ndarray:
+def disagreement(predict: Callable, read: Callable, count: int, *, seed: int, batch_size: int) -> np.ndarray:
     """Measure how much landmarks move when an image is turned and scaled, and when it is mirrored.
 
     Args:
-      predict: function [B,F,F,3] uint8 -> (xy [B,K,2], score [B,K]).
-      images: [N,F,F,3] uint8.
-      seed, batch_size: as in `stability`.
+      predict, read, count, seed, batch_size: as in `stability`.
 
     Returns:
-      [N,K] float64, mean of the distances in one turned and scaled view (`turned_distances`) and in the mirrored one
+      [N,K] float64, mean of the distances in one turned and scaled view (`stability`) and in the mirrored one
       (`mirrored_distances`), in pixels of an image of 128; NaN where neither is known.
     """
-    turned = turned_distances(predict, images, seed=seed, batch_size=batch_size, scale=SCALED)
-    return known_mean(np.stack([turned, mirrored_distances(predict, images, batch_size=batch_size)]), 0)
+    turned = stability(predict, read, count, seed=seed, batch_size=batch_size, scale=SCALED).distances
+    return known_mean(np.stack([turned, mirrored_distances(predict, read, count, batch_size=batch_size)]), 0)
 
 
 def training_curves(workdir) -> dict[str, tuple[list[int], list[float]]]:
