@@ -386,6 +386,11 @@ def sharded():
     keep = program(published()._keep, donate_argnums=0)
     compiled = keep.lower(ring, shape(16, 10, 256, where=split), number).compile()
     report["keep"] = collectives.list_collectives(compiled)
+    draw = lambda *sizes: np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+    given = cgb.Ring(draw(100, 160, 256), np.int32(103)), draw(16, 10, 256), np.int32(2 * published().ring_every)
+    on_one = jax.jit(published()._keep)(*given)
+    on_eight = compiled(*(jax.device_put(x, where) for x, where in zip(given, (everywhere, split, everywhere))))
+    report["same"] = all(map(np.array_equal, on_one, on_eight))
 
     block, images = ConvBlock(8), shape(16, 4, 4, 4, where=split)
     variables = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, True), images)
@@ -408,6 +413,7 @@ def sent():
 
 def test_a_step_gathers_its_descriptors_and_not_the_ring(sent):
     assert sent["keep"] == [["all-gather", "f32", [16, 10, 256]]]
+    assert sent["same"]
 
 
 def test_a_normalisation_sends_its_sums_at_once(sent):

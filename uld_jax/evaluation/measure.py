@@ -43,6 +43,7 @@ def measure(
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
     split: str = "test",
+    chosen: Chosen | None = None,
 ) -> Report:
     """Measure a stage on the test split; the caller sets `split` and `stage` of the report.
 
@@ -63,11 +64,12 @@ def measure(
         stability in turned and in turned and scaled views, which predicts some images four times more, and carried
         landmarks.
       split: name of the measured split, for the ids of numbers.
+      chosen: protocol that was chosen of the same config, data, thoroughness and split already; None chooses it.
 
     Raises:
       UserError: an unknown column, splits that do not fit together, or a protocol that does not fit the data.
     """
-    chosen = choose(config, data, thorough=thorough, split=split)
+    chosen = chosen or choose(config, data, thorough=thorough, split=split)
     if data.test is None:
         test, reader = data.train, data.train_reader
         rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
@@ -101,6 +103,7 @@ def measure_points(
     label_counts: Sequence[Any] = (),
     direct: bool = False,
     split: str = "test",
+    chosen: Chosen | None = None,
 ) -> Report:
     """Measure points that are known already, of any program, as `measure` measures those of a stage.
 
@@ -113,7 +116,7 @@ def measure_points(
       group_by, label_counts: as for `measure`.
       direct: True compares each point with the annotated point of its number, see `direct.direct_errors`; then only
         points of the test split are asked for.
-      split: name of the measured split, for the ids of numbers.
+      split, chosen: as for `measure`.
 
     Raises:
       UserError: a split without annotation, an unknown column, splits or points that do not fit together, or a protocol
@@ -134,7 +137,8 @@ def measure_points(
         parts = {"errors": errors, "groups": _grouped(errors, groups, test)}
     else:
         pool = functools.partial(points, data.train)
-        parts = _compared(config, choose(config, data, split=split), data, rows, found, pool, groups, label_counts)
+        chosen = chosen or choose(config, data, split=split)
+        parts = _compared(config, chosen, data, rows, found, pool, groups, label_counts)
     return Report(landmarks=found.xy.shape[1], xy=found.xy, score=found.score, rows=rows, **parts)
 
 
