@@ -60,6 +60,11 @@ def test_rows_fit_schemes_and_papers(row):
         assert pck.PROTOCOLS[row.choices].length == data.normaliser
         assert data.scheme == NO_SCHEME
         return
+    if row.metric in ("stability", "silhouette and Calinski-Harabasz index of descriptors"):
+        every = data.test_images or 1
+        assert row.id == protocols.plain(data.name, row.choices, every, every)
+        assert row.command in ("evaluate", "train", "clusters")
+        return
     assert data.landmarks == SCHEMES[data.scheme].landmarks
     spec = spec_of(data.name, data.landmarks, scheme=data.scheme, normaliser=data.normaliser)
     assert spec.normaliser == data.normaliser
@@ -109,6 +114,8 @@ def test_names_are_papers_or_ids():
         UserError, match=r"^eval.protocol=pf_pascal_box is measured by `uld align`; use an id such as mafl"
     ):
         protocols.row_of("pf_pascal_box", "eval.protocol")
+    with pytest.raises(UserError, match=r"^eval.protocol=shoes.turned_15_px_128 is an id of stability alone; use an "):
+        protocols.row_of("shoes+turned_15_px_128", "eval.protocol")
 
 
 # Each row by the program of its paper

@@ -12,7 +12,7 @@ from uld_jax.data import Source, schemes, specs
 from uld_jax.data.open import Data
 from uld_jax.data.specs import DatasetSpec
 from uld_jax.errors import UserError
-from uld_jax.evaluation import curves
+from uld_jax.evaluation import curves, protocols
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.carried import carried
 from uld_jax.evaluation.chosen import Chosen, choose
@@ -81,7 +81,9 @@ def measure(
     pool = lambda train_rows: predictor.read(model, data.train_reader, train_rows)
     parts = _compared(config, chosen, data, rows, found, pool, groups, label_counts)
     if thorough:
-        parts |= _stability(config, functools.partial(predictor.images, model), test)
+        parts |= _stability(
+            config, functools.partial(predictor.images, model), test, "train" if data.test is None else split
+        )
         some = spread(len(rows), config.eval.stability_images)
         carry, read = functools.partial(predictor.carry, model), lambda i: test.images(rows[some[i]])
         parts["carried"] = carried(carry, read, xy[some], score[some])
@@ -247,15 +249,15 @@ def _correspondence(xy, score, test: Source, rows, chosen: Chosen) -> Correspond
     return correspondence(xy, score, truth, lengths, radius=chosen.protocol.match_radius, visible=visible)
 
 
-def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Stability]:
+def _stability(config: Config, predict: Callable, test: Source, split: str) -> dict[str, Stability]:
     """Stability in views that are turned, and in views that are turned and scaled."""
-    count = min(config.eval.stability_images, len(test))
-    images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
-    views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
-    return {
-        "stability": stability(predict, images, **views),
-        "stability_scaled": stability(predict, images, scale=SCALED, **views),
-    }
+    rows = spread(len(test), config.eval.stability_images)
+    read, views = lambda i: test.images(rows[i]), {"seed": config.seed}
+    views["batch_size"] = min(config.eval.batch_size, len(rows))
+    measured = {"stability": {}, "stability_scaled": {"scale": SCALED}}
+    found = {name: stability(predict, read, len(rows), **views, **more) for name, more in measured.items()}
+    named = lambda measure: protocols.plain(test.spec.name, measure, len(rows), len(test), split)
+    return {name: each._replace(protocol=named(each.protocol)) for name, each in found.items()}
 
 
 def _lacking(data: Data) -> str:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax.ops import keypoints
+from uld_jax.ops import resampling
 
 CONTROL = 10  # n
 _EPS = 1e-5
@@ -103,7 +103,7 @@ def warp_image(image, places, outside: Literal["zeros", "border"] = "zeros"):
     xy = places.reshape(-1, 2)
     if outside == "zeros":
         image, xy = jnp.pad(image, ((1, 1), (1, 1), (0, 0))), xy + 1
-    return keypoints.bilinear(image, xy).reshape(*places.shape[:2], image.shape[-1])
+    return resampling.bilinear(image, xy).reshape(*places.shape[:2], image.shape[-1])
 
 
 def nearest_pixels(places, xy):

@@ -87,17 +87,18 @@ def apply(
     """
     landmarks, points = regressor.linear.shape[:2]
     at_a_time = at_a_time or landmarks
-    axis = jnp.linspace(-1, 1, cells)
+    axis = np.linspace(-1, 1, cells, dtype=np.float32)
+    places = np.stack([np.tile(axis, cells), np.repeat(axis, cells), np.ones(cells**2, np.float32)], 1)
 
     def some(kernels):
-        responses = hypercolumns.linear(pyramid, kernels, cells) * sharpness
+        responses = hypercolumns.linear(pyramid, [sharpness * kernel for kernel in kernels], cells)
         responses = responses.reshape(len(responses), cells * cells, -1)
-        share = jax.nn.softmax(responses, 1)
-        nats = -jnp.sum(share * jax.nn.log_softmax(responses, 1), 1) if entropy else jnp.zeros((0, share.shape[-1]))
-        share = share.reshape(len(share), cells, cells, -1)
-        x = jnp.einsum("byxf,x->bf", share, axis, precision="highest")
-        y = jnp.einsum("byxf,y->bf", share, axis, precision="highest")
-        return jnp.stack([x, y], -1), nats
+        # The sums over cells come before the division, so that the softmax itself is no array of this size.
+        powers = jnp.exp(responses - jax.lax.stop_gradient(jnp.max(responses, 1, keepdims=True)))
+        sums = jnp.einsum("bcf,cd->bfd", powers, places, precision="highest")
+        entropies = lambda: -jnp.sum(jax.nn.softmax(responses, 1) * jax.nn.log_softmax(responses, 1), 1)
+        nats = entropies() if entropy else jnp.zeros((0, powers.shape[-1]))
+        return sums[..., :2] / sums[..., 2:], nats
 
     if at_a_time == landmarks:
         keypoints, nats = some([f.reshape(len(f), -1) for f in regressor.filters])
