@@ -189,3 +189,26 @@ def test_landmark_health_ignores_missing_points():
     found[1::2, 1] = np.nan
     with pytest.warns(st.LandmarkWarning, match="same place"):
         assert st.landmark_health(found, score, 100).constant == [0]
+
+
+def test_mirrored_landmarks_are_compared_with_their_partners():
+    """A red blob on the left and a green one on the right that change places in the mirror; the blue one stays."""
+    images, _ = blobs()
+    side = images.shape[1]
+
+    def by_side(batch):
+        found, score = centroid(batch)
+        order = np.argsort(found[:, :2, 0], 1)
+        return np.concatenate([np.take_along_axis(found[:, :2], order[..., None], 1), found[:, 2:]], 1), score
+
+    distances = st.mirrored_distances(by_side, images.__getitem__, len(images), batch_size=4)
+    assert distances.shape == (6, 3)
+    assert distances.max() < 0.2
+    # Points that stay where they are: each is compared with the nearest mirrored one, in pixels at 128.
+    far = np.linalg.norm(SPOTS[:, None] - np.stack([side - 1 - SPOTS[:, 0], SPOTS[:, 1]], -1)[None], axis=-1)
+    expected = far[[0, 1, 2], [1, 0, 2]] * 2
+    np.testing.assert_allclose(
+        st.mirrored_distances(frozen, images.__getitem__, len(images)), np.broadcast_to(expected, (6, 3)), rtol=1e-6
+    )
+    missing = lambda batch: (frozen(batch)[0], np.array([[1.0, 1.0, 0.0]]).repeat(len(batch), 0))
+    assert np.isnan(st.mirrored_distances(missing, images.__getitem__, len(images))[:, 2]).all()

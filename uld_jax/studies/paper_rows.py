@@ -407,6 +407,7 @@ _DULD = Paper(
             (*_ZEROSHOT_CONFIGS, *_DULD_CONFIGS),
             _evaluated("mafl", ""),
         ),
+        "others": Table("table 1", "errors of other methods", ("duld/published_others",)),
         "clusters": Table(
             "table 3",
             "separation of descriptors by landmark; ZeroShot has none that are stored",
@@ -572,6 +573,7 @@ _LEAD = Paper(
             ("lead_celeba",),
             (*_REGRESSED, *_dense("matching", "mafl_dve")),
         ),
+        "others": Table("table 2", "landmark regression by other methods", ("lead/published_others",)),
         "matching": Table(
             "table 1",
             "landmark matching by features of several sizes",
