@@ -164,7 +164,37 @@ def test_the_heavier_branch_async_wrappers_and_other_memories():
     assert found.collectives == [("all-gather", "f32", (16,), 1, 64)]
     assert found.kernels == 2 + 1 + 1 + 1
     assert found.cycles is None
-    assert found.copies == []  # a prefetch is none
+    assert [copy.name for copy in found.copies] == ["cut"]  # a prefetch is none
+
+
+# A table that is cut into two halves before rows are taken of it, as a TPU's compiler does with wide rows.
+HALVES = """HloModule jit_h
+
+%fused.cut (p: u32[64,256]) -> (u32[64,128], u32[64,128]) {
+  %p = u32[64,256]{1,0:T(8,128)} parameter(0)
+  %left = u32[64,128]{1,0:T(8,128)} slice(%p), slice={[0:64], [0:128]}
+  %right = u32[64,128]{1,0:T(8,128)} slice(%p), slice={[0:64], [128:256]}
+  ROOT %both = (u32[64,128]{1,0:T(8,128)}, u32[64,128]{1,0:T(8,128)}) tuple(%left, %right)
+}
+
+ENTRY %main (store: u32[64,256], i: s32[2]) -> u32[2,128] {
+  %store = u32[64,256]{1,0:T(8,128)} parameter(0), metadata={op_name="store[\'images\']"}
+  %i = s32[2]{0:T(128)} parameter(1), metadata={op_name="i"}
+  %cut = (u32[64,128]{1,0:T(8,128)}, u32[64,128]{1,0:T(8,128)}) fusion(%store), kind=kLoop, calls=%fused.cut
+  %half = u32[64,128]{1,0:T(8,128)} get-tuple-element(%cut), index=0
+  %near = u32[64,128]{1,0:T(8,128)S(1)} copy(%half)
+  %far = u32[64,128]{1,0:T(8,128)} copy(%near)
+  ROOT %rows = u32[2,128]{1,0:T(8,128)} gather(%far, %i), offset_dims={1}
+}
+"""
+
+
+def test_a_table_that_is_cut_into_halves_is_a_copy():
+    found, half = hlo.Module(HALVES).costs(), 64 * 128 * 4
+    assert found.bytes == 4 * half + half + half + (2 * 1024 + 8)
+    (cut,) = found.copies  # neither to nor from another memory, which is what computing needs
+    assert (cut.name, cut.share) == ("cut", pytest.approx(4 * half / found.padded))
+    assert found.arguments == {"store": 2 * half, "i": 512}
 
 
 def test_a_program_of_this_machine_is_read_as_its_compiler_counts():

@@ -50,7 +50,8 @@ _IDLE = {
     "while",
 }
 _IDLE_CALLS = {"AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
-_MOVES = {"copy", "copy-start", "transpose"}
+_MOVES = {"concatenate", "copy", "copy-start", "reshape", "slice", "transpose"}
+_NOTHING = {"bitcast", "fusion", "get-tuple-element", "parameter", "tuple"}  # in a fusion that only moves data
 _CUTS = {"dynamic-slice", "gather", "slice"}  # read of their first operand only what they return
 _WRITES = {"dynamic-update-slice": 1, "scatter": 2}  # write into their first operand; the place of the new part
 
@@ -228,7 +229,7 @@ class Module:
             total, padded, kernels = total + times * read, padded + times * with_padding, kernels + times
             cycles, estimated = cycles + times * (estimate or 0), estimated or estimate is not None
             unestimated += estimate is None
-            if self._moves(instruction):
+            if self._moves(home, instruction):
                 moves.append((instruction, times, times * (estimate or 0), times * with_padding))
         whole = cycles if estimated else padded
         copies = [
@@ -331,14 +332,16 @@ class Module:
                 found[name[0] if name else ""] += sum(a.padded for a in instruction.arrays)
         return dict(found)
 
-    def _moves(self, instruction: Instruction) -> bool:
+    def _moves(self, home: str, instruction: Instruction) -> bool:
         """Tell whether an instruction only moves data from main memory to main memory."""
-        if not all(a.main for a in instruction.arrays[:1]):
+        names = self._named[home]
+        given = [a for name in instruction.operands if name in names for a in names[name].arrays]
+        if not all(a.main for a in (*instruction.arrays[:1], *given)):
             return False
         if instruction.op != "fusion":
             return instruction.op in _MOVES
         inside = {i.op for name in self.within(instruction) for i in self.computations.get(name, ())}
-        return bool(inside & _MOVES) and inside <= _MOVES | {"bitcast", "fusion", "parameter", "reshape", "tuple"}
+        return bool(inside & _MOVES) and inside <= _MOVES | _NOTHING
 
     def _traffic(self, home: str, instruction: Instruction) -> tuple[float, float]:
         """The bytes that an instruction reads and writes in main memory, without and with padding."""
