@@ -45,7 +45,7 @@ def get_config(arg=None):
         config.batch_size = 64
         config.save_every = 200
         first.steps = 2500
-        second.steps = 300 if second.steps else 0
+        second.steps = 500 if second.steps else 0
         for stage in (first, second):
             update(stage, image_size=64, zoom=0.8)
             stage.encoder.update(depth=18, width=16)
@@ -67,6 +67,8 @@ def get_config(arg=None):
         update(second, size=8)
     if arg.preset != "paper" and arg.compact == "network":
         small = arg.preset == "small"
+        if small:  # a cell's own place teaches more in a few steps than what a hardly trained encoder finds similar
+            second.objective, second.equivariance.exchange = "equivariance", True
         second.head = 64 if small else 8
         second.fpn.update(dict(width=64, inner=32) if small else dict(width=8, inner=8))
     config.stages = (arg.stage1, "compact")

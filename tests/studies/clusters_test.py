@@ -100,10 +100,9 @@ def test_other_data_can_be_looked_at(finished, tmp_path):
     for i in range(5):
         Image.fromarray(np.full((40, 40, 3), 2 * i, np.uint8)).save(tmp_path / f"photos/{i}.png")
     given = dict(split="train", dataset="folder", data_dir=str(tmp_path / "photos"))
-    records, folder = clusters.report(finished(), sharding.make_mesh(), ways=["landmark"], most=12, **given)
-    assert records[0]["rows"] == 12  # four landmarks of three of the images, which are all even
-    assert records[0]["protocol"] == "folder+landmark_12+split=train"
-    assert folder == epath.Path(tmp_path) / "clusters/folder_photos_train/told"
+    rows = clusters.observe(finished(), sharding.make_mesh(), most=12, **given)
+    assert len(rows.z) == 12  # four landmarks of three of the images, which are all even
+    assert (rows.data, rows.images) == ("folder", 5)
 
 
 @dataclasses.dataclass(frozen=True)
