@@ -10,14 +10,17 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"errors", "files"}
+BASE = {"checksums", "devices", "errors", "files"}
 ALLOWED = {
+    "checksums": set(),
+    "devices": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
     "compiler": set(),
     "hyperparameters": set(),
     "interrupts": set(),
+    "landmark_names": set(),
     "large_pages": set(),
     "legacy": set(),
     "lookup": set(),
@@ -40,6 +43,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},
@@ -73,7 +77,18 @@ ALLOWED = {
         "method",
         "ops",
         "sharding",
+        "version",
         "viz",
+        "weights",
+    },
+    "plan": {
+        "backbones",
+        "config",
+        "convert",
+        "data",
+        "engine",
+        "method",
+        "sharding",
         "weights",
     },
     "cli": {
@@ -83,6 +98,8 @@ ALLOWED = {
         "detector",
         "engine",
         "evaluation",
+        "landmark_names",
+        "plan",
         "predict",
         "sharding",
         "studies",

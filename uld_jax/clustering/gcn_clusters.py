@@ -216,8 +216,8 @@ def components(parent, mask=None):
     rows = len(parent)
     mask = jnp.ones(rows, bool) if mask is None else mask
     # Pointer doubling: after s steps a row points 2^s links up.
-    for _ in range(max(math.ceil(math.log2(max(rows, 2))), 1)):
-        parent = parent[parent]
+    doublings = math.ceil(math.log2(max(rows, 2)))
+    parent = jax.lax.fori_loop(0, doublings, lambda _, parent: parent[parent], parent)
     sizes = jnp.zeros(rows, jnp.int32).at[parent].add(mask.astype(jnp.int32))
     order = jnp.argsort(-sizes, stable=True)
     rank = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32))
