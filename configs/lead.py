@@ -45,7 +45,7 @@ def get_config(arg=None):
         config.batch_size = 64
         config.save_every = 200
         first.steps = 2500
-        second.steps = 500 if second.steps else 0
+        second.steps = 1000 if second.steps else 0
         for stage in (first, second):
             update(stage, image_size=64, zoom=0.8)
             stage.encoder.update(depth=18, width=16)
