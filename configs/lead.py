@@ -14,7 +14,8 @@ Start from published weights: --config.byol.start=checkpoint --config.weights.re
 
 Presets: `paper` is ResNet-50 at 96 px, batches of 256, 200 and 20 epochs of the 146,501 images of CelebA that are not
 in MAFL. `small` trains a narrow ResNet-18 at 64 px on two laptop cores in less than an hour; `tiny` is for tests.
-The measured numbers are in docs/methods/lead.md.
+For few steps `small` departs from the paper: stage 1 crops overlapping windows, and stage 2 learns equivariance
+(--config.compact.objective=alignment for LEAD's). The measured numbers are in docs/methods/lead.md.
 """
 
 from uld_jax.configs import common
