@@ -10,14 +10,17 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"errors", "files"}
+BASE = {"checksums", "devices", "errors", "files"}
 ALLOWED = {
+    "checksums": set(),
+    "devices": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
     "compiler": set(),
     "hyperparameters": set(),
     "interrupts": set(),
+    "landmark_names": set(),
     "legacy": set(),
     "lookup": set(),
     "optimizers": set(),
@@ -39,6 +42,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},
@@ -72,7 +76,18 @@ ALLOWED = {
         "method",
         "ops",
         "sharding",
+        "version",
         "viz",
+        "weights",
+    },
+    "plan": {
+        "backbones",
+        "config",
+        "convert",
+        "data",
+        "engine",
+        "method",
+        "sharding",
         "weights",
     },
     "cli": {
@@ -82,6 +97,8 @@ ALLOWED = {
         "detector",
         "engine",
         "evaluation",
+        "landmark_names",
+        "plan",
         "predict",
         "sharding",
         "studies",

@@ -67,7 +67,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         return OK
     options = dict(usage=command.usage, overrides=command.overrides, positional=command.positional)
     args = flags.parse([f"uld {name}", *words], **options)
-    _start_processes(args)
+    if command.devices:
+        _start_processes(args)
     if command.stops:
         return command.run(args)
     return interrupts.attended(lambda: command.run(args))  # so that Ctrl-C takes effect at once

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
@@ -94,7 +94,7 @@ def knn_graph(
     mesh = sharding.mesh_of(x) if mesh is None else mesh
     if mesh is not None and mesh.size == 1:
         mesh = None
-    cpu = jax.default_backend() == "cpu"
+    cpu = devices.platform() == "cpu"
     block, width = block or (512 if cpu else 1280), width or (32768 if cpu else 65536)
     sorts = _sorts() and not approximate
     target = recall_target if approximate else None
@@ -103,7 +103,7 @@ def knn_graph(
 
 def _sorts() -> bool:
     """Whether the best are chosen by sorts along columns, `_by_sorting`."""
-    return jax.default_backend() == "tpu"
+    return devices.platform() == "tpu"
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "block", "width", "target", "sorts"))
