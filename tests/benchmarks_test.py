@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
+from benchmarks import aot_clusters, bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
 from benchmarks import input as an_input
 from benchmarks import round as a_round
 from tests import tiny
+from uld_jax import devices, sharding
 
 
 def test_measure_says_what_a_call_takes():
@@ -42,12 +43,11 @@ def test_the_budget_ends_a_slow_measurement():
 def test_utilisation_is_counted_work_over_the_peak(monkeypatch):
     timing = harness.Timing(median=0.5, low=0.4, high=0.6, compile=1.0, calls=5, flops=3e9, peak_bytes=None)
     device = jax.devices()[0]
-    monkeypatch.setattr(harness, "_PEAKS", {device.device_kind: (12e9, None)})
+    monkeypatch.setattr(devices, "SHEETS", {device.device_kind: devices.Sheet(24e9, 12e9, 4e9, 1e9, 1e9)})
     assert harness.utilisation(timing) == pytest.approx(3e9 / 0.5 / 12e9 / jax.device_count())
-    assert harness.utilisation(timing, "bfloat16") is None
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device.device_kind: (4e9, 1e9)})
+    assert harness.utilisation(timing, "bfloat16", devices=2) == pytest.approx(3e9 / 0.5 / 24e9 / 2)
     assert harness.utilisation(timing, exact=True, devices=1) == pytest.approx(3e9 / 0.5 / 4e9)
-    monkeypatch.setattr(harness, "_PEAKS", {})
+    monkeypatch.setattr(devices, "SHEETS", {})
     assert harness.utilisation(timing) is None
 
 
@@ -69,6 +69,10 @@ def test_every_stage_of_every_config_can_be_timed():
     assert step.stages() == [one for one in tiny.stages() if one[0] != tiny.TOY]
     assert step.stages("zeroshot") == [("zeroshot", "zeroshot"), ("zeroshot", "detector")]
     assert step.stages("nothing") == []
+    duld = [stage for _, stage in step.stages("duld", "small")]
+    assert duld == ["zeroshot", "duld", "proxy", "duldpp"]  # `small` starts from ZeroShot and has no bootstrap
+    with pytest.raises(ValueError, match="duld has no stage 'bootstrap' in small"):
+        step.benchmark("duld", "bootstrap", "small", 2, "float32", 1)
 
 
 def test_knn_is_compared_with_the_peers_there_are(tmp_path, capsys):
@@ -109,10 +113,10 @@ def test_kmeans_is_timed_next_to_its_peers(tmp_path, capsys):
 
 def test_roofline_is_the_larger_of_reading_and_arithmetic(monkeypatch):
     device = jax.devices()[0].device_kind
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device: (1e9, 1e9)})
+    monkeypatch.setattr(devices, "SHEETS", {device: devices.Sheet(1e9, 1e9, 1e9, 1e9, 1e9)})
     assert harness.distance_share(1000, 80, 256, 0.1) == pytest.approx(2 * 1000 * 80 * 256 / 1e9 / 0.1)
     assert harness.distance_share(1000, 1, 256, 0.1) == pytest.approx(4 * 1000 * 256 / 1e9 / 0.1)
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {})
+    monkeypatch.setattr(devices, "SHEETS", {})
     assert harness.distance_share(1000, 1, 256, 0.1) is None
 
 
@@ -235,3 +239,46 @@ def test_input_delivers_images_from_files_and_from_memory(tmp_path, capsys):
         ["resident", "folder"],
     ]
     assert all(float(row[2]) > 0 for row in rows)
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+    text = """
+%fused.1 (p.0: f32[100], p.1: s32[8]) -> f32[8] {
+  ROOT %gather.1 = f32[8]{0} gather(%p.0, %p.1), slice_sizes={1}
+}
+
+%condition.1 (arg.1: (s32[], f32[8,4])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(12), metadata={op_name="bound"}
+  %i.1 = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %lt.1 = pred[] compare(%i.1, %constant.1), direction=LT
+}
+
+%body.1 (arg.2: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %a.1 = f32[8,4]{1,0} fusion(%arg.2), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"10"}
+  %s.1 = (f32[8,4]{1,0}, s32[8,4]{1,0}) sort(%a.1, %a.1), dimensions={0}
+  %g.1 = f32[8]{0} fusion(%s.1, %s.1), kind=kCustom, calls=%fused.1
+}
+
+%until (arg.3: (s32[], f32[8,4])) -> pred[] {
+  ROOT %and.1 = pred[] and(%x.1, %y.1)
+}
+
+ENTRY %main.1 (p: f32[8,4]) -> f32[8,4] {
+  %w.1 = (s32[], f32[8,4]) while(%t.1), condition=%condition.1, body=%body.1
+  %w.2 = (s32[], f32[8,4]) while(%w.1), condition=%until, body=%body.1
+  ROOT %b.1 = f32[8,4]{1,0} copy(%w.2), backend_config={"estimated_cycles":"7"}
+}
+"""
+    assert aot_clusters.counted(text) == {"cycles": 13 * 10 + 7, "sorted": 13 * 32, "gathered": 13 * 8}
+
+
+def test_every_clustering_is_traced_for_a_mesh(capsys):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    shapes = {}
+    for name, (function, arguments) in aot_clusters.programs(mesh, rows=5000, images=2, dim=256).items():
+        shapes[name] = jax.eval_shape(function, *arguments)
+    assert shapes["knn"].indices.shape == (5000, 80)
+    assert shapes["gcn clusters"].labels.shape == (5000,)
+    assert shapes["hungarian"].shape == (2, 60)
+    assert aot_clusters.main(["--topology=abacus"]) == 1
+    assert "such as v5e:2x2" in capsys.readouterr().err

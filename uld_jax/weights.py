@@ -1,11 +1,16 @@
 """Folders of converted weights, written by `uld convert` and read by the methods that use them.
 
 DIR/params/      the arrays (Orbax)
-DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence
+DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence, CRC-32 of the arrays
+
+For programs that are compiled and not run, `shapes:DIR` in place of a folder reads the shapes of the arrays alone, and
+`shapes:` without a folder those of the published network of the kind, if `publish` named them.
 """
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +19,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from uld_jax import files
+from uld_jax import checksums, files
 from uld_jax.errors import UserError
 
+SHAPES = "shapes:"
 _IDENTITY = ("kind", "sha256", "core_sha256")
+_published: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
+
+
+def publish(kind: str, make: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
+    """Name a function that returns the shapes of the published weights of a kind, and their facts in `source.json`."""
+    _published[kind] = functools.cache(make)
 
 
 def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +43,7 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
       source: origin of the weights: `file`, `sha256`, `entries`, `licence`, ...
 
     Returns:
-      Content of `source.json`: `source`, the kind and the number of trained parameters.
+      Content of `source.json`: `source`, the kind, the number of trained parameters and the CRC-32 of all.
 
     Raises:
       UserError: `dst` holds something else.
@@ -42,7 +54,8 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
     flat = traverse_util.flatten_dict(params)
     apart = any("params" in path for path in flat)
     trained = {path: x for path, x in flat.items() if not apart or "params" in path}
-    source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
+    about = {"kind": kind, "parameters": sum(x.size for x in trained.values()), "crc32": checksums.crc32(params)}
+    source = source | about
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         return _same(dst, kind, params, source)
     # A bucket cannot rename folders, so there `source.json` comes last: `load` refuses a folder without it.
@@ -66,29 +79,44 @@ def load(path, kind: str) -> Any:
     """Read the weights in a folder that `uld convert --kind=<kind>` made: a nested dict of float32 NumPy arrays.
 
     Args:
-      path: the folder, local or gs://, the value of `config.weights.<kind>`.
+      path: the folder, local or gs://, the value of `config.weights.<kind>`; after `shapes:` the result holds shapes.
       kind: kind that the weights must have.
 
     Raises:
-      UserError: there is no folder, or it holds no converted weights or those of another kind.
+      UserError: there is no folder, or it holds no converted weights, damaged ones, or those of another kind.
     """
-    read_source(path, kind)
+    about = read_source(path, kind)
+    shapes_only, path = str(path).startswith(SHAPES), str(path).removeprefix(SHAPES)
+    if not path:
+        return _published[kind]()[0]
     path = _path(path)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path / "params")
             saved = getattr(saved, "item_metadata", saved)
+            if shapes_only:
+                return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), saved.tree)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
-            return checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"config.weights.{kind}={path} is damaged ({type(error).__name__}); delete that folder and {_make(kind)}"
-        ) from error
+            params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        why = "" if about.get("crc32") in (None, checksums.crc32(params)) else "other numbers than were saved"
+    except Exception as error:  # Orbax and TensorStore raise errors of any kind for files that they did not write
+        why = type(error).__name__
+    if why:
+        raise UserError(f"config.weights.{kind}={path} is damaged ({why}); delete that folder and {_make(kind)}")
+    return params
 
 
 def read_source(path, kind: str) -> dict[str, Any]:
     """Read `source.json` of a folder of weights; arguments and errors are those of `load`."""
-    if not str(path):
+    if str(path) == SHAPES:
+        if kind not in _published:
+            raise UserError(
+                f"config.weights.{kind} is empty, and the size of its network is not known without them: "
+                f"{_make(kind)}, then set the key to DIR"
+            )
+        return {"kind": kind, "sha256": "", "file": ""} | _published[kind]()[1]
+    path = str(path).removeprefix(SHAPES)
+    if not path:
         raise UserError(
             f"config.weights.{kind} is empty, but weights are needed: {_make(kind)}, then set the key to DIR"
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax import weights
+from uld_jax import devices, weights
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models.stable_diffusion import attention, schedule, unet, vae
@@ -143,7 +143,7 @@ class StableDiffusion:
 
         kept = [here.index(step) for step in self.timesteps]
         # On CPU a scan over convolutions is many times slower; elsewhere fifty networks would compile for minutes.
-        maps = _walk(visit, latents, here, there, kept, unrolled=jax.default_backend() == "cpu")
+        maps = _walk(visit, latents, here, there, kept, unrolled=devices.platform() == "cpu")
         return {f"t{step}.{name}": tap for step, found in zip(self.timesteps, maps) for name, tap in found.items()}
 
     @property

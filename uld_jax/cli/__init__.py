@@ -14,8 +14,10 @@ from uld_jax.cli import (
     figure,
     fit,
     gcn,
+    plan,
     predict,
     prepare,
+    report,
     sweep,
     table,
     train,
@@ -23,9 +25,11 @@ from uld_jax.cli import (
 
 COMMANDS = {
     "train": train.COMMAND,
+    "plan": plan.COMMAND,
     "sweep": sweep.COMMAND,
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "report": report.COMMAND,
     "compare": compare.COMMAND,
     "table": table.COMMAND,
     "dense": dense.COMMAND,

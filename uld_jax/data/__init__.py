@@ -4,6 +4,7 @@ open_source(name, split, ...)     one split on the host: images, landmarks, size
 make_reader(source, mesh, B)      its images as training batches
 """
 
+from uld_jax import sharding
 from uld_jax.data import pf_pascal
 from uld_jax.data.decode import decode_image, image_size
 from uld_jax.data.listing import list_images
@@ -109,6 +110,7 @@ def make_reader(
     kind: str = "auto",
     workers: int = 0,
     partner: bool | ByCategory | ByPairs = False,
+    held: int = 0,
 ) -> StreamReader | ResidentReader:
     """Make the training reader of a source.
 
@@ -122,19 +124,17 @@ def make_reader(
       workers: number of decoding processes of `stream`; 0 uses threads.
       partner: True also gives every sample an independent second image; a law of `data.partners`, which is True too,
         tells which images it is drawn from.
+      held: bytes of images that each device holds for other readers (`ResidentReader.held`).
 
     Raises:
       UserError: an unknown kind, or a batch that does not divide over the devices.
     """
     if kind not in READERS:
         raise UserError(f"data.reader is {kind!r}; use one of {', '.join(READERS)}")
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
-        )
+    sharding.check_divides(mesh, batch_size)
     if kind == "auto":
         holders = mesh.size if isinstance(partner, bool) else 1
-        kind = "resident" if image_bytes(source) <= memory_budget(mesh) * holders else "stream"
+        kind = "resident" if image_bytes(source) <= (memory_budget(mesh) - held) * holders else "stream"
     if kind == "stream":
         return StreamReader(source, mesh, batch_size, workers=workers, partner=partner)
-    return ResidentReader(source, mesh, batch_size, partner=partner)
+    return ResidentReader(source, mesh, batch_size, partner=partner, held=held)

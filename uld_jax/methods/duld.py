@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax import sharding
 from uld_jax.bank import by_batch, lookup
 from uld_jax.clustering import two_stage
 from uld_jax.clustering.kmeans import kmeans
@@ -636,7 +637,7 @@ class DuldPP(Clustered):
         state, metrics = self.learn(state, loss, examples)
         if eq3:  # the batch's codes take the next places of the memory, in turn
             place = (state.step * size + jnp.arange(size)) % self.memory
-            codes = aux.memory.codes.at[place].set(metrics.pop("codes"))
-            memory = Memory(codes, aux.memory.rows.at[place].set(batch["index"]))
+            codes = aux.memory.codes.at[place].set(sharding.gathered(metrics.pop("codes")))
+            memory = Memory(codes, aux.memory.rows.at[place].set(sharding.gathered(batch["index"])))
             state = state.replace(aux=state.aux._replace(memory=memory))
         return state, metrics

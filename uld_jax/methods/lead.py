@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uld_jax import weights
+from uld_jax import sharding, weights
 from uld_jax.errors import UserError
 from uld_jax.hyperparameters import Fraction, NotNegative, NotNegativeFloat, Positive, PositiveInt, Share
 from uld_jax.method import TrainState
@@ -399,7 +399,8 @@ class Moco(Pretraining):
         target = jax.tree.map(follow, aux.params, new.params)
         # The oldest keys make place; with the step the place is part of the state, so a resumed run goes on with it.
         place = (state.step * len(keys)) % self.queue
-        waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys.astype(aux.keys.dtype), place, 0)
+        keys = sharding.gathered(keys.astype(aux.keys.dtype))
+        waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys, place, 0)
         aux = aux._replace(params=target, statistics=statistics, keys=waiting, spread=metrics["spread"])
         return new.replace(model_state=model_state, aux=aux), {"loss": value} | metrics
 
