@@ -55,6 +55,8 @@ def find(text: str) -> Topology:
     jax.config.update("jax_platforms", "cpu")  # JAX read the variable when it was imported
     module = PLATFORMS[name]
     found = list(module.devices(name, shape))
+    if found[0].platform != "cpu":  # a compiled program cannot be read from the cache without its device
+        jax.config.update("jax_enable_compilation_cache", False)
     sheet = devices.sheet(found[0].device_kind)
     memory = sheet.memory if sheet else host_memory() / len(found)
     return Topology(text, found[0].platform, found[0].device_kind, found, module.usable(memory))
