@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from uld_jax.errors import UserError
+from uld_jax.models.group_norm import GroupNorm
 
 NORMS = ("batch", "group")
 
@@ -76,8 +77,7 @@ def normalize(x, kind: str, train: bool, *, groups: int = 1, **options):
         if groups > 1 and train:
             return SplitBatchNorm(groups, **options)(x)
         return nn.BatchNorm(use_running_average=not train, **options)(x)
-    groups = math.gcd(32, x.shape[-1])
-    return nn.GroupNorm(groups, use_fast_variance=False, **dict(epsilon=1e-5) | options)(x)
+    return GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
 
 
 class SplitBatchNorm(nn.Module):

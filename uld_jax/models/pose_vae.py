@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from uld_jax.errors import UserError
 from uld_jax.models import layers
+from uld_jax.models.group_norm import GroupNorm
 
 LATENT = 64
 LOG_VARIANCE = (-10.0, 10.0)
@@ -31,7 +32,7 @@ def _widths(side: int, width: int) -> list[int]:
 
 
 def _norm(x, **options):
-    return nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=1e-5, use_fast_variance=False, **options)(x)
+    return GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
 
 
 class Encoder(nn.Module):
