@@ -76,9 +76,40 @@ def test_the_clean_latent(folder, frozen, twins, images, latents):
     assert {tap.name for tap in backbone.spec.taps} == set(found)
 
 
+def test_timesteps_are_one_batch_and_equal_each_alone(folder, latents):
+    for mode in ("clean", "noise"):
+        both = make(folder, mode=mode, timesteps=(60, -1))
+        frozen = both.load()
+        found = jax.jit(both.describe)(frozen, latents)
+        assert list(found) == [f"t{step}.{name}" for step in (60, -1) for name in NAMES]
+        for step in (60, -1):
+            alone = make(folder, mode=mode, timesteps=(step,))
+            expected = jax.jit(alone.describe)(alone.load(), latents)
+            for name, tap in expected.items():
+                assert reference.error(found[name], tap) <= 2e-5, (mode, name)
+        # The program holds the network once.
+        text = str(jax.make_jaxpr(both.describe)(frozen, latents))
+        once = str(jax.make_jaxpr(alone.describe)(alone.load(), latents))
+        assert text.count("conv_general_dilated[") == once.count("conv_general_dilated[")
+
+
+def test_weights_are_loaded_for_the_timesteps_of_the_backbone(folder, frozen, latents):
+    raw = weights.load(folder / "converted", "stable_diffusion")
+    backbone = make(folder, timesteps=(60,))
+    with pytest.raises(UserError, match="loaded for timesteps -1, not 60; load them with the backbone"):
+        jax.eval_shape(backbone.describe, frozen, latents)
+    # Converted weights as they are serve any backbone, and give the same maps.
+    found, expected = (jax.jit(backbone.describe)(given, latents) for given in (raw, backbone.load()))
+    for name, tap in expected.items():
+        assert reference.error(found[name], tap) <= 1e-5
+    fewer = [sum(leaf.nbytes for leaf in jax.tree.leaves(given["unet"])) for given in (backbone.load(), raw)]
+    assert fewer[0] < 0.9 * fewer[1]
+
+
 @pytest.mark.slow
-def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, latents):
+def test_noise_is_the_same_for_an_image_in_any_batch(folder, twins, latents):
     backbone = make(folder, mode="noise", timesteps=(60, 0), seed=3)
+    frozen = backbone.load()
     describe = jax.jit(backbone.describe)
     found = describe(frozen, latents)
     noise = np.asarray(jax.random.normal(jax.random.key(3), latents.shape[1:]))
@@ -97,8 +128,9 @@ def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, late
 
 
 @pytest.mark.slow
-def test_inversion(folder, frozen, twins, latents):
+def test_inversion(folder, twins, latents):
     backbone = make(folder, mode="inversion", timesteps=(500, -1), inversion_steps=4)  # -1, 0, 250, 500
+    frozen = backbone.load()
     found = jax.jit(backbone.describe)(frozen, latents)
     scheduler = diffusers.DDIMInverseScheduler(
         beta_start=0.00085,
@@ -167,7 +199,8 @@ def test_fingerprints_tell_settings_and_weights_apart(folder, tmp_path):
 @pytest.mark.slow
 def test_half_precision(folder, frozen, images):
     exact = jax.jit(make(folder).features)(frozen, images)
-    rough = jax.jit(make(folder, compute="bfloat16").features)(frozen, images)
+    half = make(folder, compute="bfloat16")
+    rough = jax.jit(half.features)(half.load(), images)
     for name, tap in exact.items():
         assert rough[name].dtype == jnp.float32
         assert 1e-5 < reference.error(rough[name], tap) < 0.1
