@@ -16,6 +16,8 @@ import argparse
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -43,8 +45,26 @@ def stages(only: str = "") -> list[tuple[str, str]]:
     return [(n, s) for n in names if not only or n == only for s in load(n, "tiny").stages]
 
 
-def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int, changes=()) -> dict:
-    """Make one row. A stage of zero steps is timed by its `observe` on a batch."""
+class Program(NamedTuple):
+    """What a stage runs on a batch.
+
+    Attributes:
+      what: `step`, or `observe` for a stage without steps.
+      function: the program; compiled by its `lower`, if it has one.
+      args: its arguments.
+      size: images in a batch.
+      donate: True if the first result is the next first argument, and the argument may be destroyed.
+    """
+
+    what: str
+    function: Callable
+    args: tuple
+    size: int
+    donate: bool
+
+
+def program(name: str, stage: str, preset: str, batch_size: int = 0, dtype: str = "float32", changes=()) -> Program:
+    """Build what a stage runs on a batch, its state that of a run that has just reached the stage."""
     config = load(name, preset, changes)
     config.dtype = dtype
     size = batch_size or config_lib.batch_of(config, stage)
@@ -65,16 +85,19 @@ def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, c
     payload = next(reader.payloads(0, seed=0))
     key = sharding.put_key(mesh, jax.random.key(2))
     if spec.steps:
-        what = "step"
         advance = compile_step(spec.method, reader, mesh, 1)
-        timing = harness.measure(advance, state, frozen, reader.store, payload, key, calls=calls, donate_first=True)
-    else:
-        what = "observe"
+        return Program("step", advance, (state, frozen, reader.store, payload, key), size, True)
 
-        def observe(state, frozen, store, payload, key):
-            return spec.method.observe(state, frozen, reader.fetch(store, payload), key)
+    def observe(state, frozen, store, payload, key):
+        return spec.method.observe(state, frozen, reader.fetch(store, payload), key)
 
-        timing = harness.measure(observe, state, frozen, reader.store, payload, key, calls=calls)
+    return Program("observe", observe, (state, frozen, reader.store, payload, key), size, False)
+
+
+def benchmark(name: str, stage: str, preset: str, batch_size: int, dtype: str, calls: int, changes=()) -> dict:
+    """Make one row. A stage of zero steps is timed by its `observe` on a batch."""
+    what, function, args, size, donate = program(name, stage, preset, batch_size, dtype, changes)
+    timing = harness.measure(function, *args, calls=calls, donate_first=donate)
     return {
         "method": name,
         "stage": stage,

@@ -116,7 +116,7 @@ def base(arg: ConfigDict) -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 64
-    config.eval.stability_images = 200
+    config.eval.stability_images = 200  # images of the measured split whose views are turned; 0: all
     config.eval.train_images = 5000  # training images of evaluations before a stage's last one; 0: all
     config.eval.label_counts = ()  # such as (1, 5, 10, 50); also by `uld evaluate --label_counts`
     # The protocol, see evaluation/protocol.py. Each config has that of its paper; `protocol=NAME` takes another's, or

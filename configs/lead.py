@@ -44,14 +44,18 @@ def get_config(arg=None):
         config.data.frame_size = 80
         config.batch_size = 64
         config.save_every = 200
-        first.steps = 1500
+        first.steps = 2500
         second.steps = 300 if second.steps else 0
         for stage in (first, second):
             update(stage, image_size=64, zoom=0.8)
             stage.encoder.update(depth=18, width=16)
             if "optimizer" in stage:
                 stage.optimizer.learning_rate = 0.1  # there are few steps
-        update(first, **(dict(hidden=512, projection=128) if arg.stage1 == "byol" else dict(groups=2, queue=1024)))
+        # Overlapping windows on parts of the object, so that a few steps teach features to tell these apart.
+        update(first.changes, area=0.1, most=0.4, within=0.3, side=40)
+        first.optimizer.warmup = 100
+        byol = dict(hidden=512, projection=128, momentum=0.97)
+        update(first, **(byol if arg.stage1 == "byol" else dict(groups=2, queue=1024)))
     if arg.preset == "tiny":
         common.tiny(config)
         config.eval_every = 0

@@ -1,5 +1,6 @@
 """The timing harness on functions whose work is known."""
 
+import importlib.util
 import json
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
+from benchmarks import aot_clusters, bank, features, flow_cost, harness, kmeans, knn, lead_memory, step
 from benchmarks import input as an_input
 from benchmarks import round as a_round
 from tests import tiny
+from uld_jax import sharding
+from uld_jax.errors import UserError
 
 
 def test_measure_says_what_a_call_takes():
@@ -235,3 +238,54 @@ def test_input_delivers_images_from_files_and_from_memory(tmp_path, capsys):
         ["resident", "folder"],
     ]
     assert all(float(row[2]) > 0 for row in rows)
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+    text = """
+%fused.1 (p.0: f32[100], p.1: s32[8]) -> f32[8] {
+  ROOT %gather.1 = f32[8]{0} gather(%p.0, %p.1), slice_sizes={1}
+}
+
+%condition.1 (arg.1: (s32[], f32[8,4])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(12), metadata={op_name="bound"}
+  %i.1 = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %lt.1 = pred[] compare(%i.1, %constant.1), direction=LT
+}
+
+%body.1 (arg.2: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %a.1 = f32[8,4]{1,0} fusion(%arg.2), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"10"}
+  %s.1 = (f32[8,4]{1,0}, s32[8,4]{1,0}) sort(%a.1, %a.1), dimensions={0}
+  %g.1 = f32[8]{0} fusion(%s.1, %s.1), kind=kCustom, calls=%fused.1
+}
+
+%until (arg.3: (s32[], f32[8,4])) -> pred[] {
+  ROOT %and.1 = pred[] and(%x.1, %y.1)
+}
+
+ENTRY %main.1 (p: f32[8,4]) -> f32[8,4] {
+  %w.1 = (s32[], f32[8,4]) while(%t.1), condition=%condition.1, body=%body.1
+  %w.2 = (s32[], f32[8,4]) while(%w.1), condition=%until, body=%body.1
+  ROOT %b.1 = f32[8,4]{1,0} copy(%w.2), backend_config={"estimated_cycles":"7"}
+}
+"""
+    assert aot_clusters.counted(text) == {"cycles": 13 * 10 + 7, "sorted": 13 * 32, "gathered": 13 * 8}
+
+
+def test_every_clustering_is_traced_for_a_mesh(capsys):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    shapes = {}
+    for name, (function, arguments) in aot_clusters.programs(mesh, rows=5000, images=2, dim=256).items():
+        shapes[name] = jax.eval_shape(function, *arguments)
+    assert shapes["knn"].indices.shape == (5000, 80)
+    assert shapes["gcn clusters"].labels.shape == (5000,)
+    assert shapes["hungarian"].shape == (2, 60)
+    assert aot_clusters.main(["--topology=abacus"]) == 1
+    assert "write v5e:4x4" in capsys.readouterr().err
+
+
+def test_packages_that_compile_for_absent_devices_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="libtpu"):
+        aot_clusters.absent("v5e:4x4")
+    with pytest.raises(UserError, match="jax-cuda12-plugin"):
+        aot_clusters.absent("h100:1")

@@ -10,14 +10,16 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"errors", "files"}
+BASE = {"checksums", "errors", "files"}
 ALLOWED = {
+    "checksums": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
     "compiler": set(),
     "hyperparameters": set(),
     "interrupts": set(),
+    "landmark_names": set(),
     "legacy": set(),
     "lookup": set(),
     "optimizers": set(),
@@ -39,6 +41,7 @@ ALLOWED = {
         "hyperparameters",
         "method",
         "optimizers",
+        "sharding",
         "weights",
     },
     "config": {"backbones", "configs", "hyperparameters", "legacy", "lookup", "method"},
@@ -72,6 +75,7 @@ ALLOWED = {
         "method",
         "ops",
         "sharding",
+        "version",
         "viz",
         "weights",
     },
@@ -82,6 +86,7 @@ ALLOWED = {
         "detector",
         "engine",
         "evaluation",
+        "landmark_names",
         "predict",
         "sharding",
         "studies",

@@ -33,7 +33,7 @@ def tree(seed=0):
 
 def test_what_is_saved_is_loaded(tmp_path):
     said = weights.save(tmp_path / "deep" / "fan", "fan", tree(), SOURCE)
-    assert said == SOURCE | dict(kind="fan", parameters=30)
+    assert said == SOURCE | dict(kind="fan", parameters=30, crc32=said["crc32"])
     assert json.loads((tmp_path / "deep/fan/source.json").read_text()) == said
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["fan"]
     assert sorted(p.name for p in (tmp_path / "deep/fan").iterdir()) == ["params", "source.json"]
@@ -133,8 +133,12 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
     for path, content in zip(data, contents, strict=True):
         path.write_bytes(content)
     assert "params" in weights.load(folder, "fan")
+    # Numbers of another save stand for a changed byte that the file format does not notice.
+    weights.save(tmp_path / "other", "fan", tree(1), SOURCE)
     (folder / "params").rename(tmp_path / "params")
     assert "is damaged" in refusal(folder)
+    (tmp_path / "other/params").rename(folder / "params")
+    assert "is damaged (other numbers than were saved)" in refusal(folder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 FLAGS = {"0.10.2": ("xla_cpu_experimental_ynn_fusion_type", "")}
 
 # libtpu 0.0.42 rewrites a convolution of fewer than eight images a chip as one of strips of them, and copies the
-# borders of the strips between any two layers, which takes more cycles than the convolutions (docs/scaling.md). With
+# borders of the strips between any two layers, which takes more cycles than the convolutions (docs/benchmarks.md). With
 # both flags such convolutions stay as they are. libtpu ends at a flag that it does not know, so they are for these
 # versions alone.
 TPU_FLAGS = {"0.0.42": ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")}

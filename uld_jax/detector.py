@@ -288,12 +288,17 @@ def _read_map(path, state_hash: str) -> tuple[regression.ForwardMap, LeaveOneOut
 
 
 def fit_folder(
-    detector: Detector, data_dir, split: str = "train", scheme: str = schemes.NO_SCHEME
+    detector: Detector,
+    data_dir,
+    split: str = "train",
+    scheme: str = schemes.NO_SCHEME,
+    names: Sequence[str] = (),
 ) -> tuple[regression.ForwardMap, int]:
     """Fit on the annotated images of a folder; return the map and the number of these images.
 
-    `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). Raises UserError when the
-    folder has no landmarks, or a landmark that is annotated nowhere.
+    `detector.leave_one_out` is in percent of the folder's normaliser (`specs.spec_of`). `names` replaces the names that
+    the points have. Raises UserError when the folder has no landmarks, or a landmark that is annotated nowhere, or when
+    there is not a name for each.
     """
     config = detector.config.data
     reading = dict(frame_size=config.frame_size, fit=config.fit, scheme=scheme)
@@ -306,4 +311,4 @@ def fit_folder(
         )
     normaliser = source.spec.eyes or source.spec.normaliser
     given = source.images(rows), source.landmarks[rows], source.frame_maps[rows]
-    return detector.fit_frames(*given, normaliser, source.spec.landmark_names), len(rows)
+    return detector.fit_frames(*given, normaliser, names or source.spec.landmark_names), len(rows)

@@ -66,13 +66,14 @@ def predict_folder(
     points: str = "discovered",
     outside: str = "missing",
     format: str = "csv",
+    names: Sequence[str] = (),
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Predicted:
     """Predict the landmarks of every picture below a folder, at any depth, or of single files.
 
     Writes, in `out`:
       landmarks.csv: file,x0,y0,score0,... in pixels of the upright file, never outside it; a missing landmark has empty
-        coordinates and score 0. Annotated landmarks with names have the columns file,NAME_x,NAME_y,NAME_score,...
+        coordinates and score 0. Landmarks with names have the columns file,NAME_x,NAME_y,NAME_score,...
         The file is landmarks.partial.csv while it grows; a killed program leaves that behind.
         Another `format` takes its place when all rows are known: see `table_of`.
       overlays/<path>.png: each photo with its landmarks; overlays/index.csv lists which overlay belongs to which file.
@@ -86,21 +87,23 @@ def predict_folder(
       out: folder to write, local or gs://.
       points, outside: see `Detector.predict`.
       format: layout of the table, `csv` or a tool's (`FORMATS`).
+      names: names of the discovered landmarks; () for none. Annotated landmarks have those that they were fitted with.
       report: function that is called after each batch with the number of files done and of all files.
 
     Raises:
-      UserError: there are no such files, or none that can be read, or the format is unknown or needs a package.
+      UserError: there are no such files, or none that can be read; the format is unknown or needs a package; there is
+        not one name for each landmark, or annotated landmarks are to have other names.
     """
+    known = _names(detector, points, tuple(names))
     out = epath.Path(out)
     table = table_of(out, format)
     if format == "slp":
         labels.FORMATS[format].check_writable(table)
-    root, names, others = _inputs(images, out)
-    known = detector.annotated_names if points == "annotated" else ()
+    root, images, others = _inputs(images, out)
     writer, skipped, empty, beyond, done = None, [], [], 0, 0
-    kept, sheet = _spread(names, _SHEET_MOST), []
+    kept, sheet = _spread(images, _SHEET_MOST), []
     with ThreadPoolExecutor(decode_threads()) as pool:
-        for batch in _batches(names, detector.config.eval.batch_size):
+        for batch in _batches(images, detector.config.eval.batch_size):
             read = list(pool.map(lambda name: _read(detector, root, name), batch))
             skipped += [photo for photo in read if isinstance(photo, Skipped)]
             photos = [photo for photo in read if isinstance(photo, _Photo)]
@@ -111,12 +114,12 @@ def predict_folder(
                 beyond += int(found.beyond.sum())
                 done += len(photos)
                 if jax.process_index() == 0:
-                    writer = writer or _Writer(out, found.xy.shape[1], known, names, format, root.name)
+                    writer = writer or _Writer(out, found.xy.shape[1], known, images, format, root.name)
                     shown = writer.add(photos, found.xy, found.score)
                     sheet += [_small(*one) for photo, one in zip(photos, shown, strict=True) if photo.name in kept]
-            report(done + len(skipped), len(names))
+            report(done + len(skipped), len(images))
     if not done:
-        which = f"none of the {len(names)} images in {root} can be read; first: " if len(names) > 1 else ""
+        which = f"none of the {len(images)} images in {root} can be read; first: " if len(images) > 1 else ""
         raise UserError(which + skipped[0].reason)
     skipped = sorted([*skipped, *others], key=lambda one: one.file.split("/"))
     if writer is not None:
@@ -136,6 +139,17 @@ def table_of(out, format: str = "csv") -> epath.Path:
         raise UserError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
     ending = ".csv" if format == "csv" else labels.FORMATS[format].ENDING
     return epath.Path(out) / f"landmarks{ending}"
+
+
+def _names(detector: Detector, points: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the landmarks to write. Raises UserError unless they are one for each."""
+    if points == "annotated":
+        if names:
+            raise UserError("--names are those of discovered landmarks; give those of annotated ones to `uld fit`")
+        return detector.annotated_names
+    if names and len(names) != detector.k:
+        raise UserError(f"there are {len(names)} names for {detector.k} landmarks; give one for each")
+    return names
 
 
 # Selection of files

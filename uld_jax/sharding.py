@@ -68,6 +68,44 @@ def _rows_of(mesh, batch_size, process):
     return rows
 
 
+class OnMesh:
+    """A jitted program that is traced and called under `jax.set_mesh`.
+
+    While such a program is traced, `mesh_of` and `gathered` know the devices of arrays whose sharding XLA has yet to
+    choose.
+
+    Args:
+      mesh: the devices.
+      program: the result of `jax.jit`.
+    """
+
+    def __init__(self, mesh: Mesh, program):
+        self._mesh, self._program = mesh, program
+
+    def __call__(self, *given):
+        with jax.set_mesh(self._mesh):
+            return self._program(*given)
+
+    def trace(self, *given):
+        """Trace the program for such arguments, arrays or shapes, as `jax.jit(f).trace`."""
+        with jax.set_mesh(self._mesh):
+            return self._program.trace(*given)
+
+    def lower(self, *given):
+        """Lower the program for such arguments, as `jax.jit(f).lower`."""
+        return self.trace(*given).lower()
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """Return rows [B,...] of all devices on every device, in a program of `OnMesh`; in another program x itself.
+
+    Gather what is computed of a batch before it is written into a table that every device holds whole. Otherwise XLA
+    splits the table for the write and then sends all of it to every device.
+    """
+    mesh = mesh_of(x)
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+
 def put_batch(mesh: Mesh, tree, axis: int = 0):
     """Make global arrays, split over `data` along `axis`, of this process's rows (NumPy, as `local_rows` orders)."""
     where = NamedSharding(mesh, P(*(None,) * axis, AXIS))

@@ -1,7 +1,7 @@
 """Folders of converted weights, written by `uld convert` and read by the methods that use them.
 
 DIR/params/      the arrays (Orbax)
-DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence
+DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence, CRC-32 of the arrays
 """
 
 import json
@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from uld_jax import files
+from uld_jax import checksums, files
 from uld_jax.errors import UserError
 
 _IDENTITY = ("kind", "sha256", "core_sha256")
@@ -31,7 +31,7 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
       source: origin of the weights: `file`, `sha256`, `entries`, `licence`, ...
 
     Returns:
-      Content of `source.json`: `source`, the kind and the number of trained parameters.
+      Content of `source.json`: `source`, the kind, the number of trained parameters and the CRC-32 of all.
 
     Raises:
       UserError: `dst` holds something else.
@@ -42,7 +42,8 @@ def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
     flat = traverse_util.flatten_dict(params)
     apart = any("params" in path for path in flat)
     trained = {path: x for path, x in flat.items() if not apart or "params" in path}
-    source = source | {"kind": kind, "parameters": sum(x.size for x in trained.values())}
+    about = {"kind": kind, "parameters": sum(x.size for x in trained.values()), "crc32": checksums.crc32(params)}
+    source = source | about
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         return _same(dst, kind, params, source)
     # A bucket cannot rename folders, so there `source.json` comes last: `load` refuses a folder without it.
@@ -70,20 +71,22 @@ def load(path, kind: str) -> Any:
       kind: kind that the weights must have.
 
     Raises:
-      UserError: there is no folder, or it holds no converted weights or those of another kind.
+      UserError: there is no folder, or it holds no converted weights, damaged ones, or those of another kind.
     """
-    read_source(path, kind)
+    about = read_source(path, kind)
     path = _path(path)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path / "params")
             saved = getattr(saved, "item_metadata", saved)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
-            return checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"config.weights.{kind}={path} is damaged ({type(error).__name__}); delete that folder and {_make(kind)}"
-        ) from error
+            params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        why = "" if about.get("crc32") in (None, checksums.crc32(params)) else "other numbers than were saved"
+    except Exception as error:  # Orbax and TensorStore raise errors of any kind for files that they did not write
+        why = type(error).__name__
+    if why:
+        raise UserError(f"config.weights.{kind}={path} is damaged ({why}); delete that folder and {_make(kind)}")
+    return params
 
 
 def read_source(path, kind: str) -> dict[str, Any]:

@@ -30,8 +30,9 @@ class Shown(NamedTuple):
 # A data set that is stored in the crop of a paper is shown whole, pixel by pixel: the method's own config would fit it
 # into a larger frame and show the middle of that. CGB cuts each training view out of the turned photo; here a turned
 # view repeats the border of the stored crop.
+_AROUND_POINTS = ("celeba_cgb", "mafl_cgb", "mafl_saic", "aflw_r_cgb", "aflw_r_saic", "ls3d_cgb", "cats_cgb")
 SHOWN = {name: Shown("stretch", 128, 1.0) for name in ("celeba_imm", "mafl_imm", "aflw_r_imm")}
-SHOWN |= {name: Shown("stretch", 128, 1.0) for name in ("celeba_cgb", "mafl_cgb", "aflw_r_cgb", "ls3d_cgb", "cats_cgb")}
+SHOWN |= {name: Shown("stretch", 128, 1.0) for name in _AROUND_POINTS}
 SHOWN |= {
     "shoes": Shown("stretch", 128, 1.0),  # whole photos without their aspect (CGB, published code)
     "ls3d_mallis": Shown("stretch", 256, 1.0),

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests import tiny
-from uld_jax import cli
+from uld_jax import cli, predict
 from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError
@@ -175,6 +175,11 @@ def test_paths_may_start_at_home(monkeypatch):
     cli.COMMANDS["predict"].define(flags)
     args = flags.parse(["uld predict", "--workdir=~/w", "--out=o", "--images=a.jpg", "b.jpg"], positional="images")
     assert (args.workdir, args.out, args.images) == ("/home/somebody/w", "o", ["a.jpg", "b.jpg"])
+
+
+def test_formats_of_predict_are_those_that_it_writes():
+    """The flag has a list of its own, because that of the library would import JAX for the help."""
+    assert tuple(flags_of("predict")["format"].parser.enum_values) == predict.FORMATS
 
 
 def test_help_imports_nothing_slow():

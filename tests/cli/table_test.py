@@ -166,3 +166,30 @@ def test_bad_input_is_one_sentence(runs, tmp_path, uld):
     assert "holds the table.json of something else, such as a sweep; give another" in refused(*given)
     (tmp_path / "out/table.json").write_text('{"paper": "imm"}')
     assert "holds the table.json of --paper=imm" in refused(*given)
+    assert "--table is 'twice'; the tables of zeroshot are errors" in refused(*given, "--table=twice")
+    said = refused("--paper=zeroshot")
+    assert said.endswith("--runs is missing; add --runs=DIR, or --table=list for the paper's tables")
+    assert "--paper is 'imn'" in refused("--paper=imn", "--table=list")
+
+
+def test_the_tables_of_a_paper_are_listed(uld_says):
+    out = uld_says("table", "--paper=lead", "--table=list")
+    assert out.startswith("Tables of Karmali et al. (WACV 2022, LEAD):\n")
+    lines = [line.strip() for line in out.splitlines()]
+    assert "--table=few  table 5: landmark regression with a few labels" in lines
+    assert "trained by papers/lead_celeba" in lines
+    assert "ContrastLandmarks, 3840: --config=...:stage1=moco" in lines
+    assert "LEAD, 256: --config.compact.size=256" in lines
+
+
+def test_another_table_has_files_of_its_own(runs, uld):
+    runs("a", forward=3.0)
+    given = "table", "--paper=duld", f"--runs={runs.root}"
+    _, _, err = uld(*given)
+    assert "these runs also fill --table=yaw\n" in err  # of synthetic heads it is known
+    first = (runs.root / "table.json").read_text()
+    code, _, err = uld(*given, "--table=clusters")
+    assert code == 0, err
+    assert "left out: a has no number of this table; measure it by `uld clusters" in err
+    assert json.loads((runs.root / "table_clusters.json").read_text())["table"] == "clusters"
+    assert first == (runs.root / "table.json").read_text()

@@ -1,5 +1,6 @@
 import doctest
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,13 @@ def check(graph, x, k, mask):
     return clear.mean()
 
 
+@pytest.fixture(params=[False, True], ids=["top_k", "sorts"])
+def choice(request, monkeypatch):
+    """Both ways to choose the best: that of this device, and that of a TPU."""
+    monkeypatch.setattr(module, "_sorts", lambda: request.param)
+
+
+@pytest.mark.usefixtures("choice")
 @pytest.mark.parametrize("centres", [0, 5])
 @pytest.mark.parametrize(
     ("k", "sizes"),
@@ -106,6 +114,7 @@ def test_recall_against_scikit_learn_is_1(centres):
     np.testing.assert_allclose(graph.similarities, 1 - distances, atol=1e-6)
 
 
+@pytest.mark.usefixtures("choice")
 @pytest.mark.parametrize(("k", "sizes"), [(20, {}), (3, {}), (20, dict(block=64, width=100)), (299, {})])
 def test_equal_rows_are_neighbours_in_the_order_of_their_numbers(k, sizes):
     x, mask = axes(4), np.random.default_rng(5).random(300) < 0.9
@@ -153,6 +162,7 @@ def test_fewer_rows_than_neighbours():
     assert none.indices.shape == none.similarities.shape == (0, 2)
 
 
+@pytest.mark.usefixtures("choice")
 def test_all_rows_masked_and_rows_of_zeros():
     x = jnp.full((300, 16), jnp.nan)
     for graph in (knn_graph(x, 20), knn_graph(x, 20, mask=jnp.zeros(300, bool))):
@@ -257,6 +267,9 @@ def sharded():
     compare("odd", x, mask[:301], knn_graph(jnp.asarray(x), 9, mask=jnp.asarray(mask[:301]), mesh=grid), 9)
     few = knn_graph(jnp.asarray(x[:5]), 6, mesh=mesh)
     compare("few", x[:5], np.ones(5, bool), few, 6)
+    with mock.patch.object(module, "_sorts", return_value=True):
+        x = axes(19, count=1024)
+        compare("sorts", x, mask, knn_graph(split(x), 3, mask=split(mask)), 3)
     print(json.dumps(report))
 
 
@@ -268,6 +281,7 @@ def test_eight_devices_equal_one_and_pass_one_block_of_keys_on():
         assert report[name]["differ"] == 0, name
         assert report[name]["apart"] < 1e-6, name
     assert report["ties"]["stable"]
+    assert report["sorts"]["stable"]
     assert report["split"]
     assert report["followed"] == 8
     # The keys of one device and their mask, to the next one. No gathering, and no N x N anywhere.

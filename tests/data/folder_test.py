@@ -2,6 +2,7 @@
 
 import pickle
 import unicodedata
+import warnings
 
 import jax
 import numpy as np
@@ -43,6 +44,19 @@ def test_images_alone(tmp_path):
     np.testing.assert_array_equal(source.frame_maps[2], coordinates.frame_map((40, 30), (16, 16)))
     assert source.encoded(0) == (tmp_path / "a.jpg").read_bytes()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).image(2), source.image(2))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_folder_without_csv_is_walked_once(tmp_path, monkeypatch, labelled):
+    photos(tmp_path)
+    if labelled:
+        (tmp_path / "a.pts").write_text("version: 1\nn_points: 1\n{\n3 4\n}\n")
+    walks, walk = [], listing._walk_local
+    monkeypatch.setattr(listing, "_walk_local", lambda root: walks.append(root) or walk(root))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(Folder(tmp_path, "train", frame_size=16)) == 3
+    assert walks == [str(tmp_path)]
 
 
 def test_annotation(tmp_path):

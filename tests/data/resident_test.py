@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from uld_jax import sharding
-from uld_jax.data import resident
+from uld_jax.data import make_reader, resident
 from uld_jax.data.pipeline import StreamReader
 from uld_jax.data.resident import ResidentReader
 from uld_jax.data.specs import Source
@@ -98,10 +98,36 @@ def test_blocks_cut_rows_evenly():
 @pytest.mark.parametrize("side", [1, 2, 5, 6, 40])
 def test_words_hold_every_byte(side):
     images = np.random.default_rng(side).integers(0, 256, (3, side, side, 3), np.uint8)
-    words = resident.packed(images)
-    assert (words.shape, words.dtype) == ((3, resident.words_of(side)), np.uint32)
+    words = np.zeros((3, resident.words_of(side)), np.uint32)
+    resident.pixels_in(words, side)[...] = images
     assert words[0, 0] & 255 == images[0, 0, 0, 0]
+    assert words.shape[1] % 128 == 0  # a TPU copies rows that do not fill its lanes
+    assert 0 <= words.nbytes - images.nbytes < 3 * 512
     np.testing.assert_array_equal(jax.jit(resident.unpacked, static_argnums=1)(words, side), images)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_batch_is_gathered_without_a_copy_of_all_images(sharded):
+    reader = ResidentReader(Noise(33), sharding.make_mesh(jax.devices()[:1]), 4, sharded=sharded)
+    text = jax.jit(reader.fetch).lower(reader.store, next(reader.payloads())).compile().as_text()
+    results = re.findall(r"= (\w+)\[([\d,]+)\]\S* (\S+?)\(", text)
+    whole = [(kind, operation) for kind, shape, operation in results if shape.startswith("33,")]
+    assert set(whole) == {("u32", "parameter")}, whole
+
+
+def test_the_images_of_a_run_share_one_budget(monkeypatch):
+    """Those of training take their part first."""
+    mesh, source = sharding.make_mesh(jax.devices()[:1]), Noise(4)
+    need = resident.image_bytes(source)
+    monkeypatch.setattr("uld_jax.data.memory_budget", lambda mesh: 2 * need - 1)
+    first = make_reader(source, mesh, 2)
+    assert (first.held, first.store["images"].nbytes) == (need, need)
+    assert isinstance(make_reader(source, mesh, 2, held=first.held), StreamReader)
+    monkeypatch.setattr("uld_jax.data.memory_budget", lambda mesh: 2 * need)
+    assert make_reader(source, mesh, 2, held=first.held).held == 2 * need
+    monkeypatch.setattr(resident, "memory_budget", lambda mesh: 2 * need - 1)
+    with pytest.raises(UserError, match=r"use config\.data\.reader=stream"):
+        ResidentReader(source, mesh, 2, held=first.held)
 
 
 def test_memory_budget_is_sane():

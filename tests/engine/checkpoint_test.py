@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is in them, and when a stage counts as finished."""
 
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -117,6 +118,45 @@ def test_a_damaged_save_is_one_sentence(mesh, tmp_path, lost):
     path.rmtree() if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=r"one/final cannot be read .*; delete that folder"):
         checkpoint.restore_final(tmp_path, "one", template(mesh, state(mesh)))
+
+
+def test_other_numbers_than_were_saved_are_damage(mesh, tmp_path):
+    """The arrays or the JSON of another save stand for a changed byte that the file formats do not notice."""
+    meta = {"step": 3, "report": {"rows": (1, 2), "nothing": None, "error": 0.1}}
+    for name, seed in (("one", 0), ("two", 1), ("three", 2)):
+        checkpoint.save_final(tmp_path, name, state(mesh, seed), meta | {"stage": name})
+    here = template(mesh, state(mesh))
+    assert checkpoint.restore_final(tmp_path, "one", here).meta == {
+        "step": 3,
+        "report": {"rows": [1, 2], "nothing": None, "error": 0.1},
+        "stage": "one",
+    }
+    for name, item, other in (("one", "state", "two"), ("three", "meta", "two")):
+        place = tmp_path / "checkpoints" / name / "final" / item
+        shutil.rmtree(place)
+        shutil.copytree(tmp_path / "checkpoints" / other / "final" / item, place)
+        with pytest.raises(UserError, match=rf"{name}/final is damaged: it holds other numbers .*; delete that folder"):
+            checkpoint.restore_final(tmp_path, name, here)
+
+
+def test_a_changed_byte_never_changes_a_number(mesh, tmp_path):
+    rng, saved = np.random.default_rng(), state(mesh, 5)
+    checkpoint.save_final(tmp_path, "one", saved, {"step": 5})
+    paths = [p for p in (tmp_path / "checkpoints/one/final").rglob("*") if p.is_file()]
+    refused = 0
+    for path in [*paths, *rng.choice(paths, 10)]:
+        content = path.read_bytes()
+        at = rng.integers(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.integers(8)]) + content[at + 1 :])
+        try:
+            found = checkpoint.restore_final(tmp_path, "one", template(mesh, saved))
+            check_same(found.state, saved)
+            assert found.meta == {"step": 5}
+        except UserError:
+            refused += 1
+        path.write_bytes(content)
+    assert refused
+    check_same(checkpoint.restore_final(tmp_path, "one", template(mesh, saved)).state, saved)
 
 
 def test_a_closing_save_goes_and_comes_back(mesh, tmp_path):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from uld_jax.engine import workdir
 from uld_jax.errors import UserError
+from uld_jax.method import TrainState
 
 
 def config(**changes):
@@ -209,3 +210,12 @@ def test_other_processes_count_but_do_not_write(tmp_path, monkeypatch):
     assert metrics.count == 3
     workdir.write_json(tmp_path / "file.json", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_of_what_was_learned_covers_labels_and_statistics():
+    """Stages without networks learn labels alone; the optimiser's numbers are not the result."""
+    first = TrainState(step=np.int32(3), params={"w": np.ones(2)}, model_state={"mean": np.ones(1)}, aux=(np.ones(3),))
+    same = first.replace(step=np.int32(4), opt_state={"mu": np.ones(2)})
+    assert workdir.learned_hash(first) == workdir.learned_hash(same)
+    others = [first.replace(**{name: {"w": np.zeros(2)}}) for name in ("params", "model_state", "aux")]
+    assert len({workdir.learned_hash(state) for state in [first, *others]}) == 4

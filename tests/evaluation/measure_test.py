@@ -30,7 +30,8 @@ def test_evaluations_on_the_way_fit_on_rows_spread_over_all_and_the_last_on_all(
     last = measure(train, test)
     assert last.errors.n_train == 200
     assert last.errors.protocol == "points_5_image"
-    assert last.stability.protocol == "turned"
+    assert last.stability.protocol == "points+turned+images=16"
+    assert measure(train, test, {"eval.stability_images": 0}).stability.protocol == "points+turned"
     assert last.errors.forward_nme == pytest.approx(expected(np.arange(200)).forward_nme)
     assert last.errors.forward_nme != pytest.approx(some.errors.forward_nme)
     assert (last.stability.px, last.stability_scaled.px) == (1.5, 1.5 + SCALED)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from uld_jax.errors import UserError
-from uld_jax.evaluation import points
+from uld_jax.evaluation import measure, points
 from uld_jax.evaluation.points import Asked, evaluate_points
 
 SIZES = {"train": 30, "test": 7}
@@ -38,6 +38,13 @@ def made(tmp_path):
     table = tmp_path / "points.csv"
     table.write_text("\n".join(lines))
     return root, table, found, truth, sides
+
+
+def test_the_protocol_is_chosen_once(made, tmp_path, monkeypatch):
+    root, table, *_ = made
+    monkeypatch.setattr(measure, "choose", lambda *given, **more: pytest.fail("chosen again"))
+    numbers, _ = evaluate_points(Asked(str(table), str(tmp_path / "out"), frame_size=50, data_dir=str(root)))
+    assert numbers["protocol"].startswith("folder_2_box")
 
 
 def framed(xy, sides, side):

@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.evaluation import programs, shapes
+from tests.evaluation.dense.programs import flags
 from tests.evaluation.made_up import Finds
 from uld_jax.data.open import Data
 from uld_jax.data.schemes import NO_SCHEME, SCHEMES
@@ -59,6 +60,11 @@ def test_rows_fit_schemes_and_papers(row):
         assert pck.PROTOCOLS[row.choices].length == data.normaliser
         assert data.scheme == NO_SCHEME
         return
+    if row.metric in ("stability", "silhouette and Calinski-Harabasz index of descriptors"):
+        every = data.test_images or 1
+        assert row.id == protocols.plain(data.name, row.choices, every, every)
+        assert row.command in ("evaluate", "train", "clusters")
+        return
     assert data.landmarks == SCHEMES[data.scheme].landmarks
     spec = spec_of(data.name, data.landmarks, scheme=data.scheme, normaliser=data.normaliser)
     assert spec.normaliser == data.normaliser
@@ -67,10 +73,10 @@ def test_rows_fit_schemes_and_papers(row):
         assert set(row.papers) <= set(PAPERS)
         assert row.often <= (row.choices.missing == "svt")
         return
-    preset = dense.preset(row.choices, data.landmarks, epochs=45 if "--epochs=45" in row.source else None)
+    preset = dense.preset(row.choices, data.landmarks, **flags(row))
     few = row.metric == "regression, a few labels"
-    fit = None if row.metric == "matching" else preset.few if few else preset.full
-    measure = "matching" if fit is None else "regression"
+    fit = None if row.metric.startswith("matching") else preset.few if few else preset.full
+    measure = row.id.rpartition("+")[2] if fit is None else "regression"
     assert preset.id(spec.protocol, measure, fit, preset.repeats if few else 1) == row.id
     assert row.papers == (row.choices,)
 
@@ -108,6 +114,8 @@ def test_names_are_papers_or_ids():
         UserError, match=r"^eval.protocol=pf_pascal_box is measured by `uld align`; use an id such as mafl"
     ):
         protocols.row_of("pf_pascal_box", "eval.protocol")
+    with pytest.raises(UserError, match=r"^eval.protocol=shoes.turned_15_px_128 is an id of stability alone; use an "):
+        protocols.row_of("shoes+turned_15_px_128", "eval.protocol")
 
 
 # Each row by the program of its paper

@@ -31,7 +31,7 @@ def test_report(tmp_path):
         errors=errors,
         split="test",
         stage="detector",
-        stability=Stability(float("nan"), np.full(6, np.nan), np.zeros(6, int), "turned"),
+        stability=Stability(float("nan"), np.full(6, np.nan), np.zeros(6, int), np.full((3, 6), np.nan), "turned"),
         groups={"yaw/deg": curves.group_by(vars(errors.per_image), test.columns["yaw"], [0, 30, 60, 90])},
         label_counts=label_counts(train, test, normaliser=(0, 1), counts=(1, "all"), repeats=2),
     )
@@ -92,7 +92,7 @@ def test_names_of_annotated_landmarks(tmp_path):
 
 
 def test_report_without_annotation(tmp_path):
-    still = Stability(np.float32(1.5), np.zeros(6), np.ones(6, int), "turned")
+    still = Stability(np.float32(1.5), np.zeros(6), np.ones(6, int), np.zeros((1, 6)), "turned")
     written = report.write_report(reported(landmarks(5), split="test", stage="zeroshot", stability=still), tmp_path)
     assert written["stability_px"] == 1.5
     assert written["forward_nme"] is None

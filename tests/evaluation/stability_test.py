@@ -21,6 +21,10 @@ def blobs(n=6, side=64, seed=0):
     return np.round(255 * near @ COLOURS).astype(np.uint8), xy
 
 
+def stable(predict, images, **options):
+    return st.stability(predict, images.__getitem__, len(images), **options)
+
+
 def centroid(images):
     """A detector that follows the blobs: the centroid of each colour."""
     images = np.asarray(images, np.float64)
@@ -35,11 +39,11 @@ def frozen(images):
 
 def test_a_detector_that_follows_is_stable_and_a_frozen_one_is_not():
     images, _ = blobs()
-    good = st.stability(centroid, images, seed=1, batch_size=4)
+    good = stable(centroid, images, seed=1, batch_size=4)
     assert good.px < 0.15
     assert (good.counted == 6).all()
     assert (good.per_landmark < 0.2).all()
-    bad = st.stability(frozen, images, seed=1, batch_size=4)
+    bad = stable(frozen, images, seed=1, batch_size=4)
     turns = jax.vmap(lambda i: warp.random_warp(jax.random.fold_in(jax.random.key(1), i), rotation=15, clip=40 / 15))
     linear = np.asarray(turns(np.arange(6)).linear)  # view -> source; its inverse is its transpose
     moved = np.array([(SPOTS - 31.5) @ a + 31.5 for a in linear])
@@ -55,7 +59,7 @@ def test_landmarks_are_what_each_view_takes_them_for():
         xy, score = centroid(batch)
         return np.take_along_axis(xy, np.argsort(xy[..., 1], 1)[..., None], 1), score
 
-    named, ranked = (st.stability(find, images, seed=1, batch_size=6) for find in (centroid, by_height))
+    named, ranked = (stable(find, images, seed=1, batch_size=6) for find in (centroid, by_height))
     assert named.px < 0.15
     assert ranked.per_landmark[2] < 0.3  # the lowest stays the lowest
     swapped = ranked.per_landmark[:2] / 2 * 6  # summed over the images, in their pixels
@@ -70,12 +74,10 @@ def test_sizes_of_the_scaled_variant():
     assert 0.9 < sizes.min() < 0.91
     assert 1.09 < sizes.max() < 1.11
     images, _ = blobs()
-    scaled = st.stability(centroid, images, seed=1, batch_size=6, scale=SCALED).px
+    scaled = stable(centroid, images, seed=1, batch_size=6, scale=SCALED).px
     assert scaled < 0.2
-    assert scaled != st.stability(centroid, images, seed=1, batch_size=6).px
-    assert (
-        st.stability(centroid, images, seed=1, batch_size=6, scale=SCALED).protocol == "turned_15_scaled_0.0375_px_128"
-    )
+    assert scaled != stable(centroid, images, seed=1, batch_size=6).px
+    assert stable(centroid, images, seed=1, batch_size=6, scale=SCALED).protocol == "turned_15_scaled_0.0375_px_128"
 
 
 def test_the_unit_is_pixels_at_128():
@@ -83,13 +85,13 @@ def test_the_unit_is_pixels_at_128():
     for side in (64, 32):
         place = SPOTS * side / 64
         detector = lambda batch, place=place: (np.tile(place, (len(batch), 1, 1)), np.ones((len(batch), 3)))
-        bad.append(st.stability(detector, blobs(4, side)[0], batch_size=4).px)
+        bad.append(stable(detector, blobs(4, side)[0], batch_size=4).px)
     assert bad[0] == pytest.approx(bad[1], rel=0.05)
 
 
 def test_batches_and_padding_do_not_matter():
     images, _ = blobs(7)
-    one, two = (st.stability(centroid, images, batch_size=b, scale=0.1) for b in (7, 4))
+    one, two = (stable(centroid, images, batch_size=b, scale=0.1) for b in (7, 4))
     np.testing.assert_allclose(one.per_landmark, two.per_landmark, rtol=1e-5)
     np.testing.assert_array_equal(one.counted, two.counted)
 
@@ -103,12 +105,12 @@ def test_points_missing_or_turned_out_of_the_frame_do_not_count():
         score[:, 0] = 0
         return np.concatenate([xy, corner], 1), np.concatenate([score, np.ones((len(batch), 1))], 1)
 
-    result = st.stability(detector, images, batch_size=4)
+    result = stable(detector, images, batch_size=4)
     assert result.counted[0] == 0
     assert np.isnan(result.per_landmark[0])
     assert 0 < result.counted[1] <= 8
     assert result.counted[3] < 8
-    nothing = st.stability(lambda i: (np.zeros((len(i), 2, 2)), np.zeros((len(i), 2))), images, batch_size=4)
+    nothing = stable(lambda i: (np.zeros((len(i), 2, 2)), np.zeros((len(i), 2))), images, batch_size=4)
     assert np.isnan(nothing.px)
 
 
@@ -122,7 +124,7 @@ def test_the_error_is_averaged_over_images_and_then_over_landmarks():
         score[:, 0] = xy[:, 1, 0] > 40
         return xy, score
 
-    result = st.stability(detector, images, seed=3, batch_size=8)
+    result = stable(detector, images, seed=3, batch_size=8)
     key = jax.random.key(3)
     sums, counts = np.zeros(3), np.zeros(3)
     for i, image in enumerate(images):  # one image after the other
@@ -143,9 +145,19 @@ def test_the_error_is_averaged_over_images_and_then_over_landmarks():
 
 
 def test_bad_images_are_refused():
-    for images in (np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((0, 8, 8, 3), np.uint8)):
+    for images in (np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 3))):
         with pytest.raises(ValueError, match="uint8"):
-            st.stability(centroid, images)
+            stable(centroid, images)
+    with pytest.raises(ValueError, match="one image or more"):
+        stable(centroid, np.zeros((0, 8, 8, 3), np.uint8))
+
+
+def test_images_are_read_a_batch_at_a_time():
+    images, asked = blobs()[0], []
+    whole = stable(centroid, images, seed=2, batch_size=4)
+    parts = st.stability(centroid, lambda i: (asked.append(i.tolist()), images[i])[1], 6, seed=2, batch_size=4)
+    assert asked == [[0, 1, 2, 3], [4, 5, 5, 5]]
+    assert parts.px == whole.px
 
 
 def test_landmark_health():
@@ -177,3 +189,26 @@ def test_landmark_health_ignores_missing_points():
     found[1::2, 1] = np.nan
     with pytest.warns(st.LandmarkWarning, match="same place"):
         assert st.landmark_health(found, score, 100).constant == [0]
+
+
+def test_mirrored_landmarks_are_compared_with_their_partners():
+    """A red blob on the left and a green one on the right that change places in the mirror; the blue one stays."""
+    images, _ = blobs()
+    side = images.shape[1]
+
+    def by_side(batch):
+        found, score = centroid(batch)
+        order = np.argsort(found[:, :2, 0], 1)
+        return np.concatenate([np.take_along_axis(found[:, :2], order[..., None], 1), found[:, 2:]], 1), score
+
+    distances = st.mirrored_distances(by_side, images.__getitem__, len(images), batch_size=4)
+    assert distances.shape == (6, 3)
+    assert distances.max() < 0.2
+    # Points that stay where they are: each is compared with the nearest mirrored one, in pixels at 128.
+    far = np.linalg.norm(SPOTS[:, None] - np.stack([side - 1 - SPOTS[:, 0], SPOTS[:, 1]], -1)[None], axis=-1)
+    expected = far[[0, 1, 2], [1, 0, 2]] * 2
+    np.testing.assert_allclose(
+        st.mirrored_distances(frozen, images.__getitem__, len(images)), np.broadcast_to(expected, (6, 3)), rtol=1e-6
+    )
+    missing = lambda batch: (frozen(batch)[0], np.array([[1.0, 1.0, 0.0]]).repeat(len(batch), 0))
+    assert np.isnan(st.mirrored_distances(missing, images.__getitem__, len(images))[:, 2]).all()

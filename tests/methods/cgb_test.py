@@ -355,9 +355,11 @@ def test_settings_that_cannot_work_are_named(method, changes, word):
 
 
 def sharded():
-    """Runs in a process of its own with eight devices; prints what a round over a pass sends between them."""
+    """Runs in a process of its own with eight devices; prints what a round over a pass and a step send between them."""
     from tests import collectives
+    from tests.compiled import count
     from uld_jax import sharding
+    from uld_jax.models.fan import ConvBlock
 
     cgb.MEASURED = 500
     mesh = sharding.make_mesh()
@@ -376,13 +378,55 @@ def sharded():
         with jax.set_mesh(mesh):
             compiled = jax.jit(method.refresh, out_shardings=everywhere).lower(state, frozen, bank, key).compile()
         report[way] = collectives.list_collectives(compiled)
+
+    program = lambda f, **more: sharding.OnMesh(mesh, jax.jit(f, out_shardings=everywhere, **more))
+    shape = lambda *sizes, where: jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=where)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    ring = cgb.Ring(shape(100, 160, 256, where=everywhere), number)
+    keep = program(published()._keep, donate_argnums=0)
+    compiled = keep.lower(ring, shape(16, 10, 256, where=split), number).compile()
+    report["keep"] = collectives.list_collectives(compiled)
+    draw = lambda *sizes: np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+    given = cgb.Ring(draw(100, 160, 256), np.int32(103)), draw(16, 10, 256), np.int32(2 * published().ring_every)
+    on_one = jax.jit(published()._keep)(*given)
+    on_eight = compiled(*(jax.device_put(x, where) for x, where in zip(given, (everywhere, split, everywhere))))
+    report["same"] = all(map(np.array_equal, on_one, on_eight))
+
+    block, images = ConvBlock(8), shape(16, 4, 4, 4, where=split)
+    variables = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, True), images)
+    variables = jax.tree.map(lambda x: shape(*x.shape, where=everywhere), variables)
+
+    def loss(params, statistics, x):
+        y, new = block.apply({"params": params, "batch_stats": statistics}, x, True, mutable="batch_stats")
+        return jnp.sum(y**3), new
+
+    gradient = program(jax.value_and_grad(loss, has_aux=True))
+    compiled = gradient.lower(variables["params"], variables["batch_stats"], images).compile()
+    report["sums"] = count(compiled, "all-reduce"), len(variables["batch_stats"])
     print(json.dumps(report))
 
 
-def test_a_round_over_a_pass_gathers_no_descriptors():
-    report = json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def sent():
+    return json.loads(tiny.run(__file__, devices=8).stdout.splitlines()[-1])
+
+
+def test_a_step_gathers_its_descriptors_and_not_the_ring(sent):
+    assert sent["keep"] == [["all-gather", "f32", [16, 10, 256]]]
+    assert sent["same"]
+
+
+def test_a_normalisation_sends_its_sums_at_once(sent):
+    """One sum over all devices for each layer, forward and backward, and one for the gradients of the parameters."""
+    operations, norms = sent["sums"]
+    assert norms == 4
+    assert operations <= 2 * norms + 1
+
+
+def test_a_round_over_a_pass_gathers_no_descriptors(sent):
     rows, devices, size, hidden = 16 * 100 * 4, 8, 256, 512
-    for way, found in report.items():
+    for way in ("gcn", "kmeans"):
+        found = sent[way]
         shapes = {kind: {tuple(shape) for k, _, shape in found if k == kind} for kind in {k for k, _, _ in found}}
         assert set(shapes) == {"all-gather", "all-reduce", "collective-permute"}
         assert shapes["all-gather"] == {(rows,)}  # one number a row: confidences, links, labels

@@ -264,11 +264,18 @@ import sys
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
-from tests import tiny
+from tests import collectives, compiled, tiny
 from uld_jax import config as config_lib, sharding
 from uld_jax.data.open import open_data
 from uld_jax.engine.rounds import Rounds
 from uld_jax.engine.step import FirstState, compile_step
+
+def check(program, state):  # the state stays where it is, and no table of it is sent
+    text, leaves = program.as_text(), jax.tree.leaves(state)
+    assert compiled.donated(text) >= set(range(len(leaves)))
+    tables = {x.shape for x in jax.tree.leaves(state.aux) if x.ndim > 1}
+    gathered = {one.shape for one in collectives.list_collectives(text) if one.kind == "all-gather"}
+    assert not gathered & tables, gathered & tables
 
 assert jax.device_count() == 8
 dtype, names = sys.argv[1], sys.argv[2:]
@@ -294,6 +301,8 @@ for name in names:
             for _ in range(min(share, spec.steps, steps - len(losses))):
                 state, values = advance(state, frozen, data.train_reader.store, next(payloads), key)
                 losses.append(float(values["loss"]))
+            if advance._compiled is not None and mesh.size > 1:
+                check(advance._compiled, state)
         results.append((losses, jax.device_get(state)))
     (one, a), (eight, b) = results
     print(name, dtype, np.abs(np.subtract(one, eight)).max(), len(one))

@@ -55,6 +55,29 @@ def test_byols_loss_is_that_of_unit_vectors():
     np.testing.assert_allclose(lead.byol_loss(a, -a), 4, rtol=1e-6)
 
 
+def test_second_crops_may_be_near_the_first_and_of_another_side():
+    ramp = np.arange(SIDE, dtype=np.uint8) * 5
+    x, y = np.meshgrid(ramp, ramp)
+    images = jnp.asarray(np.broadcast_to(np.stack([x, y, x], -1), (64, SIDE, SIDE, 3)))
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(jax.random.split(jax.random.key(3), 64))
+
+    def middles(**changes):
+        crops = np.asarray(lead.Changes(**changes).crops(keys, images, 16))
+        return crops.shape[2], crops[..., :2].mean((2, 3)) * 255 / 5  # [V,B,2] in pixels of the image
+
+    far, near = middles(area=0.1, most=0.1), middles(area=0.1, most=0.1, within=0.2, side=8)
+    assert (far[0], near[0]) == (16, 8)
+    np.testing.assert_allclose(near[1][0], far[1][0], atol=0.3)  # the first crop is the same
+    apart = lambda middles: np.linalg.norm(middles[1] - middles[0], axis=-1)
+    assert apart(near[1]).max() < 0.2 * SIDE * np.sqrt(0.1 * 4 / 3) * np.sqrt(2) + 0.3
+    assert np.median(apart(far[1])) > 2 * np.median(apart(near[1]))
+
+
+def test_the_least_share_of_a_crop_is_at_most_the_largest():
+    with pytest.raises(UserError, match="area <= most"):
+        lead.Changes(area=0.5, most=0.4)
+
+
 def test_the_targets_momentum_rises_to_one():
     found = [float(lead.target_momentum(0.97, step, 10)) for step in (0, 5, 10)]
     np.testing.assert_allclose(found, [0.97, 0.985, 1.0], atol=1e-6)

@@ -222,7 +222,7 @@ def test_initialize_refuses_what_it_does_not_know():
 
 def test_examples():
     result = doctest.testmod(layers)
-    assert result.attempted >= 3
+    assert result.attempted >= 2
     assert result.failed == 0
 
 

@@ -57,6 +57,26 @@ def test_crops_have_the_law_of_torchvision():
     assert 0.27 < mirrored.mean() < 0.33
 
 
+def test_a_crop_beside_another_keeps_its_size_and_stays_near_and_inside():
+    first, second = draw_crops(keys(4000)), draw_crops(keys(4000, 1))
+    move = jax.jit(jax.vmap(lambda key, g, other: augment.beside(key, g, other, SOURCE, VIEW, 0.3)))
+    (one, _), (old, was), (box, mirrored) = boxes(first), boxes(second), boxes(move(keys(4000, 2), second, first))
+    middle = lambda b: (b[:, :2] + b[:, 2:]) / 2
+    side = lambda b: b[:, 2:] - b[:, :2]
+    np.testing.assert_allclose(side(box), side(old), atol=1e-4)
+    np.testing.assert_array_equal(mirrored, was)
+    assert (box[:, :2] > -1e-4).all()
+    assert (box[:, 2:] < np.array(SOURCE[::-1]) + 1e-4).all()
+    away = (middle(box) - middle(one)) / side(one)
+    half = side(box) / 2
+    free = ((middle(one) - 0.3 * side(one) > half) & (middle(one) + 0.3 * side(one) < SOURCE[::-1] - half)).all(-1)
+    assert free.sum() > 200
+    assert abs(away[free]).max() < 0.3 + 1e-4
+    np.testing.assert_allclose(
+        np.quantile(away[free], [0.25, 0.5, 0.75], axis=0), [[-0.15] * 2, [0] * 2, [0.15] * 2], atol=0.05
+    )
+
+
 def test_without_a_box_that_fits_the_centre_is_shown():
     options = dict(area=(1.0, 1.0), aspect=(0.5, 0.8))  # of an image that is wider than high
     box, mirrored = boxes(jax.jit(jax.vmap(lambda key: augment.random_crop(key, SOURCE, VIEW, **options)))(keys(3)))

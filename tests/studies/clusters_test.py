@@ -73,6 +73,8 @@ def test_every_way_finds_what_is_apart(finished, tmp_path):
     assert records[0]["silhouette"] > 0.7
     saved = json.loads((folder / "clusters.json").read_text())
     assert saved["clusterings"] == records
+    ways = ("kmeans_4", "gcn_10_0.8", "density_10_0.8", "landmark")
+    assert [r["protocol"] for r in records] == [f"synthetic+{way}_8000+split=train" for way in ways]
     assert (saved["rows"], saved["size"]) == (count(run), 256)
     assert (folder / "table.md").read_text().count("\n") == 6
     for name in ("tsne.png", "rounds.png"):
@@ -91,6 +93,16 @@ def test_any_split_can_be_looked_at(finished):
     run = finished()
     rows = clusters.observe(run, sharding.make_mesh(), split="test", most=8000)
     assert len(rows.z) == count(run, "test")
+
+
+def test_other_data_can_be_looked_at(finished, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        Image.fromarray(np.full((40, 40, 3), 2 * i, np.uint8)).save(tmp_path / f"photos/{i}.png")
+    given = dict(split="train", dataset="folder", data_dir=str(tmp_path / "photos"))
+    rows = clusters.observe(finished(), sharding.make_mesh(), most=12, **given)
+    assert len(rows.z) == 12  # four landmarks of three of the images, which are all even
+    assert (rows.data, rows.images) == ("folder", 5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models import lead_net, resnet
 from uld_jax.models.lead_net import LEVELS
-from uld_jax.ops import views
+from uld_jax.ops import resampling
 
 COMPACT = "compact"
 STRIDE = 4
@@ -75,7 +75,7 @@ class Lead:
             raise UserError(f"Lead got images of {images.shape[1]} x {images.shape[2]} pixels; use square ones")
         source = self._source
         names, side = self._names(source), _side(source, self.image_size)
-        seen = views.look(views.still(len(images), 1.0), images, (side, side))
+        seen = resampling.scaled(images, (side, side)) / 255
         dtype = jnp.dtype(self.compute)
         variables = lambda part: {"params": frozen["params"][part], **frozen["model_state"][part]}
         encoder = resnet.ResNet(source["depth"], source["width"], dtype=dtype)

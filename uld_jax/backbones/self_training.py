@@ -18,7 +18,7 @@ from uld_jax import weights
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models.fan import CorrespondenceFAN
-from uld_jax.ops import keypoints, views
+from uld_jax.ops import keypoints, resampling
 
 TAPS = ("descriptors", "hourglass", "features")
 TYPES = ("float32", "bfloat16")
@@ -82,7 +82,7 @@ class SelfTraining:
             dtype=jnp.dtype(self.compute),
         )
         shown, seen = _sides(source, self.image_size)
-        looked = views.look(views.still(len(images), seen / shown), images, (seen, seen))
+        looked = resampling.scaled(images, (seen, seen), seen / shown) / 255
         out = network.apply({"params": frozen}, looked)
         maps = dict(out.taps, descriptors=keypoints.l2_normalize(out.descriptors), features=out.features)
         around, cells = (seen - shown) // 2 // network.downsample, shown // network.downsample

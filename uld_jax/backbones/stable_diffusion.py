@@ -97,26 +97,31 @@ class StableDiffusion:
         return f"stable_diffusion-1 latents({setting})"
 
     def load(self) -> Any:
-        """Load the converted weights, and compute of them what is the same for all images.
+        """Load the converted weights. Raises UserError when there are none."""
+        return weights.load(self.folder, "stable_diffusion")
+
+    def prepare(self, frozen) -> Any:
+        """Compute of the weights what is the same for all images, and round the others to the type of the arithmetic.
 
         The embeddings of the timesteps and of the empty prompt are computed here, once; the weights that they alone
-        need, and those of blocks behind the last tap, are left out. The others are rounded to the type of the
-        arithmetic. Raises UserError when there are no weights.
+        need, and those of blocks behind the last tap, are left out. Results depend on the device, so that hashes are
+        for the result of `load`. Raises UserError for timesteps that do not exist.
         """
-        frozen = dict(weights.load(self.folder, "stable_diffusion"))
         network, dtype = frozen["unet"], jnp.dtype(self._type)
         here, _ = self._path(len(frozen["alphas_cumprod"]))
         embed = jax.jit(functools.partial(self._embed, timesteps=here))
-        frozen["embedded"] = {_key(here): embed(network, frozen["empty_prompt"])}
-        frozen["unet"] = unet.prepare(network, self._taps(network), whole=len(here) > 1 and self._walks, dtype=dtype)
-        frozen["vae"] = vae.prepare(frozen["vae"], dtype)
-        return frozen
+        whole = self._walks and len(here) > 1
+        return frozen | {
+            "embedded": {_key(here): embed(network, frozen["empty_prompt"])},
+            "unet": unet.prepare(network, self._taps(network), whole=whole, dtype=dtype),
+            "vae": vae.prepare(frozen["vae"], dtype),
+        }
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
         """Images [B,H,W,3] uint8 to {"t-1.up0.0": [B,h,w,C] float32, ...}.
 
         Args:
-          frozen: the result of `load`; or the converted weights as they are, and then everything is computed here.
+          frozen: the result of `load`, or of `prepare` for it.
           images: [B,H,W,3] uint8 of any size; see `image_size`.
           rng: typed PRNG key of the noise, the same noise for all images; or a key for each image, [B]. Without a key,
             all images get the noise of `seed`, so that features depend on the image alone.
@@ -134,9 +139,7 @@ class StableDiffusion:
         x = images.astype(jnp.float32) / 127.5 - 1
         size = self._size(*images.shape[1:3], 2 ** (len(network.widths) + levels - 2))
         if size != images.shape[1:3]:
-            # `resize` asks for the most exact product otherwise, for which an H100 has no tiles at some sizes.
-            how = dict(method="bilinear", antialias=True, precision=self._options["precision"])
-            x = jax.image.resize(x, (len(x), *size, 3), **how)
+            x = _resized(x, size)
         return network.apply({"params": frozen["vae"]}, x).mean * frozen["scaling_factor"]
 
     def describe(self, frozen, latents, rng=None) -> dict[str, jax.Array]:
@@ -193,8 +196,8 @@ class StableDiffusion:
             return self._embed(frozen["unet"], frozen["empty_prompt"], timesteps)
         if _key(timesteps) not in frozen["embedded"]:
             raise UserError(
-                f"weights of StableDiffusion were loaded for timesteps {', '.join(frozen['embedded'])}, not "
-                f"{_key(timesteps)}; load them with the backbone that uses them"
+                f"weights of StableDiffusion were prepared for timesteps {', '.join(frozen['embedded'])}, not "
+                f"{_key(timesteps)}; prepare them by the backbone that uses them"
             )
         return frozen["embedded"][_key(timesteps)]
 
@@ -232,6 +235,31 @@ class StableDiffusion:
         """Sides (height, width) of the resized image in pixels."""
         scale = self.image_size / max(height, width) if self.image_size else 1
         return tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height, width))
+
+
+def _resized(x, size):
+    """Images [B,H,W,3] resized to `size` = (height, width), bilinearly, and smoothed where they shrink.
+
+    Whole multiples are blends of neighbours. The products of `jax.image.resize` are dense, and at 256 to 512 pixels
+    XLA finds no tiles for them on an H100 when it may not try (`xla_gpu_autotune_level=0`).
+    """
+    if size[0] % x.shape[1] or size[1] % x.shape[2]:
+        return jax.image.resize(x, (len(x), *size, 3), "bilinear", antialias=True)
+    for axis in (1, 2):
+        x = _enlarged(x, axis, size[axis - 1] // x.shape[axis])
+    return x
+
+
+def _enlarged(x, axis: int, factor: int):
+    """Repeat x `factor` times along an axis, blended with the nearer neighbour by where a new pixel lies in the old."""
+    count = x.shape[axis]
+    part = lambda start, stop: jax.lax.slice_in_dim(x, start, stop, axis=axis)
+    before = jnp.concatenate([part(0, 1), part(0, count - 1)], axis)  # at the border the pixel itself
+    after = jnp.concatenate([part(1, count), part(count - 1, count)], axis)
+    away = [(i + 0.5) / factor - 0.5 for i in range(factor)]  # in old pixels, from the old pixel's centre
+    blends = [(1 - abs(d)) * x + abs(d) * (before if d < 0 else after) for d in away]
+    shape = (*x.shape[:axis], count * factor, *x.shape[axis + 1 :])
+    return jnp.stack(blends, axis + 1).reshape(shape)
 
 
 def _key(timesteps) -> str:

@@ -6,7 +6,8 @@ from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError
 
-USAGE = "--workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]"
+USAGE = """--workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
+    [--dataset=NAME --data_dir=DIR]"""
 
 
 def define(flags: Flags) -> None:
@@ -14,6 +15,8 @@ def define(flags: Flags) -> None:
     flags.workdir()
     flags.stage()
     flags.text("split", "train", "Split whose images' descriptors are clustered.")
+    flags.text("dataset", "", "Another data set than the run's own.")
+    flags.path("data_dir", "", "Folder of the data, if it is not the run's.")
     meaning = "Ways to cluster: kmeans, gcn, density, landmark (the stage's own); by default all that fit."
     flags.words("clustering", meaning)
     flags.number("most", 8000, "Largest number of descriptors.")
@@ -38,6 +41,8 @@ def run(args: FlagValues) -> int:
         runs.load(shared.stage_of(args), mesh),
         mesh,
         split=args.split,
+        dataset=args.dataset,
+        data_dir=args.data_dir,
         ways=args.clustering,
         most=args.most,
         clusters=args.clusters,

@@ -20,6 +20,8 @@ def define(flags: Flags) -> None:
     flags.number("repeats", None, "Draws of a few labelled images; by default those of the protocol.")
     flags.number("epochs", None, "Epochs of a regressor of all labelled images, in place of the protocol's.")
     flags.number("few_epochs", None, "Epochs of a regressor of a few labelled images, in place of the protocol's.")
+    flags.text("loss", "", "Loss of regressors, smooth_l1 or squared, in place of the protocol's.")
+    flags.switch("warped", "Warps the few labelled images of regressors in every step; DVE's protocol does not.")
     flags.number("pairs", None, "Largest number of pairs of images of the matching.")
     flags.number("frame", None, "Side of the frame that photos are fitted into, in pixels, in place of the protocol's.")
     flags.number("side", None, "Side of the frame's central part that the stage sees, in place of the protocol's.")
@@ -39,7 +41,8 @@ def run(args: FlagValues) -> int:
         protocol=args.protocol,
         measures=args.measure,
         labels=[word.strip() for word in args.labels.split(",") if word.strip()],
-        changes={name: args[name].value for name in ("repeats", "epochs", "few_epochs", "pairs", "frame", "side")},
+        changes={name: args[name].value for name in ("repeats", "epochs", "few_epochs", "pairs", "frame", "side")}
+        | {"loss": args.loss or None, "warped": args.warped or None},
         parts=args.parts,
         split=args.split,
         dataset=args.dataset,

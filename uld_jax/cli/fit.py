@@ -7,7 +7,7 @@ from uld_jax.cli import shared
 from uld_jax.cli.flags import Flags
 from uld_jax.errors import shell_command
 
-USAGE = "--workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME]"
+USAGE = "--workdir=RUN [--stage=NAME] --data_dir=LABELLED_PHOTOS [--scheme=NAME] [--names=FILE]"
 
 
 def define(flags: Flags) -> None:
@@ -16,14 +16,17 @@ def define(flags: Flags) -> None:
     flags.stage()
     flags.path("data_dir", None, "Folder of labelled photos: train.csv (file,x0,y0,...), or files of a tool.")
     flags.text("scheme", "none", "What the annotated points are, as data.scheme.")
+    flags.path("names", "", "Names of the annotated landmarks, in place of their own, as for `uld predict`.")
 
 
 def run(args: FlagValues) -> int:
     """Fit the map, store it in the run's folder, and print its error."""
     from uld_jax.detector import Detector, fit_folder
+    from uld_jax.landmark_names import read_names
 
+    names = read_names(args.names) if args.names else ()
     detector = Detector.load(shared.stage_of(args))
-    fitted, images = fit_folder(detector, args.data_dir, scheme=args.scheme)
+    fitted, images = fit_folder(detector, args.data_dir, scheme=args.scheme, names=names)
     if shared.first_process():
         print(f"{len(fitted.strength)} annotated landmarks from {images} labelled images")
         if detector.annotated_names:

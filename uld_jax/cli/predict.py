@@ -11,7 +11,7 @@ from uld_jax.cli.flags import Flags
 
 USAGE = """\
 --workdir=RUN [--stage=NAME] --images=PHOTOS --out=OUT [--points=annotated] [--outside=clip]
-[--format=coco]"""
+[--format=coco] [--names=FILE]"""
 _NAMED = 5  # number of files that a line of output names
 
 
@@ -27,14 +27,18 @@ def define(flags: Flags) -> None:
     flags.choice("outside", ["missing", "clip"], meaning)
     meaning = "Layout of the table: landmarks.csv, or that of COCO, DeepLabCut, SLEAP or Label Studio."
     flags.choice("format", ["csv", "coco", "dlc", "slp", "labelstudio"], meaning)
+    flags.path("names", "", "Names of the discovered landmarks: names.json that `uld report` saved, or a name a line.")
 
 
 def run(args: FlagValues) -> int:
     """Write the landmarks, and print which files and landmarks were left out."""
     from uld_jax.detector import Detector
+    from uld_jax.landmark_names import read_names
     from uld_jax.predict import predict_folder, table_of
 
-    options = dict(points=args.points, outside=args.outside, format=args.format, report=shared.progress("predict"))
+    names = read_names(args.names) if args.names else ()
+    options = dict(points=args.points, outside=args.outside, format=args.format, names=names)
+    options["report"] = shared.progress("predict")
     done = predict_folder(Detector.load(shared.stage_of(args)), args.images, args.out, **options)
     if shared.first_process():
         table, sheet = table_of(args.out, args.format), os.path.join(args.out, "contact_sheet.png")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
 from uld_jax import sharding
@@ -45,7 +46,7 @@ def knn_graph(
     mask=None,
     mesh=None,
     block: int | None = None,
-    width: int = 32768,
+    width: int | None = None,
     approximate: bool = False,
     recall_target: float = 0.95,
 ) -> KnnGraph:
@@ -65,8 +66,8 @@ def knn_graph(
       mesh: the devices of the ring, all axes of the mesh as one. By default those over which x is split, or
         inside `jax.jit`, where that cannot be seen, those of `jax.set_mesh`. If N does not divide by their number, a
         copy of x between devices is needed.
-      block: rows at a time; by default 512 on a CPU, else 4096. It changes only time and memory.
-      width: keys at a time. It changes only time and memory.
+      block: rows at a time; by default 512 on a CPU, else 2048. It changes only time and memory.
+      width: keys at a time; by default 32768 on a CPU, else 65536. It changes only time and memory.
       approximate: True for `jax.lax.approx_max_k` instead of exact choice (Chern et al. 2022). It is faster on a TPU,
         where some neighbours may be missing and ties be in any order. On other devices it is exact and slower.
       recall_target: with `approximate`, the expected share of neighbours that are found in each tile.
@@ -88,27 +89,34 @@ def knn_graph(
         raise UserError(f"knn_graph got x of shape {x.shape}; it needs rows [N,D]")
     if mask is not None and mask.shape != x.shape[:1]:
         raise UserError(f"knn_graph got mask of shape {mask.shape}; these rows need {x.shape[:1]}")
-    if k < 1 or width < 1 or (block is not None and block < 1):
+    if k < 1 or (width is not None and width < 1) or (block is not None and block < 1):
         raise UserError(f"knn_graph got k={k}, block={block}, width={width}; use numbers above 0")
     mesh = sharding.mesh_of(x) if mesh is None else mesh
     if mesh is not None and mesh.size == 1:
         mesh = None
-    if block is None:
-        block = 512 if jax.default_backend() == "cpu" else 4096
+    cpu = jax.default_backend() == "cpu"
+    block, width = block or (512 if cpu else 2048), width or (32768 if cpu else 65536)
+    sorts = _sorts() and not approximate
     target = recall_target if approximate else None
-    return _knn_graph(x, mask, k=k, mesh=mesh, block=block, width=width, target=target)
+    return _knn_graph(x, mask, k=k, mesh=mesh, block=block, width=width, target=target, sorts=sorts)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "mesh", "block", "width", "target"))
-def _knn_graph(x, mask, *, k, mesh, block, width, target):
+def _sorts() -> bool:
+    """Whether the best are chosen by sorts along columns, `_by_sorting`."""
+    return jax.default_backend() == "tpu"
+
+
+@functools.partial(jax.jit, static_argnames=("k", "mesh", "block", "width", "target", "sorts"))
+def _knn_graph(x, mask, *, k, mesh, block, width, target, sorts):
     count, dtype = x.shape[0], jnp.promote_types(x.dtype, jnp.float32)
     if count == 0:
         return KnnGraph(jnp.zeros((0, k), jnp.int32), jnp.zeros((0, k), dtype))
     mask = jnp.ones(count, bool) if mask is None else mask
+    search = functools.partial(_search, k=k, block=block, width=width, target=target, sorts=sorts)
     if mesh is None:
-        return _search(x, mask, k=k, axes=None, devices=1, block=block, width=width, target=target)
+        return search(x, mask, axes=None, devices=1)
     axes, missing = mesh.axis_names, -count % mesh.size
-    local = functools.partial(_search, k=k, axes=axes, devices=mesh.size, block=block, width=width, target=target)
+    local = functools.partial(search, axes=axes, devices=mesh.size)
     ring = jax.shard_map(local, mesh=mesh, in_specs=P(axes), out_specs=P(axes))
     if not missing:
         return ring(x, mask)
@@ -132,7 +140,7 @@ def recall(found, true):
     return jnp.where(total > 0, jnp.sum(hits) / jnp.maximum(total, 1), 1)
 
 
-def _search(x, mask, *, k, axes, devices, block, width, target):
+def _search(x, mask, *, k, axes, devices, block, width, target, sorts):
     """Search on one device, whose rows are x [n,D] with mask [n]."""
     size, here = x.shape[0], 0 if axes is None else jax.lax.axis_index(axes)
     x, mask = _unit(x, mask)
@@ -154,19 +162,14 @@ def _search(x, mask, *, k, axes, devices, block, width, target):
 
         def rows_of(inputs):
             query, owner, best = inputs
-
-            def tile(best, inputs):
-                key, valid, name = inputs
-                similarity = jnp.einsum("nd,md->nm", query, key, precision=_HIGHEST)
-                similarity = jnp.where(valid & (name != owner[:, None]), similarity, -jnp.inf)
-                found, place = _top(similarity, min(k, len(name)), target)
-                return _merge(best, (found, name[place])), None
-
+            choose = _by_sorting if sorts else functools.partial(_by_top_k, target=target)
+            tile = lambda best, keys: (choose(best, query, owner, *keys), None)
             return jax.lax.scan(tile, best, (keys, valid, names))[0]
 
         return jax.lax.map(rows_of, (queries, owners, best))
 
-    shape = (min(devices, 2), wide * tall, block, k)
+    lists = 1 if sorts else min(devices, 2)
+    shape = (lists, wide * tall, *((k, block) if sorts else (block, k)))
     best = jnp.full(shape, -jnp.inf, x.dtype), jnp.full(shape, -1, jnp.int32)
     if axes is None:
         values, indices = meet(jax.tree.map(lambda a: a[0], best), x, mask, 0)
@@ -178,15 +181,17 @@ def _search(x, mask, *, k, axes, devices, block, width, target):
             best, keys, valid = carry
             coming = jax.lax.ppermute((keys, valid), axes, around)  # nothing waits for it until the tiles are done
             # The keys come in order of their numbers, but for one jump from the last device to the first. Two lists,
-            # of what came before and after it, keep ties in order.
+            # of what came before and after it, keep ties in order; sorts need one, because they compare the numbers.
             there = (here + step) % devices
-            jumped = (there < here).astype(jnp.int32)
+            jumped = (there < here).astype(jnp.int32) if lists == 2 else 0
             new = meet(jax.tree.map(lambda a: a[jumped], best), keys, valid, there)
             return jax.tree.map(lambda a, b: a.at[jumped].set(b), best, new), *coming
 
         (values, indices), *_ = jax.lax.fori_loop(0, devices, visit, (best, x, mask))
         flat = lambda late: (values[late].reshape(-1, k), indices[late].reshape(-1, k))
-        values, indices = _merge(flat(1), flat(0))
+        values, indices = _merge(flat(1), flat(0)) if lists == 2 else (values[0], indices[0])
+    if sorts:
+        values, indices = jnp.moveaxis(values, 1, 2), jnp.moveaxis(indices, 1, 2)
     values, indices = values.reshape(-1, k)[:size], indices.reshape(-1, k)[:size]
     filled = mask[:size, None] & (values > -jnp.inf)
     return KnnGraph(jnp.where(filled, indices, -1), jnp.where(filled, values, 0))
@@ -197,6 +202,55 @@ def _unit(x, mask):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mask = mask & jnp.all(jnp.isfinite(x), 1)
     return keypoints.unit(jnp.where(mask[:, None], x, 0)), mask
+
+
+def _by_top_k(best, query, owner, key, valid, name, target):
+    """Merge keys into the best of a block of rows.
+
+    Args:
+      best: values and indices [n,k], the best so far.
+      query, owner: [n,D] and [n], the rows and their numbers.
+      key, valid, name: [m,D], [m] and [m], the keys, their mask and their numbers, which rise by 1.
+      target: the expected recall of an approximate choice; None for the exact one.
+    """
+    similarity = jnp.einsum("nd,md->nm", query, key, precision=_HIGHEST)
+    similarity = jnp.where(valid & (name != owner[:, None]), similarity, -jnp.inf)
+    found, place = _top(similarity, min(best[0].shape[1], len(name)), target)
+    return _merge(best, (found, name[place]))
+
+
+def _by_sorting(best, query, owner, key, valid, name):
+    """Merge keys into the best [k,n] of a block of rows; for the arguments see `_by_top_k`.
+
+    The same choice in two steps as in `_top`, for a TPU. It sorts along an axis that is not the last one, so rows lie
+    along the last axis from the product on, and no similarity is copied to another layout. Numbers travel with the
+    values that are sorted, because to look up single numbers afterwards is slow there; where values are equal the sort
+    compares the numbers.
+    """
+    k, columns = best[0].shape[0], key.shape[0]
+    group = _GROUP if columns % _GROUP == 0 and columns >= 2 * _GROUP * k else 1
+    split = lambda a: a.reshape(columns // group, group, *a.shape[1:])
+    similarity = jnp.einsum("gmd,nd->gmn", split(key), query, precision=_HIGHEST)
+    there = split(valid)[..., None] & (split(name)[..., None] != owner)
+    similarity = jnp.where(there, similarity, -jnp.inf)
+    if group == 1:
+        names = jnp.broadcast_to(name[:, None, None], similarity.shape)
+    else:
+        # The compiler would put members of a group far apart for the maxima, and copy the product for the choice.
+        similarity = with_layout_constraint(similarity, Layout(major_to_minor=(0, 1, 2)))
+        half = group // 2
+        highest = jnp.max(jnp.maximum(similarity[:, :half], similarity[:, half:]), 1)
+        _, chosen = _first(k, highest, jax.lax.broadcasted_iota(jnp.int32, highest.shape, 0))
+        similarity = jnp.take_along_axis(similarity, chosen[:, None], 0)
+        names = name[0] + chosen[:, None] * group + jnp.arange(group, dtype=jnp.int32)[:, None]
+    flat = lambda a: a.reshape(-1, a.shape[-1])
+    return _first(k, *(jnp.concatenate(pair) for pair in zip(best, (flat(similarity), flat(names)), strict=True)))
+
+
+def _first(count, values, names):
+    """The `count` largest values of each column of [m,n] and their names; of equals the lower names come first."""
+    values, names = jax.lax.sort((-values, names), dimension=0, num_keys=2, is_stable=False)
+    return -values[:count], names[:count]
 
 
 def _merge(first, second):

@@ -109,6 +109,7 @@ def make_reader(
     kind: str = "auto",
     workers: int = 0,
     partner: bool | ByCategory | ByPairs = False,
+    held: int = 0,
 ) -> StreamReader | ResidentReader:
     """Make the training reader of a source.
 
@@ -122,6 +123,7 @@ def make_reader(
       workers: number of decoding processes of `stream`; 0 uses threads.
       partner: True also gives every sample an independent second image; a law of `data.partners`, which is True too,
         tells which images it is drawn from.
+      held: bytes of images that each device holds for other readers (`ResidentReader.held`).
 
     Raises:
       UserError: an unknown kind, or a batch that does not divide over the devices.
@@ -134,7 +136,7 @@ def make_reader(
         )
     if kind == "auto":
         holders = mesh.size if isinstance(partner, bool) else 1
-        kind = "resident" if image_bytes(source) <= memory_budget(mesh) * holders else "stream"
+        kind = "resident" if image_bytes(source) <= (memory_budget(mesh) - held) * holders else "stream"
     if kind == "stream":
         return StreamReader(source, mesh, batch_size, workers=workers, partner=partner)
-    return ResidentReader(source, mesh, batch_size, partner=partner)
+    return ResidentReader(source, mesh, batch_size, partner=partner, held=held)

@@ -148,7 +148,7 @@ def landmark_crop(points, file_size: tuple[int, int], tight: int) -> tuple[int, 
     Args:
       points: [L,2] `(x, y)` in pixels of the file; NaN where not annotated.
       file_size: (height, width).
-      tight: 70 for faces of CelebA and AFLW, 30 for cats, 16 for LS3D, 64 for shoes.
+      tight: percent: 70 for faces of CelebA and AFLW (SAIC 16 in tests), 30 for cats, 16 for LS3D, 64 for shoes.
 
     Raises:
       UserError: no point is annotated, or none lies in the image.

@@ -102,11 +102,12 @@ class Folder(Photos):
 
     def _select(self, split: str) -> tuple[list[str], annotation.Annotation | None]:
         """Return the images of a split and their annotation; also find which splits there are."""
-        note, self._splits = annotation.read_folder(self._root), ()
+        note, self._splits, everything = annotation.read_folder(self._root), (), None
         if note is None:
-            note = labels.read_folder(self._root)
+            everything = listing.walk(self._root)
+            note = labels.read_folder(self._root, everything)
         if note is None:
-            names, self.skipped = listing.list_files(self._root)
+            names, self.skipped = listing.list_files(self._root, everything)
             if not names:
                 raise UserError(f"{self._root} holds no images ({listing.PICTURES}); give another folder")
             return names, None
@@ -119,7 +120,7 @@ class Folder(Photos):
             raise UserError(f"{self._root} has no split {split} (it has {' and '.join(self._splits)}){more}")
         names = of["test"]
         if split == "train":
-            listed, self.skipped = listing.list_files(self._root)
+            listed, self.skipped = listing.list_files(self._root, everything)
             self.skipped = [one for one in self.skipped if one.file not in note.sources]
             listed = _without_masks(listed, note)
             names = of["train"]  # in this order, if the csv lists all images

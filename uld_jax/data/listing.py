@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -96,23 +96,34 @@ class Listing(NamedTuple):
     others: list[Skipped]
 
 
-def list_images(folder) -> list[str]:
-    """List the pictures of `list_files`."""
-    return list_files(folder).images
+def walk(folder) -> list[str]:
+    """List all files under `folder`, at any depth, as sorted paths relative to it with `/` between the parts.
 
-
-def list_files(folder) -> Listing:
-    """List the files under `folder`, at any depth, as sorted paths relative to it with `/` between the parts.
-
-    A file with the ending of a picture is among the pictures without a look at its content, so that opening it gives
-    the error. Raises UserError if there is no such folder.
+    Hidden files and folders, and the run folders of this library, are left out. Raises UserError if there is no such
+    folder.
     """
     folder = epath.Path(folder).expanduser()
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give a folder of images")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of images")
-    names = _walk(folder, lambda name: not _is_ignored(name))
+    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def list_images(folder, names: Sequence[str] | None = None) -> list[str]:
+    """List the pictures of `list_files`."""
+    return list_files(folder, names).images
+
+
+def list_files(folder, names: Sequence[str] | None = None) -> Listing:
+    """Tell pictures from other files under `folder`, whose names are `walk(folder)` if they are not given.
+
+    A file with the ending of a picture is among the pictures without a look at its content, so that opening it gives
+    the error. Raises UserError if there is no such folder.
+    """
+    folder = epath.Path(folder).expanduser()
+    names = [name for name in (walk(folder) if names is None else names) if not _is_ignored(name)]
     doubtful = [n for n in names if not n.lower().endswith(_PICTURE_ENDINGS)]
     with ThreadPoolExecutor(16) as pool:
         paths = [os.path.join(os.fspath(folder), n) for n in doubtful]
@@ -122,10 +133,10 @@ def list_files(folder) -> Listing:
     )
 
 
-def list_others(folder) -> list[str]:
-    """List the files below a folder whose names do not claim to be a picture, csv tables too, sorted by path."""
+def not_pictured(names: Sequence[str]) -> list[str]:
+    """Choose the names that do not claim to be a picture, csv tables too."""
     pictured = (*_PICTURE_ENDINGS, *_VIDEO_ENDINGS, *_RAW_ENDINGS)
-    return _walk(epath.Path(folder), lambda name: not name.lower().endswith(pictured))
+    return [name for name in names if not name.lower().endswith(pictured)]
 
 
 def is_local(path) -> bool:
@@ -136,12 +147,6 @@ def is_local(path) -> bool:
 def _is_ignored(name: str) -> bool:
     last = name.rpartition("/")[2].lower()
     return last in _IGNORED or last.endswith(".csv")
-
-
-def _walk(folder: epath.Path, wanted: Callable[[str], bool]) -> list[str]:
-    """List the wanted files below a folder, relative to it, sorted by path."""
-    found = _walk_local(os.fspath(folder)) if is_local(folder) else _walk_remote(folder)
-    return sorted(filter(wanted, found), key=lambda name: name.split("/"))
 
 
 def _walk_local(root: str) -> Iterator[str]:

@@ -63,12 +63,10 @@ def open_data(config: ml_collections.ConfigDict, mesh) -> Data:
     # A folder without a csv has no splits: every name would give all images.
     test = open_split(config, "test") if "test" in train.spec.splits else None
     reader = functools.partial(make_reader, mesh=mesh, kind=config.data.reader, workers=config.data.workers)
-    return Data(
-        train,
-        test,
-        reader(train, batch_size=config.batch_size, partner=partner_of(config, train)),
-        None if test is None else reader(test, batch_size=eval_batch(config, mesh)),
-    )
+    train_reader = reader(train, batch_size=config.batch_size, partner=partner_of(config, train))
+    if test is None:
+        return Data(train, None, train_reader, None)
+    return Data(train, test, train_reader, reader(test, batch_size=eval_batch(config, mesh), held=train_reader.held))
 
 
 def partner_of(config: ml_collections.ConfigDict, train: Source) -> bool | ByCategory | ByPairs:

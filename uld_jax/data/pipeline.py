@@ -159,7 +159,10 @@ class StreamReader:
 
     Attributes:
       law: law of partners, or None.
+      held: 0, bytes of images that stay on each device.
     """
+
+    held = 0
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ many), but batches differ from those of the other mode and depend on the number 
 pairs (`data.partners`) may be any rows, and so need the images whole.
 
 In memory an image is a row of 32-bit words, four bytes each, and not [F,F,3] bytes: a TPU keeps the first axis of such
-bytes in its lanes, and then copies all images to gather a few.
+bytes in its lanes, and then copies all images to gather a few. It does the same to rows that do not fill its lanes, so
+rows are filled up to a multiple of 128 words (a frame of 80 pixels takes 1.3 % more; of 128 or 160, nothing).
 """
 
 import itertools
@@ -31,6 +32,8 @@ from uld_jax.errors import UserError
 # Fraction for the images of a device's memory (on CPU: of the host's, shared by its devices). Training takes the rest.
 _FRACTION = 0.4
 
+_LANES = 128  # numbers in a row of a TPU's memory tiles
+
 
 class ResidentReader:
     """The resident reader (see the module), with the interface of `pipeline.StreamReader`.
@@ -39,6 +42,10 @@ class ResidentReader:
       source: the images, which the constructor decodes once.
       mesh, batch_size, partner: as for `StreamReader`.
       sharded: True splits the rows over the devices; None splits them only if one device cannot hold all.
+      held: bytes of other readers' images on each device.
+
+    Attributes:
+      held: bytes of images on each device, those of other readers included.
 
     Raises:
       UserError: the images do not fit even when split, or there are fewer images than devices to split them over; or
@@ -53,10 +60,11 @@ class ResidentReader:
         *,
         partner: bool | ByCategory | ByPairs = False,
         sharded: bool | None = None,
+        held: int = 0,
     ):
         sharding.local_rows(mesh, batch_size)  # raises at once if the batch does not divide
         if sharded is None:
-            need, budget = image_bytes(source), memory_budget(mesh)
+            need, budget = image_bytes(source), max(memory_budget(mesh) - held, 0)
             sharded = need > budget
             if need > budget * mesh.size:
                 raise UserError(
@@ -72,6 +80,7 @@ class ResidentReader:
             )
         self.batch_size, self.rows, self._side = batch_size, len(source), source.frame_size
         self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
+        self.held = held + 4 * words_of(self._side) * self._blocks.longest
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
 
     def of_batch(self, batch_size: int) -> "ResidentReader":
@@ -153,7 +162,7 @@ class ResidentReader:
         return rows if self.sharded else rows[sharding.local_rows(self._mesh, len(rows))]
 
     def _whole(self, source):
-        return sharding.put_replicated(self._mesh, packed(source.images()))
+        return sharding.put_replicated(self._mesh, _decoded(source, range(self.rows), self.rows))
 
     def _sharded_store(self, source):
         blocks, side = self._blocks, source.frame_size
@@ -164,10 +173,8 @@ class ResidentReader:
 
         def block(place):
             device = (place[0].start or 0) // blocks.longest
-            words = np.zeros((blocks.longest, words_of(side)), np.uint32)
             size, start = blocks.sizes[device], blocks.starts[device]
-            words[:size] = packed(source.images(range(start, start + size)))
-            return words
+            return _decoded(source, range(start, start + size), blocks.longest)
 
         shape = (blocks.longest * blocks.count, words_of(side))
         split = sharding.split(self._mesh)
@@ -213,18 +220,25 @@ def _take(rows, index):
     return jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
 
 
+def _decoded(source: Source, rows: range, count: int) -> np.ndarray:
+    """Return images of a source as `count` rows of words [count,W] uint32; those beyond the given rows are zeros."""
+    words = np.zeros((count, words_of(source.frame_size)), "<u4")
+    source.images(rows, out=pixels_in(words[: len(rows)], source.frame_size))
+    return words.astype(np.uint32, copy=False)
+
+
 def words_of(side: int) -> int:
-    """Return the number of 32-bit words of an image [side,side,3] uint8, its last word filled up."""
-    return -(-(side * side * 3) // 4)
+    """Return the number of 32-bit words of an image [side,side,3] uint8, filled up to whole rows of a TPU's tiles.
+
+    >>> words_of(160), words_of(80)  # 160 * 160 * 3 / 4 and 80 * 80 * 3 / 4 + 64
+    (19200, 4864)
+    """
+    return -(-(side * side * 3) // (4 * _LANES)) * _LANES
 
 
-def packed(images: np.ndarray) -> np.ndarray:
-    """Pack images [N,F,F,3] uint8 to words [N,W] uint32, the first byte in the lowest bits; see `unpacked`."""
-    rows = images.reshape(len(images), -1)
-    fill = 4 * words_of(images.shape[1]) - rows.shape[1]
-    if fill:
-        rows = np.pad(rows, ((0, 0), (0, fill)))
-    return np.ascontiguousarray(rows).view("<u4").astype(np.uint32, copy=False)
+def pixels_in(words: np.ndarray, side: int) -> np.ndarray:
+    """View words [N,W] uint32, the lowest bits first, as the images [N,side,side,3] uint8 in them; see `unpacked`."""
+    return words.view(np.uint8)[:, : side * side * 3].reshape(len(words), side, side, 3)
 
 
 def unpacked(words: jax.Array, side: int) -> jax.Array:
@@ -234,7 +248,7 @@ def unpacked(words: jax.Array, side: int) -> jax.Array:
 
 
 def image_bytes(source: Source) -> int:
-    """Return the number of bytes of all images of a source in device memory."""
+    """Return the number of bytes of all images of a source in the memory of one device."""
     return len(source) * 4 * words_of(source.frame_size)
 
 

@@ -206,13 +206,14 @@ class Source:
         Image.fromarray(self.image(row)).save(out, format="PNG", compress_level=1)
         return out.getvalue()
 
-    def images(self, rows: Iterable[int] | None = None) -> np.ndarray:
+    def images(self, rows: Iterable[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Return the images of the given rows (default all) in the frame, [n,F,F,3] uint8, decoded by several threads.
 
-        Raises UserError that names all images that cannot be decoded.
+        They are written to `out`, if it is given. Raises UserError that names all images that cannot be decoded.
         """
         rows = range(len(self)) if rows is None else list(rows)
-        out = np.empty((len(rows), self.frame_size, self.frame_size, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(rows), self.frame_size, self.frame_size, 3), np.uint8)
         bad: dict[int, BadFile] = {}
 
         def load(place):

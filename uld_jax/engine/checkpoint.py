@@ -4,7 +4,8 @@
     checkpoints/<stage>/final/    the finished stage; the only one that later stages, `init_from` and `load` read
 
 The state holds everything that a method learns, clusters and pseudo-labels included (`TrainState.aux`). The position in
-the data is the step itself. Frozen weights are never written, only their hash.
+the data is the step itself. Frozen weights are never written, only their hash. A CRC-32 of the state and of the JSON
+beside it is saved in that JSON, and compared when they are read.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from uld_jax import sharding
+from uld_jax import checksums, sharding
 from uld_jax.errors import UserError, flag
 from uld_jax.method import TrainState
+
+_SAVED, _CHECKSUM = "saved", "crc32"  # keys of the JSON around the caller's; earlier versions wrote the caller's alone
 
 
 class Restored(NamedTuple):
@@ -84,8 +87,8 @@ def newest_meta(workdir, stage: str) -> dict[str, Any] | None:
         path = max(whole, key=lambda p: int(p.name))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    except (OSError, ValueError, KeyError, TypeError):
+            return _caller(checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    except Exception:
         return None  # restoring the state reports a damaged checkpoint
 
 
@@ -127,6 +130,7 @@ class Keeper:
 
 
 def _save_args(state, meta):
+    meta = {_SAVED: meta, _CHECKSUM: checksums.crc32(sharding.to_host(state), meta)}
     return ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
 
 
@@ -149,11 +153,22 @@ def _restore(path, template) -> Restored:
             found = checkpointer.restore(path, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # Orbax and TensorStore raise errors of any kind for files that they did not write
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete that folder to go on from an older checkpoint"
         ) from error
-    return Restored(found["state"], found["meta"])
+    state, meta = found["state"], found["meta"]
+    expected = checksums.crc32(sharding.to_host(state), _caller(meta))
+    if {_SAVED, _CHECKSUM} & set(meta) and meta.get(_CHECKSUM) != expected:  # one key without the other is damage too
+        raise UserError(
+            f"{path} is damaged: it holds other numbers than were saved; delete that folder to go on from an older "
+            "checkpoint"
+        )
+    return Restored(state, _caller(meta))
+
+
+def _caller(meta: dict[str, Any]) -> dict[str, Any]:
+    return meta.get(_SAVED, meta)
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

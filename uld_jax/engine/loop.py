@@ -31,9 +31,9 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.engine.progress import Progress, Trace
 from uld_jax.engine.rounds import Rounds
-from uld_jax.engine.step import FirstState, compile_ahead, compile_step, steps_in_one_program, with_tables
+from uld_jax.engine.step import FirstState, compile_step, steps_in_one_program, with_tables
 from uld_jax.engine.stopping import Interrupted, Sigterm, Stopped
-from uld_jax.engine.workdir import tree_hash
+from uld_jax.engine.workdir import learned_hash, tree_hash
 from uld_jax.errors import UserError
 from uld_jax.evaluation import chosen
 from uld_jax.evaluation.predictor import Predictor
@@ -173,13 +173,13 @@ class _Run:
             reader = self.data.train_reader.of_batch(stage.batch_size)
             known = {"rows": tables, "step_rows": step_tables, "partners": reader.law}
             given_hash = tree_hash(frozen | {name: part for name, part in known.items() if part})
-            frozen = sharding.put_replicated(self.mesh, frozen)
+            frozen = sharding.put_replicated(self.mesh, stage.method.prepared(frozen))
             before = stages[i - 1].name if i else self.origin["stage"] if self.origin else ""
             names = dict(stage=stage.name, before=before)
             start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0), **names)
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
-            seen = with_tables(reader, self.mesh, step_tables)
+            seen = with_tables(reader, self.mesh, step_tables | cache_lib.latents(stage, cache))
             prepared.append(_Prepared(reader, seen, chunk, frozen, given_hash, start, template, cache, tables))
             if saved[i] and saved[i]["frozen"] != prepared[-1].frozen_hash:
                 raise UserError(
@@ -215,7 +215,7 @@ class _Run:
         if self.metrics is None:  # nothing was left to train; the last line may still be missing
             self.metrics = workdir_lib.Metrics(self.workdir, self.lines)
         self.trace.stop()
-        self.metrics.write(offset, stages[-1].name, done=True, params_sha256=tree_hash(state.params))
+        self.metrics.write(offset, stages[-1].name, done=True, params_sha256=learned_hash(state))
         if jax.process_index() == 0:
             viz.save(viz.metrics_plot(self.metrics.read()), self.workdir / "curves.png")
         self.metrics.close()
@@ -289,9 +289,10 @@ class _Run:
                     payload = next(payloads)
                     given = state, frozen, ready.seen.store, payload, step_key
                     if not compiled:
-                        compile_for = functools.partial(compile_ahead, advance, *given)
+                        compile_for = functools.partial(advance.compile, *given)
                         say = lambda seconds: progress.note(f"compiling a step, {seconds:.0f} s so far")
-                        compiled = interrupts.attended(compile_for, self.stop.check, say)
+                        interrupts.attended(compile_for, self.stop.check, say)
+                        compiled = True
             except Interrupted:
                 # The loop's head must save the state before the refresh: a refreshed state would be refreshed again.
                 state = before
@@ -407,7 +408,7 @@ def _check_numbers(config: Config) -> None:
     least = {"seed": 0, "batch_size": 1, "accumulate_steps": 1, "log_every": 1, "eval_every": 0, "save_every": 0}
     least |= {"steps_per_dispatch": 0, "keep_last": 1, "keep_every": 0}
     values = {name: (config[name], low) for name, low in least.items()}
-    least = {"batch_size": 1, "stability_images": 1, "train_images": 0}
+    least = {"batch_size": 1, "stability_images": 0, "train_images": 0}
     values |= {f"eval.{name}": (config.eval[name], low) for name, low in least.items()}
     for name, (value, low) in values.items():
         if value < low:

@@ -49,13 +49,12 @@ class Rounds:
         self._method, self._reader, self._mesh, self._check, self._cache = method, reader, mesh, check, cache
         self._tables, self._say = tables, say
         # The bank is [B,T,P,...], not [T,B,P,...], so that writes go along an unsharded axis and flattening is local.
-        write = dict(donate_argnums=0, out_shardings=sharding.split(mesh))
-        whole = dict(out_shardings=sharding.replicated(mesh))
-        self._write = jax.jit(self._observe_into, **write)
-        self._refresh = self._meshed(jax.jit(method.refresh, **whole))
+        writer = lambda f: sharding.OnMesh(mesh, jax.jit(f, donate_argnums=0, out_shardings=sharding.split(mesh)))
+        worker = lambda f: sharding.OnMesh(mesh, jax.jit(f, out_shardings=sharding.replicated(mesh)))
+        self._write, self._refresh = writer(self._observe_into), worker(method.refresh)
         if isinstance(method, Clustering):
-            self._form, self._settle = (self._meshed(jax.jit(f, **whole)) for f in (method.form, method.settle))
-            self._write_located = self._meshed(jax.jit(self._locate_into, **write))
+            self._form, self._settle = worker(method.form), worker(method.settle)
+            self._write_located = writer(self._locate_into)
 
     def run(self, state: TrainState, frozen, key: jax.Array, due: Round | None) -> TrainState:
         """Return the state after a round, or the given state if no round is due. Each pass has its own key."""
@@ -98,15 +97,6 @@ class Rounds:
             else:
                 table = write(table, *seen, at)
         return table
-
-    def _meshed(self, program):
-        """Set the mesh for a program that spreads work over the devices by hand."""
-
-        def call(*given):
-            with jax.set_mesh(self._mesh):
-                return program(*given)
-
-        return call
 
     def _work(self, program, *given, about: str = ""):
         """Return the results of a program that may take long."""

@@ -1,6 +1,7 @@
 """The first state and the steps of a stage as programs on all devices."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -74,7 +75,48 @@ def with_tables(reader, mesh, tables: Mapping[str, Any]):
     return WithTables(reader, mesh, tables) if tables else reader
 
 
-def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
+class Step:
+    """A program of steps that is compiled once.
+
+    `jax.jit` would compile anew, without a word, for a state of another shape, type or placement. Here that is a
+    warning, which names the array.
+
+    Args:
+      program: the program (state, frozen, store, payload, key) -> state, metrics. It may destroy the given state.
+      name: the program's name, for the warning.
+    """
+
+    def __init__(self, program: sharding.OnMesh, name: str):
+        self._program, self._name, self._compiled = program, name, None
+
+    def compile(self, *given) -> None:
+        """Compile the program for such arguments, so that the first call finds it compiled."""
+        self._compiled = self._program.lower(*given).compile()
+
+    def __call__(self, *given):
+        if self._compiled is None:
+            self.compile(*given)
+        try:
+            return self._compiled(*given)
+        except (TypeError, ValueError) as error:  # other arguments; they are refused before any of them is destroyed
+            logging.warning(
+                "%s is compiled again; steps and rounds must keep shapes, types and placement of the state. %s",
+                self._name,
+                error,
+            )
+        self.compile(*given)
+        return self._compiled(*given)
+
+    def trace(self, *given):
+        """Trace the program for arguments or their shapes, as `jax.jit(f).trace`."""
+        return self._program.trace(*given)
+
+    def lower(self, *given):
+        """Lower the program for arguments or their shapes, as `jax.jit(f).lower`."""
+        return self._program.lower(*given)
+
+
+def compile_step(method: Method, reader, mesh, chunk: int) -> Step:
     """Make one program of `chunk` steps: (state, frozen, store, payload, key) -> state, metrics of the last step."""
 
     def one(state, frozen, store, payload, key):
@@ -91,13 +133,8 @@ def compile_step(method: Method, reader, mesh, chunk: int) -> Callable:
             state, values = one(state, frozen, store, part, key)
         return state, values
 
-    return jax.jit(one if chunk == 1 else many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-
-def compile_ahead(program, *given) -> bool:
-    """Compile a program, so that the first call with such arguments finds it compiled."""
-    program.lower(*given).compile()
-    return True
+    program = jax.jit(one if chunk == 1 else many, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    return Step(sharding.OnMesh(mesh, program), f"the step of {type(method).__name__}")
 
 
 def steps_in_one_program(config: Config, stage: StageSpec) -> int:

@@ -20,6 +20,7 @@ from etils import epath
 
 from uld_jax import files, sharding
 from uld_jax.errors import UserError
+from uld_jax.method import TrainState
 
 # A run may be resumed with other values of these keys; any other difference makes another experiment.
 _FREE = ("data_dir", "log_every", "eval_every", "save_every", "keep_last", "keep_every")
@@ -111,6 +112,11 @@ def tree_hash(tree) -> str:
         leaf = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()
+
+
+def learned_hash(state: TrainState) -> str:
+    """Compute the sha256 of all that a stage learned: parameters, statistics, and the method's clusters and labels."""
+    return tree_hash({"params": state.params, "model_state": state.model_state, "aux": state.aux})
 
 
 def _flat(tree, prefix=""):

@@ -12,7 +12,7 @@ from uld_jax.data import Source, schemes, specs
 from uld_jax.data.open import Data
 from uld_jax.data.specs import DatasetSpec
 from uld_jax.errors import UserError
-from uld_jax.evaluation import curves
+from uld_jax.evaluation import curves, protocols
 from uld_jax.evaluation import landmark_regression as regression
 from uld_jax.evaluation.carried import carried
 from uld_jax.evaluation.chosen import Chosen, choose
@@ -43,6 +43,7 @@ def measure(
     label_counts: Sequence[Any] = (),
     thorough: bool = True,
     split: str = "test",
+    chosen: Chosen | None = None,
 ) -> Report:
     """Measure a stage on the test split; the caller sets `split` and `stage` of the report.
 
@@ -63,11 +64,12 @@ def measure(
         stability in turned and in turned and scaled views, which predicts some images four times more, and carried
         landmarks.
       split: name of the measured split, for the ids of numbers.
+      chosen: protocol that was chosen of the same config, data, thoroughness and split already; None chooses it.
 
     Raises:
       UserError: an unknown column, splits that do not fit together, or a protocol that does not fit the data.
     """
-    chosen = choose(config, data, thorough=thorough, split=split)
+    chosen = chosen or choose(config, data, thorough=thorough, split=split)
     if data.test is None:
         test, reader = data.train, data.train_reader
         rows = spread(len(data.train), 0 if thorough else config.eval.train_images)
@@ -79,7 +81,9 @@ def measure(
     pool = lambda train_rows: predictor.read(model, data.train_reader, train_rows)
     parts = _compared(config, chosen, data, rows, found, pool, groups, label_counts)
     if thorough:
-        parts |= _stability(config, functools.partial(predictor.images, model), test)
+        parts |= _stability(
+            config, functools.partial(predictor.images, model), test, "train" if data.test is None else split
+        )
         some = spread(len(rows), config.eval.stability_images)
         carry, read = functools.partial(predictor.carry, model), lambda i: test.images(rows[some[i]])
         parts["carried"] = carried(carry, read, xy[some], score[some])
@@ -99,6 +103,7 @@ def measure_points(
     label_counts: Sequence[Any] = (),
     direct: bool = False,
     split: str = "test",
+    chosen: Chosen | None = None,
 ) -> Report:
     """Measure points that are known already, of any program, as `measure` measures those of a stage.
 
@@ -111,7 +116,7 @@ def measure_points(
       group_by, label_counts: as for `measure`.
       direct: True compares each point with the annotated point of its number, see `direct.direct_errors`; then only
         points of the test split are asked for.
-      split: name of the measured split, for the ids of numbers.
+      split, chosen: as for `measure`.
 
     Raises:
       UserError: a split without annotation, an unknown column, splits or points that do not fit together, or a protocol
@@ -132,7 +137,8 @@ def measure_points(
         parts = {"errors": errors, "groups": _grouped(errors, groups, test)}
     else:
         pool = functools.partial(points, data.train)
-        parts = _compared(config, choose(config, data, split=split), data, rows, found, pool, groups, label_counts)
+        chosen = chosen or choose(config, data, split=split)
+        parts = _compared(config, chosen, data, rows, found, pool, groups, label_counts)
     return Report(landmarks=found.xy.shape[1], xy=found.xy, score=found.score, rows=rows, **parts)
 
 
@@ -243,15 +249,15 @@ def _correspondence(xy, score, test: Source, rows, chosen: Chosen) -> Correspond
     return correspondence(xy, score, truth, lengths, radius=chosen.protocol.match_radius, visible=visible)
 
 
-def _stability(config: Config, predict: Callable, test: Source) -> dict[str, Stability]:
+def _stability(config: Config, predict: Callable, test: Source, split: str) -> dict[str, Stability]:
     """Stability in views that are turned, and in views that are turned and scaled."""
-    count = min(config.eval.stability_images, len(test))
-    images = test.images(np.linspace(0, len(test) - 1, count).astype(int))
-    views = {"seed": config.seed, "batch_size": min(config.eval.batch_size, count)}
-    return {
-        "stability": stability(predict, images, **views),
-        "stability_scaled": stability(predict, images, scale=SCALED, **views),
-    }
+    rows = spread(len(test), config.eval.stability_images)
+    read, views = lambda i: test.images(rows[i]), {"seed": config.seed}
+    views["batch_size"] = min(config.eval.batch_size, len(rows))
+    measured = {"stability": {}, "stability_scaled": {"scale": SCALED}}
+    found = {name: stability(predict, read, len(rows), **views, **more) for name, more in measured.items()}
+    named = lambda measure: protocols.plain(test.spec.name, measure, len(rows), len(test), split)
+    return {name: each._replace(protocol=named(each.protocol)) for name, each in found.items()}
 
 
 def _lacking(data: Data) -> str:

@@ -104,7 +104,7 @@ def evaluate_points(asked: Asked) -> tuple[dict[str, Any], epath.Path]:
     table = _Table(points, asked.table)
     table.check(_read(data, asked, chosen))
     options = dict(group_by=asked.group_by, label_counts=asked.label_counts, direct=asked.direct, split=asked.split)
-    report = measure_points(config, table.on, data, **options)
+    report = measure_points(config, table.on, data, chosen=chosen, **options)
     return _write(report, test, asked)
 
 

@@ -9,8 +9,10 @@ written behind the id (`chosen.py`):
   mafl_68_300+data=folder           the same choices on photos of a folder
 
 `uld evaluate` has the ids of `Protocol`; ids of `dense` are those that `uld dense` writes, and `uld align` writes the
-split and the part of the pairs behind its ids (`pf_pascal_ncnet+test+all_pairs`). If a paper and its published program
-differ, both have a row. The table in `docs/evaluation.md` is made from this one by `make results`.
+split and the part of the pairs behind its ids (`pf_pascal_ncnet+test+all_pairs`). Measures of no annotation have ids of
+the data and the measure (`plain`): stability, `mafl_cgb+turned_15_px_128`, and the separation of clusters, that of
+`uld clusters` (`mafl+landmark_10000`) and of a training's rounds (`cats_cgb+rounds_8000`). If a paper and its published
+program differ, both have a row. The table in `docs/evaluation.md` is made from this one by `make results`.
 """
 
 from typing import NamedTuple
@@ -58,7 +60,8 @@ class Row(NamedTuple):
         `auto` takes the first row of the run's paper for the run's data.
       table: table of the paper; empty if only a program has the numbers, or if the table is not known.
       data: data and normaliser.
-      choices: `Protocol`; for `dense` the name of a preset, for `align` that of a protocol of `alignment.pck`.
+      choices: `Protocol` of errors; for `dense` the name of a preset, for `align` that of a protocol of
+        `alignment.pck`, and the measure's own id for measures of no annotation.
       metric: what is measured.
       source: section of a paper, or published program and its file, and what of the row is ours.
       often: True if numbers are over the landmarks that are found often (`Protocol.min_found`).
@@ -76,9 +79,14 @@ class Row(NamedTuple):
     command: str = "evaluate"
 
     @property
+    def errors(self) -> bool:
+        """Whether the row is of the forward and backward errors of `uld evaluate`."""
+        return isinstance(self.choices, Protocol)
+
+    @property
     def fitted(self) -> int:
         """Number of images of one fit; 0 if no source gives it."""
-        if isinstance(self.choices, str):
+        if not self.errors:
             return self.data.train_images
         return self.choices.fit_images or self.choices.pool_images or self.data.train_images
 
@@ -88,11 +96,12 @@ _MAFL = RowData("mafl", "eyes_nose_mouth5", 5, "eyes", "MAFL training list", 19_
 _MAFL_CGB = _MAFL._replace(
     name="mafl_cgb", train="MAFL training list without 031524, 139803 and 179577", train_images=18_997
 )
+_MAFL_SAIC = _MAFL_CGB._replace(name="mafl_saic")
 _MAFL_DVE = _MAFL._replace(name="mafl_dve")
 _MAFL_IMM = _MAFL._replace(name="mafl_imm", train="MAFL training list without its last tenth", train_images=17_100)
 _MAFL_68 = _MAFL._replace(scheme="ibug68", landmarks=68, normaliser="41-46")  # points that a detector has found
 _AFLW = RowData("aflw_r", "eyes_nose_mouth5", 5, "eyes", "AFLW training list", 10_122, "AFLW test list", 2991)
-_AFLW_CGB, _AFLW_DVE = _AFLW._replace(name="aflw_r_cgb"), _AFLW._replace(name="aflw_r_dve")
+_AFLW_CGB, _AFLW_SAIC, _AFLW_DVE = (_AFLW._replace(name=f"aflw_r_{rule}") for rule in ("cgb", "saic", "dve"))
 _AFLW_IMM = _AFLW._replace(name="aflw_r_imm", train="AFLW training list without its last tenth", train_images=9110)
 _AFLW_M = _AFLW._replace(name="aflw_m", train="AFLW training crops", test="AFLW test list of MTFL", test_images=2995)
 _LS3D = RowData("ls3d", "ibug68", 68, "box", "300W-LP", 61_225, "LS3D-W balanced", 7200)
@@ -105,10 +114,13 @@ _HUMAN36M = RowData(
     "human36m", "human36m_32", 32, "shoulders", "frames of S1, S5, S6, S7, S8, S9", 0, "frames of S11", 0, "image"
 )
 _BBC_POSE = RowData("bbc_pose", "bbc_pose7", 7, "shoulders", "training videos", 0, "annotated test frames", 1000)
+_SHOES = RowData("shoes", NO_SCHEME, 0, "none", "first three quarters", 0, "the other images", 0)
 _PF_PASCAL = RowData("pf_pascal", NO_SCHEME, 0, "image", "none", 0, "pairs of the test list", 299)
 
 _BOTH, _FORWARD = "forward and backward NME", "forward NME"
-_ALL, _FEW, _MATCHING = "regression, all labels", "regression, a few labels", "matching"
+_ALL, _FEW = "regression, all labels", "regression, a few labels"
+_MATCHING, _PERCENT = "matching, canonical pixels", "matching, percent"
+_STABILITY, _SEPARATION = "stability", "silhouette and Calinski-Harabasz index of descriptors"
 _ALL_2024 = papers.MALLIS_2024._replace(fit_images=0, repeats=1)
 _LISTED_2020 = {"pool_from": "first", "backward_draw": "first"}  # of the program of 2020
 _CGB = "CGB_ULD @ 2b572a7, test.py"
@@ -118,6 +130,15 @@ _P2024, _C2024 = "Mallis et al., TPAMI 2024, evaluation", "KeypointsToLandmarks 
 _TOURANI = "Tourani et al., section 4 and table 1"
 _CL = "ContrastLandmark @ 5b2c6b3, its scripts of face regression; the last state, not the best on the test images"
 _DVE = "DVE @ 2085144, its configs of face regression"
+_SQUARED = "LEAD, section 3.4, with the squared error that it names; all else as ContrastLandmark"
+_TURNED = (
+    "angles, and pixels of a view of 128, of Sanchez and Tzimiropoulos, NeurIPS 2019; turns without sizes are ours"
+)
+_CGB_TURNED, _TOURANI_TURNED = (
+    f"{paper}; {_TURNED}" for paper in ("Awan et al., stability analysis", "Tourani et al., supplement, section 8")
+)
+_CGB_ROUNDS = "Awan et al., section 4; that these are the 8,000 descriptors of a round (CGB_ULD @ 2b572a7) is ours"
+_TOURANI_CLUSTERS = "Tourani et al., section 5; descriptors of the test images, and at most 10,000 of them, are ours"
 
 # fmt: off
 ROWS = (
@@ -126,11 +147,11 @@ ROWS = (
         "68 points; Tourani et al., caption of table 1; the backward error from 5 points is ours"),
     Row("mafl_5_awan", ("awan2023",), "1", _MAFL, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
     Row("mafl_5_awan_code", ("awan2023",), "1", _MAFL_CGB, papers.AWAN_2023, _BOTH, f"{_CGB}, and its lists"),
-    Row("mafl_5_sanchez", ("sanchez2019",), "", _MAFL_CGB, papers.SANCHEZ_2019, _BOTH,
-        f"{_SAIC}, with the strength of README.md"),
-    Row("mafl_5_sanchez_default", ("sanchez2019",), "", _MAFL_CGB,
+    Row("mafl_5_sanchez", ("sanchez2019",), "", _MAFL_SAIC, papers.SANCHEZ_2019, _BOTH,
+        f"{_SAIC}, with the strength of README.md and its default crop"),
+    Row("mafl_5_sanchez_default", ("sanchez2019",), "", _MAFL_SAIC,
         papers.SANCHEZ_2019._replace(ridge_forward=1e-5, ridge_backward=1e-5), _BOTH,
-        f"{_SAIC}, with its default strength"),
+        f"{_SAIC}, with its default strength and crop"),
     Row("mafl_5_imm", ("jakab2018",), "", _MAFL_IMM, papers.JAKAB_2018, _FORWARD, "imm @ 0fee6b2, scripts/test.py"),
     Row("mafl_5_imm_bias", ("jakab2018",), "", _MAFL_IMM, papers.JAKAB_2018._replace(intercept=True), _FORWARD,
         "imm @ 0fee6b2, scripts/test.py --bias"),
@@ -149,8 +170,8 @@ ROWS = (
         f"{_P2020}; the program has no AFLW, and the numbers of images are those of MAFL (ours)", often=True),
     Row("aflw_5_awan", ("awan2023",), "1", _AFLW, papers.AWAN_2023, _BOTH, f"Awan et al., evaluation; {_CGB}"),
     Row("aflw_5_awan_code", ("awan2023",), "1", _AFLW_CGB, papers.AWAN_2023, _BOTH, f"{_CGB}, and its crops"),
-    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW_CGB, papers.SANCHEZ_2019, _BOTH,
-        f"{_SAIC}, with the strength of README.md"),
+    Row("aflw_5_sanchez", ("sanchez2019",), "", _AFLW_SAIC, papers.SANCHEZ_2019, _BOTH,
+        f"{_SAIC}, with the strength of README.md and its default crop"),
     Row("aflw_5_imm", ("jakab2018",), "", _AFLW_IMM, papers.JAKAB_2018, _FORWARD, "imm @ 0fee6b2, scripts/test.py"),
     Row("ls3d_68_300", ("mallis2024", "mallis2024_ls3d"), "", _LS3D, papers.MALLIS_2024_LS3D, _BOTH,
         f"{_P2024}; {_C2024}, Evaluators/evalLS3D.py, for the ridges; a pool that is spread over 300W-LP is ours"),
@@ -183,9 +204,21 @@ ROWS = (
     Row("bbc_pose_7_800", ("mallis2020", "mallis2020_bodies"), "", _BBC_POSE, papers.MALLIS_2020_BODIES, _BOTH,
         f"{_P2020}; the program has no BBC Pose, and the numbers of images and the normaliser are those of Human3.6M "
         "(ours)", often=True),
+    # Measures of no annotation: their ids are those of `plain`.
+    *(Row(f"{data.name}+turned_15_px_128", (paper,), "4", data, "turned_15_px_128", _STABILITY, source)
+      for paper, source, every in (
+          ("awan2023", _CGB_TURNED, (_MAFL_CGB, _AFLW_CGB, _CATS_CGB, _LS3D_CGB, _SHOES)),
+          ("tourani2024", _TOURANI_TURNED, (_MAFL, _AFLW, _CATS, _LS3D)))
+      for data in every),
+    *(Row(f"{data.name}+rounds_8000", ("awan2023",), "5", data, "rounds_8000", _SEPARATION, _CGB_ROUNDS,
+          command="train") for data in (_AFLW_CGB, _CATS_CGB)),
+    *(Row(f"{data.name}+landmark_10000", ("tourani2024",), "3", data, "landmark_10000", _SEPARATION,
+          _TOURANI_CLUSTERS, command="clusters") for data in (_MAFL, _AFLW)),
     # The ids are those that `uld dense` writes.
     Row("mafl_dve_5_eyes+lead2022+matching", ("lead2022",), "1", _MAFL_DVE, "lead2022", _MATCHING,
-        "LEAD, section 4; cells of one pixel are ours", command="dense"),
+        "LEAD, table 1, whose numbers are of DVE's unit; cells of one pixel are ours", command="dense"),
+    Row("mafl_dve_5_eyes+lead2022+matching_percent", ("lead2022",), "1", _MAFL_DVE, "lead2022", _PERCENT,
+        "LEAD, caption of table 1; cells of one pixel are ours", command="dense"),
     Row("mafl_dve_5_eyes+lead2022+regression_120_epochs", ("lead2022",), "2", _MAFL_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}", command="dense"),
     Row("aflw_m_5_eyes+lead2022+regression_45_epochs", ("lead2022",), "2", _AFLW_M, "lead2022", _ALL,
@@ -194,8 +227,18 @@ ROWS = (
         f"LEAD, section 3.4: as {_CL}; --epochs=45", command="dense"),
     Row("w300_dve_68_eyes+lead2022+regression_80_epochs", ("lead2022",), "2", _W300_DVE, "lead2022", _ALL,
         f"LEAD, section 3.4: as {_CL}", command="dense"),
-    Row("aflw_m_5_eyes+lead2022+regression_1000_epochs_x5", ("lead2022",), "", _AFLW_M, "lead2022", _FEW,
+    Row("aflw_m_5_eyes+lead2022+regression_1000_epochs_x5", ("lead2022",), "5", _AFLW_M, "lead2022", _FEW,
         f"LEAD, section 4: as {_CL}; five draws are ours", command="dense"),
+    Row("mafl_dve_5_eyes+lead2022+squared+regression_120_epochs", ("lead2022",), "2", _MAFL_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared", command="dense"),
+    Row("aflw_m_5_eyes+lead2022+squared+regression_45_epochs", ("lead2022",), "2", _AFLW_M, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared --epochs=45", command="dense"),
+    Row("aflw_r_dve_5_eyes+lead2022+squared+regression_45_epochs", ("lead2022",), "2", _AFLW_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared --epochs=45", command="dense"),
+    Row("w300_dve_68_eyes+lead2022+squared+regression_80_epochs", ("lead2022",), "2", _W300_DVE, "lead2022", _ALL,
+        f"{_SQUARED}; --loss=squared", command="dense"),
+    Row("aflw_m_5_eyes+lead2022+squared+regression_1000_epochs_x5", ("lead2022",), "5", _AFLW_M, "lead2022", _FEW,
+        f"{_SQUARED}; --loss=squared; five draws are ours", command="dense"),
     Row("mafl_dve_5_eyes+contrast_landmarks2021+regression_120_epochs", ("contrast_landmarks2021",), "", _MAFL_DVE,
         "contrast_landmarks2021", _ALL, _CL, command="dense"),
     Row("aflw_m_5_eyes+contrast_landmarks2021+regression_45_epochs", ("contrast_landmarks2021",), "", _AFLW_M,
@@ -204,6 +247,8 @@ ROWS = (
         "contrast_landmarks2021", _ALL, f"{_CL}; --epochs=45", command="dense"),
     Row("w300_dve_68_eyes+contrast_landmarks2021+regression_80_epochs", ("contrast_landmarks2021",), "", _W300_DVE,
         "contrast_landmarks2021", _ALL, _CL, command="dense"),
+    Row("aflw_m_5_eyes+contrast_landmarks2021+regression_1000_epochs_x5", ("contrast_landmarks2021",), "", _AFLW_M,
+        "contrast_landmarks2021", _FEW, f"{_CL}; five draws are ours", command="dense"),
     Row("mafl_dve_5_eyes+dve2019+matching", ("dve2019",), "", _MAFL_DVE, "dve2019", _MATCHING,
         "DVE @ 2085144, test_matching.py; our draws of pairs", command="dense"),
     Row("mafl_dve_5_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _MAFL_DVE, "dve2019", _ALL, _DVE,
@@ -215,7 +260,9 @@ ROWS = (
     Row("w300_dve_68_eyes+dve2019+regression_300_epochs", ("dve2019",), "", _W300_DVE, "dve2019", _ALL, _DVE,
         command="dense"),
     Row("aflw_m_5_eyes+dve2019+regression_50_epochs_x3", ("dve2019",), "", _AFLW_M, "dve2019", _FEW,
-        f"{_DVE} of few annotations", command="dense"),
+        f"{_DVE} of few annotations, whose cached descriptors cancel the warps", command="dense"),
+    Row("aflw_m_5_eyes+dve2019+warped+regression_50_epochs_x3", ("dve2019",), "", _AFLW_M, "dve2019", _FEW,
+        f"{_DVE} of few annotations, with the warps that they name; --warped", command="dense"),
     # `uld align` writes split and part behind these.
     Row("pf_pascal_ncnet", ("rocco2018",), "", _PF_PASCAL, "pf_pascal_ncnet", "PCK at 0.1",
         "ncnet @ 116a914, lib/pf_dataset.py, procedure `scnet`", command="align"),
@@ -225,7 +272,7 @@ ROWS = (
 # fmt: on
 
 BY_ID = {row.id: row for row in ROWS}
-EVALUATED = tuple(row.id for row in ROWS if row.command == "evaluate")
+EVALUATED = tuple(row.id for row in ROWS if row.errors)
 
 
 def published(name: str, field: str = "protocol") -> Protocol:
@@ -247,8 +294,9 @@ def row_of(name: str, field: str, known=("auto",)) -> Row:
             f"{field} is {name!r}; use one of {', '.join(known)}, or an id of docs/evaluation.md: "
             f"{', '.join(EVALUATED)}"
         )
-    if row.command != "evaluate":
-        raise UserError(f"{field}={name} is measured by `uld {row.command}`; use an id such as {EVALUATED[0]}")
+    if not row.errors:
+        what = f"is measured by `uld {row.command}`" if row.command != "evaluate" else f"is an id of {row.metric} alone"
+        raise UserError(f"{field}={name} {what}; use an id such as {EVALUATED[0]}")
     return row
 
 
@@ -262,7 +310,7 @@ def of_paper(paper: str, data: str, scheme: str, landmarks: int | None) -> Row |
     """
     names = BY_ID[paper].papers if paper in BY_ID else (paper,)
     for row in ROWS:
-        same = row.command == "evaluate" and row.data[:3] == (data, scheme, landmarks)
+        same = row.errors and row.data[:3] == (data, scheme, landmarks)
         if same and set(names) & set(row.papers):
             return row
     return None
@@ -285,6 +333,22 @@ def counted(name: str, train_images: int | None, test_images: int) -> str:
     ('mafl_dve_5_eyes+dve2019+matching+test_images=30', 'folder_5_eyes+dve2019+matching')
     """
     return "+".join([name, *(counts(BY_ID[name].data, train_images, test_images) if name in BY_ID else [])])
+
+
+def plain(data: str, measure: str, images: int, of: int, split: str = "test") -> str:
+    """The id of a measure of no annotation, on `images` of the `of` images of a data set's split.
+
+    The number of images is told where it is not that of the registry's row, or only a part of the split.
+
+    >>> plain("mafl_cgb", "turned_15_px_128", 1000, 1000), plain("mafl_cgb", "turned_15_px_128", 30, 30)
+    ('mafl_cgb+turned_15_px_128', 'mafl_cgb+turned_15_px_128+images=30')
+    >>> plain("shoes", "turned_15_px_128", 200, 900), plain("folder", "turned_15_px_128", 9, 9, "train")
+    ('shoes+turned_15_px_128+images=200', 'folder+turned_15_px_128+split=train')
+    """
+    name = f"{data}+{measure}"
+    known = name in BY_ID and BY_ID[name].data.test_images
+    part = [f"images={images}"] if images < of or (known and images != known) else []
+    return "+".join([name, *part, *([f"split={split}"] if split != "test" else [])])
 
 
 def fill(config, name: str, field: str) -> None:
@@ -315,8 +379,8 @@ def _cells(row: Row) -> list[str]:
     points = f"`{data.name}`" + (f", {data.landmarks} points, `{data.scheme}`" if data.landmarks else "")
     where = f"{points}; {data.test}" + (f" ({data.test_images:,})" if data.test_images else "")
     cells = [f"`{row.id}`", ", ".join(f"`{name}`" for name in row.papers), row.table or "–", where]
-    cells.append("none" if row.metric == _MATCHING else data.train)
-    if isinstance(choices, str):
+    cells.append("none" if row.metric in (_MATCHING, _PERCENT, _STABILITY, _SEPARATION) else data.train)
+    if not row.errors:
         fitted = f"{row.fitted:,}" if row.metric == _ALL else "–"
         regressor = [fitted, "–", f"`uld {row.command}`", "–"]
         missing = "–"
@@ -326,4 +390,5 @@ def _cells(row: Row) -> list[str]:
         regressor = [f"{row.fitted:,}" if row.fitted else "all", fits, strengths, "yes" if choices.intercept else "no"]
         missing = f"`{choices.missing}`" + (f", found above {choices.min_found:g}" if row.often else "")
     sides = ", left in the image" if data.sides == "image" else ""
-    return [*cells, *regressor, f"`{data.normaliser}`{sides}", missing, row.metric, row.source]
+    length = "–" if row.metric in (_STABILITY, _SEPARATION) else f"`{data.normaliser}`{sides}"
+    return [*cells, *regressor, length, missing, row.metric, row.source]

@@ -67,6 +67,7 @@ def evaluate_run(
         group_by=group_by,
         label_counts=label_counts,
         split=split,
+        chosen=chosen,
     )
     report = dataclasses.replace(report, split=split, stage=finished.stage)
     folder = report_folder(finished.workdir, split, dataset, data_dir)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uld_jax.clustering.assignment import linear_sum_assignment
 from uld_jax.evaluation.missing import known_mean
 from uld_jax.ops import warp
 
@@ -27,12 +28,13 @@ class Stability(NamedTuple):
       px: mean of `per_landmark` over the landmarks that were counted, in pixels at 128 px; NaN if none was.
       per_landmark: [K] float64, mean distance over the images on which the landmark was counted; NaN for none.
       counted: [K] int, images on which the landmark was counted.
-      protocol: id of the number, such as `turned_15_px_128`, or `turned_15_scaled_0.0375_px_128`.
+      protocol: what the number is, such as `turned_15_px_128`, or `turned_15_scaled_0.0375_px_128`.
     """
 
     px: float
     per_landmark: np.ndarray
     counted: np.ndarray
+    distances: np.ndarray
     protocol: str
 
 
@@ -50,7 +52,8 @@ def _turned_views(key, index, images, *, rotation, scale, clip):
 
 def stability(
     predict_fn: Callable,
-    images,
+    read: Callable,
+    count: int,
     *,
     seed: int = 0,
     batch_size: int = 32,
@@ -71,7 +74,8 @@ def stability(
     Args:
       predict_fn: function [B,F,F,3] uint8 -> (xy [B,K,2] in pixels of the frame, score [B,K], 0 = missing). It always
         sees `batch_size` images: the last batch is filled up with copies of its last image, which are not counted.
-      images: [N,F,F,3] uint8 square frames.
+      read: function from the numbers of images [B] to these, [B,F,F,3] uint8 square frames.
+      count: number of images.
       seed: seed of the similarities; image i has the same one for any batch size.
       batch_size: images a call.
       rotation: standard deviation in degrees of a normal distribution cut off at `max_rotation`.
@@ -81,18 +85,19 @@ def stability(
     Raises:
       ValueError: images that are not square uint8 frames, or none.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"stability takes [N,F,F,3] uint8 images, not {images.dtype} {images.shape}")
-    side = images.shape[1]
-    size = (side, side)
+    if not count:
+        raise ValueError("stability takes one image or more")
     clip = max_rotation / rotation if rotation > 0 else 3.0
     key = jax.random.key(seed)
     errors = []
-    for start in range(0, len(images), batch_size):
-        real = min(batch_size, len(images) - start)
-        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        batch = images[index]
+    for start in range(0, count, batch_size):
+        real = min(batch_size, count - start)
+        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batch = np.asarray(read(index))
+        if batch.ndim != 4 or batch.shape[1] != batch.shape[2] or batch.dtype != np.uint8:
+            raise ValueError(f"stability takes [B,F,F,3] uint8 images, not {batch.dtype} {batch.shape}")
+        side = batch.shape[1]
+        size = (side, side)
         a, views = _turned_views(key, index, batch, rotation=rotation, scale=scale, clip=clip)
         xy, score = (np.asarray(v) for v in predict_fn(batch))
         turned_xy, turned_score = (np.asarray(v) for v in predict_fn(np.asarray(views)))
@@ -104,7 +109,36 @@ def stability(
     errors = np.concatenate(errors).astype(np.float64)
     per_landmark, counted = known_mean(errors, 0), np.isfinite(errors).sum(0)
     protocol = f"turned_{rotation:g}" + (f"_scaled_{scale:g}" if scale else "") + f"_px_{STABILITY_SIDE}"
-    return Stability(float(known_mean(per_landmark)), per_landmark, counted, protocol)
+    return Stability(float(known_mean(per_landmark)), per_landmark, counted, errors, protocol)
+
+
+def mirrored_distances(predict_fn: Callable, read: Callable, count: int, *, batch_size: int = 32) -> np.ndarray:
+    """Measure how far the landmarks of mirrored images lie from the mirrored landmarks, in pixels of an image of 128.
+
+    A landmark of the left side should be found as its partner of the right side. Partners are those with the least mean
+    distance over the images, one for each landmark (a linear assignment), because nothing else tells sides.
+
+    Args:
+      predict_fn, read, count, batch_size: as in `stability`.
+
+    Returns:
+      [N,K] float64; NaN where the landmark or its partner was not found.
+    """
+    parts = []
+    for start in range(0, count, batch_size):
+        batch = np.asarray(read(np.minimum(np.arange(start, start + batch_size), count - 1)))
+        side = batch.shape[2]
+        xy, score = (np.asarray(v, np.float64) for v in predict_fn(batch))
+        other, other_score = (np.asarray(v, np.float64) for v in predict_fn(np.ascontiguousarray(batch[:, :, ::-1])))
+        other = np.stack([side - 1 - other[..., 0], other[..., 1]], -1)
+        both = (score > 0)[:, :, None] & (other_score > 0)[:, None, :]
+        distance = np.linalg.norm(xy[:, :, None] - other[:, None], axis=-1) * (STABILITY_SIDE / side)
+        parts.append(np.where(both, distance, np.nan)[: count - start])
+    distance = np.concatenate(parts)
+    mean = known_mean(distance, 0)
+    cost = np.where(np.isfinite(mean), mean, 10.0 * STABILITY_SIDE)
+    rows, partners = (np.asarray(found) for found in linear_sum_assignment(jnp.asarray(cost, jnp.float32)))
+    return distance[:, rows, partners]
 
 
 class Health(NamedTuple):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uld_jax import optimizers, weights
+from uld_jax import optimizers, sharding, weights
 from uld_jax.backbones import perceptual
 from uld_jax.bank import flatten
 from uld_jax.clustering import gcn_v, quality
@@ -500,7 +500,7 @@ class CGB(Stage):
     def _keep(self, ring: Ring, z, step) -> Ring:
         """Add this step's descriptors to the ring, if it is one of the steps that are kept."""
         kept, slot = step % self.ring_every == 0, ring.count % self.ring_size
-        z = jax.lax.stop_gradient(z).reshape(ring.descriptors.shape[1:])
+        z = sharding.gathered(jax.lax.stop_gradient(z)).reshape(ring.descriptors.shape[1:])
         return Ring(
             ring.descriptors.at[slot].set(jnp.where(kept, z, ring.descriptors[slot])),
             ring.count + kept.astype(jnp.int32),

@@ -172,7 +172,7 @@ class HeatmapDetector(Stage):
         return keypoints.masked_mean(loss, weight), (model_state, metrics)
 
     def predict(self, state, frozen, images):
-        found = self._detect(state, self._geometry.still(len(images)), images)
+        found = self._detect(state, None, images)
         if self.predict_warps == 1:
             return found
         key = jax.random.wrap_key_data(state.aux.key)
@@ -232,7 +232,7 @@ class HeatmapDetector(Stage):
         return Prediction(xy, jnp.mean(found.score.reshape(-1, count, self.k), 1))
 
     def _detect(self, state, warps, images) -> Prediction:
-        """Detect the landmarks of warped views, in pixels of the frame."""
+        """Detect the landmarks of views under one warp each, of still views without, in pixels of the frame."""
         out = self._apply(state, self._geometry.look(images, warps))
         if self.loss == "position":
             cells = heatmaps.soft_argmax(out.logits, TEMPERATURE)

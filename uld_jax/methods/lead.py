@@ -25,9 +25,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uld_jax import weights
+from uld_jax import sharding, weights
 from uld_jax.errors import UserError
-from uld_jax.hyperparameters import Fraction, Positive, PositiveInt, Share
+from uld_jax.hyperparameters import Fraction, NotNegative, NotNegativeFloat, Positive, PositiveInt, Share
 from uld_jax.method import TrainState
 from uld_jax.methods import shared
 from uld_jax.methods.lead_common import DenseStage, Parts, encode
@@ -45,7 +45,11 @@ class Changes:
     Two numbers are of the two views. Defaults are ContrastLandmarks' crops with BYOL's changes of colour.
 
     Attributes:
-      area: least share of the image that a crop covers; the most is 1.
+      area: least share of the image that a crop covers.
+      most: largest share of the image that a crop covers.
+      within: largest distance of the middle of the second crop from that of the first, as a share of the first one's
+        sides; 0 for a place of its own, as in the papers.
+      side: side of the crops in pixels; 0 for that of the stage's view.
       flip: probability of a mirrored view.
       jitter: probability of changed brightness, contrast, saturation and hue.
       strength: largest change of each of these.
@@ -57,6 +61,9 @@ class Changes:
     """
 
     area: Fraction = 0.2
+    most: Fraction = 1.0
+    within: NotNegativeFloat = 0.0
+    side: NotNegative = 0
     flip: float = 0.0
     jitter: float = 0.8
     strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -66,12 +73,28 @@ class Changes:
     solarize: tuple[float, float] = (0.0, 0.2)
     lighting: float = 0.0
 
-    def crops(self, keys, images, side: int):
-        """Return crops [B,side,side,3] in 0..1 of images [B,H,W,3] uint8 by keys [B]."""
-        draw = lambda key: augment.random_crop(
-            key, images.shape[1:3], (side, side), area=(self.area, 1.0), flip=self.flip
-        )
-        return jax.vmap(augment.crop, (0, 0, None))(images, jax.vmap(draw)(keys), (side, side))
+    def __post_init__(self):
+        if self.area > self.most:
+            raise UserError(f"changes.area is {self.area} and changes.most is {self.most}; use area <= most")
+
+    def crops(self, keys, images, image_size: int):
+        """Return V crops of each image by keys [B,V], [V,B,S,S,3] in 0..1 of images [B,H,W,3] uint8.
+
+        S is `side`, or `image_size` if that is 0. The crops after the first lie `within` its neighbourhood.
+        """
+        source, view = images.shape[1:3], (self.side or image_size,) * 2
+
+        def draw(keys):
+            boxes = jax.vmap(
+                lambda key: augment.random_crop(key, source, view, area=(self.area, self.most), flip=self.flip)
+            )(keys)
+            if not self.within:
+                return boxes
+            near = lambda key, box: augment.beside(jax.random.fold_in(key, 1), box, boxes[0], source, view, self.within)
+            return jnp.concatenate([boxes[:1], jax.vmap(near)(keys[1:], boxes[1:])])
+
+        boxes = jnp.moveaxis(jax.vmap(draw)(keys), 1, 0)
+        return jax.vmap(lambda boxes: jax.vmap(augment.crop, (0, 0, None))(images, boxes, view))(boxes)
 
     def recolored(self, keys, seen, order, number: int):
         """Return images [B,S,S,3] in 0..1 with other colours by keys [B] and `augment.random_order`."""
@@ -147,8 +170,7 @@ class Pretraining(DenseStage):
         keys = jax.vmap(lambda key: jax.random.split(key, (2, 2)))(keys)  # [B, view, crop and colours]
         orders = jax.vmap(augment.random_order)(jax.random.split(order))
         found = []
-        for i in (0, 1):
-            seen = self.changes.crops(keys[:, i, 0], batch["image"], self.view.image_size)
+        for i, seen in enumerate(self.changes.crops(keys[:, :, 0], batch["image"], self.view.image_size)):
             found.append(self.encoder.normalised(self.changes.recolored(keys[:, i, 1], seen, orders[i], i)))
         return found
 
@@ -377,7 +399,8 @@ class Moco(Pretraining):
         target = jax.tree.map(follow, aux.params, new.params)
         # The oldest keys make place; with the step the place is part of the state, so a resumed run goes on with it.
         place = (state.step * len(keys)) % self.queue
-        waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys.astype(aux.keys.dtype), place, 0)
+        keys = sharding.gathered(keys.astype(aux.keys.dtype))
+        waiting = jax.lax.dynamic_update_slice_in_dim(aux.keys, keys, place, 0)
         aux = aux._replace(params=target, statistics=statistics, keys=waiting, spread=metrics["spread"])
         return new.replace(model_state=model_state, aux=aux), {"loss": value} | metrics
 

@@ -191,8 +191,8 @@ class Compact(DenseStage):
         orders = jax.vmap(augment.random_order)(jax.random.split(order))
         views = (0,) if self.alignment.pairs == "different" else (0, 1)
         model_state, maps, teachers = state.model_state, [], []
-        for i in views:
-            seen = self.changes.crops(keys[:, i, 0], batch["image"], self.view.image_size)
+        crops = self.changes.crops(keys[:, : len(views), 0], batch["image"], self.view.image_size)
+        for i, seen in zip(views, crops, strict=True):
             # Step 2)
             teachers.append(jax.lax.stop_gradient(self._teach(state.aux, seen)))
             # Step 3)

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from uld_jax.errors import UserError
-from uld_jax.models.group_norm import GroupNorm
+from uld_jax.models import norms
 
 NORMS = ("batch", "group")
 
@@ -68,68 +67,13 @@ def normalize(x, kind: str, train: bool, *, groups: int = 1, **options):
 
     `batch`: running statistics keep 0.9 of the old value (PyTorch's momentum 0.1); the running variance is the
     biased one, where PyTorch stores n / (n - 1) of it. Under jit the batch is the whole batch of all devices. With
-    `groups` the batch is normalised in that many parts, see `SplitBatchNorm`, whose variables are the same.
-    `group`: 32 groups of channels, or as many as divide both 32 and C. `options` are Linen's: name, dtype, param_dtype;
-    momentum and epsilon given there replace PyTorch's.
+    `groups` the batch is normalised in that many parts, see `norms.BatchNorm`.
+    `group`: 32 groups of channels, or as many as divide both 32 and C. `options` are those of `norms`: name, dtype,
+    param_dtype; momentum and epsilon given there replace PyTorch's.
     """
     if kind == "batch":
-        options = dict(momentum=0.9, epsilon=1e-5) | options
-        if groups > 1 and train:
-            return SplitBatchNorm(groups, **options)(x)
-        return nn.BatchNorm(use_running_average=not train, **options)(x)
-    return GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
-
-
-class SplitBatchNorm(nn.Module):
-    """Batch normalisation in training, of [B,...,C] in parts of the batch that do not see one another.
-
-    It stands for the per-device batch normalisation of MoCo (He et al. 2020, section 3.3), whose keys must not share
-    statistics with their queries: on any number of devices the parts are the same. The variables are those of
-    `nn.BatchNorm`, which reads them in evaluation.
-
-    Attributes:
-      groups: G, number of parts: B / G successive rows each, as `DataParallel` splits a batch.
-      momentum: share of the old running statistics that stays; the new share is the mean over the parts of their
-        means and of their biased variances.
-      epsilon: number added to the variances.
-      dtype: type of the result, None for that of the input and the parameters; statistics have float32 at least.
-      param_dtype: type of the parameters.
-
-    >>> x = jnp.array([1.0, 3.0, 100.0, 300.0]).reshape(4, 1)
-    >>> split_norm = SplitBatchNorm(groups=2)
-    >>> variables = split_norm.init(jax.random.key(0), x)
-    >>> split_norm.apply(variables, x, mutable="batch_stats")[0].round(3).ravel().tolist()
-    [-1.0, 1.0, -1.0, 1.0]
-    """
-
-    groups: int
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        """Normalise x [B,...,C], and update the running statistics. Raises UserError where G does not divide B."""
-        if len(x) % self.groups:
-            raise UserError(
-                f"{len(x)} images do not divide into {self.groups} groups of batch normalisation; use another batch"
-            )
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        dtype = jnp.result_type(x, scale) if self.dtype is None else self.dtype
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(self.groups, -1, *x.shape[1:])
-        axes = tuple(range(1, y.ndim - 1))
-        mean, square = y.mean(axes, keepdims=True), jnp.square(y).mean(axes, keepdims=True)
-        var = jnp.maximum(square - jnp.square(mean), 0)  # rounding may leave less than 0
-        if not self.is_initializing():
-            for running, now in ((running_mean, mean), (running_var, var)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * now.reshape(-1, *shape).mean(0)
-        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.reshape(x.shape).astype(dtype)
+        return norms.BatchNorm(groups, use_running_average=not train, **options)(x)
+    return norms.GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
 
 
 def average_pool(x):

@@ -32,7 +32,7 @@ class Projector(nn.Module):
     Attributes:
       hidden: channels of the first layer.
       size: channels of the second, which has no bias.
-      groups: parts of the batch with statistics of their own, see `layers.SplitBatchNorm`.
+      groups: parts of the batch with statistics of their own, see `norms.BatchNorm`.
       dtype: type of the first layer, None for the parameters' and the input's; the second is never below float32.
       param_dtype: type of the parameters.
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from uld_jax.errors import UserError
-from uld_jax.models import layers
-from uld_jax.models.group_norm import GroupNorm
+from uld_jax.models import layers, norms
 
 LATENT = 64
 LOG_VARIANCE = (-10.0, 10.0)
@@ -32,7 +31,7 @@ def _widths(side: int, width: int) -> list[int]:
 
 
 def _norm(x, **options):
-    return GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
+    return norms.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
 
 
 class Encoder(nn.Module):

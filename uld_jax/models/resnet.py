@@ -111,7 +111,7 @@ class ResNet(nn.Module):
       width: channels of the stem; 64 as published. Layer n has 2^(n-1) times as many, and 4 times these from depth 50.
       output_stride: pixels of the image in a cell of layer 4: 32 as published, or 16 or 8, see `places`. The
         parameters are the same.
-      groups: parts of the batch, each with its own batch statistics in training, see `layers.SplitBatchNorm`; 1 for
+      groups: parts of the batch, each with its own batch statistics in training, see `norms.BatchNorm`; 1 for
         statistics over the whole batch of all devices.
       last: number of the last layer; those after it have neither maps nor parameters. NC-Net's features are
         `ResNet(depth=101, last=3)` with train=False.

@@ -69,6 +69,31 @@ def random_crop(
     return jnp.stack([scale_x, scale_y, shift_x, top + scale_y / 2 - 0.5])
 
 
+def beside(key, geometry, other, source_size, view_size, within: float):
+    """Move a crop to a random place near another crop of the same source; its size stays.
+
+    The new centre is that of the other crop plus U(-within, within) times the other's width and height, each axis by
+    itself, and then as far inside of the source as the crop's own sides need.
+
+    Args:
+      key: a PRNG key.
+      geometry: [4] of `random_crop`, the crop to be moved.
+      other: [4], the crop that stays.
+      source_size, view_size: those of `random_crop`.
+      within: largest distance of the centres as a share of the other crop's sides.
+
+    Returns:
+      [4], as of `random_crop`.
+    """
+    (height, width), (view_height, view_width) = source_size, view_size
+    source, view = jnp.array([width, height]), jnp.array([view_width, view_height])
+    scale, middle = geometry[:2], (view - 1) / 2
+    moved = within * jax.random.uniform(key, (2,), minval=-1, maxval=1) * jnp.abs(other[:2]) * view
+    half = jnp.abs(scale) * view / 2
+    centre = jnp.clip(other[2:] + other[:2] * middle + moved, half - 0.5, source - 0.5 - half)
+    return jnp.concatenate([scale, centre - scale * middle])
+
+
 def crop(image, geometry, size, method: Literal["cubic", "linear"] = "cubic"):
     """Render the view of one image under a map of `random_crop`, by one interpolation matrix for each axis.
 

@@ -85,7 +85,14 @@ def linear(pyramid: Pyramid, kernels, side: int):
     have, take = [x.shape[-1] for x in pyramid], [k.shape[0] for k in kernels]
     if have != take:
         raise UserError(f"kernels take {take} input channels; give one kernel for each map, whose channels are {have}")
-    return sum(_resize_map(_einsum("byxc,cf->byxf", x, k), side) for x, k in zip(pyramid, kernels))
+    levels = [_einsum("byxc,cf->byxf", x, k) for x, k in zip(pyramid, kernels)]
+    whole = [_resize_map(x, side) for x in levels if x.shape[1] == side]
+    rows = [_resize_across(x, side) for x in levels if x.shape[1] != side]
+    if rows:
+        # One product over the rows of all levels, so that only one array of the final size is written.
+        down = jnp.concatenate([_matrix(x, 1, side) for x in rows], 1)
+        whole.append(_einsum("byXc,Yy->bYXc", jnp.concatenate(rows, 1), down))
+    return sum(whole)
 
 
 def squared_norms(pyramid: Pyramid, side: int):
@@ -210,10 +217,14 @@ def _matrix(x, axis, side):
 
 def _resize_map(x, side):
     """Resize [B,h,w,C] to [B,side,side,C]; a map of that size already stays as it is."""
-    x = x.astype(_wide(x))
-    if x.shape[2] != side:
-        x = _einsum("byxc,Xx->byXc", x, _matrix(x, 2, side))
+    x = _resize_across(x, side)
     return x if x.shape[1] == side else _einsum("byxc,Yy->bYxc", x, _matrix(x, 1, side))
+
+
+def _resize_across(x, side):
+    """Resize [B,h,w,C] to [B,h,side,C]."""
+    x = x.astype(_wide(x))
+    return x if x.shape[2] == side else _einsum("byxc,Xx->byXc", x, _matrix(x, 2, side))
 
 
 def _resize_last(x, side):

@@ -1,5 +1,7 @@
 """Functions that read maps at points, and small masked helpers for point sets."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -15,15 +17,11 @@ def bilinear(image, xy):
     """
     height, width, channels = image.shape
     dtype = jnp.result_type(image.dtype, xy.dtype, jnp.float32)
-    x = jnp.clip(xy[:, 0].astype(dtype), 0, width - 1)
-    y = jnp.clip(xy[:, 1].astype(dtype), 0, height - 1)
-    # The cell's upper left corner; a point on the last row or column belongs to the cell before it.
-    left = jnp.clip(jnp.floor(x), 0, max(width - 2, 0)).astype(jnp.int32)
-    top = jnp.clip(jnp.floor(y), 0, max(height - 2, 0)).astype(jnp.int32)
-    right_weight, lower_weight = (x - left)[:, None], (y - top)[:, None]
+    cell = cell_of(xy.astype(dtype), height, width)
+    right_weight, lower_weight = cell.right_weight[:, None], cell.lower_weight[:, None]
     right, below = min(1, width - 1), min(1, height - 1) * width
     flat = image.reshape(height * width, channels)
-    corner = top * width + left
+    corner = cell.top * width + cell.left
 
     def read(offset):
         return jnp.take(flat, corner + offset, axis=0, mode="clip").astype(dtype)
@@ -31,6 +29,31 @@ def bilinear(image, xy):
     upper = read(0) * (1 - right_weight) + read(right) * right_weight
     lower = read(below) * (1 - right_weight) + read(below + right) * right_weight
     return upper * (1 - lower_weight) + lower * lower_weight
+
+
+class Cell(NamedTuple):
+    """The four pixels around each of P points.
+
+    Attributes:
+      left, top: [P] int32, column and row of the upper left pixel.
+      right_weight, lower_weight: [P] in 0..1, shares of the right and of the lower pixels.
+    """
+
+    left: jax.Array
+    top: jax.Array
+    right_weight: jax.Array
+    lower_weight: jax.Array
+
+
+def cell_of(xy, height: int, width: int) -> Cell:
+    """Find the pixels around points [P,2] of a map [H,W]; points outside are moved to its border.
+
+    A point on the last row or column belongs to the cell before it, if there is one.
+    """
+    x, y = jnp.clip(xy[:, 0], 0, width - 1), jnp.clip(xy[:, 1], 0, height - 1)
+    left = jnp.clip(jnp.floor(x), 0, max(width - 2, 0)).astype(jnp.int32)
+    top = jnp.clip(jnp.floor(y), 0, max(height - 2, 0)).astype(jnp.int32)
+    return Cell(left, top, x - left, y - top)
 
 
 def sample(features, xy):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax.ops import keypoints
+from uld_jax.ops import resampling
 
 CONTROL = 10  # n
 _EPS = 1e-5
@@ -103,7 +103,7 @@ def warp_image(image, places, outside: Literal["zeros", "border"] = "zeros"):
     xy = places.reshape(-1, 2)
     if outside == "zeros":
         image, xy = jnp.pad(image, ((1, 1), (1, 1), (0, 0))), xy + 1
-    return keypoints.bilinear(image, xy).reshape(*places.shape[:2], image.shape[-1])
+    return resampling.bilinear(image, xy).reshape(*places.shape[:2], image.shape[-1])
 
 
 def nearest_pixels(places, xy):
@@ -114,14 +114,11 @@ def nearest_pixels(places, xy):
       xy: [P,2] points of the source.
 
     Returns:
-      The pixels [P,2] of the view that show the nearest places, of equal ones the first in reading order; and [P] how
-      far those places are from the points, in pixels. A far one says that the view does not show the point.
+      The pixels [P,2] of the view that show the nearest places, of equal ones the first in reading order. A point that
+      the view does not show gets such a pixel, too.
     """
-    flat = places.reshape(-1, 2)
-    square = jnp.sum((xy[:, None] - flat) ** 2, -1)
-    index = jnp.argmin(square, -1)
-    found = jnp.stack([index % places.shape[1], index // places.shape[1]], -1).astype(places.dtype)
-    return found, jnp.sqrt(jnp.min(square, -1))
+    index = jnp.argmin(jnp.sum((xy[:, None] - places.reshape(-1, 2)) ** 2, -1), -1)
+    return jnp.stack([index % places.shape[1], index // places.shape[1]], -1).astype(places.dtype)
 
 
 def source_to_view(weights, xy, size):
@@ -137,7 +134,7 @@ def source_to_view(weights, xy, size):
       nearest pixel, as from `nearest_pixels`, where the iteration starts. Where a strong bend folds the view, and
       several of its points show the same place, one of them is found.
     """
-    pixels, _ = nearest_pixels(grid(weights, size), xy)
+    pixels = nearest_pixels(grid(weights, size), xy)
     start, target = _from_pixels(pixels, size), _from_pixels(xy, size)
 
     def newton(_, view):
@@ -178,10 +175,10 @@ def _controls(n):
 
 @functools.cache
 def _grid_basis(height, width, control):
-    """F of all pixels, [H * W, n * n + 3] float32, in reading order."""
+    """F of all pixels, [H * W, n * n + 3] float64, in reading order."""
     view = np.stack(np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height)), -1).reshape(-1, 2)
     square = ((view[:, None] - _controls(control)) ** 2).sum(-1)
-    basis = np.concatenate([square * np.log(square + _EPS), np.ones((len(view), 1)), view], 1).astype(np.float32)
+    basis = np.concatenate([square * np.log(square + _EPS), np.ones((len(view), 1)), view], 1)
     basis.setflags(write=False)
     return basis
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uld_jax.ops import coordinates, warp
+from uld_jax.ops import coordinates, resampling, warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Geometry:
 
     def look(self, images, warps: warp.Warp | None = None):
         """Views [B,h,w,3] in 0..1 of frames [B,H,W,3] uint8 under one warp each; still ones by default."""
-        return look(self.still(len(images)) if warps is None else warps, images, self.view)
+        if warps is None:
+            return resampling.scaled(images, self.view, self.zoom, self.dtype) / 255
+        return look(warps, images, self.view)
 
     def to_frame(self, cells, warps: warp.Warp | None = None):
         """Points [B,P,2] in cells of the views' heatmaps to pixels of the frames; still views by default."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax.ops import coordinates, keypoints
+from uld_jax.ops import coordinates, resampling
 
 _NEWTON_STEPS = 6
 
@@ -159,7 +159,7 @@ def warp_image(warp: Warp, image, size):
     dtype = jnp.result_type(warp.linear.dtype, jnp.float32)
     view = coordinates.to_unit(jnp.asarray(coordinates.pixel_grid(height, width), dtype).reshape(-1, 2), size)
     source = coordinates.from_unit(view_to_source(warp, view), image.shape[:2])
-    return keypoints.bilinear(image, source).reshape(height, width, image.shape[-1])
+    return resampling.bilinear(image, source).reshape(height, width, image.shape[-1])
 
 
 def points_to_view(warp: Warp, xy, source_size, view_size):

@@ -1,6 +1,7 @@
 """Quality of the clusters of a finished run's descriptors: `uld clusters`.
 
     uld clusters --workdir=runs/cgb
+    uld clusters --workdir=runs/duld --dataset=mafl --data_dir=prepared --split=test --most=10000 --clustering=landmark
 
 The report is CGB's table 5 and figure 6 (left) for any stage with descriptors: the same rows, clustered in several ways
 and grouped by the stage itself, by the landmark of each row (`landmark`: the Silhouette and Calinski-Harabasz of
@@ -8,7 +9,8 @@ Tourani et al., CVPR 2024). Descriptors are scaled to length 1. Each grouping is
 consistency of the rows with their centroids, and by the agreement of the clusters with the landmarks; t-SNE draws it.
 The curves of figure 7, the number of clusters and their quality over the run's rounds, come from its metrics.jsonl.
 
-Calinski-Harabasz grows with the number of rows, so compare it at equal `rows`.
+Calinski-Harabasz grows with the number of rows, so compare it at equal `rows`. The `protocol` of a record is an id of
+its two scores, of the data, the way of clustering and the largest number of rows (`evaluation/protocols.py`).
 """
 
 import logging
@@ -28,7 +30,9 @@ from uld_jax.data import make_reader
 from uld_jax.data.open import eval_batch, open_split
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
+from uld_jax.evaluation import protocols
 from uld_jax.evaluation.protocol import spread
+from uld_jax.evaluation.run import measured_data, report_folder
 from uld_jax.method import Stage
 from uld_jax.ops import keypoints
 
@@ -46,23 +50,28 @@ class Descriptors(NamedTuple):
       landmark: [R] int32, number of each row's landmark, -1 for none: the slot, for a detector with K channels; for
         keypoints in no order, the landmark that the stage predicts (and has not filled in) at the keypoint. None if
         unknown.
+      data: name of the data set.
+      images: number of images of the split.
     """
 
     z: np.ndarray
     landmark: np.ndarray | None
+    data: str = ""
+    images: int = 0
 
 
-def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
+def observe(finished, mesh, *, split: str, most: int, dataset: str = "", data_dir: str = "") -> Descriptors:
     """Collect the descriptors of images spread evenly over a split, at most `most` rows.
 
-    Raises UserError for a stage that has no descriptors.
+    The split is that of the run's own data, or of others (`measured_data`). Raises UserError for a stage that has no
+    descriptors.
     """
     if not _describes(type(finished.model.method)):
         raise UserError(
             f"the stage {finished.stage} gives landmarks without a descriptor of each, so that there is nothing to "
             f"cluster; {_stages_that_describe(finished.config)}"
         )
-    source = open_split(finished.config, split)
+    source = open_split(finished.config, split, *measured_data(finished.config, dataset, data_dir))
     size = eval_batch(finished.config, mesh)
     reader = make_reader(source, mesh=mesh, batch_size=size, kind="stream")
 
@@ -79,7 +88,8 @@ def observe(finished, mesh, *, split: str, most: int) -> Descriptors:
     mask &= np.isfinite(z).all(-1)
     if not mask.any():
         raise UserError(f"stage {finished.stage!r} found nothing in the {split} split; there is nothing to cluster")
-    return Descriptors(z[mask], landmark[mask] if (landmark[mask] >= 0).any() else None)
+    known = landmark[mask] if (landmark[mask] >= 0).any() else None
+    return Descriptors(z[mask], known, source.spec.name, len(source))
 
 
 def _describes(method: type) -> bool:
@@ -165,6 +175,8 @@ def report(
     mesh,
     *,
     split: str = "train",
+    dataset: str = "",
+    data_dir: str = "",
     ways=(),
     most: int = 8000,
     clusters: int = 80,
@@ -174,12 +186,14 @@ def report(
 ) -> tuple[list[dict[str, Any]], epath.Path]:
     """Cluster a finished stage's descriptors in several ways and write the measures and pictures.
 
-    Writes `WORKDIR/clusters/<split>/<stage>/`: clusters.json, table.md, tsne.png, and rounds.png if the run had rounds.
+    Writes `WORKDIR/clusters/<split>/<stage>/`: clusters.json, table.md, tsne.png, and rounds.png if the run had rounds;
+    on other data to a folder of their name in place of `<split>`, as `uld evaluate`.
 
     Args:
       finished: finished stage, from `runs.load`.
       mesh: the devices.
       split: name of the split whose images are used.
+      dataset, data_dir: other data than the run's own, as for `uld evaluate`.
       ways: names from `WAYS`; by default all that are possible for descriptors of this size.
       most: largest number of rows; 8000 is the number in one round of the published code.
       clusters: number of clusters of k-means.
@@ -195,7 +209,7 @@ def report(
     for way in ways:
         if way not in WAYS:
             raise UserError(f"--clustering={way} is unknown; use some of {', '.join(WAYS)}")
-    rows = observe(finished, mesh, split=split, most=most)
+    rows = observe(finished, mesh, split=split, most=most, dataset=dataset, data_dir=data_dir)
     if "landmark" in ways and rows.landmark is None:
         raise UserError(
             f"--clustering=landmark: stage {finished.stage!r} predicts no landmark at its keypoints; leave it out"
@@ -206,7 +220,10 @@ def report(
         ways = [way for way in WAYS if fits.get(way, True)]
     settings = dict(clusters=clusters, neighbours=neighbours, tau=tau, params=params, seed=finished.config.seed)
     records, labels = measure(rows, ways, **settings)
-    folder = finished.workdir / "clusters" / split / finished.stage
+    for each in records:
+        each["protocol"] = _protocol(rows, each["clustering"], most, split, settings)
+    at = report_folder(finished.workdir, split, dataset, data_dir).name
+    folder = finished.workdir / "clusters" / at / finished.stage
     if jax.process_index() == 0:
         record = {"stage": finished.stage, "split": split, "rows": len(rows.z), "size": rows.z.shape[1]}
         workdir_lib.write_json(folder / "clusters.json", record | {"clusterings": records})
@@ -220,6 +237,13 @@ def report(
         if lines:
             viz.save(viz.metrics_plot(lines, panels=ROUNDS), folder / "rounds.png")
     return records, folder
+
+
+def _protocol(rows: Descriptors, way: str, most: int, split: str, settings: dict[str, Any]) -> str:
+    """The id of the scores of one way to cluster."""
+    named = {"kmeans": f"_{settings['clusters']}", "landmark": ""}
+    graph = f"_{settings['neighbours']}_{settings['tau']:g}"
+    return protocols.plain(rows.data, f"{way}{named.get(way, graph)}_{most}", rows.images, rows.images, split)
 
 
 def _rounds(workdir) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from uld_jax.engine import checkpoint, runs
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.evaluation import curves
-from uld_jax.evaluation.chosen import choose
+from uld_jax.evaluation.chosen import Chosen, choose
 from uld_jax.evaluation.measure import measure, yaw_of
 from uld_jax.evaluation.predictor import Predictor
 from uld_jax.evaluation.protocol import spread
@@ -71,13 +71,14 @@ class Asked(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A run before it is loaded: its name in the comparison, where it is, and the data to measure it on."""
+    """A run before it is loaded: its name in the comparison, where it is, and what it is measured on and how."""
 
     name: str
     workdir: epath.Path
     stage: str
     config: Config
     data: Data
+    chosen: Chosen
 
     @property
     def source(self) -> Source:
@@ -151,8 +152,8 @@ def _opened(asked: Asked, mesh) -> list[_Run]:
     for name, (workdir, config, stage) in zip(_names(places), found, strict=True):
         config = under(config, asked.protocol)
         data = open_splits(config, mesh, asked.split, "", asked.data_dir)
-        choose(config, data, split=asked.split)  # raises before anything is predicted
-        every.append(_Run(name, workdir, stage, config, data))
+        chosen = choose(config, data, split=asked.split)  # raises before anything is predicted
+        every.append(_Run(name, workdir, stage, config, data, chosen))
     first = every[0]
     for other in every[1:]:
         if other.source.fingerprint != first.source.fingerprint:
@@ -227,7 +228,7 @@ def _measured(run: _Run, mesh, images, say, split: str) -> _Measured:
     """Load and measure a run, and let it make its own pictures of some images; the model is given back."""
     model = runs.load(f"{run.workdir}:{run.stage}", mesh).model
     predictor = Predictor(model.method, mesh, say=lambda text: say(f"{run.name}: {text}"))
-    report = measure(run.config, predictor, model, run.data, split=split)
+    report = measure(run.config, predictor, model, run.data, split=split, chosen=run.chosen)
     return _Measured(run, report, int(model.state.step), predictor.pictures(model, images))
 
 

@@ -15,8 +15,9 @@ from uld_jax.studies import runner
 from uld_jax.studies.grid import SEED
 
 LABELS, CED = "labelled images", "landmarks"  # kinds of curves, by their x axis
+EPOCHS, EPOCH = (65, 110), 2500  # epochs whose clusters CGB measures (table 5), and their steps (published code)
 _SPLIT = "test"
-_ERRORS = ("forward_nme", "backward_nme")
+_ERRORS, _SEPARATION = ("forward_nme", "backward_nme"), ("silhouette", "calinski_harabasz")
 _MOST_KEYS = 4  # keys that a name lists
 
 
@@ -25,10 +26,11 @@ class Number(NamedTuple):
 
     Attributes:
       stage: stage of the run.
-      on: folder of the evaluation below `eval`: `test` for the run's own data.
-      measure: what the number is, a key of `paper_table.MEASURES`.
+      on: folder of the evaluation below `eval`: `test` for the run's own data; or `training`.
+      measure: what the number is, a key of `paper_rows.MEASURES`.
       landmarks: K, number of discovered landmarks; None for a measure that does not depend on them.
       protocol: id of the number.
+      part: which of several numbers of the measure it is, such as `5 labels`; empty for a single one.
       value: the number.
     """
 
@@ -37,7 +39,8 @@ class Number(NamedTuple):
     measure: str
     landmarks: int | None
     protocol: str
-    value: float
+    part: str
+    value: float | None
 
 
 class Curve(NamedTuple):
@@ -68,7 +71,7 @@ class Run(NamedTuple):
       seed: its seed.
       recipe: what makes the experiment beside the seed: the config (`workdir.recipe`), the images and the run it
         started from.
-      numbers: numbers of all its evaluations on the test split, each stage, measure and protocol once.
+      numbers: numbers of all its evaluations on the test split and of its training, each once.
       curves: curves of these evaluations.
     """
 
@@ -196,9 +199,9 @@ def _measured(folder: epath.Path, config: dict[str, Any]) -> tuple[list[Number],
         for where in (at, *(at / stage for stage in config["stages"])):
             if (where / "metrics.json").exists():
                 report = workdir_lib.read_json(where / "metrics.json")
-                if report.get("split") == _SPLIT and report.get("protocol"):
-                    numbers += _errors(report, at.name)
-                    curves += _curves(report, where, at.name)
+                if report.get("split") == _SPLIT:
+                    numbers += _landmarks(report, at.name)
+                    curves += _curves(report, where, at.name) if report.get("protocol") else []
         for stage in config["stages"]:
             if (path := at / "dense" / stage / "metrics.json").exists():
                 report = workdir_lib.read_json(path)
@@ -209,10 +212,12 @@ def _measured(folder: epath.Path, config: dict[str, Any]) -> tuple[list[Number],
             for path in sorted(pairs.glob("*.json")) if pairs.exists() else ():
                 report = workdir_lib.read_json(path)
                 if report["split"] == _SPLIT:
-                    for part in (report["all"], report["leak_free"]):
-                        numbers.append(Number(stage, at.name, "pck", None, part["id"], part["pck"]))
+                    numbers += _aligned(report, stage, at.name)
+    for stage in config["stages"]:
+        numbers += [number for path in _clusters(folder, stage) for number in _separated(path)]
+    numbers += _rounds(folder, config)
     numbers = [number for number in numbers if number.value is not None]
-    return list({number[:5]: number for number in reversed(numbers)}.values())[::-1], _first(curves)
+    return list({number[:6]: number for number in reversed(numbers)}.values())[::-1], _first(curves)
 
 
 def _first(curves: Sequence[Curve]) -> list[Curve]:
@@ -220,10 +225,73 @@ def _first(curves: Sequence[Curve]) -> list[Curve]:
     return list({curve[:6]: curve for curve in reversed(curves) if curve.points}.values())[::-1]
 
 
-def _errors(report: dict[str, Any], on: str) -> list[Number]:
-    """The errors of a report of `uld evaluate` or of the training loop."""
-    given = report["stage"], on
-    return [Number(*given, name, report.get("landmarks"), report["protocol"], report.get(name)) for name in _ERRORS]
+def _landmarks(report: dict[str, Any], on: str) -> list[Number]:
+    """The numbers of a report of `uld evaluate` or of the training loop: errors, stability and agreement."""
+    given, out = (report["stage"], on), []
+    for each in (report, report.get("often_found") or {}):  # an id is of all landmarks, or of those found often
+        if each.get("protocol"):
+            out += [
+                Number(*given, name, each.get("landmarks"), each["protocol"], "", each.get(name)) for name in _ERRORS
+            ]
+    if report.get("protocol"):
+        out.append(Number(*given, "nmi", None, report["protocol"], "", report.get("nmi")))
+        of_all = report.get("landmarks"), report["protocol"]
+        for group in (report.get("groups") or {}).get("yaw") or ():
+            for name in _ERRORS:
+                measure = name.replace("nme", "yaw")
+                out.append(Number(*given, measure, *of_all, group["group"], group[name]))
+    if report.get("stability_protocol"):
+        place = report.get("landmarks"), report["stability_protocol"]
+        out.append(Number(*given, "stability", *place, "", report.get("stability_px")))
+    return out
+
+
+def _aligned(report: dict[str, Any], stage: str, on: str) -> list[Number]:
+    """The numbers of a report of `uld align`: of all pairs, of those that are not in training, and of categories."""
+    given, of_all = (stage, on), report["all"]
+    out = [Number(*given, "pck", None, part["id"], "", part["pck"]) for part in (of_all, report["leak_free"])]
+    categories = (report.get("categories") or {}).items()
+    return out + [Number(*given, "pck_category", None, of_all["id"], name, each["pck"]) for name, each in categories]
+
+
+def _clusters(folder: epath.Path, stage: str) -> list[epath.Path]:
+    """The reports of `uld clusters` of a stage."""
+    every = sorted((folder / "clusters").iterdir()) if (folder / "clusters").exists() else ()
+    return [path for at in every if (path := at / stage / "clusters.json").exists()]
+
+
+def _separated(path: epath.Path) -> list[Number]:
+    """The numbers of a report of `uld clusters` on the test split."""
+    report, on = workdir_lib.read_json(path), path.parent.parent.name
+    if report["split"] != _SPLIT:
+        return []
+    named = [each for each in report["clusterings"] if each.get("protocol")]  # earlier versions wrote no id
+    return [
+        Number(report["stage"], on, name, None, each["protocol"], "", each[name])
+        for each in named
+        for name in _SEPARATION
+    ]
+
+
+def _rounds(folder: epath.Path, config: dict[str, Any]) -> list[Number]:
+    """The separation of the clusters that CGB's training has made at `EPOCHS`, from its metrics.jsonl.
+
+    A line tells the clusters of its step; those that an epoch ends with are in the first line after it.
+    """
+    lines, out = [line for line in runner.lines(folder) if "silhouette" in line], []
+    for epoch in EPOCHS:
+        line = next((line for line in lines if line["step"] > epoch * EPOCH), None)
+        if line is None or line["step"] > (epoch + 5) * EPOCH:  # clusters are made anew every five epochs
+            continue
+        section = config[line["stage"]]
+        steps = min(section["ring_size"], section["round_every"] // section["ring_every"])  # kept since the last round
+        rows = steps * (section["batch_size"] or config["batch_size"]) * config["k"]
+        protocol = f"{config['dataset']}+rounds_{rows}"
+        if section["labels_from"] != "ring":
+            protocol += f"+labels_from={section['labels_from']}"
+        place = line["stage"], "training"
+        out += [Number(*place, name, None, protocol, f"epoch {epoch}", line.get(name)) for name in _SEPARATION]
+    return out
 
 
 def _curves(report: dict[str, Any], where: epath.Path, on: str) -> list[Curve]:
@@ -241,15 +309,16 @@ def _curves(report: dict[str, Any], where: epath.Path, on: str) -> list[Curve]:
 
 
 def _dense(report: dict[str, Any], on: str) -> list[Number]:
-    """The numbers of a report of `uld dense`: matching, and regression with all labels."""
+    """The numbers of a report of `uld dense`: matching, and regression with all labels and with a few."""
     given, out = (report["stage"], on), []
     if matched := report.get("matching"):
         for name in ("same", "different"):
             pixels = matched[name]["canonical_px"]
-            out.append(Number(*given, f"matching_{name}", None, matched["protocol"], pixels))
+            out.append(Number(*given, f"matching_{name}", None, matched["protocol"], "", pixels))
     for row in report.get("regression") or ():
-        if row["all"]:
-            out.append(Number(*given, "regression", None, row["protocol"], row["error"]))
+        few = "" if row["all"] else f"{row['labels']} label{'s' * (row['labels'] > 1)}"
+        measure = "regression_few" if few else "regression"
+        out.append(Number(*given, measure, None, row["protocol"], few, row["error"]))
     return out
 
 

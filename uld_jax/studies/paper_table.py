@@ -1,19 +1,22 @@
-"""Finished runs in the table of a paper, beside the paper's own numbers: `uld table`.
+"""Finished runs in a table of a paper, beside the paper's own numbers: `uld table`.
 
-The numbers of the papers, with their sources, are the tables of quotations in `studies/published/` (see
-`studies.results`). A column of the table is a measure, a number of landmarks and the id of a protocol: a number stands
-under that of a paper only if all three are equal, and in a column of its own otherwise. The protocol of some published
-numbers is not known, and then no run stands in their column.
+The tables and their rows are those of `studies.paper_rows`; the numbers of the papers, with their sources, are the
+tables of quotations in `studies/published/` (see `studies.results`). A column of a table is a measure, a number of
+landmarks, the id of a protocol, and a part where the measure has several, such as a number of labels: a number stands
+under that of a paper only if all four are equal, and in a column of its own otherwise. A paper whose method finds the
+number of landmarks has columns without one, in which any number stands. The protocol of some published numbers is not
+known, and then no run stands in their column.
 
 Files:
 
-  table.md, table.json   the table
+  table.md, table.json   the table of errors
   figure.png             curves of the runs, if they have any: the error over the number of labelled images, and both
                          errors over the number of landmarks (`curves.ced_over_landmarks`), a panel for each protocol
+  table_NAME.md, .json   any other table
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 
@@ -21,133 +24,38 @@ from uld_jax import files, viz
 from uld_jax.engine import workdir as workdir_lib
 from uld_jax.errors import UserError
 from uld_jax.studies import paper_runs, results, table
+from uld_jax.studies.paper_rows import DIGITS, ERRORS, MEASURES, PAPERS, Table, chosen, protocol_of, repeats
 from uld_jax.studies.paper_runs import CED, LABELS, Curve, LeftOut, Run
 
-MEASURES = {  # titles of the columns
-    "forward_nme": "forward, %",
-    "backward_nme": "backward, %",
-    "regression": "regression of all labels, %",
-    "matching_same": "same, px",
-    "matching_different": "another, px",
-    "pck": "PCK at 0.1, %",
-}
 _AXES = {"forward": "forward NME, %", "backward": "backward NME, %", "regression": "regression error, %"}
 
 
-class Row(NamedTuple):
-    """A row of a paper that a stage of a run repeats.
-
-    Attributes:
-      table: table of quotations that has the row.
-      name: labels of the row, separated by commas.
-      stage: name of the stage.
-      keys: keys of the stage's section and their values; True and False stand for a number that is above 0 or not.
-    """
-
-    table: str
-    name: str
-    stage: str
-    keys: dict[str, Any]
-
-
-class Paper(NamedTuple):
-    """The tables of a paper.
-
-    Attributes:
-      tables: tables of quotations.
-      methods: modules of the paper's stages. A run belongs to the paper if its last stage is one of them.
-      rows: rows that runs may repeat.
-    """
-
-    tables: tuple[str, ...]
-    methods: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-_C3 = ("c3/published", "c3/published_ablation", "c3/published_alignment")
-_ZEROSHOT = Row("zeroshot/published", "ZeroShot", "zeroshot", {})
-PAPERS = {
-    "imm": Paper(("imm/published",), ("imm",), (Row("imm/published", "IMM", "imm", {}),)),
-    "cgb": Paper(
-        ("cgb/published",),
-        ("cgb",),
-        (
-            Row("cgb/published", "baseline", "cgb", {"bottleneck": "fixed"}),
-            Row("cgb/published", "CGB", "cgb", {"bottleneck": "adaptive"}),
-        ),
-    ),
-    "self_training": Paper(
-        ("self_training/published",),
-        ("self_training", "self_training_extended"),
-        (Row("self_training/published", "self-training", "stage2", {"method": "self_training.Landmarks"}),),
-    ),
-    "zeroshot": Paper(("zeroshot/published",), ("zeroshot", "heatmap_detector"), (_ZEROSHOT,)),
-    "duld": Paper(
-        ("zeroshot/published", "duld/published"),
-        ("zeroshot", "heatmap_detector", "duld"),
-        (
-            _ZEROSHOT,
-            Row("duld/published", "D-ULD", "duld", {"train_clusters": 0}),
-            Row("duld/published", "+ proxy", "proxy", {}),
-            Row("duld/published", "+ full VAE", "duldpp", {"code_loss": "elbo"}),
-            Row("duld/published", "D-ULD++", "duldpp", {"code_loss": "contrast"}),
-            Row("duld/published", "Mallis et al. on these features", "duld", {"train_clusters": 100}),
-        ),
-    ),
-    "c3": Paper(
-        _C3,
-        ("c3", "c3_pose"),
-        (
-            Row(_C3[0], "C3", "joint", {"losses.cycle": True, "losses.equivariance": True}),
-            *(
-                Row(
-                    _C3[1],
-                    f"{word[cycle]}, {word[flow]}",
-                    "joint",
-                    {"losses.cycle": cycle, "losses.equivariance": flow},
-                )
-                for word in ({True: "yes", False: "no"},)
-                for cycle in (False, True)
-                for flow in (False, True)
-            ),
-        ),
-    ),
-    "lead": Paper(
-        ("lead/published",),
-        ("lead", "lead_compact"),
-        (
-            Row("lead/published", "LEAD, hypercolumns", "byol", {}),
-            Row("lead/published", "LEAD, 64 numbers", "compact", {}),
-        ),
-    ),
-}
-
-
 def write(
-    paper: str, folder: str, out: str = "", say: Callable[[str], None] = lambda text: None
+    paper: str, folder: str, out: str = "", name: str = "", say: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Any], str]:
-    """Write the table of a paper with the finished runs below a folder.
+    """Write a table of a paper with the finished runs below a folder.
 
     Args:
       paper: name of the paper, a key of `PAPERS`.
       folder: folder of the runs.
       out: folder for the files; empty for `folder`.
-      say: function that tells the user which runs are left out.
+      name: name of the table; empty for the errors.
+      say: function that tells the user which runs are left out, and which other tables the runs fill.
 
     Returns:
-      The contents of `table.json` and of `table.md`.
+      The contents of the table's JSON file and of its Markdown file.
 
     Raises:
-      UserError: an unknown paper, no finished run of it, or an `out` that has another table or cannot be
-        written to.
+      UserError: an unknown paper or table, no finished run of the paper, or an `out` that has another table or cannot
+        be written to.
     """
-    if paper not in PAPERS:
-        raise UserError(f"--paper is {paper!r}; use one of {', '.join(PAPERS)}")
+    of, name = chosen(paper, name), name or ERRORS
     root, target = epath.Path(folder), epath.Path(out or folder)
     if not root.is_dir():
         raise UserError(f"--runs={folder} is no folder; give one that holds finished runs, at any depth")
     files.check_writable(target, "out" if out else "runs", "out")
-    _check_out(target, paper)
+    stem = "table" if name == ERRORS else f"table_{name}"
+    _check_out(target, stem, paper)
     every, left = paper_runs.find(root, lambda config: _elsewhere(config, paper))
     for one in left:
         say(f"left out: {one.name} {one.why}")
@@ -155,25 +63,43 @@ def write(
         some = f"; the first one, {left[0].name}, {left[0].why}" if left else ""
         raise UserError(f"--runs={folder} holds no finished run of --paper={paper}{some}")
     found = paper_runs.groups(every)
-    record = _record(paper, found, paper_runs.names(found), left)
-    panels = _panels(paper, found, paper_runs.names(found))
-    record["files"] = ["table.md", "table.json", *(["figure.png"] if panels["panels"] else [])]
+    named = paper_runs.names(found)
+    record = {"paper": paper, "table": name} | _record(paper, of, found, named, left)
+    for one in record["left_out"][len(left) :]:
+        say(f"left out: {one['name']} {one['why']}")
+    panels = _panels(paper, found, named) if name == ERRORS else {"panels": {}}
+    record["files"] = [f"{stem}.md", f"{stem}.json", *(["figure.png"] if panels["panels"] else [])]
     markdown = _markdown(record)
     target.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_json(target / "table.json", record)
-    files.write(target / "table.md", markdown)
-    (target / "figure.png").unlink(missing_ok=True)
+    workdir_lib.write_json(target / f"{stem}.json", record)
+    files.write(target / f"{stem}.md", markdown)
+    if name == ERRORS:
+        (target / "figure.png").unlink(missing_ok=True)
     if panels["panels"]:
         viz.save(viz.lines_plot(**panels), target / "figure.png")
+    others = [one for one in PAPERS[paper].tables if one != name and _fills(paper, one, found, named)]
+    if others:
+        say(f"these runs also fill --table={', --table='.join(others)}")
     return record, markdown
 
 
-def _check_out(out: epath.Path, paper: str) -> None:
+def _check_out(out: epath.Path, stem: str, paper: str) -> None:
     """Raise UserError if the folder has another table, for example that of a sweep."""
-    old = workdir_lib.read_json(out / "table.json") if (out / "table.json").exists() else {"paper": paper}
-    if old.get("paper") != paper:
-        what = f"of --paper={old['paper']}" if "paper" in old else "of something else, such as a sweep"
-        raise UserError(f"{out} holds the table.json {what}; give another folder with --out=DIR")
+    for name in {"table", stem}:
+        path = out / f"{name}.json"
+        old = workdir_lib.read_json(path) if path.exists() else {"paper": paper}
+        if old.get("paper") != paper:
+            what = f"of --paper={old['paper']}" if "paper" in old else "of something else, such as a sweep"
+            raise UserError(f"{out} holds the {name}.json {what}; give another folder with --out=DIR")
+
+
+def _fills(paper: str, name: str, found: Sequence[Sequence[Run]], names: Sequence[str]) -> bool:
+    """Tell whether a run has a number in a column of a paper's table, in a row that the table has."""
+    record = _record(paper, PAPERS[paper].tables[name], found, names, [])
+    ours = [row for row in record["rows"] if row["of"] == "runs"]
+    if not any(column["published"] for column in record["columns"]):
+        return bool(ours)
+    return any(row["row"] and record["columns"][cell["column"]]["published"] for row in ours for cell in row["cells"])
 
 
 def _elsewhere(config: dict[str, Any], paper: str) -> str:
@@ -193,23 +119,32 @@ def _module(config: dict[str, Any], stage: str) -> str:
 
 
 def _record(
-    paper: str, found: Sequence[Sequence[Run]], names: Sequence[str], left: Sequence[LeftOut]
+    paper: str, of: Table, found: Sequence[Sequence[Run]], names: Sequence[str], left: Sequence[LeftOut]
 ) -> dict[str, Any]:
-    """The contents of `table.json`: columns, rows with cells, and runs that were left out."""
+    """The contents of a table's JSON file: columns, rows with cells, and runs that were left out."""
     columns: dict[tuple, dict[str, Any]] = {}
-    published = {name: _published(name, columns) for name in PAPERS[paper].tables}
-    measured = [row for group, name in zip(found, names, strict=True) for row in _measured(paper, group, name, columns)]
+    published = {name: _published(name, columns) for name in of.quoted}
+    measures = {column["measure"] for column in columns.values()} | {*of.measures}
+    measured = [
+        row
+        for group, name in zip(found, names, strict=True)
+        for row in _measured(paper, of, group, name, columns, measures)
+    ]
+    shown = {run for row in measured for run in row["runs"]}
+    how = f"; measure it by `uld {of.measured[0]}`" if of.measured else ""
+    bare = [run for group in found for run in group if run.name not in shown]
+    left = [*left, *(LeftOut(run.name, f"has no number of this table{how}") for run in bare)]
     rows, left_over = [], measured
-    for row in (row for name in PAPERS[paper].tables for row in published[name]):
+    for row in (row for name in of.quoted for row in published[name]):
         place = row["table"], row.pop("key")
         of_row = [one for one in left_over if place in one["repeats"]]
-        rows += [row, *(one | {"name": row["name"]} for one in of_row)]
+        rows += [row, *(one | {"name": row["name"], "row": True} for one in of_row)]
         left_over = [one for one in left_over if one not in of_row]
     rows += left_over
     for row in rows:
         row.pop("repeats", None)
     kept = [{"name": one.name, "why": one.why} for one in left]
-    return {"paper": paper, "columns": list(columns.values()), "rows": rows, "left_out": kept}
+    return {"columns": list(columns.values()), "rows": rows, "left_out": kept}
 
 
 def _published(name: str, columns: dict[tuple, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -218,12 +153,14 @@ def _published(name: str, columns: dict[tuple, dict[str, Any]]) -> list[dict[str
     for record in quoted["records"]:
         cells = []
         for column in quoted["columns"]:
-            value = record["numbers"].get(column["keys"][0])
+            key = column["keys"][0]
+            value = record["numbers"].get(key)
             if value is None:
                 continue
-            protocol = record["protocol"] or column["protocol"]
-            at = _column(columns, column["measure"], column["landmarks"], protocol, column["data"])
-            cells.append({"column": at, "protocol": protocol, "mean": value, "spread": None, "n": 1})
+            protocol = protocol_of(record, column)
+            where = column["measure"], column["landmarks"], protocol, column.get("part", "")
+            at, spread = _column(columns, *where, column["data"]), record["numbers"].get(f"{key}_std")
+            cells.append({"column": at, "protocol": protocol, "mean": value, "spread": spread, "n": 1})
         labels = record["row"]
         if len(labels) > 1:
             labels = [f"{title} {label}" for title, label in zip(quoted["labels"], labels, strict=True)]
@@ -232,56 +169,61 @@ def _published(name: str, columns: dict[tuple, dict[str, Any]]) -> list[dict[str
     return rows
 
 
-def _column(columns: dict[tuple, dict[str, Any]], measure: str, landmarks, protocol: str | None, data: str = "") -> int:
-    """The number of a column, which is added if it is new."""
-    key = measure, landmarks, protocol, *(() if protocol else (data,))
+def _column(
+    columns: dict[tuple, dict[str, Any]], measure: str, landmarks, protocol: str | None, part: str, data: str = ""
+) -> int:
+    """The number of a column, which is added if it is new; `data` is that of a published number."""
+    key = measure, landmarks, protocol, part, *(() if protocol else (data,))
+    if not data and key not in columns and (of_any := (measure, None, *key[2:])) in columns:
+        key = of_any  # the paper's method finds the number of landmarks, and so its column has none
     if key not in columns:
-        columns[key] = {"measure": measure, "landmarks": landmarks, "protocol": protocol, "data": data}
+        columns[key] = {"measure": measure, "landmarks": landmarks, "protocol": protocol, "part": part, "data": data}
         columns[key]["published"] = bool(data)
     return list(columns).index(key)
 
 
 def _measured(
-    paper: str, group: Sequence[Run], name: str, columns: dict[tuple, dict[str, Any]]
+    paper: str,
+    of: Table,
+    group: Sequence[Run],
+    name: str,
+    columns: dict[tuple, dict[str, Any]],
+    measures: set[str],
 ) -> list[dict[str, Any]]:
-    """The rows of runs that differ in their seed, one for each of the paper's stages and each data set."""
+    """The rows of runs that differ in their seed, one for each of the paper's stages and each data set.
+
+    Only numbers of the table's measures are taken.
+    """
     rows, config = [], group[0].config
     for stage in config["stages"]:
         if _module(config, stage) not in PAPERS[paper].methods:
             continue
-        for on in dict.fromkeys(n.on for run in group for n in run.numbers if n.stage == stage):
-            numbers = [[n for n in run.numbers if (n.stage, n.on) == (stage, on)] for run in group]
-            cells = []
-            for key in dict.fromkeys(n[2:5] for some in numbers for n in some):
-                values = {str(run.seed): n.value for run, some in zip(group, numbers) for n in some if n[2:5] == key}
-                cell = {"column": _column(columns, *key), "protocol": key[2]} | table.statistics(values.values())
-                cells.append(cell | {"by_seed": values})
+        wanted = [[n for n in run.numbers if n.stage == stage and n.measure in measures] for run in group]
+        for on in dict.fromkeys(n.on for some in wanted for n in some):
+            values: dict[tuple[int, str], dict[str, float]] = {}
+            for run, some in zip(group, wanted, strict=True):
+                for n in some:
+                    if n.on == on:
+                        at = _column(columns, n.measure, n.landmarks, n.protocol, n.part)
+                        values.setdefault((at, n.protocol), {})[str(run.seed)] = n.value
+            cells = [
+                {"column": at, "protocol": protocol} | table.statistics(each.values()) | {"by_seed": each}
+                for (at, protocol), each in values.items()
+            ]
             rows.append(
                 {
                     "name": f"stage {stage}",
                     "of": "runs",
+                    "row": False,
                     "config": name + ("" if on == "test" else f", on {on}"),
                     "stage": stage,
                     "runs": [run.name for run in group],
                     "seeds": [run.seed for run in group],
                     "cells": cells,
-                    "repeats": [(r.table, r.name) for r in PAPERS[paper].rows if _repeats(config, stage, r)],
+                    "repeats": [(r.table, r.name) for r in of.rows if repeats(config, stage, r)],
                 }
             )
     return rows
-
-
-def _repeats(config: dict[str, Any], stage: str, row: Row) -> bool:
-    """Tell whether a stage of a run repeats a row of the paper."""
-    if stage != row.stage:
-        return False
-    for key, wanted in row.keys.items():
-        value = config[stage]
-        for part in key.split("."):
-            value = value[part]
-        if (value > 0 if isinstance(wanted, bool) else value) != wanted:
-            return False
-    return True
 
 
 # Markdown and curves
@@ -298,15 +240,21 @@ def _markdown(record: dict[str, Any]) -> str:
             row["config"] if ours else row["source"],
             ", ".join(map(str, row["seeds"])) if ours else "",
         ]
-        numbers = [_number(cells.get(i), len(row["seeds"]) if ours else 1) for i in range(len(record["columns"]))]
+        runs = len(row["seeds"]) if ours else 1
+        digits = [DIGITS.get(column["measure"], 2) for column in record["columns"]]
+        numbers = [_number(cells.get(i), runs, count) for i, count in enumerate(digits)]
         lines.append(table.piped([*head, *numbers]))
-    notes = [f"{row['name']}: {row['note']}" for row in record["rows"] if row.get("note")]
+    notes: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        if row.get("note"):
+            notes.setdefault(row["note"], []).append(row["name"])
     caption = (
         "Numbers of runs: mean ± sample standard deviation over seeds. Numbers of different columns may not be "
         "compared: another id is another protocol or other data."
     )
+    told = [f"{'; '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
     left = [f"* `{one['name']}` {one['why']}" for one in record["left_out"]]
-    return table.page(lines, " ".join([caption, *notes, *_told(record)]), left)
+    return table.page(lines, " ".join([caption, *told, *_told(record)]), left)
 
 
 def _told(record: dict[str, Any]) -> list[str]:
@@ -315,6 +263,8 @@ def _told(record: dict[str, Any]) -> list[str]:
     used = {cell["column"] for row in record["rows"] if row["of"] == "runs" for cell in row["cells"]}
     if used & set(both):
         return []
+    if not any(column["published"] for column in record["columns"]):
+        return ["The paper has no numbers of these measures, or has them only in a figure."]
     return ["No run was measured as the paper's numbers were: its data, K or protocol differ."]
 
 
@@ -322,14 +272,14 @@ def _title(column: dict[str, Any]) -> str:
     landmarks = "" if column["landmarks"] is None else f"K = {column['landmarks']}"
     unknown = "the protocol is not recorded" if column["data"] else ""
     protocol = f"`{column['protocol']}`" if column["protocol"] else unknown
-    return "; ".join(filter(None, (MEASURES[column["measure"]], landmarks, column["data"], protocol)))
+    return "; ".join(filter(None, (MEASURES[column["measure"]], column["part"], landmarks, column["data"], protocol)))
 
 
-def _number(cell: dict[str, Any] | None, runs: int) -> str:
+def _number(cell: dict[str, Any] | None, runs: int, digits: int) -> str:
     """Format a cell, with the number of runs in brackets if some lack the number."""
     if cell is None:
         return ""
-    text = f"{cell['mean']:.2f}" + ("" if cell["spread"] is None else f" ± {cell['spread']:.2f}")
+    text = f"{cell['mean']:.{digits}f}" + ("" if cell["spread"] is None else f" ± {cell['spread']:.{digits}f}")
     return text if cell["n"] == runs else f"{text} ({cell['n']})"
 
 

@@ -5,9 +5,10 @@ gives the command, the machine and the numbers of a run (`FIELDS`). A record wit
 refused. Two kinds are exempt: `history`, numbers older than the records, which name the commit of README.md that wrote
 them down; and quotations, whose `source` names the paper and its table. Tables of quotations,
 `<paper>/published*`, lie in the package, in `uld_jax/studies/published/`, because `uld table` reads them where there is
-no `results/`. Their columns also say what a number is, for `studies.paper_table`: `measure`, `landmarks` (K), `data`
-and `protocol`, the id under which the paper measured or null if it is not known; a record's own `protocol` goes before
-that of its column.
+no `results/`. Their columns also say what a number is, for `studies.paper_table`: `measure`, `landmarks` (K, or null
+if it does not matter), `data`, `protocol`, the id under which the paper measured or null if it is not known, and
+`part`, if a measure has several numbers. A record's own `protocol` goes before that of its column; it is empty for
+numbers whose protocol is not known. The note of a record says why a protocol is not known.
 
 A Markdown file takes a table between two markers, or one number inside a sentence:
 
@@ -16,7 +17,8 @@ A Markdown file takes a table between two markers, or one number inside a senten
     <!-- results: duld/ytf_faces | D-ULD++ | forward --><!-- /results -->
 
 The registry of protocols (`evaluation/protocols.py`) is a table between `<!-- protocols -->` and `<!-- /protocols -->`,
-and the official data sets (`data/builders`) are one between `<!-- datasets -->` and `<!-- /datasets -->`.
+the official data sets (`data/builders`) are one between `<!-- datasets -->` and `<!-- /datasets -->`, and the tables of
+the papers (`studies/paper_rows.py`) are one between `<!-- tables -->` and `<!-- /tables -->`.
 
 `python -m uld_jax.studies.results` (`make results`) fills them in; `--check` only lists the files that would change.
 `--add=RUN --table=duld/ytf_faces --row=D-ULD --command="uld train ..."` adds the record of a finished run.
@@ -38,6 +40,7 @@ from uld_jax import files
 from uld_jax.data import builders
 from uld_jax.errors import UserError
 from uld_jax.evaluation import protocols
+from uld_jax.studies import paper_rows
 
 # The fields of a record and their meanings. All are required; None stands for an unknown value.
 FIELDS = {
@@ -64,9 +67,14 @@ UNKNOWN = "The commit that was run was not written down."  # the note of history
 ERRORS = ("forward", "backward")  # numbers that have no meaning without a protocol
 QUOTED = pathlib.Path("uld_jax", "studies", "published")  # folder of the tables of quotations, in the working tree
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
-_LISTS = {"protocols": protocols.markdown, "datasets": builders.markdown}  # tables that are made from the code
-_LISTED = re.compile(rf"<!-- (?P<name>{'|'.join(_LISTS)}) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 _MARKED = re.compile(r"<!-- results: (?P<name>[^>]*?) -->(?P<body>.*?)<!-- /results -->", re.DOTALL)
+
+_LISTS = {  # tables that are made from the code
+    "protocols": protocols.markdown,
+    "datasets": builders.markdown,
+    "tables": lambda: paper_rows.markdown(quoted),
+}
+_LISTED = re.compile(rf"<!-- (?P<name>{'|'.join(_LISTS)}) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 
 Record = dict[str, Any]
 Table = dict[str, Any]

@@ -145,6 +145,9 @@ def test_the_crop_of_cgb_follows_the_points(src):
     want = (xy + 0.5 - (3, 13)) * (128 / 56, 128 / 62) - 0.5
     np.testing.assert_allclose(miniature.points(source)["00000_image00002_39341.jpg"], want, atol=1e-4)
     assert source.file_sizes[0].tolist() == [128, 128]
+    tighter = miniature.opened("aflw_r_saic", src)[0]["train"]  # by int(0.16 * 25) = 4
+    want = (xy + 0.5 - (16, 26)) * (128 / 30, 128 / 36) - 0.5
+    np.testing.assert_allclose(miniature.points(tighter)["00000_image00002_39341.jpg"], want, atol=1e-4)
 
 
 def test_recropped_faces_have_the_angles_of_the_database_beside_them(src, tmp_path):

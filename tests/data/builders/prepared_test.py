@@ -270,6 +270,34 @@ def test_damaged_files_about_the_records_are_told(root, tmp_path, file, content)
         data.open_source("folder", "train", data_dir=tmp_path / "copy/my_faces", frame_size=8)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda top, inner: inner["file"].update(pythonClassName="marker_of_a_module.Text"),
+        lambda top, inner: inner["file"].update(python_class_name="marker_of_a_module.Text"),
+        lambda top, inner: top.update(type="marker_of_a_module.Text", content="{}"),
+        lambda top, inner: top.update(jsonFeature={"json": '{"a": {"type": "marker_of_a_module.T", "content": ""}}'}),
+        lambda top, inner: inner["columns"]["featuresDict"]["features"].update(
+            who={"pythonClassName": "marker_of_a_module.Text", "text": {}}
+        ),
+        lambda top, inner: inner["columns"].update(featuresDict=["marker_of_a_module.Text"]),
+        lambda top, inner: inner.update(file="marker_of_a_module.Text"),
+    ],
+)
+def test_no_class_that_prepare_does_not_write_is_imported(root, tmp_path, monkeypatch, change):
+    """A module that leaves a file when it is imported stands for what a data set of a stranger could name."""
+    (tmp_path / "marker_of_a_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(root / "prepared", tmp_path / "copy")
+    path = tmp_path / "copy/my_faces/1.0.0/features.json"
+    features = json.loads(path.read_text())
+    change(features, features["featuresDict"]["features"])
+    path.write_text(json.dumps(features))
+    with pytest.raises(UserError, match=r"features\.json holds .*, which `uld prepare` does not write; remove"):
+        data.open_source("my_faces", "train", data_dir=tmp_path / "copy", frame_size=8)
+    assert not (tmp_path / "imported").exists()
+
+
 def test_tensorflow_is_never_imported(root):
     program = (
         "import sys; from uld_jax import data; from uld_jax.data.builders import prepared;"

@@ -162,11 +162,30 @@ def test_other_files_are_no_labels(tmp_path):
         (tmp_path / name).write_text(text)
     assert made.read(tmp_path) == (None, [])
     assert len(open_source("folder", "train", data_dir=tmp_path, frame_size=32).skipped) == 9
-    coco = '{"info": {}, "images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"id": 1, "image_id"'
-    for cut in ('{"shapes": [', coco, coco[:50], "{" + coco[coco.index('"annotations"') :]):
-        (tmp_path / "d.json").write_text(cut)
-        with pytest.raises(UserError, match=r"d.json is not valid JSON"):
-            made.read(tmp_path)
+    (tmp_path / "d.json").write_text('{"shapes": [], "imagePath": a.png}')
+    with pytest.raises(UserError, match=r"d.json is not valid JSON"):
+        made.read(tmp_path)
+
+
+def test_labels_without_their_end_are_an_error_wherever_they_are_cut(tmp_path):
+    """A copy that stopped may hold no word that tells what it was."""
+    made.photos(tmp_path, {"a.png": (20, 30)})
+    json = (
+        '{"info": {"n": [1.5e-3, -2, true, false, null]}, "images": [{"file_name": "ä\\u00e4.png"}], "annotations": []}'
+    )
+    xml = '<?xml version="1.0"?><!-- made --><annotations><image name="ä.png"><![CDATA[a]]></image></annotations>'
+    for name, text, first in (("d.json", json, 1), ("d.ljson", json, 1), ("d.xml", xml, 2)):
+        data = text.encode()
+        for end in range(first, len(data)):
+            (tmp_path / name).write_bytes(data[:end])
+            with pytest.raises(
+                UserError, match=rf"{name} is not whole, its end is missing \(.*; copy it again, or move"
+            ):
+                made.read(tmp_path)
+        (tmp_path / name).unlink()
+    for text in ("{a: 1}", "[1, 2,]", "// settings\n{}", '{"a": 1} // one', '{"a": 1}}', "{'a'", "<a></b>", "{a"):
+        (tmp_path / "d.json").write_text(text)
+        assert made.read(tmp_path) == (None, [])
 
 
 def test_points_turn_as_pixels_do():

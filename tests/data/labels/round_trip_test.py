@@ -224,6 +224,35 @@ def read_labelstudio(path):
     }
 
 
+def read_labelstudio_by_tool(path):
+    """Predictions that the tool's package finds valid, and its own conversion of them to COCO."""
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface
+    converter = pytest.importorskip("label_studio_sdk.converter").Converter
+    labels = "".join(f'<Label value="{name}" model_index="{i}"/>' for i, name in enumerate(EXACT))
+    labels = f'<KeyPointLabels name="keypoints" toName="image">{labels}</KeyPointLabels>'
+    config = f'<View><Image name="image" value="$image"/>{labels}</View>'
+    tasks = json.loads(path.read_text())
+    for task in tasks:
+        for prediction in task["predictions"]:
+            assert interface(config).validate_prediction(prediction, return_errors=True) == []
+    for i, task in enumerate(tasks, 1):  # a user accepts them
+        task |= {"id": i, "annotations": [one | {"id": i} for one in task.pop("predictions")]}
+    accepted = path.with_name("accepted.json")
+    accepted.write_text(json.dumps(tasks))
+    out = path.with_name("coco")
+    converter(config, None, download_resources=False).convert_to_coco(
+        str(accepted), str(out), output_image_dir=str(out / "images"), is_dir=False
+    )
+    made = json.loads((out / "result.json").read_text())
+    assert made["categories"][0]["keypoints"] == list(EXACT)
+    for note in made["annotations"]:  # whole numbers from the corner
+        np.testing.assert_allclose(
+            np.reshape(note["keypoints"], (-1, 3))[:, :2], np.add([*EXACT.values()], 0.5), atol=1
+        )
+    assert len(made["annotations"]) == len(FILES)
+    return read_labelstudio(path)
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     return fixed.detector(tmp_path_factory.mktemp("run"))
@@ -241,6 +270,7 @@ def detector(tmp_path_factory):
         (coco, "coco", read_coco_by_hand),
         (coco, "coco", read_coco),
         (labelstudio, "labelstudio", read_labelstudio),
+        (labelstudio, "labelstudio", read_labelstudio_by_tool),
         (cvat, "coco", read_coco_by_hand),
         (labelme, "labelstudio", read_labelstudio),
         (imglab, "dlc", read_dlc_by_hand),

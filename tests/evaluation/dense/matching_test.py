@@ -64,14 +64,14 @@ def test_inner_products_prefer_long_features_and_cosines_do_not():
     assert match(*given, **xy, similarity="dot").tolist() == [[2.0, 0.0]]
 
 
-def test_points_outside_or_unknown_do_not_count():
+def test_points_outside_count_and_unknown_ones_do_not():
     nan = np.nan
     source = np.array([[[1.0, 1.0], [5.0, 5.0], [nan, nan], [2.0, 2.0]]])
     target = np.array([[[1.0, 4.0], [5.0, 12.0], [3.0, 3.0], [2.0, 2.0]]])
     scored = matching.scored(np.tile([1.0, 0.0], (1, 4, 1)), source, target, np.array([8.0]), 10)
     assert scored.outside == 1
-    np.testing.assert_allclose(scored.canonical, [[28.0, nan, nan, 7 * np.sqrt(5)]])
-    np.testing.assert_allclose(scored.percent, [[50.0, nan, nan, 100 * np.sqrt(5) / 8]])
+    np.testing.assert_allclose(scored.canonical, [[28.0, 7 * 160**0.5, nan, 7 * np.sqrt(5)]])
+    np.testing.assert_allclose(scored.percent, [[50.0, 12.5 * 160**0.5, nan, 100 * np.sqrt(5) / 8]])
     mean, spread = matching.mean_and_spread(np.array([[1.0, 3.0], [6.0, nan], [nan, nan]]))
     assert (mean, spread) == (pytest.approx(10 / 3), 2.0)
 

@@ -14,7 +14,8 @@ The first three lie in SRC itself or in SRC/aflw_release-2, the database and the
               frame of 136 pixels, so it neither resamples these nor pads them, and its central 96 are those of DVE
   aflw_r_imm  each stretched to 128 x 128; the last tenth of the training list is for validation (IMM, C3)
   aflw_r_cgb  the box around the annotated points, enlarged by 70 %, stretched to 128 x 128: the annotation defines the
-              crop (Sanchez et al., CGB)
+              crop (CGB; Sanchez et al. train on it)
+  aflw_r_saic the same, enlarged by 16 %, the default of the program of Sanchez et al. in tests
   aflw        AFLW's faces with its 21 points, each in a square around its rectangle with 1.5 times the longer side
 
 The lists of AFLW_R name some faces more than once, 132 of the test (README of DVE), and papers keep them. So the name
@@ -41,7 +42,7 @@ import numpy as np
 from etils import epath
 
 from uld_jax.data.builders import matlab
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record, around_points
+from uld_jax.data.builders.official import TIGHT, Crop, Dataset, Files, Record, around_points
 from uld_jax.errors import UserError
 
 RECROPPED = {"train": 10_122, "test": 2_991}
@@ -105,8 +106,8 @@ def _crop(size: tuple[int, int], points: np.ndarray, listed: tuple[int, int], ru
             f"the image has {size[1]} x {size[0]} pixels where the list of sizes, hw, has {listed[1]} x {listed[0]}; "
             "get the lists, the points and the images from one source"
         )
-    if rule == "cgb":
-        return around_points(points, 70)(size)
+    if rule in TIGHT:
+        return around_points(points, TIGHT[rule])(size)
     if rule in _SQUEEZED:
         return Crop.of((0, 0, size[1], size[0]), _SQUEEZED[rule])
     return None
@@ -247,6 +248,7 @@ DATASETS = (
         "recropped faces of AFLW in the crop and split of IMM",
         {"train": 9_110, "val": 1_012, "test": 2_991},
     ),
-    _of_recropped("aflw_r_cgb", "recropped faces of AFLW in the crop of Sanchez et al. and CGB"),
+    _of_recropped("aflw_r_cgb", "recropped faces of AFLW in the crop of CGB"),
+    _of_recropped("aflw_r_saic", "recropped faces of AFLW in the crop of Sanchez et al."),
     Dataset("aflw", "AFLW with 21 points", annotated, {"train": None, "test": None}, _POINTS, "aflw21"),
 )

@@ -21,7 +21,8 @@ by a rule of its own:
                   annotated points, enlarged by 70 %, stretched to 128 x 128: the annotation defines the crop
 
 The test split of these four is MAFL's. `mafl`, `mafl_dve`, `mafl_imm` and `mafl_cgb` are MAFL alone with the same
-crops, for regressors; IMM's have 17,100 training images, CGB's 18,997.
+crops, for regressors; IMM's have 17,100 training images, CGB's 18,997. `mafl_saic` has CGB's images, but the box is
+enlarged by 16 %, the default of the program of Sanchez et al. in tests.
 """
 
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uld_jax.data import csv_tables
-from uld_jax.data.builders.official import Crop, Dataset, Files, Record, around_points
+from uld_jax.data.builders.official import TIGHT, Crop, Dataset, Files, Record, around_points
 from uld_jax.errors import UserError
 
 IMAGES = 202_599
@@ -110,7 +111,7 @@ def _mafl_splits(mafl: dict[str, list[str]], rule: str) -> dict[str, list[str]]:
             "val": sorted(held_out),
             "test": mafl["test"],
         }
-    if rule == "cgb":
+    if rule in TIGHT:
         return mafl | {"train": [n for n in mafl["train"] if n not in _CGB_LEFT_OUT]}
     return mafl
 
@@ -128,14 +129,14 @@ def _record(found: _Lists, name: str, rule: str) -> Record:
 
 
 def _crop(points: np.ndarray, rule: str):
-    """The crop of a paper; its size does not depend on the annotation, except for CGB's."""
+    """The crop of a paper; its size does not depend on the annotation, except for those of `TIGHT`."""
     height, width = SIZE
     if rule == "dve":  # the photo from its 30th row on, as high as it is wide
         return Crop.of((0, 30, width, 30 + width), (width, width))
     if rule == "imm":
         return Crop.of((0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height), (128, 128))
-    if rule == "cgb":
-        return around_points(points, 70)
+    if rule in TIGHT:
+        return around_points(points, TIGHT[rule])
     return None
 
 
@@ -227,5 +228,6 @@ DATASETS = (
     _dataset("mafl_wild", "MAFL in the wild, with boxes", MAFL),
     _dataset("mafl_dve", "MAFL in the crop of DVE", MAFL),
     _dataset("mafl_imm", "MAFL in the crop and split of IMM", {"train": 17_100, "val": 1_900, "test": 1_000}),
-    _dataset("mafl_cgb", "MAFL in the crop of Sanchez et al. and CGB", MAFL | {"train": 18_997}),
+    _dataset("mafl_cgb", "MAFL in the crop of CGB", MAFL | {"train": 18_997}),
+    _dataset("mafl_saic", "MAFL in the crop of Sanchez et al.", MAFL | {"train": 18_997}),
 )

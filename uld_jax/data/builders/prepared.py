@@ -44,6 +44,9 @@ from uld_jax.ops import coordinates
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ABOUT = "dataset_info.json", "features.json", "metadata.json"  # files that say what the records are
+_FEATURES = tfds.features.FeaturesDict, tfds.features.Image, tfds.features.Tensor, tfds.features.Text  # by `writing`
+_CLASSES = {f"{feature.__module__}.{feature.__name__}" for feature in _FEATURES}
+_KEYS = {"pythonClassName", "featuresDict", "image", "tensor", "text", "description", "valueRange"}
 
 
 def prepare(name: str, sources: Mapping[str, Source], data_dir, *, version: str = "1.0.0") -> epath.Path:
@@ -126,15 +129,37 @@ def _content(path: epath.Path) -> dict:
 
 
 def _builder(folder: str):
-    """Open a prepared data set with TFDS. Raises UserError if a file of `_ABOUT` is absent or damaged."""
-    for name in _ABOUT:
-        _content(epath.Path(folder) / name)
+    """Open a prepared data set with TFDS.
+
+    Raises UserError if a file of `_ABOUT` is absent or damaged, or if it holds what `prepare` does not write.
+    """
+    about = {name: _content(epath.Path(folder) / name) for name in _ABOUT}
+    # TFDS imports the module of any class that this file names, so that an unknown name would run code.
+    if foreign := _foreign(about["features.json"]):
+        where = epath.Path(folder) / "features.json"
+        raise UserError(f"{where} holds {foreign}, which `uld prepare` does not write; {_again(folder)}")
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises various errors for objects that it did not write
         raise UserError(
             f"{' or '.join(_ABOUT[:2])} of {folder} is not as TFDS writes it ({_line(error)}); {_again(folder)}"
         ) from None
+
+
+def _foreign(feature) -> str:
+    """Name the first thing in a feature of features.json that `prepare` does not write; empty when there is none."""
+    if not isinstance(feature, dict):
+        return f"{feature!r} in place of a feature"
+    name = feature.get("pythonClassName")
+    if name not in _CLASSES:
+        return f"the class {name}"
+    if odd := sorted(set(feature) - _KEYS):
+        return odd[0]
+    group = feature.get("featuresDict", {})
+    inner = group.get("features", {}) if isinstance(group, dict) else group
+    if not isinstance(inner, dict):
+        return f"{inner!r} in place of features"
+    return next(filter(None, map(_foreign, inner.values())), "")
 
 
 def _again(folder) -> str:

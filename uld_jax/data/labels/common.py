@@ -202,16 +202,44 @@ def natural(name: str) -> list:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+class CutOff(ValueError):
+    """A text that is wrong at its end alone, as a part of a file is."""
+
+
+# What is left of a text from where the parser stops, if it ends within a string or within a word such as `true` or 1.5.
+_LAST = {
+    "Unterminated string starting at": "(?s:.*)",
+    "Invalid \\uXXXX escape": r"u?[\da-fA-F]{0,4}",
+    "Expecting value": "-?|t(r|ru)?|f(a|al|als)?|n(u|ul)?",
+    "Expecting ',' delimiter": r"\.?|[eE][+-]?",
+    "Extra data": "(?!)",
+}
+
+
 def as_json(data: bytes):
-    """Parse JSON. Raises ValueError if it is none."""
+    """Parse JSON. Raises ValueError if it is none, `CutOff` if its end is missing."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        ends = re.fullmatch(_LAST.get(error.msg, ""), error.doc[error.pos :].strip())
+        raise CutOff(str(error)) if ends else error from None
+    except UnicodeDecodeError as error:
+        raise CutOff(str(error)) if error.reason == "unexpected end of data" else error from None
+
+
+_NO_END = {
+    xml.parsers.expat.errors.codes[getattr(xml.parsers.expat.errors, f"XML_ERROR_{name}")]
+    for name in ("NO_ELEMENTS", "UNCLOSED_TOKEN", "PARTIAL_CHAR", "UNCLOSED_CDATA_SECTION")
+}
 
 
 def as_xml(data: bytes) -> ElementTree.Element:
-    """Parse XML without document type. Raises ValueError if it is none or has a document type."""
+    """Parse XML without document type.
+
+    Raises ValueError if it is none or has a document type, `CutOff` if its end is missing.
+    """
     tree, parser = ElementTree.TreeBuilder(), xml.parsers.expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler = tree.start, tree.end
@@ -220,7 +248,7 @@ def as_xml(data: bytes) -> ElementTree.Element:
     try:
         parser.Parse(data, True)
     except (xml.parsers.expat.ExpatError, LookupError) as error:  # LookupError: an unknown encoding
-        raise ValueError(str(error)) from None
+        raise (CutOff if getattr(error, "code", None) in _NO_END else ValueError)(str(error)) from None
     return tree.close()
 
 

@@ -33,7 +33,9 @@ from uld_jax.errors import UserError
 _JSON, _XML, _HDF5 = (menpo, labelme, coco, labelstudio), (cvat, imglab), (deeplabcut, sleap)
 _OF_ONE_IMAGE = (labelme, menpo, pts)
 _START = 4096  # bytes in which a format shows
-# Words in files that would be labels if they could be parsed; the user is told of these, and not of any other file.
+_ENDINGS = (".json", ".ljson", ".xml")  # of files that may be labels whatever is left of them
+# Words in files that would be labels if they could be parsed. The user is told of these and of files that are cut off
+# before such a word, and not of any other file.
 _OF_JSON = (b'"shapes"', b'"keypoints"', b'"keypointlabels"', b'"landmarks"')
 _OF_JSON += (b'"images"', b'"annotations"', b'"categories"')  # of COCO, whose keypoints come late in a file
 _OF_XML = (b"<annotations", b"<dataset")
@@ -62,13 +64,15 @@ class Objects(NamedTuple):
     boxes: np.ndarray
 
 
-def read_folder(root) -> Annotation | None:
+def read_folder(root, listed: Sequence[str] | None = None) -> Annotation | None:
     """Read all label files below a folder together; None if there are none with points.
+
+    `listed` are the files of the folder, `listing.walk(root)`, if they are known already.
 
     Raises UserError for any error in one of the files, for labels of images that cannot be told, and for images that
     are labelled twice or have several objects.
     """
-    found = read_objects(root)
+    found = read_objects(root, listed)
     if found is None:
         return None
     names = found.annotation.names
@@ -85,11 +89,12 @@ def read_folder(root) -> Annotation | None:
     return found.annotation
 
 
-def read_objects(root) -> Objects | None:
+def read_objects(root, listed: Sequence[str] | None = None) -> Objects | None:
     """Read all label files below a folder together, like `read_folder`, where an image may have several objects."""
     root = epath.Path(root)
+    listed = listing.walk(root) if listed is None else listed
     found, tables, twins = [], set(), set()
-    for name in listing.list_others(root):  # sorted, so that a.csv comes before a.h5
+    for name in listing.not_pictured(listed):  # sorted, so that a.csv comes before a.h5
         if name.lower().endswith(".h5") and posixpath.splitext(name)[0] in tables:
             twins.add(name)  # DeepLabCut writes its table as csv and as HDF5
             continue
@@ -105,7 +110,7 @@ def read_objects(root) -> Objects | None:
     used = [f for f in used if f.labels.images]
     if not used:
         return None
-    found = _objects(root, used)
+    found = _objects(root, listed, used)
     return found._replace(annotation=found.annotation._replace(sources=frozenset({f.name for f in used} | twins)))
 
 
@@ -137,6 +142,13 @@ def read_file(path) -> tuple[ModuleType, Labels] | None:
 def _parsed(path, data: bytes, parse, formats, words, kind: str) -> tuple[ModuleType, Labels] | None:
     try:
         content = parse(data)
+    except common.CutOff as error:
+        if os.fspath(path).lower().endswith(_ENDINGS) or any(word in data for word in words):
+            raise UserError(
+                f"{path} is not whole, its end is missing ({_line(error)}); copy it again, or move it out of the "
+                "folder if it holds no labels"
+            ) from None
+        return None
     except ValueError as error:
         if any(word in data for word in words):
             raise UserError(f"{path} is not valid {kind} ({_line(error)}); save it again") from None
@@ -177,10 +189,10 @@ def _line(error) -> str:
 class _Images:
     """The pictures of a folder, by the paths that labels spell."""
 
-    def __init__(self, root: epath.Path):
+    def __init__(self, root: epath.Path, listed: Sequence[str]):
         self._root, self._files = root, Lookup(root)
         self._ends, self._stems = collections.defaultdict(list), collections.defaultdict(list)
-        for name in listing.list_images(root):
+        for name in listing.list_images(root, listed):
             self._ends[posixpath.basename(name)].append(name)
             self._stems[posixpath.splitext(name)[0]].append(name)
 
@@ -260,10 +272,10 @@ def _split(file: str, many: bool, name: str) -> str:
 # Conversion
 
 
-def _objects(root: epath.Path, used: Sequence[_File]) -> Objects:
-    """Convert label files of one or several formats."""
+def _objects(root: epath.Path, listed: Sequence[str], used: Sequence[_File]) -> Objects:
+    """Convert label files of one or several formats; `listed` are all files of the folder."""
     names, images, splits = [], [], []
-    known, place_of = _Images(root), {}
+    known, place_of = _Images(root, listed), {}
     for file in used:
         # The name of a label file of one image is that of the image, and tells no split.
         many, shared = file.format not in _OF_ONE_IMAGE, _shared(file.labels.images)

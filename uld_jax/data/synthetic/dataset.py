@@ -147,9 +147,12 @@ class Synthetic(Source):
     def image(self, row: int) -> np.ndarray:
         return self._all()[0][row]
 
-    def images(self, rows: Iterable[int] | None = None) -> np.ndarray:
-        images = self._all()[0]
-        return images.copy() if rows is None else images[np.asarray(list(rows), np.int64)]
+    def images(self, rows: Iterable[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        rows = np.asarray(range(len(self)) if rows is None else list(rows), np.int64)
+        if out is None:
+            return self._all()[0][rows]
+        out[...] = self._all()[0][rows]
+        return out
 
     @property
     def landmarks(self) -> np.ndarray:

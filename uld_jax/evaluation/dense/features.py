@@ -16,8 +16,6 @@ from uld_jax.method import Stage
 from uld_jax.ops import tps
 from uld_jax.ops.hypercolumns import Pyramid
 
-_SHOWN = 2.0  # pixels between a point and the nearest place that a warped frame shows, above which it shows no point
-
 
 class Views(NamedTuple):
     """Images as the network sees them, with their annotation.
@@ -52,12 +50,12 @@ def warped(key, spread: tps.Spread, image, xy):
       xy: [L,2] points in pixels of the frame; NaN where unknown.
 
     Returns:
-      The image [F,F,3] float32, and whole pixels [L,2] of the points, NaN also for those that it no longer shows.
+      The image [F,F,3] float32, and whole pixels [L,2] of the points, NaN where unknown. A point that the image no
+      longer shows stands at the pixel whose place is nearest.
     """
-    places = tps.grid(tps.random_tps(key, spread), image.shape[:2])
-    found, away = tps.nearest_pixels(places, jnp.where(jnp.isfinite(xy), xy, 0))
-    shown = jnp.isfinite(xy).all(-1) & (away < _SHOWN)
-    return tps.warp_image(image, places), jnp.where(shown[:, None], found, jnp.nan)
+    places, known = tps.grid(tps.random_tps(key, spread), image.shape[:2]), jnp.isfinite(xy).all(-1, keepdims=True)
+    found = tps.nearest_pixels(places, jnp.where(known, xy, 0))
+    return tps.warp_image(image, places), jnp.where(known, found, jnp.nan)
 
 
 def to_uint8(image):

@@ -12,7 +12,8 @@ by default the inter-ocular distance, of the target. Errors of the two units mus
 
 Points are whole pixels, as the published code looks them up in the warp. A point (x, y) is read at the cell
 round(x / stride), and cell i stands for the pixel i * stride. Hence perfect features have an error, too, the
-quantisation floor (`floor`).
+quantisation floor (`floor`). All annotated points count, as in the published code: one outside the source's view is
+read at the nearest cell, and one that a warped frame no longer shows has the pixel whose place is nearest.
 """
 
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from uld_jax.ops import hypercolumns, tps
 from uld_jax.ops.hypercolumns import Pyramid
 
 TARGETS = ("same", "different")
-VERSION = 1  # of the warps and their draws
+VERSION = 2  # of the warps and their draws
 
 
 def to_cells(xy, side: int, cells: int):
@@ -158,12 +159,12 @@ def cells_of(protocol: DenseProtocol, shapes) -> int:
 
 
 class Matched(NamedTuple):
-    """Errors of the points of one target, per pair and point; NaN where one of the two is unknown or outside its view.
+    """Errors of the points of one target, per pair and point; NaN where one of the two is unknown.
 
     Attributes:
       canonical: [P,L] in pixels of a view of 70 pixels.
       percent: [P,L] in percent of the normaliser of the target.
-      outside: number of known points that lie outside one of the views.
+      outside: number of known points that lie outside one of the views; they count.
     """
 
     canonical: np.ndarray
@@ -175,9 +176,9 @@ def scored(found, source_xy, target_xy, lengths, side: int) -> Matched:
     """Errors of matches found [P,L,2] for points of sources and targets, [P,L,2], with normaliser lengths [P]."""
     source_xy, target_xy = np.asarray(source_xy, np.float64), np.asarray(target_xy, np.float64)
     known = np.isfinite(source_xy).all(-1) & np.isfinite(target_xy).all(-1)
-    inside = known & _inside(source_xy, side) & _inside(target_xy, side)
-    away = np.where(inside, np.linalg.norm(np.asarray(found, np.float64) - target_xy, axis=-1), np.nan)
-    return Matched(away * CANONICAL / side, 100 * away / lengths[:, None], int((known & ~inside).sum()))
+    outside = known & ~(_inside(source_xy, side) & _inside(target_xy, side))
+    away = np.where(known, np.linalg.norm(np.asarray(found, np.float64) - target_xy, axis=-1), np.nan)
+    return Matched(away * CANONICAL / side, 100 * away / lengths[:, None], int(outside.sum()))
 
 
 def _inside(xy, side):

@@ -27,6 +27,7 @@ from uld_jax.evaluation.protocol import spread
 from uld_jax.ops import tps
 
 _PAIR_SEED = 0  # of the pairs and of the zoom factors, the same for all runs
+_UNITS = ("canonical_px", "percent")  # of matching errors
 _PICTURED = 6  # images on a sheet of placed landmarks
 _PART_IMAGES = 400  # images whose cells are clustered
 _PART_SHEET = 16
@@ -107,6 +108,7 @@ def matching(job: Job) -> dict[str, Any]:
     found = matching_lib.match_all(job.features, sets, **options, batch=max(1, job.batch // 4))
     result = {
         "protocol": job.id("matching"),
+        "protocol_percent": job.id("matching_percent"),
         "pairs": len(sets.rows),
         "similarity": protocol.similarity,
         "cells": cells,
@@ -130,8 +132,10 @@ def matching(job: Job) -> dict[str, Any]:
             "points": int(np.isfinite(scored.canonical).sum()),
             "points_outside": scored.outside,
         }
-        columns += [known_mean(scored.canonical, 0), known_mean(scored.percent, 0)]
-    header = [f"{name}_{unit}" for name in matching_lib.TARGETS for unit in ("canonical_px", "percent")]
+        each = known_mean(scored.canonical, 0), known_mean(scored.percent, 0)
+        result[name]["per_landmark"] = dict(zip(_UNITS, ([or_none(e) for e in one] for one in each), strict=True))
+        columns += each
+    header = [f"{name}_{unit}" for name in matching_lib.TARGETS for unit in _UNITS]
     job.landmark_table("matching.csv", header, np.stack(columns, 1))
     views = read_views(test, specs.labelled(test)[spread(len(specs.labelled(test)), 1 + pictures.SHOWN)], protocol)
     sheet = pictures.similarity_sheet(job.features, views.images, views.xy[0], **options)
@@ -195,6 +199,7 @@ def regression_by_labels(job: Job, labels: Sequence[int | str]) -> list[dict[str
         known = known_mean(errors.reshape(len(errors), -1), 1)
         fit = job.protocol.full if n == "all" else job.protocol.few
         shape = regression.mean_shape_error(job.train.landmarks[rows] - margin(job.protocol), views.xy, lengths)
+        each[n] = known_mean(errors.reshape(-1, errors.shape[-1]), 0)
         records.append(
             {
                 "protocol": job.id("regression", fit, len(rows)),
@@ -204,11 +209,11 @@ def regression_by_labels(job: Job, labels: Sequence[int | str]) -> list[dict[str
                 "error": or_none(known_mean(known)),
                 "error_std": or_none(known.std()),
                 "errors": [or_none(e) for e in known],
+                "per_landmark": [or_none(e) for e in each[n]],
                 "mean_shape_error": or_none(shape),
                 **_told(job, train[n]),
             }
         )
-        each[n] = known_mean(errors.reshape(-1, errors.shape[-1]), 0)
     _write_regression(job, records, each, drawn, views, placed)
     return records
 
@@ -272,7 +277,7 @@ def examples_of(job: Job, images: np.ndarray, xy: np.ndarray) -> regression.Exam
     job.say(
         f"features of {len(images)} images take {each * len(images) / 2**30:.1f} GiB and are computed in every step"
     )
-    target = jnp.asarray(regression.to_unit(np.asarray(xy, np.float32), side))
+    target = jnp.asarray(regression.to_unit(np.asarray(xy, np.float64), side))
     data = features.state, features.frozen, jnp.asarray(images), target
 
     def read(data, rows, key):

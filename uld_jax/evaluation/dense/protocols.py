@@ -6,6 +6,8 @@ the protocol, what departs from it, and the measure:
   mafl_5_eyes+lead2022+matching                         pairs of images, cosine of features at 96 x 96 cells
   mafl_5_eyes+lead2022+regression_120_epochs            a regressor of all labelled training images
   aflw_5_eyes+lead2022+regression_1000_epochs_x5        regressors of a few images, mean over five draws
+  mafl_5_eyes+lead2022+matching_percent                 matching errors in percent of the normaliser
+  mafl_5_eyes+lead2022+squared+regression_120_epochs    regressors are trained by the squared error
   folder_68_eyes+lead2022+view_96_of_96+matching        the frame has 96 pixels and is shown whole
 
 In all protocols a photo is fitted into a frame of 136 x 136 pixels, and the network sees the central 96 x 96.
@@ -22,6 +24,7 @@ from uld_jax.errors import UserError
 CANONICAL = 70  # pixels across the view in which matching errors are given (DVE, published code)
 MARGIN = 8  # pixels at the border that the quantisation floor leaves out, a cell of the largest stride
 MEASURES = ("matching", "regression", "zoom", "parts")
+LOSSES = ("smooth_l1", "squared")
 
 
 class Fit(NamedTuple):
@@ -43,6 +46,8 @@ class Fit(NamedTuple):
       images: images in an epoch: drawn images are repeated a whole number of times, up to this number; 0 repeats them
         up to the number of labelled training images.
       warped: True warps images and points at random in every step.
+      loss: `smooth_l1` of ten times the difference (published codes), or `squared` for its squared length (LEAD,
+        section 3.4), see `regression.loss`.
     """
 
     rate: float
@@ -58,6 +63,7 @@ class Fit(NamedTuple):
     drop_last: bool = False
     images: int = 0
     warped: bool = False
+    loss: Literal["smooth_l1", "squared"] = "smooth_l1"
 
     def rate_at(self, epoch):
         """The learning rate of an epoch, counted from 0; a traced number is fine.
@@ -73,7 +79,7 @@ class Fit(NamedTuple):
             return lowest + (self.rate - lowest) * 0.5 * (1 + course)
         if self.schedule == "steps":
             return optimizers.schedule("steps", self.rate, self.epochs, boundaries=self.milestones)(epoch)
-        return jnp.float32(self.rate)
+        return jnp.asarray(self.rate)
 
     def optimizer(self, steps: int):
         """The optimiser, for epochs of `steps` steps."""
@@ -127,6 +133,8 @@ class DenseProtocol(NamedTuple):
         ):
             if value < 1:
                 raise UserError(f"--{flag} is {value}; use 1 or more")
+        if self.full.loss not in LOSSES:
+            raise UserError(f"--loss={self.full.loss} is unknown; use one of {', '.join(LOSSES)}")
         if self.side > self.frame:
             raise UserError(f"--side={self.side} is larger than the frame of {self.frame} pixels; use at most --frame")
         return self
@@ -144,11 +152,18 @@ class DenseProtocol(NamedTuple):
         'aflw_5_eyes+lead2022+regression_1000_epochs_x5'
         >>> DVE_2019._replace(frame=96).id("mafl_5_eyes", "matching")
         'mafl_5_eyes+dve2019+view_96_of_96+matching'
+        >>> warped = preset("dve2019", 5, warped=True, loss="squared").few
+        >>> DVE_2019.id("aflw_5_eyes", "regression", warped, 3)
+        'aflw_5_eyes+dve2019+squared+warped+regression_50_epochs_x3'
         """
         usual = PRESETS[self.name]
-        view = [] if (self.frame, self.side) == (usual.frame, usual.side) else [f"view_{self.side}_of_{self.frame}"]
-        what = measure if fit is None else f"{measure}_{fit.epochs}_epochs"
-        return "+".join([data, self.name, *view, what + (f"_x{repeats}" if repeats > 1 else "")])
+        departs = [] if (self.frame, self.side) == (usual.frame, usual.side) else [f"view_{self.side}_of_{self.frame}"]
+        what = measure
+        if fit is not None:
+            departs += [] if fit.loss == usual.full.loss else [fit.loss]
+            departs += ["warped"] if fit.warped and not usual.few.warped else []
+            what = f"{measure}_{fit.epochs}_epochs"
+        return "+".join([data, self.name, *departs, what + (f"_x{repeats}" if repeats > 1 else "")])
 
     def asdict(self) -> dict[str, Any]:
         """The choices by name, those of both regressors too."""
@@ -156,7 +171,7 @@ class DenseProtocol(NamedTuple):
 
 
 # Thewlis et al., ICCV 2019 (DVE), published code: AMSGrad, descriptors on their own grid, matches by inner product. Its
-# few-shot config asks for warps, which the caching of descriptors cancels; three draws.
+# few-shot config asks for warps (`warped=True`), which its caching of descriptors cancels; three draws.
 DVE_2019 = DenseProtocol(
     "dve2019",
     full=Fit(1e-3, 5e-4, 300, "steps", milestones=(100, 250), amsgrad=True, drop_last=True),
@@ -176,8 +191,9 @@ CONTRAST_LANDMARKS_2021 = DenseProtocol(
     cells=48,
 )
 
-# Karmali et al., WACV 2022 (LEAD): regression as ContrastLandmarks. Its matching errors are below what cells of two
-# pixels allow, so its features must have been resized to the 96 x 96 pixels of the view.
+# Karmali et al., WACV 2022 (LEAD): regression as ContrastLandmarks, whose loss is the smooth L1, although section 3.4
+# names the squared error (`loss="squared"`). Its matching errors are below what cells of two pixels allow, so its
+# features must have been resized to the 96 x 96 pixels of the view.
 LEAD_2022 = CONTRAST_LANDMARKS_2021._replace(name="lead2022", cells=96)
 
 PRESETS = {protocol.name: protocol for protocol in (LEAD_2022, CONTRAST_LANDMARKS_2021, DVE_2019)}
@@ -190,8 +206,8 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
     Args:
       name: name in `PRESETS`.
       landmarks: number of annotated points; for 68, ContrastLandmarks and LEAD train regressors for 80 epochs.
-      **changes: `frame`, `side`, `pairs`, `repeats`, and `epochs` and `few_epochs` of the regressors; None changes
-        nothing.
+      **changes: `frame`, `side`, `pairs`, `repeats`; `epochs`, `few_epochs` and `loss` of the regressors, and `warped`
+        of those of a few images; None changes nothing.
 
     Raises:
       UserError: an unknown name, or meaningless values.
@@ -207,8 +223,11 @@ def preset(name: str, landmarks: int | None = None, **changes) -> DenseProtocol:
         raise UserError(f"--protocol={name} is unknown; use one of {', '.join(PRESETS)}")
     protocol, changes = PRESETS[name], {key: value for key, value in changes.items() if value is not None}
     epochs = _EPOCHS_68 if landmarks == 68 and name != "dve2019" else protocol.full.epochs
-    full = protocol.full._replace(epochs=changes.pop("epochs", epochs))
-    few = protocol.few._replace(epochs=changes.pop("few_epochs", protocol.few.epochs))
+    full, few = protocol.full, protocol.few
+    loss = changes.pop("loss", full.loss)
+    full = full._replace(epochs=changes.pop("epochs", epochs), loss=loss)
+    warped = changes.pop("warped", few.warped)
+    few = few._replace(epochs=changes.pop("few_epochs", few.epochs), loss=loss, warped=warped)
     changed = protocol._replace(full=full, few=few, **changes).checked()
     scaled = {name: getattr(protocol, name) * changed.side // protocol.side for name in ("cells", "regressed")}
     return changed._replace(**scaled)

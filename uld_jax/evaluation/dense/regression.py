@@ -87,17 +87,18 @@ def apply(
     """
     landmarks, points = regressor.linear.shape[:2]
     at_a_time = at_a_time or landmarks
-    axis = jnp.linspace(-1, 1, cells)
+    axis = np.linspace(-1, 1, cells, dtype=np.float32)
+    places = np.stack([np.tile(axis, cells), np.repeat(axis, cells), np.ones(cells**2, np.float32)], 1)
 
     def some(kernels):
-        responses = hypercolumns.linear(pyramid, kernels, cells) * sharpness
+        responses = hypercolumns.linear(pyramid, [sharpness * kernel for kernel in kernels], cells)
         responses = responses.reshape(len(responses), cells * cells, -1)
-        share = jax.nn.softmax(responses, 1)
-        nats = -jnp.sum(share * jax.nn.log_softmax(responses, 1), 1) if entropy else jnp.zeros((0, share.shape[-1]))
-        share = share.reshape(len(share), cells, cells, -1)
-        x = jnp.einsum("byxf,x->bf", share, axis, precision="highest")
-        y = jnp.einsum("byxf,y->bf", share, axis, precision="highest")
-        return jnp.stack([x, y], -1), nats
+        # The sums over cells come before the division, so that the softmax itself is no array of this size.
+        powers = jnp.exp(responses - jax.lax.stop_gradient(jnp.max(responses, 1, keepdims=True)))
+        sums = jnp.einsum("bcf,cd->bfd", powers, places, precision="highest")
+        entropies = lambda: -jnp.sum(jax.nn.softmax(responses, 1) * jax.nn.log_softmax(responses, 1), 1)
+        nats = entropies() if entropy else jnp.zeros((0, powers.shape[-1]))
+        return sums[..., :2] / sums[..., 2:], nats
 
     if at_a_time == landmarks:
         keypoints, nats = some([f.reshape(len(f), -1) for f in regressor.filters])
@@ -110,11 +111,19 @@ def apply(
     return Placed(xy, keypoints, jnp.mean(nats.reshape(-1, landmarks, points), -1) if entropy else None)
 
 
-def loss(xy, target):
-    """Smooth L1 of ten times the difference, mean over known coordinates; xy and target [B,L,2], NaN where unknown."""
+def loss(xy, target, kind: str = "smooth_l1"):
+    """The loss of landmarks xy [B,L,2] in [-1, 1] with targets [B,L,2], NaN where unknown; mean over known coordinates.
+
+    `smooth_l1`: with e ten times a difference, e^2 / 2 where |e| < 1 and |e| - 1/2 elsewhere (published codes).
+    `squared`: the squared difference (LEAD, section 3.4, which names no factor).
+    """
     known = jnp.isfinite(target)
-    error = jnp.abs(_LOSS_SCALE * (xy - jnp.where(known, target, xy)))
-    each = jnp.where(error < 1, 0.5 * error**2, error - 0.5)
+    error = jnp.abs(xy - jnp.where(known, target, xy))
+    if kind == "squared":
+        each = error**2
+    else:
+        error = _LOSS_SCALE * error
+        each = jnp.where(error < 1, 0.5 * error**2, error - 0.5)
     return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1)
 
 
@@ -144,7 +153,7 @@ class Examples(NamedTuple):
 
 def cached(pyramid: Pyramid, xy, side: int) -> Examples:
     """Examples of features that were computed once: maps [N,h_l,w_l,C_l], points [N,L,2] in pixels of the view."""
-    target = jnp.asarray(to_unit(np.asarray(xy, np.float32), side))
+    target = jnp.asarray(to_unit(np.asarray(xy, np.float64), side))
     return Examples((pyramid, target), _read_cached, 4 * sum(int(np.prod(x.shape[1:])) for x in pyramid))
 
 
@@ -328,7 +337,7 @@ def _step(regressors, opt_state, data, rows, keys, now, *, read, options, fit, s
     pyramid, target = _read(read, data, rows, keys, now)
 
     def one(regressor, pyramid, target):
-        return loss(apply(regressor, pyramid, **options._asdict()).xy, target)
+        return loss(apply(regressor, pyramid, **options._asdict()).xy, target, fit.loss)
 
     values, gradients = _each_draw(jax.value_and_grad(one))(regressors, pyramid, target)
     updates, opt_state = jax.vmap(fit.optimizer(steps).update)(gradients, opt_state, regressors)
