@@ -13,81 +13,25 @@ so a call takes longer; `sorted` and `gathered` count their elements, in million
 """
 
 import argparse
-import contextlib
-import importlib.util
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from benchmarks import harness
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.clustering import assignment, gcn_clusters, kmeans, knn, quality
 from uld_jax.errors import UserError
 from uld_jax.ops import completion
+from uld_jax.plan import hlo as hlo_lib
+from uld_jax.plan import topology as topologies
 
 MIB = 2**20
 DIM = 256  # numbers of a row
-CLOCKS = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}  # Hz, those commonly given
-# What libtpu would otherwise ask the metadata server of a cloud machine.
-_LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-# The H100's data sheet, and compute capability 9.0 of the "CUDA C++ Programming Guide".
-_H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3350000000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 80000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 12 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
-
-def absent(name: str) -> list:
-    """Return the devices of a topology, `v5e:4x4` or `h100:1`. Raises UserError without the package for it."""
-    kind, _, shape = name.partition(":")
-    if kind not in ("h100", *CLOCKS) or not shape:
-        raise UserError(f"--topology={name} is not understood; write v5e:4x4, v5p:2x2x4, v6e:2x2 or h100:1")
-    if kind == "h100":
-        _need(("jax_cuda12_plugin", "jax_cuda13_plugin"), name, "jax-cuda12-plugin and jax-cuda12-pjrt")
-        if "xla_gpu_autotune_level" not in (flags := os.environ.get("XLA_FLAGS", "")):  # there is no card to try on
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
-        options = dict(platform="cuda", topology_name=kind, target_config=_H100, topology=f"1x1x{shape}")
-        return topologies.get_topology_desc(**options).devices
-    _need(("libtpu",), name, "libtpu")
-    os.environ.update(_LIBTPU)
-    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-
-
-def _need(modules, name, packages):
-    if not any(map(importlib.util.find_spec, modules)):
-        raise UserError(
-            f"--topology={name} is compiled for by packages that are not installed: {packages}; install those that go "
-            f"with jax {jax.__version__}"
-        )
-
-
-@contextlib.contextmanager
-def traced_for(devices) -> Iterator[None]:
-    """Trace programs as on these devices; what was traced is forgotten at the end."""
-    platform = {"tpu": "tpu"}.get(devices[0].platform, "gpu")
-    answers = dict(device_count=lambda: len(devices), default_backend=lambda: platform)
-    try:
-        with mock.patch.multiple(jax, **answers):
-            yield
-    finally:
-        jax.clear_caches()
 
 
 def programs(mesh, rows: int, images: int, dim: int = DIM) -> dict:
@@ -133,15 +77,15 @@ def benchmark(topology: str, rows: int, images: int, only=(), dim: int = DIM, hl
     """Iterate over rows of the table, one for each clustering, as each is compiled.
 
     Args:
-      topology: see `absent`.
+      topology: see `uld_jax.plan.topology`.
       rows, dim: those that are clustered.
       images: of 60 keypoints, for assignments.
       only: names of clusterings; all if empty.
       hlo: a folder for the compiled texts, or nothing.
     """
-    devices = absent(topology)
-    mesh = sharding.make_mesh(devices)
-    with traced_for(devices), jax.set_mesh(mesh):
+    found = topologies.find(topology)
+    mesh, sheet = sharding.make_mesh(found.devices), devices.sheet(found.kind)
+    with devices.traced_for(found.devices), jax.set_mesh(mesh):
         for name, (function, arguments) in programs(mesh, rows, images, dim).items():
             if only and name not in only:
                 continue
@@ -153,8 +97,7 @@ def benchmark(topology: str, rows: int, images: int, only=(), dim: int = DIM, hl
                 os.makedirs(hlo, exist_ok=True)
                 with open(os.path.join(hlo, f"{name}.txt"), "w") as file:
                     file.write(text)
-            found = counted(text)
-            clock = CLOCKS.get(topology.partition(":")[0])
+            counts, clock = counted(text), sheet and sheet.clock
             yield {
                 "clustering": name,
                 "topology": topology,
@@ -162,14 +105,10 @@ def benchmark(topology: str, rows: int, images: int, only=(), dim: int = DIM, hl
                 "compile s": round(taken[0], 1),
                 "compile CPU s": round(taken[1], 1),
                 "temporaries MiB": round(compiled.memory_analysis().temp_size_in_bytes / MIB, 1),
-                "estimate ms": round(1e3 * found["cycles"] / clock, 2) if clock else None,
-                "sorted": round(found["sorted"] / 1e6, 1),
-                "gathered": round(found["gathered"] / 1e6, 1),
+                "estimate ms": round(1e3 * counts["cycles"] / clock, 2) if clock else None,
+                "sorted": round(counts["sorted"] / 1e6, 1),
+                "gathered": round(counts["gathered"] / 1e6, 1),
             }
-
-
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)(?= [\w\-]+\()|\S+) ([\w\-]+)\((.*)$")
 
 
 def counted(text: str) -> dict[str, int]:
@@ -177,58 +116,14 @@ def counted(text: str) -> dict[str, int]:
 
     A loop to a constant bound counts its instructions as often as it turns, any other loop once.
     """
-    bodies, entry, current = {}, "", None
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            current = bodies.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif current is not None and (found := _LINE.match(line)):
-            current.append(found.groups())
-    total = dict.fromkeys(("cycles", "sorted", "gathered"), 0)
-
-    def gathers(name):
-        for _, kind, op, rest in bodies.get(name, ()):
-            if op == "gather":
-                yield _elements(kind)
-            elif inner := re.search(r"calls=%?([\w.\-]+)", rest):
-                yield from gathers(inner[1])
-
-    def visit(name, times):
-        for _, kind, op, rest in bodies.get(name, ()):
-            if cycles := re.search(r'"estimated_cycles":"(\d+)"', rest):
-                total["cycles"] += times * int(cycles[1])
-            if op == "sort":
-                total["sorted"] += times * _elements(kind)
-            elif op == "gather":
-                total["gathered"] += times * _elements(kind)
-            elif op == "fusion":
-                total["gathered"] += times * sum(gathers(re.search(r"calls=%?([\w.\-]+)", rest)[1]))
-            elif op == "while":
-                called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", rest))
-                noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest)
-                turns = int(noted[1]) if noted else _turns(bodies.get(called["condition"], ()))
-                visit(called["body"], times * turns)
-            elif op in ("call", "conditional"):
-                for branches in re.findall(r"(?:to_apply|\w+_computations?)=\{?([^},]*(?:, %[^},]*)*)", rest):
-                    for branch in branches.split(", "):
-                        visit(branch.lstrip("%"), times)
-
-    visit(entry, 1)
+    module, total = hlo_lib.Module(text), dict.fromkeys(("cycles", "sorted", "gathered"), 0)
+    for _, instruction, times in module.executed(module.entry):
+        total["cycles"] += times * (instruction.cycles or 0)
+        inside = [one for name in module.within(instruction) for one in module.computations.get(name, ())]
+        for one in inside if instruction.op == "fusion" else (instruction,):
+            if one.op in ("sort", "gather"):
+                total["sorted" if one.op == "sort" else "gathered"] += times * math.prod(one.arrays[0].shape)
     return total
-
-
-def _elements(kind: str) -> int:
-    """The elements of an array, or of the first one of a tuple."""
-    return math.prod(int(size) for size in re.search(r"\[([\d,]*)\]", kind)[1].split(",") if size)
-
-
-def _turns(condition) -> int:
-    """The constant below which a loop's counter, which starts at 0, stays; 1 if the loop ends otherwise."""
-    constants = {name: rest for name, _, op, rest in condition if op == "constant"}
-    _, _, op, rest = condition[-1]
-    bound = re.search(r"%([\w.\-]+)\), direction=LT", rest)
-    value = bound and re.match(r"(\d+)\)", constants.get(bound[1], ""))
-    return int(value[1]) if op == "compare" and value else 1
 
 
 def main(argv=None) -> int:

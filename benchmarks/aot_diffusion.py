@@ -12,17 +12,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import aot_clusters, harness
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.errors import UserError
 from uld_jax.models import duld_net
-from uld_jax.models.stable_diffusion import attention, unet, vae
+from uld_jax.models.stable_diffusion import unet, vae
+from uld_jax.plan import topology as topologies
 
+MIB = 2**20
 WIDTHS, PROMPT = (320, 640, 1280, 1280), (77, 768)  # of Stable Diffusion 1.5
 HALF = dict(dtype=jnp.bfloat16, precision="default")
 
@@ -77,17 +78,15 @@ def benchmark(topology: str, batch: int, only=(), hlo: str = "") -> Iterator[dic
     """Iterate over rows of the table, one for each piece, as each is compiled.
 
     Args:
-      topology: see `aot_clusters.absent`.
+      topology: of the devices, see `plan/topology.py`.
       batch: views of all devices together; D-ULD's batch of 12 pairs has 24.
       only: names of pieces; all if empty.
       hlo: a folder for the compiled texts, or nothing.
     """
-    devices = aot_clusters.absent(topology)
-    mesh, tpu = sharding.make_mesh(devices), devices[0].platform == "tpu"
-    device = attention.Device("tpu" if tpu else "gpu", 0.0 if tpu else 9.0, len(devices))
-    clock = aot_clusters.CLOCKS.get(topology.partition(":")[0])
-    here = mock.patch.object(attention, "this_device", return_value=device)
-    with aot_clusters.traced_for(devices), here, jax.set_mesh(mesh):
+    found = topologies.find(topology)
+    mesh, sheet = sharding.make_mesh(found.devices), devices.sheet(found.kind)
+    clock = sheet and sheet.clock
+    with devices.traced_for(found.devices), jax.set_mesh(mesh):
         for name, (function, arguments) in pieces(mesh, batch).items():
             if only and name not in only:
                 continue
@@ -103,7 +102,7 @@ def benchmark(topology: str, batch: int, only=(), hlo: str = "") -> Iterator[dic
                 "topology": topology,
                 "batch": batch,
                 "compile s": round(time.perf_counter() - begin, 1),
-                "temporaries MiB": round(compiled.memory_analysis().temp_size_in_bytes / aot_clusters.MIB, 1),
+                "temporaries MiB": round(compiled.memory_analysis().temp_size_in_bytes / MIB, 1),
                 "estimate ms": round(1e3 * aot_clusters.counted(text)["cycles"] / clock, 2) if clock else None,
             }
 

@@ -34,10 +34,9 @@ from uld_jax.backbones.gradient import GradientHistograms
 from uld_jax.backbones.r2d2 import R2D2
 from uld_jax.backbones.stable_diffusion import StableDiffusion
 from uld_jax.backbones.superpoint import SuperPoint
+from uld_jax.convert import published
 from uld_jax.data import feature_cache
 from uld_jax.data.specs import Source
-from uld_jax.models import dinov2, r2d2, superpoint
-from uld_jax.models.stable_diffusion import schedule, unet, vae
 
 DEFAULT = "gradient,corners,r2d2,superpoint,dinov2-small,dinov2-base"
 
@@ -56,40 +55,23 @@ class Known(NamedTuple):
     frozen: Callable[[], Any] = dict
 
 
-def _of(network, *shapes):
-    return jax.eval_shape(network.init, jax.random.key(0), *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))[
-        "params"
-    ]
-
-
 def _vit(width: int):
-    network = dinov2.Dinov2(width, width // dinov2.HEAD_SIZE, 4 * width)
-    return Known(448, lambda side: Dinov2(image_size=side), lambda: _of(network, (1, 28, 28, 3)))
+    return Known(448, lambda side: Dinov2(image_size=side), lambda: published.vision_transformer(width))
 
 
-def _diffusion(heads: tuple[int, ...], prompt: int):
-    def frozen():
-        number = jax.ShapeDtypeStruct((), jnp.float32)
-        return {
-            "unet": _of(unet.UNet(heads=heads), (1, 8, 8, 4), (), (77, prompt)),
-            "vae": _of(vae.Encoder(), (1, 16, 16, 3)),
-            "empty_prompt": jax.ShapeDtypeStruct((77, prompt), jnp.float32),
-            "alphas_cumprod": schedule.alphas_cumprod(),
-            **dict(v_prediction=number, scaling_factor=number),
-        }
-
-    return Known(512, lambda side: StableDiffusion(image_size=side), frozen)
+def _diffusion(version: str):
+    return Known(512, lambda side: StableDiffusion(image_size=side), lambda: published.diffusion(version))
 
 
 BACKBONES = {
     "gradient": Known(256, lambda side: GradientHistograms()),
     "corners": Known(256, lambda side: Corners()),
-    "r2d2": Known(256, lambda side: R2D2(), lambda: _of(r2d2.R2D2(), (1, 32, 32, 3))),
-    "superpoint": Known(256, lambda side: SuperPoint(), lambda: _of(superpoint.SuperPoint(), (1, 32, 32, 1))),
+    "r2d2": Known(256, lambda side: R2D2(), published.SHAPES["r2d2"]),
+    "superpoint": Known(256, lambda side: SuperPoint(), published.SHAPES["superpoint"]),
     "dinov2-small": _vit(384),
     "dinov2-base": _vit(768),
-    "sd15": _diffusion((8, 8, 8, 8), 768),
-    "sd21": _diffusion((5, 10, 20, 20), 1024),
+    "sd15": _diffusion("1.5"),
+    "sd21": _diffusion("2.1"),
 }
 
 

@@ -11,35 +11,8 @@ from typing import Any
 
 import jax
 
+from uld_jax import devices as devices_lib
 from uld_jax import files
-
-# Dense peak of one device in FLOP/s, by the start of its `device_kind`: (float32 or TF32 as XLA uses it, 16 bits).
-# From vendors' data sheets; those of NVIDIA from A100 on list twice as much, with sparsity: "H200 Tensor Core GPU",
-# "H100 Tensor Core GPU" (SXM), "A100 Tensor Core GPU", "L4 Tensor Core GPU", "V100" (SXM2), "T4" (its 16 bits are
-# float16); Cloud TPU's pages of system architecture. A device that is not listed reports no utilisation.
-_PEAKS = {
-    "NVIDIA H200": (494e12, 989e12),
-    "NVIDIA H100": (494e12, 989e12),
-    "NVIDIA A100": (156e12, 312e12),
-    "NVIDIA L4": (60e12, 121e12),
-    "Tesla V100": (15.7e12, 125e12),
-    "Tesla T4": (8.1e12, 65e12),
-    "TPU v4": (None, 275e12),
-    "TPU v5 lite": (None, 197e12),
-    "TPU v5p": (None, 459e12),
-    "TPU v6 lite": (None, 918e12),
-}
-
-
-# Rates of one device by the start of its `device_kind`: (float32 FLOP/s without tensor cores, bytes/s), by data sheets.
-_WHOLE_FLOAT32 = {
-    "NVIDIA H200": (67e12, 4.8e12),
-    "NVIDIA H100": (67e12, 3.35e12),
-    "NVIDIA A100": (19.5e12, 2.0e12),
-    "NVIDIA L4": (30.3e12, 0.3e12),
-    "Tesla V100": (15.7e12, 0.9e12),
-    "Tesla T4": (8.1e12, 0.32e12),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +84,12 @@ def measure(
 def utilisation(timing: Timing, dtype: str = "float32", exact: bool = False, devices: int = 0) -> float | None:
     """Share of the devices' peak that the counted FLOPs reach; None if either is unknown.
 
-    `exact` float32 is never rounded to TF32 (precision "highest"); `devices` is the number of devices, 0 for all.
+    `exact` float32 is never rounded to TF32 or bfloat16 (precision "highest"); `devices` is the number of devices, 0
+    for all.
     """
-    known = lambda table: next((v for k, v in table.items() if jax.devices()[0].device_kind.startswith(k)), None)
     half = dtype in ("bfloat16", "float16")
-    peak = known(_WHOLE_FLOAT32 if exact and not half else _PEAKS)
-    peak = peak and peak[half]
+    sheet = _sheet()
+    peak = sheet and (sheet.half if half else sheet.exact if exact else sheet.single)
     devices = devices or jax.device_count()
     return None if not peak or not timing.flops else timing.flops / timing.median / (peak * devices)
 
@@ -198,8 +171,12 @@ def distance_share(n: int, k: int, dim: int, seconds: float) -> float | None:
     The roofline is the larger of two times: reading the n rows once, and the float32 work, 2 n k dim, at the peak of
     the units that compute exact float32.
     """
-    peak = next((v for kind, v in _WHOLE_FLOAT32.items() if jax.devices()[0].device_kind.startswith(kind)), None)
-    return peak and max(2 * n * k * dim / peak[0], 4 * n * dim / peak[1]) / seconds
+    sheet = _sheet()
+    return sheet and max(2 * n * k * dim / sheet.exact, 4 * n * dim / sheet.bandwidth) / seconds
+
+
+def _sheet() -> devices_lib.Sheet | None:
+    return devices_lib.sheet(jax.devices()[0].device_kind)
 
 
 class PeakMemory:

@@ -90,7 +90,7 @@ def benchmark(root, photos, *, frame_size: int, batch_size: int, workers: int, s
 
 def consumed(method: str, calls: int) -> tuple[str, float]:
     """The fastest stage of a method in its preset `small`, and its images a second."""
-    rows = [step.benchmark(n, s, "small", 0, "float32", calls) for n, s in step.stages(method)]
+    rows = [step.benchmark(n, s, "small", 0, "float32", calls) for n, s in step.stages(method, "small")]
     fastest = max(rows, key=lambda row: row["images/s"])
     return f"{fastest['method']}, {fastest['stage']}", fastest["images/s"]
 

@@ -39,10 +39,10 @@ def load(name: str, preset: str, changes=()):
     return config_lib.parse_flags(["step", f"--config={spec}", *CHANGES.get(name, ()), *changes])
 
 
-def stages(only: str = "") -> list[tuple[str, str]]:
-    """(method, stage) of every stage with steps, or with passes over the data."""
+def stages(only: str = "", preset: str = "tiny") -> list[tuple[str, str]]:
+    """(method, stage) of every stage of a preset, with steps or with passes over the data."""
     names = [name for name in config_lib.shipped() if "/" not in name]
-    return [(n, s) for n in names if not only or n == only for s in load(n, "tiny").stages]
+    return [(n, s) for n in names if not only or n == only for s in load(n, preset).stages]
 
 
 class Program(NamedTuple):
@@ -64,8 +64,13 @@ class Program(NamedTuple):
 
 
 def program(name: str, stage: str, preset: str, batch_size: int = 0, dtype: str = "float32", changes=()) -> Program:
-    """Build what a stage runs on a batch, its state that of a run that has just reached the stage."""
+    """Build what a stage runs on a batch, its state that of a run that has just reached the stage.
+
+    Raises ValueError for a stage that the preset does not have.
+    """
     config = load(name, preset, changes)
+    if stage not in config.stages:
+        raise ValueError(f"{name} has no stage {stage!r} in {preset}; its stages are {', '.join(config.stages)}")
     config.dtype = dtype
     size = batch_size or config_lib.batch_of(config, stage)
     config.batch_size = size
@@ -141,9 +146,9 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     if odd := [c for c in changes if not c.startswith("--config.")]:
         parser.error(f"unrecognized argument {odd[0]}")
-    chosen = [(n, s) for n, s in stages(args.method) if not args.stage or s == args.stage]
+    chosen = [(n, s) for n, s in stages(args.method, args.preset) if not args.stage or s == args.stage]
     if not chosen:
-        parser.error(f"there is no stage {args.stage!r} in method {args.method!r}; there are {stages()}")
+        parser.error(f"there is no stage {args.stage!r} in method {args.method!r}; there are {stages('', args.preset)}")
     if args.peer and not args.method:
         parser.error("--peer needs --method; its last stage is timed unless --stage names another")
     chosen = chosen[-1:] if args.peer else chosen

@@ -1,6 +1,5 @@
 """The timing harness on functions whose work is known."""
 
-import importlib.util
 import json
 
 import jax
@@ -12,8 +11,7 @@ from benchmarks import aot_clusters, bank, features, flow_cost, harness, kmeans,
 from benchmarks import input as an_input
 from benchmarks import round as a_round
 from tests import tiny
-from uld_jax import sharding
-from uld_jax.errors import UserError
+from uld_jax import devices, sharding
 
 
 def test_measure_says_what_a_call_takes():
@@ -45,12 +43,11 @@ def test_the_budget_ends_a_slow_measurement():
 def test_utilisation_is_counted_work_over_the_peak(monkeypatch):
     timing = harness.Timing(median=0.5, low=0.4, high=0.6, compile=1.0, calls=5, flops=3e9, peak_bytes=None)
     device = jax.devices()[0]
-    monkeypatch.setattr(harness, "_PEAKS", {device.device_kind: (12e9, None)})
+    monkeypatch.setattr(devices, "SHEETS", {device.device_kind: devices.Sheet(24e9, 12e9, 4e9, 1e9, 1e9)})
     assert harness.utilisation(timing) == pytest.approx(3e9 / 0.5 / 12e9 / jax.device_count())
-    assert harness.utilisation(timing, "bfloat16") is None
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device.device_kind: (4e9, 1e9)})
+    assert harness.utilisation(timing, "bfloat16", devices=2) == pytest.approx(3e9 / 0.5 / 24e9 / 2)
     assert harness.utilisation(timing, exact=True, devices=1) == pytest.approx(3e9 / 0.5 / 4e9)
-    monkeypatch.setattr(harness, "_PEAKS", {})
+    monkeypatch.setattr(devices, "SHEETS", {})
     assert harness.utilisation(timing) is None
 
 
@@ -72,6 +69,10 @@ def test_every_stage_of_every_config_can_be_timed():
     assert step.stages() == [one for one in tiny.stages() if one[0] != tiny.TOY]
     assert step.stages("zeroshot") == [("zeroshot", "zeroshot"), ("zeroshot", "detector")]
     assert step.stages("nothing") == []
+    duld = [stage for _, stage in step.stages("duld", "small")]
+    assert duld == ["zeroshot", "duld", "proxy", "duldpp"]  # `small` starts from ZeroShot and has no bootstrap
+    with pytest.raises(ValueError, match="duld has no stage 'bootstrap' in small"):
+        step.benchmark("duld", "bootstrap", "small", 2, "float32", 1)
 
 
 def test_knn_is_compared_with_the_peers_there_are(tmp_path, capsys):
@@ -112,10 +113,10 @@ def test_kmeans_is_timed_next_to_its_peers(tmp_path, capsys):
 
 def test_roofline_is_the_larger_of_reading_and_arithmetic(monkeypatch):
     device = jax.devices()[0].device_kind
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {device: (1e9, 1e9)})
+    monkeypatch.setattr(devices, "SHEETS", {device: devices.Sheet(1e9, 1e9, 1e9, 1e9, 1e9)})
     assert harness.distance_share(1000, 80, 256, 0.1) == pytest.approx(2 * 1000 * 80 * 256 / 1e9 / 0.1)
     assert harness.distance_share(1000, 1, 256, 0.1) == pytest.approx(4 * 1000 * 256 / 1e9 / 0.1)
-    monkeypatch.setattr(harness, "_WHOLE_FLOAT32", {})
+    monkeypatch.setattr(devices, "SHEETS", {})
     assert harness.distance_share(1000, 1, 256, 0.1) is None
 
 
@@ -280,12 +281,4 @@ def test_every_clustering_is_traced_for_a_mesh(capsys):
     assert shapes["gcn clusters"].labels.shape == (5000,)
     assert shapes["hungarian"].shape == (2, 60)
     assert aot_clusters.main(["--topology=abacus"]) == 1
-    assert "write v5e:4x4" in capsys.readouterr().err
-
-
-def test_packages_that_compile_for_absent_devices_are_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="libtpu"):
-        aot_clusters.absent("v5e:4x4")
-    with pytest.raises(UserError, match="jax-cuda12-plugin"):
-        aot_clusters.absent("h100:1")
+    assert "such as v5e:2x2" in capsys.readouterr().err

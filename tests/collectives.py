@@ -1,11 +1,8 @@
 """What a compiled program sends between devices, read from its text."""
 
-import re
 from typing import NamedTuple
 
-_KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
-_LINE = re.compile(rf"= (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,]*)\]")
+from uld_jax.plan import hlo
 
 
 class Collective(NamedTuple):
@@ -17,17 +14,19 @@ class Collective(NamedTuple):
 
 
 def list_collectives(compiled) -> list[Collective]:
-    """All collective operations of `jax.jit(f).lower(...).compile()`, or of its HLO text, sorted; loops count once.
+    """All collective operations of `jax.jit(f).lower(...).compile()`, or of its HLO text, sorted.
 
-    XLA may combine several arrays into one operation; each array is an entry of its own.
+    Those of loops and of asynchronous operations count once, and those of every branch. XLA may combine several arrays
+    into one operation; each array is an entry of its own.
 
-    >>> list_collectives("%r = (f32[8,4]{1,0}, s32[]) all-reduce(%a, %b), replica_groups={}")
+    >>> list_collectives("ENTRY %main () -> () {\\n  %r = (f32[8,4]{1,0}, s32[]) all-reduce(%a, %b), replica_groups={}")
     [Collective(kind='all-reduce', dtype='f32', shape=(8, 4)), Collective(kind='all-reduce', dtype='s32', shape=())]
     """
-    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    module = hlo.Module(compiled if isinstance(compiled, str) else compiled.as_text())
     found = []
-    for line in _LINE.finditer(text):
-        for array in _ARRAY.finditer(line["result"]):
-            shape = tuple(int(n) for n in array["shape"].split(",") if n)
-            found.append(Collective(line["kind"], array["dtype"], shape))
+    for body in module.computations.values():
+        names = {one.name: one for one in body}
+        for one in body:
+            kind, _ = hlo.exchange(one, names)
+            found += [Collective(kind, array.dtype, array.shape) for array in one.arrays if kind]
     return sorted(found)

@@ -13,19 +13,17 @@ def test_examples():
 
 
 def test_kinds_and_async_forms_are_read():
-    text = """
-      ENTRY %main {
-        %x = f32[16,4]{1,0} parameter(0)
-        %g = f32[128,4]{1,0:T(8,128)} all-gather(f32[16,4]{1,0} %x), channel_id=1, dimensions={0}
-        %s = (f32[16]{0}, f32[128]{0}) all-gather-start(%y), dimensions={0}
-        %p = bf16[2]{0} collective-permute(%z), source_target_pairs={{0,1}}
-        %u = f32[16,4]{1,0} add(f32[16,4] %x, f32[16,4] %all-reduce.7)
-        %d = f32[128]{0} all-gather-done(%s)
-      }"""
+    text = """ENTRY %main (x: f32[16,4]) -> f32[128] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %g = f32[128,4]{1,0:T(8,128)} all-gather(f32[16,4]{1,0} %x), channel_id=1, dimensions={0}
+  %s = (f32[16]{0}, f32[128]{0}) all-gather-start(%y), dimensions={0}
+  %p = bf16[2]{0} collective-permute(%z), source_target_pairs={{0,1}}
+  %u = f32[16,4]{1,0} add(f32[16,4] %x, f32[16,4] %all-reduce.7)
+  %d = f32[128]{0} all-gather-done(%s)
+}"""
     found = collectives.list_collectives(text)
     assert found == [
-        ("all-gather", "f32", (16,)),
-        ("all-gather", "f32", (128,)),
+        ("all-gather", "f32", (128,)),  # once: its start has the operand and the result, its end the result
         ("all-gather", "f32", (128, 4)),
         ("collective-permute", "bf16", (2,)),
     ]

@@ -10,9 +10,10 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "uld_jax"
 
 # What each room, a folder or a file of the package, may import of it besides itself and `BASE`.
-BASE = {"checksums", "errors", "files"}
+BASE = {"checksums", "devices", "errors", "files"}
 ALLOWED = {
     "checksums": set(),
+    "devices": set(),
     "errors": set(),
     "files": set(),
     "version": set(),
@@ -20,6 +21,7 @@ ALLOWED = {
     "hyperparameters": set(),
     "interrupts": set(),
     "landmark_names": set(),
+    "large_pages": set(),
     "legacy": set(),
     "lookup": set(),
     "optimizers": set(),
@@ -79,6 +81,16 @@ ALLOWED = {
         "viz",
         "weights",
     },
+    "plan": {
+        "backbones",
+        "config",
+        "convert",
+        "data",
+        "engine",
+        "method",
+        "sharding",
+        "weights",
+    },
     "cli": {
         "config",
         "convert",
@@ -87,13 +99,14 @@ ALLOWED = {
         "engine",
         "evaluation",
         "landmark_names",
+        "plan",
         "predict",
         "sharding",
         "studies",
         "weights",
     },
     "__init__": {"compiler", "config", "detector", "engine", "version"},
-    "__main__": {"cli", "interrupts", "processes"},
+    "__main__": {"cli", "interrupts", "large_pages", "processes"},
 }
 # `config` looks up the folder of the configs that ship with the package, inside a function; it runs none of them.
 LOOKED_UP = {"config": {"configs"}}
@@ -171,7 +184,7 @@ def test_nothing_imports_the_command_line_or_what_the_core_does_not_need():
 def test_commands_import_what_they_compute_with_inside_functions():
     for path in [*(PACKAGE / "cli").glob("*.py"), PACKAGE / "__main__.py"]:
         assert not packages(path, lazy=False) - set(sys.stdlib_module_names) - {"absl", "uld_jax"}, path
-        assert set(imported(path, lazy=False)) <= {"cli", "errors", "files", "interrupts"}, path
+        assert set(imported(path, lazy=False)) <= {"cli", "errors", "files", "interrupts", "large_pages"}, path
 
 
 def packages(path, lazy=True):

@@ -8,14 +8,20 @@ from collections.abc import Sequence
 
 from absl.flags import FlagValues
 
-from uld_jax import cli, files, interrupts
+from uld_jax import cli, files, interrupts, large_pages
 from uld_jax.cli.flags import Flags
 from uld_jax.cli.shared import BAD_INPUT, OK
 from uld_jax.errors import UserError
 
 
+def console() -> int:
+    """Run the console script in a process with large memory pages; return the exit code as `main` does."""
+    large_pages.restart()
+    return main()
+
+
 def main() -> int:
-    """Run the console script; return the exit code: 0 done, 1 bad input, 3 done but files were skipped."""
+    """Run the command of the command line; return the exit code: 0 done, 1 bad input, 3 done but files were skipped."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in cli.OLD_NAMES:
         print(f"uld {name}: this command is now called `uld {cli.OLD_NAMES[name]}`", file=sys.stderr)
@@ -67,7 +73,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         return OK
     options = dict(usage=command.usage, overrides=command.overrides, positional=command.positional)
     args = flags.parse([f"uld {name}", *words], **options)
-    _start_processes(args)
+    if command.devices:
+        _start_processes(args)
     if command.stops:
         return command.run(args)
     return interrupts.attended(lambda: command.run(args))  # so that Ctrl-C takes effect at once
@@ -82,4 +89,4 @@ def _start_processes(args: FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -5,6 +5,9 @@ collectives. (Since JAX 0.8, `jax.pmap` is a wrapper over jit and shard_map; thi
 
 The sharding itself gives the rows of a batch that a process feeds, so that any mesh of this one axis works, with its
 devices in any order.
+
+Where a function puts arrays on the devices, it takes shapes (`jax.ShapeDtypeStruct`) as well and returns shapes with
+the same placement, so that a program can be compiled for devices that are absent (`uld_jax.plan`).
 """
 
 import functools
@@ -50,11 +53,25 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
     Raises UserError when the batch does not divide over the devices, or none of them belongs to this process.
     """
-    if batch_size % mesh.size:
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
-        )
+    check_divides(mesh, batch_size)
     return _rows_of(mesh, batch_size, jax.process_index())
+
+
+def check_divides(mesh: Mesh, batch_size: int) -> None:
+    """Raise UserError unless a batch of at least one image divides over the devices; name the nearest that does."""
+    if batch_size < 1 or batch_size % mesh.size:
+        below, above = (size * mesh.size for size in (batch_size // mesh.size, batch_size // mesh.size + 1))
+        use = f"{below} or {above}" if below > 0 else f"{above}"
+        raise UserError(f"batch_size {batch_size} does not divide over {mesh.size} devices; use {use}")
+
+
+def nearest_batch(mesh: Mesh, batch_size: int) -> int:
+    """Return the nearest number of images that divides over the devices, the larger of two equally near.
+
+    >>> nearest_batch(make_mesh(jax.devices()[:1]), 50)
+    50
+    """
+    return max((batch_size + mesh.size // 2) // mesh.size, 1) * mesh.size
 
 
 @functools.lru_cache(maxsize=256)
@@ -112,9 +129,11 @@ def put_batch(mesh: Mesh, tree, axis: int = 0):
     here = len(local_rows(mesh, mesh.size))  # number of this process's devices
 
     def put(x):
-        x = np.asarray(x)
+        x = x if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)
         shape = list(x.shape)
         shape[axis] = shape[axis] // here * mesh.size
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=where)
         return jax.make_array_from_process_local_data(where, x, tuple(shape))
 
     return jax.tree.map(put, tree)
@@ -124,6 +143,8 @@ def put_replicated(mesh: Mesh, tree):
     """Make replicated global arrays of host values that are the same on every process."""
 
     def put(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
         if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(replicated(mesh), x.ndim):
             return x
         x = np.asarray(x)
@@ -147,6 +168,8 @@ def to_host(tree):
 
 def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
     """Replicate a typed PRNG key."""
+    if isinstance(key, jax.ShapeDtypeStruct):
+        return put_replicated(mesh, key)
     return jax.random.wrap_key_data(put_replicated(mesh, jax.random.key_data(key)))
 
 

@@ -2,10 +2,15 @@
 
 DIR/params/      the arrays (Orbax)
 DIR/source.json  kind, file, sha256 and entries of the source, parameters, licence, CRC-32 of the arrays
+
+For programs that are compiled and not run, `shapes:DIR` in place of a folder reads the shapes of the arrays alone, and
+`shapes:` without a folder those of the published network of the kind, if `publish` named them.
 """
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +22,14 @@ from flax import traverse_util
 from uld_jax import checksums, files
 from uld_jax.errors import UserError
 
+SHAPES = "shapes:"
 _IDENTITY = ("kind", "sha256", "core_sha256")
+_published: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
+
+
+def publish(kind: str, make: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
+    """Name a function that returns the shapes of the published weights of a kind, and their facts in `source.json`."""
+    _published[kind] = functools.cache(make)
 
 
 def save(dst, kind: str, params: Any, source: dict[str, Any]) -> dict[str, Any]:
@@ -67,18 +79,23 @@ def load(path, kind: str) -> Any:
     """Read the weights in a folder that `uld convert --kind=<kind>` made: a nested dict of float32 NumPy arrays.
 
     Args:
-      path: the folder, local or gs://, the value of `config.weights.<kind>`.
+      path: the folder, local or gs://, the value of `config.weights.<kind>`; after `shapes:` the result holds shapes.
       kind: kind that the weights must have.
 
     Raises:
       UserError: there is no folder, or it holds no converted weights, damaged ones, or those of another kind.
     """
     about = read_source(path, kind)
+    shapes_only, path = str(path).startswith(SHAPES), str(path).removeprefix(SHAPES)
+    if not path:
+        return _published[kind]()[0]
     path = _path(path)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path / "params")
             saved = getattr(saved, "item_metadata", saved)
+            if shapes_only:
+                return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), saved.tree)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
             params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         why = "" if about.get("crc32") in (None, checksums.crc32(params)) else "other numbers than were saved"
@@ -91,7 +108,15 @@ def load(path, kind: str) -> Any:
 
 def read_source(path, kind: str) -> dict[str, Any]:
     """Read `source.json` of a folder of weights; arguments and errors are those of `load`."""
-    if not str(path):
+    if str(path) == SHAPES:
+        if kind not in _published:
+            raise UserError(
+                f"config.weights.{kind} is empty, and the size of its network is not known without them: "
+                f"{_make(kind)}, then set the key to DIR"
+            )
+        return {"kind": kind, "sha256": "", "file": ""} | _published[kind]()[1]
+    path = str(path).removeprefix(SHAPES)
+    if not path:
         raise UserError(
             f"config.weights.{kind} is empty, but weights are needed: {_make(kind)}, then set the key to DIR"
         )

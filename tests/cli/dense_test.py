@@ -62,6 +62,12 @@ def test_dense_writes_its_report(toy, uld_says, small):
     assert (matched["pairs"], matched["stride"]) == (4, 2.0)
     assert matched["protocol"] == "folder_20_box+lead2022+matching"
     assert matched["same"]["canonical_px"] < matched["different"]["canonical_px"]
+    for name in ("same", "different"):
+        with np.load(toy / "eval/test/dense/pairs.npz") as pairs:
+            both = np.stack([pairs["source_xy"], pairs[f"{name}_xy"]]).astype(np.float64)
+        seen = ((both >= -0.5) & (both <= 31.5)).all((0, -1))
+        away = np.linalg.norm(both[1] - both[0], axis=-1)[seen] * 70 / 32
+        assert matched[name]["unmoved_canonical_px"] == pytest.approx(away.mean(), rel=1e-5)
     few, full = report["regression"]
     assert (few["labels"], few["repeats"], few["steps"], few["all"]) == (3, 2, 2, False)
     assert (full["labels"], full["repeats"], full["steps"], full["all"]) == (24, 1, 6, True)

@@ -53,16 +53,17 @@ def reference(graph, x, mask):
     return np.where(mask[:, None], mean @ np.where(mask[:, None], x, 0), 0), np.asarray((matrix > 0).sum(1)).ravel()
 
 
-@pytest.mark.parametrize("block", [1024, 32, 40, 1])
-def test_equals_scipy(block):
+@pytest.mark.parametrize(("block", "width"), [(1024, 65536), (32, 65536), (40, 50), (1, 65536), (1024, 64)])
+def test_equals_scipy(block, width):
     graph, x, mask = made(1)
     expected, degrees = reference(graph, x, mask)
     assert degrees.max() > 5 * K  # the slots of that row hold a small part of its edges
-    found = affinity.aggregate(graph, np.where(mask[:, None], x, np.nan), mask, block=block)
+    found = affinity.aggregate(graph, np.where(mask[:, None], x, np.nan), mask, block=block, width=width)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     everyone = np.ones(N, bool)
-    np.testing.assert_allclose(affinity.aggregate(graph, x, block=block), reference(graph, x, everyone)[0], atol=1e-5)
+    found = affinity.aggregate(graph, x, block=block, width=width)
+    np.testing.assert_allclose(found, reference(graph, x, everyone)[0], atol=1e-5)
 
 
 def test_what_is_no_edge():

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from uld_jax.clustering import gcn_clusters as module
 from uld_jax.clustering import gcn_v
-from uld_jax.clustering.gcn_clusters import components, gcn_clusters, uphill
+from uld_jax.clustering.gcn_clusters import components, gcn_clusters, mean_directions, uphill
 from uld_jax.clustering.knn import KnnGraph
 from uld_jax.errors import UserError
 
@@ -137,6 +137,17 @@ def test_the_size_of_descriptors_does_not_matter(scale):
     usual, other = (gcn_clusters(jnp.asarray(x * np.float32(s)), k=8, slots=16) for s in (1.0, scale))
     assert partition(usual.labels) == partition(other.labels)
     np.testing.assert_allclose(other.centroids, usual.centroids, atol=1e-5)
+
+
+def test_means_of_many_rows_take_some_slots_at_a_time(monkeypatch):
+    x, _ = groups(9, rows=100, size=4)
+    labels = np.random.default_rng(10).integers(-1, 7, 100)
+    whole = mean_directions(jnp.asarray(x), jnp.asarray(labels), 7)
+    monkeypatch.setattr(module, "_ONE_HOT", 250)  # of 700: three blocks of three slots, two too many
+    parts = mean_directions(jnp.asarray(x), jnp.asarray(labels), 7)
+    sums = np.stack([x[labels == label].astype(np.float64).sum(0) for label in range(7)])
+    for found in (whole, parts):
+        np.testing.assert_allclose(found, sums / np.linalg.norm(sums, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_too_few_slots_are_seen():

@@ -52,7 +52,7 @@ def test_make_reader_by_kind(photos, monkeypatch):
         data.make_reader(source, mesh, batch, kind="fast")
     with pytest.raises(UserError, match=r"batch_size 0 does not divide"):
         data.make_reader(source, mesh, 0)
-    with pytest.raises(UserError, match=r"batch_size 3 does not divide over 2 devices; use a multiple of 2"):
+    with pytest.raises(UserError, match=r"batch_size 3 does not divide over 2 devices; use 2 or 4"):
         data.make_reader(source, _Size(2), 3)
 
 

@@ -132,7 +132,7 @@ def test_the_images_of_a_run_share_one_budget(monkeypatch):
 
 def test_memory_budget_is_sane():
     mesh = sharding.make_mesh()
-    assert 2**20 < resident.memory_budget(mesh) < resident._host_memory()
+    assert 2**20 < resident.memory_budget(mesh) < resident.host_memory()
 
 
 def test_auto_splits_rows_only_when_they_do_not_fit(monkeypatch):

@@ -297,11 +297,12 @@ def test_an_unknown_table_is_named():
 
 def test_numbers_of_dense_features_and_of_pairs(tmp_path):
     made = tiny.config("lead").to_dict()
+    few, full = (f"d+lead2022+squared+{e}+train_images=24" for e in ("regression_9_epochs_x2", "regression_7_epochs"))
     dense = {"stage": "byol", "split": "test", "data": "d", "protocol": "lead2022"}
     dense["matching"] = {"protocol": "d+m", "same": {"canonical_px": 0.5}, "different": {"canonical_px": None}}
     dense["regression"] = [
-        {"protocol": "d+few", "labels": 5, "all": False, "error": 7.0},
-        {"protocol": "d+all", "labels": 24, "all": True, "error": 3.0},
+        {"protocol": few, "labels": 5, "all": False, "error": 7.0},
+        {"protocol": full, "labels": 24, "all": True, "error": 3.0},
     ]
     workdir.write_json(tmp_path / "eval/test/dense/byol/metrics.json", dense)
     workdir.write_json(tmp_path / "eval/val/dense/byol/metrics.json", dense | {"split": "val"})
@@ -311,10 +312,10 @@ def test_numbers_of_dense_features_and_of_pairs(tmp_path):
     assert [tuple(number) for number in numbers] == [
         ("compact", "pf_pascal_test", "pck", None, "p+all", "", 78.0),
         ("byol", "test", "matching_same", None, "d+m", "", 0.5),
-        ("byol", "test", "regression_few", None, "d+few", "5 labels", 7.0),
-        ("byol", "test", "regression", None, "d+all", "", 3.0),
+        ("byol", "test", "regression_few", None, few, "5 labels", 7.0),
+        ("byol", "test", "regression", None, full, "", 3.0),
     ]
-    assert [(c.protocol, c.points) for c in curves] == [("d+lead2022+regression", [(5, 7.0), (24, 3.0)])]
+    assert [(c.protocol, c.points) for c in curves] == [("d+lead2022+squared+regression", [(5, 7.0), (24, 3.0)])]
 
 
 def test_runs_that_started_from_other_seeds_of_one_experiment_are_one_group():

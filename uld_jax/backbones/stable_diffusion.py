@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uld_jax import weights
+from uld_jax import devices, weights
 from uld_jax.backbones import Spec, Tap
 from uld_jax.errors import UserError
 from uld_jax.models.stable_diffusion import attention, schedule, unet, vae
@@ -175,7 +175,7 @@ class StableDiffusion:
 
         kept = [here.index(step) for step in self.timesteps]
         # On CPU a scan over convolutions is many times slower; elsewhere fifty networks would compile for minutes.
-        unrolled = jax.default_backend() == "cpu"
+        unrolled = devices.platform() == "cpu"
         maps = _walk(visit, latents, list(range(len(here))), there, kept, unrolled=unrolled)
         return {f"t{step}.{name}": tap for step, found in zip(self.timesteps, maps) for name, tap in found.items()}
 

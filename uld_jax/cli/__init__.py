@@ -14,6 +14,7 @@ from uld_jax.cli import (
     figure,
     fit,
     gcn,
+    plan,
     predict,
     prepare,
     report,
@@ -24,6 +25,7 @@ from uld_jax.cli import (
 
 COMMANDS = {
     "train": train.COMMAND,
+    "plan": plan.COMMAND,
     "sweep": sweep.COMMAND,
     "figure": figure.COMMAND,
     "evaluate": evaluate.COMMAND,

@@ -7,7 +7,7 @@ from uld_jax.cli.flags import Flags
 from uld_jax.errors import UserError
 
 USAGE = """--workdir=RUN [--stage=NAME] [--split=train] [--clustering=kmeans,gcn,density,landmark]
-    [--dataset=NAME --data_dir=DIR]"""
+[--dataset=NAME --data_dir=DIR]"""
 
 
 def define(flags: Flags) -> None:

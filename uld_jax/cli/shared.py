@@ -24,6 +24,7 @@ class Command(NamedTuple):
       positional: name of the flag that also takes words without a flag; empty for none.
       stops: True if the command saves its state when it is stopped, and so handles Ctrl-C and SIGTERM itself.
       interrupted: message about the results after Ctrl-C.
+      devices: False for a command that joins no other process and uses no devices of this machine.
     """
 
     usage: str
@@ -33,6 +34,7 @@ class Command(NamedTuple):
     positional: str = ""
     stops: bool = False
     interrupted: str = ""
+    devices: bool = True
 
 
 def first_process() -> bool:

@@ -28,7 +28,7 @@ class _Rows(NamedTuple):
     weights: jax.Array
 
 
-def aggregate(graph, x, mask=None, *, mesh=None, block: int = 1024):
+def aggregate(graph, x, mask=None, *, mesh=None, block: int = 1024, width: int = 65536):
     """Weighted mean of every vertex and its neighbours: D^-1 (max(A, A^T) + I) x.
 
     Args:
@@ -42,7 +42,8 @@ def aggregate(graph, x, mask=None, *, mesh=None, block: int = 1024):
         rows, and the blocks (x [n,D], mask [n], indices and similarities [n,k]) travel once around the ring of devices,
         one at a time. If N does not divide by the number of devices, padding costs a copy between devices. Without a
         mesh the arguments are on one device or replicated; split ones would be gathered.
-      block: rows of the matrix made at a time; memory is block * n numbers, n = N / devices.
+      block: rows of the matrix made at a time.
+      width: columns of the matrix made at a time; memory is block * min(n, width) numbers, n = N / devices.
 
     Returns:
       [N,D] float32 (or wider, as x); zeros in masked rows. Bit-equal from run to run.
@@ -54,11 +55,11 @@ def aggregate(graph, x, mask=None, *, mesh=None, block: int = 1024):
     [4.5, 5.400000095367432, 8.0]
     """
     mask = jnp.ones(x.shape[0], bool) if mask is None else mask
-    return _aggregate(graph.indices, graph.similarities, x, mask, mesh=mesh, block=block)
+    return _aggregate(graph.indices, graph.similarities, x, mask, mesh=mesh, block=block, width=width)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _aggregate(indices, similarities, x, mask, *, mesh, block):
+@functools.partial(jax.jit, static_argnames=("mesh", "block", "width"))
+def _aggregate(indices, similarities, x, mask, *, mesh, block, width):
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     own = jnp.arange(x.shape[0], dtype=indices.dtype)[:, None]
     valid = mask[:, None] & (indices >= 0) & (indices != own) & (similarities > 0)  # false for NaN
@@ -69,7 +70,7 @@ def _aggregate(indices, similarities, x, mask, *, mesh, block):
         jnp.where(valid, similarities.astype(dtype), 0),
     )
     if mesh is None or mesh.size == 1:
-        return _finish(rows, *_sums(rows, rows, 0, 0, block))
+        return _finish(rows, *_sums(rows, rows, 0, 0, block, width))
 
     axis, devices, count = mesh.axis_names, mesh.size, x.shape[0]
     fill = -count % devices
@@ -82,7 +83,7 @@ def _aggregate(indices, similarities, x, mask, *, mesh, block):
         def visit(step, carry):
             total, degree, others = carry
             there = (here + step) % devices
-            more, edges = _sums(rows, others, here * size, there * size, block)
+            more, edges = _sums(rows, others, here * size, there * size, block, width)
             # The last step returns each block to its owner; a branch that skips it would cost more than it saves.
             return total + more, degree + edges, jax.lax.ppermute(others, axis, around)
 
@@ -98,11 +99,30 @@ def _finish(rows, total, degree):
     return jnp.where(rows.mask[:, None], (total + rows.x) / (degree + 1)[:, None], 0)
 
 
-def _sums(rows, others, first, first_other, block):
+def _sums(rows, others, first, first_other, block, width):
     """sum_j max(A, A^T)_ij x_j [n,D] and sum_j max(A, A^T)_ij [n], over the vertices j of `others`.
 
     `first` and `first_other` are the numbers of the first vertices of `rows` and `others`.
     """
+    count = others.x.shape[0]
+    parts = -(-count // width)
+    if parts <= 1:
+        return _part_sums(rows, others, first, first_other, block)
+    length = -(-count // parts)
+
+    def add(part, sums):
+        # The last part starts earlier to be whole; what it has twice counts as masked.
+        start = jnp.minimum(part * length, count - length)
+        fresh = start + jnp.arange(length) >= part * length
+        cut = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), others)
+        cut = cut._replace(mask=cut.mask & fresh)
+        return jax.tree.map(jnp.add, sums, _part_sums(rows, cut, first, first_other + start, block))
+
+    return jax.lax.fori_loop(0, parts, add, (jnp.zeros_like(rows.x), jnp.zeros_like(rows.x[:, 0])))
+
+
+def _part_sums(rows, others, first, first_other, block):
+    """Compute `_sums` with a matrix of all columns at a time."""
     count, other_count = rows.x.shape[0], others.x.shape[0]
     block = min(block, count)
     blocks = -(-count // block)

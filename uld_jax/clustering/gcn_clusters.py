@@ -27,6 +27,7 @@ from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_ONE_HOT = 2**27  # numbers of one-hot labels at a time
 LINK_SPACES = ("gcn_hidden", "descriptor")
 
 
@@ -158,9 +159,17 @@ def mean_directions(x, labels, slots: int):
     x = jnp.where((labels >= 0)[:, None], x, 0)
     largest = jnp.max(jnp.abs(x), initial=0)
     x = x / jnp.where(largest > 0, largest, 1)  # no sum is infinite
-    member = (labels[:, None] == jnp.arange(slots)).astype(x.dtype)
-    # A product with one-hot labels is reproducible; on a mesh it is a local sum and one all-reduce of [M,D].
-    return keypoints.unit(jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST))
+
+    def sums(names):
+        # A product with one-hot labels is reproducible; on a mesh it is a local sum and one all-reduce of [M,D].
+        member = (labels[:, None] == names).astype(x.dtype)
+        return jnp.einsum("nm,nd->md", member, x, precision=_HIGHEST)
+
+    blocks = -(-slots * len(x) // _ONE_HOT)
+    if blocks <= 1:
+        return keypoints.unit(sums(jnp.arange(slots)))
+    names = jnp.arange(blocks * -(-slots // blocks)).reshape(blocks, -1)
+    return keypoints.unit(jax.lax.map(sums, names).reshape(-1, x.shape[1])[:slots])
 
 
 def density(graph):
@@ -216,8 +225,8 @@ def components(parent, mask=None):
     rows = len(parent)
     mask = jnp.ones(rows, bool) if mask is None else mask
     # Pointer doubling: after s steps a row points 2^s links up.
-    for _ in range(max(math.ceil(math.log2(max(rows, 2))), 1)):
-        parent = parent[parent]
+    doublings = math.ceil(math.log2(max(rows, 2)))
+    parent = jax.lax.fori_loop(0, doublings, lambda _, parent: parent[parent], parent)
     sizes = jnp.zeros(rows, jnp.int32).at[parent].add(mask.astype(jnp.int32))
     order = jnp.argsort(-sizes, stable=True)
     rank = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.errors import UserError
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -201,13 +201,13 @@ class _Rows(NamedTuple):
 
 def _suitable(columns):
     """Number of rows in a chunk with so many numbers a row: it should stay in a CPU's cache, or fill an accelerator."""
-    numbers = 2**20 if jax.default_backend() == "cpu" else 2**25
+    numbers = 2**20 if devices.platform() == "cpu" else 2**25
     return max(numbers // columns // 8 * 8, 8)
 
 
 def _prepare(x, mask, weights, chunk, *, spherical=False, mean=None):
     count, dtype = x.shape[0], jnp.promote_types(x.dtype, jnp.float32)
-    groups = math.gcd(count, jax.device_count())
+    groups = math.gcd(count, devices.count())
     split = lambda a: a.reshape(groups, count // groups, *a.shape[1:])
     x = split(x)
     # In chunks as everything else: of all rows at once some compilers keep every square.
@@ -337,7 +337,7 @@ def _sums(x, weights, labels, k, block):
     A scatter is the least work, and on a CPU it adds in the order of the rows. On other devices its order and so its
     rounding differ between runs, so a product with one-hot labels is used there.
     """
-    if len(x) == 1 and jax.default_backend() == "cpu":
+    if len(x) == 1 and devices.platform() == "cpu":
         sums = jnp.zeros((k, x.shape[-1]), x.dtype).at[labels[0]].add(weights[0, :, None] * x[0])
         return sums[None], jnp.zeros(k, x.dtype).at[labels[0]].add(weights[0])[None]
     sums, sizes = [], []

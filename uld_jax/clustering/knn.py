@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.errors import UserError
 from uld_jax.ops import keypoints
 
@@ -66,7 +66,7 @@ def knn_graph(
       mesh: the devices of the ring, all axes of the mesh as one. By default those over which x is split, or
         inside `jax.jit`, where that cannot be seen, those of `jax.set_mesh`. If N does not divide by their number, a
         copy of x between devices is needed.
-      block: rows at a time; by default 512 on a CPU, else 2048. It changes only time and memory.
+      block: rows at a time; by default 512 on a CPU, else 1280. It changes only time and memory.
       width: keys at a time; by default 32768 on a CPU, else 65536. It changes only time and memory.
       approximate: True for `jax.lax.approx_max_k` instead of exact choice (Chern et al. 2022). It is faster on a TPU,
         where some neighbours may be missing and ties be in any order. On other devices it is exact and slower.
@@ -94,8 +94,8 @@ def knn_graph(
     mesh = sharding.mesh_of(x) if mesh is None else mesh
     if mesh is not None and mesh.size == 1:
         mesh = None
-    cpu = jax.default_backend() == "cpu"
-    block, width = block or (512 if cpu else 2048), width or (32768 if cpu else 65536)
+    cpu = devices.platform() == "cpu"
+    block, width = block or (512 if cpu else 1280), width or (32768 if cpu else 65536)
     sorts = _sorts() and not approximate
     target = recall_target if approximate else None
     return _knn_graph(x, mask, k=k, mesh=mesh, block=block, width=width, target=target, sorts=sorts)
@@ -103,7 +103,7 @@ def knn_graph(
 
 def _sorts() -> bool:
     """Whether the best are chosen by sorts along columns, `_by_sorting`."""
-    return jax.default_backend() == "tpu"
+    return devices.platform() == "tpu"
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "block", "width", "target", "sorts"))
@@ -222,10 +222,10 @@ def _by_top_k(best, query, owner, key, valid, name, target):
 def _by_sorting(best, query, owner, key, valid, name):
     """Merge keys into the best [k,n] of a block of rows; for the arguments see `_by_top_k`.
 
-    The same choice in two steps as in `_top`, for a TPU. It sorts along an axis that is not the last one, so rows lie
-    along the last axis from the product on, and no similarity is copied to another layout. Numbers travel with the
-    values that are sorted, because to look up single numbers afterwards is slow there; where values are equal the sort
-    compares the numbers.
+    The same choice in two steps as in `_top`, for a TPU. Rows lie along the last axis, keys across: a group is whole
+    tiles of the product, so that neither its maximum nor its members need the product in another layout. Numbers
+    travel with the values that are sorted, because to look up single numbers afterwards is slow there; where values
+    are equal the sort compares the numbers.
     """
     k, columns = best[0].shape[0], key.shape[0]
     group = _GROUP if columns % _GROUP == 0 and columns >= 2 * _GROUP * k else 1

@@ -4,6 +4,7 @@ open_source(name, split, ...)     one split on the host: images, landmarks, size
 make_reader(source, mesh, B)      its images as training batches
 """
 
+from uld_jax import sharding
 from uld_jax.data import pf_pascal
 from uld_jax.data.decode import decode_image, image_size
 from uld_jax.data.listing import list_images
@@ -130,10 +131,7 @@ def make_reader(
     """
     if kind not in READERS:
         raise UserError(f"data.reader is {kind!r}; use one of {', '.join(READERS)}")
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {mesh.size} devices; use a multiple of {mesh.size}"
-        )
+    sharding.check_divides(mesh, batch_size)
     if kind == "auto":
         holders = mesh.size if isinstance(partner, bool) else 1
         kind = "resident" if image_bytes(source) <= (memory_budget(mesh) - held) * holders else "stream"

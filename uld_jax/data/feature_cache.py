@@ -252,6 +252,11 @@ class FeatureCache:
         asked = dataclasses.replace(asked, shard_rows=there.shard_rows)
         _same(self.folder, there, asked, "make a new one by `uld features`, or leave it out")
 
+    def shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of the maps of so many images, as `read` gives them."""
+        dtype = np.dtype(DTYPES[self.description.dtype])
+        return {name: jax.ShapeDtypeStruct((count, *shape), dtype) for name, shape in self.description.taps}
+
     def read(self, rows: Iterable[int]) -> dict[str, np.ndarray]:
         """Read the maps of the rows given, in that order: {tap: [n,h,w,C]} in the type of the folder.
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from uld_jax.data import annotation, crops, csv_tables, decode, folder
@@ -54,6 +55,18 @@ def tables(source: Source, asked: Mapping[str, tuple]) -> dict[str, Any]:
     """
     known = {"boxes": boxes, "masks": masks, "keypoints": keypoints, "categories": categories}
     return {name: known[name](source, *arguments) for name, arguments in asked.items()}
+
+
+def table_shapes(rows: int, asked: Mapping[str, tuple]) -> dict[str, Any]:
+    """Return the shapes of `tables` for so many images, without reading anything."""
+    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((rows, *sizes), dtype)
+    known = {
+        "boxes": lambda: shape(np.float32, 4),
+        "masks": lambda side: shape(bool, side, side),
+        "keypoints": lambda path, most: Keypoints(shape(np.float32, most, 2), shape(bool, most)),
+        "categories": lambda: shape(np.int32),
+    }
+    return {name: known[name](*arguments) for name, arguments in asked.items()}
 
 
 def boxes(source: Source) -> np.ndarray:

@@ -30,7 +30,7 @@ from uld_jax.data.specs import Source
 from uld_jax.errors import UserError
 
 # Fraction for the images of a device's memory (on CPU: of the host's, shared by its devices). Training takes the rest.
-_FRACTION = 0.4
+FRACTION = 0.4
 
 _LANES = 128  # numbers in a row of a TPU's memory tiles
 
@@ -71,17 +71,22 @@ class ResidentReader:
                     f"the images take {need / 2**30:.1f} GiB and the devices have "
                     f"{budget * mesh.size / 2**30:.1f} GiB for them; use config.data.reader=stream"
                 )
-        self._mesh, self._partner, self.sharded = mesh, bool(partner), sharded
-        self.law = None if isinstance(partner, bool) else partner
-        if sharded and self.law is not None:
+        if sharded and not isinstance(partner, bool):
             raise UserError(
                 "the images do not fit on one device, and partners by category or pairs are drawn from all of them; "
                 "use config.data.reader=stream"
             )
-        self.batch_size, self.rows, self._side = batch_size, len(source), source.frame_size
-        self._blocks = _Blocks(self.rows, mesh.size if sharded else 1)
-        self.held = held + 4 * words_of(self._side) * self._blocks.longest
+        self._set(mesh, len(source), source.frame_size, batch_size, partner, sharded, held)
         self.store = self._sharded_store(source) if sharded else {"images": self._whole(source)}
+
+    def _set(self, mesh, rows, side, batch_size, partner, sharded, held=0):
+        """Set everything but the images."""
+        sharding.check_divides(mesh, batch_size)
+        self._mesh, self._partner, self.sharded = mesh, bool(partner), sharded
+        self.law = None if isinstance(partner, bool) else partner
+        self.batch_size, self.rows, self._side = batch_size, rows, side
+        self._blocks = _Blocks(rows, mesh.size if sharded else 1)
+        self.held = held + 4 * words_of(side) * self._blocks.longest
 
     def of_batch(self, batch_size: int) -> "ResidentReader":
         """Return a reader with batches of another size. Raises UserError if it does not divide over the devices."""
@@ -259,15 +264,15 @@ def memory_budget(mesh) -> int:
     if all(limits):
         budget = min(limits)
     else:
-        budget = _host_memory() // len(devices)
-    budget = int(budget * _FRACTION)
+        budget = host_memory() // len(devices)
+    budget = int(budget * FRACTION)
     if jax.process_count() > 1:
         mebibytes = multihost_utils.process_allgather(np.int32(budget >> 20))  # int32: 64 bits would be cut without x64
         budget = int(mebibytes.min()) << 20
     return budget
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
     """Return the bytes of memory of this host, or of the container's share."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,6 +14,7 @@ import numpy as np
 
 from uld_jax import interrupts, sharding
 from uld_jax.bank import Bank, masked
+from uld_jax.engine.program import Program
 from uld_jax.method import Clustering, Method, Round, TrainState
 
 OBSERVE = 1 << 20  # first number that folds a step's key for `observe`; those for `refresh` start at 0
@@ -59,7 +60,8 @@ class Rounds:
     def run(self, state: TrainState, frozen, key: jax.Array, due: Round | None) -> TrainState:
         """Return the state after a round, or the given state if no round is due. Each pass has its own key."""
         if due is not None and not due.passes:
-            return self._work(self._refresh, state, frozen, None, jax.random.fold_in(key, 0), about="the state")
+            given = state, frozen, None, jax.random.fold_in(key, 0)
+            return self._work(self._refresh, *given, about="the state")
         for i in range(due.passes if due else 0):
             worked_by, seen_by = jax.random.fold_in(key, i), jax.random.fold_in(key, OBSERVE + i)
             rows = self._sample(state, frozen, seen_by)
@@ -69,8 +71,36 @@ class Rounds:
                 continue
             found = self._work(self._form, state, frozen, bank, worked_by)
             del bank
-            state = self._work(self._settle, state, found, self._placed(state, frozen, found, seen_by))
+            placed = self._placed(state, frozen, found, seen_by)
+            state = self._work(self._settle, state, found, placed)
         return state
+
+    def programs(self, state: TrainState, frozen, key, due: Round) -> dict[str, tuple[Program, int]]:
+        """Return the programs of a round by name, and how often each runs in one pass (in one round without passes).
+
+        These are `refresh`; or with passes `write`, which puts a batch into the bank, and then `refresh`; or `form`,
+        `locate` (batch after batch) and `settle` for a stage that forms its clusters from a sample. Nothing is
+        computed: all arguments may be shapes, and the reader one of `data.absent`.
+        """
+        if not due.passes:
+            return {"refresh": (Program(self._refresh, (state, frozen, None, key)), 1)}
+        key = sharding.put_key(self._mesh, key)
+        at = sharding.put_replicated(self._mesh, jax.ShapeDtypeStruct((), np.int32))
+        payload = next(iter(self._reader.ordered()))
+        seen = self._reader.store, payload, self._beside(payload)
+        most = self._most(state, frozen, key)
+        passes = self._reader.passes() if most is None else -(-most // len(payload["index"]))
+        bank = self._shapes(self._observe, (state, frozen, key, *seen), passes)
+        found = {"write": (Program(self._write, (bank, state, frozen, key, *seen, at)), passes)}
+        if most is None:
+            return found | {"refresh": (Program(self._refresh, (state, frozen, bank, key)), 1)}
+        form, where = Program(self._form, (state, frozen, bank, key)), sharding.replicated(self._mesh)
+        place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+        clusters = jax.tree.map(place, form.trace().out_info)
+        given, passes = (state, frozen, key, clusters, *seen), self._reader.passes()
+        placed = self._shapes(self._locate, given, passes)
+        found |= {"form": (form, 1), "locate": (Program(self._write_located, (placed, *given, at)), passes)}
+        return found | {"settle": (Program(self._settle, (state, clusters, placed)), 1)}
 
     def collect(self, state: TrainState, frozen, key: jax.Array, rows: np.ndarray | None = None) -> Bank:
         """Collect every training row once, or only `rows`, increasing row numbers; `key` is the key of the pass."""
@@ -106,23 +136,35 @@ class Rounds:
 
     def _sample(self, state, frozen, key) -> np.ndarray | None:
         """Draw the rows that clusters are formed from, increasing, [n] int64; None for all."""
-        if not isinstance(self._method, Clustering):
-            return None
-        payload = next(iter(self._reader.ordered()))
-        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._beside(payload))
-        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.values)) // len(shapes.index)
-        most = max(1, int(self._method.bank_gib * 2**30) // each)
-        if most >= self._reader.rows:
+        most = self._most(state, frozen, key)
+        if most is None:
             return None
         self._say(f"clusters are formed from {most} of {self._reader.rows} images")
         # NumPy keeps raw bits stable across versions, but not the numbers that its generators derive from them.
         seed = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).ravel().tolist())
         return np.sort(np.argsort(np.random.Philox(seed).random_raw(self._reader.rows), kind="stable")[:most])
 
+    def _most(self, state, frozen, key) -> int | None:
+        """Return the number of images whose descriptors clusters are formed from; None for all."""
+        if not isinstance(self._method, Clustering):
+            return None
+        payload = next(iter(self._reader.ordered()))
+        shapes = jax.eval_shape(self._observe, state, frozen, key, self._reader.store, payload, self._beside(payload))
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.values)) // len(shapes.index)
+        most = max(1, int(self._method.bank_gib * 2**30) // each)
+        return None if most >= self._reader.rows else most
+
     def _beside(self, payload):
-        """Read the rows of a batch from cache and tables; padding gets the last row."""
+        """Read the rows of a batch from cache and tables; padding gets the last row. Of shapes, return shapes."""
         if self._cache is None and not self._tables:
             return {}
+        if isinstance(payload["index"], jax.ShapeDtypeStruct):
+            count = len(sharding.local_rows(self._mesh, len(payload["index"])))
+            cut = lambda table: jax.ShapeDtypeStruct((count, *table.shape[1:]), table.dtype)
+            found = jax.tree.map(cut, dict(self._tables))
+            if self._cache is not None:
+                found["features"] = self._cache.shapes(count)
+            return sharding.put_batch(self._mesh, found)
         rows = sharding.to_host(payload["index"])
         mine = np.minimum(rows[sharding.local_rows(self._mesh, len(rows))], self._reader.rows - 1)
         found = {name: jax.tree.map(lambda table: table[mine], table) for name, table in self._tables.items()}
@@ -139,18 +181,22 @@ class Rounds:
         bank = self._observe(state, frozen, key, store, payload, more)
         return bank._replace(values=self._method.locate(state, found, bank.values))
 
-    def _observe_into(self, bank, *seen_and_t):
-        *seen, t = seen_and_t
-        return _written(bank, self._observe(*seen), t)
+    def _observe_into(self, bank, state, frozen, key, store, payload, more, t):
+        return _written(bank, self._observe(state, frozen, key, store, payload, more), t)
 
-    def _locate_into(self, table, *seen_and_t):
-        *seen, t = seen_and_t
-        return _written(table, self._locate(*seen), t)
+    def _locate_into(self, bank, state, frozen, key, found, store, payload, more, t):
+        return _written(bank, self._locate(state, frozen, key, found, store, payload, more), t)
+
+    def _shapes(self, observe, seen, passes: int):
+        """Return the shapes of a table [B,T,...] of the results of `observe` on T batches, with their placement."""
+        where = sharding.split(self._mesh)
+        whole = lambda s: jax.ShapeDtypeStruct((s.shape[0], passes, *s.shape[1:]), s.dtype, sharding=where)
+        return jax.tree.map(whole, jax.eval_shape(observe, *seen))
 
     def _empty(self, observe, seen, passes: int):
-        shapes = jax.eval_shape(observe, *seen)
+        shapes = self._shapes(observe, seen, passes)
         make = jax.jit(
-            lambda: jax.tree.map(lambda s: jnp.zeros((s.shape[0], passes, *s.shape[1:]), s.dtype), shapes),
+            lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
             out_shardings=sharding.split(self._mesh),
         )
         return make()

@@ -42,9 +42,8 @@ def load(where: str, mesh=None) -> Finished:
     Raises UserError when there is no such run or stage, or when the stage is not finished.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    workdir, config, name = find(where)
-    run = workdir_lib.read_json(workdir / "run.json")
-    origin = {"stage": name, "config": config.to_dict(), "rows": run["rows"], "init_from": run["init_from"]}
+    workdir, config, origin = origin_of(where)
+    run, name = workdir_lib.read_json(workdir / "run.json"), origin["stage"]
     method, frozen, template = shapes(origin)
     state = checkpoint.restore_final(workdir, name, checkpoint.abstract(mesh, template)).state
     frozen = sharding.put_replicated(mesh, frozen)
@@ -62,6 +61,17 @@ def find(where: str) -> tuple[epath.Path, Config, str]:
     if name not in config.stages:
         raise UserError(f"{workdir} has no stage {name!r}; its stages are {', '.join(config.stages)}")
     return workdir, config, name
+
+
+def origin_of(where: str) -> tuple[epath.Path, Config, dict[str, Any]]:
+    """Find a stage, `WORKDIR[:stage]`: the folder and the config of its run, and the stage as `shapes` takes it.
+
+    Raises UserError as `find` does.
+    """
+    workdir, config, name = find(where)
+    run = workdir_lib.read_json(workdir / "run.json")
+    origin = {"stage": name, "config": config.to_dict(), "rows": run["rows"], "init_from": run["init_from"]}
+    return workdir, config, origin
 
 
 def _split(where: str) -> tuple[epath.Path, str | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 from uld_jax.config import Config, StageSpec
 from uld_jax.errors import UserError
 from uld_jax.method import Method, Start, TrainState
@@ -125,7 +125,7 @@ def compile_step(method: Method, reader, mesh, chunk: int) -> Step:
         return new.replace(step=state.step + 1), values
 
     def many(state, frozen, store, payload, key):
-        if jax.default_backend() != "cpu":
+        if devices.platform() != "cpu":
             state, values = jax.lax.scan(lambda state, part: one(state, frozen, store, part, key), state, payload)
             return state, jax.tree.map(lambda x: x[-1], values)
         for i in range(chunk):  # on CPU a scan over convolutions is many times slower
@@ -148,7 +148,7 @@ def steps_in_one_program(config: Config, stage: StageSpec) -> int:
     for step in range(stage.steps + 1):
         if stage.method.round_at(step):
             borders[f"the round before step {step}"] = step
-    for size in (asked,) if asked else (1,) if jax.default_backend() == "cpu" else (16, 10, 8, 5, 4, 2, 1):
+    for size in (asked,) if asked else (1,) if devices.platform() == "cpu" else (16, 10, 8, 5, 4, 2, 1):
         odd = [k for k, v in borders.items() if v % size]
         if not odd:
             return size

@@ -455,7 +455,7 @@ class DuldStage(Clustering):
             warps = jax.vmap(warp.mirrored)(warps, flips)
         seen = self.geometry.look(images, warps)
         drawn_by = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
-        return jax.vmap(color.mild_changes, (0, 0, None))(drawn_by, seen, self.augment.colour), warps, flips
+        return color.mildly_changed(drawn_by, seen, self.augment.colour), warps, flips
 
     def learn(self, state, loss, examples):
         """One step of Adam for the parts that learn; `loss` takes all parameters and examples [B,...]."""

@@ -23,7 +23,7 @@ from uld_jax.methods import shared
 from uld_jax.methods.shared import Adam, Augment, Fan, View
 from uld_jax.models import layers
 from uld_jax.models.fan import FAN
-from uld_jax.ops import color, heatmaps, keypoints, views
+from uld_jax.ops import batches, color, heatmaps, keypoints, views
 
 TEMPERATURE = 0.1  # of the soft-argmax (Sanchez and Tzimiropoulos, NeurIPS 2019)
 SIGMA = 1.0  # deviation of the Gaussians of `loss=heatmap`, in heatmap pixels (ours)
@@ -141,7 +141,7 @@ class HeatmapDetector(Stage):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["index"])
         warps = self.augment.random_warps(keys, self.view.zoom, self.dtype, self.bend)
         images = self._geometry.look(batch["image"], warps)
-        images = jax.vmap(self._recolour)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
+        images = batches.each(self._recolour, jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
         target = self._geometry.to_cells(labels.xy, warps)
         # A landmark that the warp moves out of the view cannot be learned from it.
         inside = self._geometry.on_map(target)

@@ -588,8 +588,7 @@ class Landmarks(Trained):
         warped, coloured = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         warps = self.augment.uniform_warps(warped, self.view.zoom, self.dtype)
         labels = jax.tree.map(lambda table: table[batch["index"]], aux.labels)
-        change = jax.vmap(color.mild_changes, (0, 0, None))
-        seen = change(coloured, geometry.look(batch["image"], warps), self.augment.colour)
+        seen = color.mildly_changed(coloured, geometry.look(batch["image"], warps), self.augment.colour)
         # A label that the warp moves out of the view stands for an empty map: its landmark is not to be seen.
         there, cells = (labels.score > 0) & aux.active, geometry.to_cells(labels.xy, warps)
         examples = {"seen": seen, "cells": jnp.where(there[..., None], cells, -100), "there": there}

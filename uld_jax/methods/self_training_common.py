@@ -262,8 +262,7 @@ def pair_up(batch, other):
 def make_views(stage: Trained, images, labels: Labels, warps, keys: Keys, least_points: int = 0) -> Views:
     """Warp images [2B,H,W,3] and their labels [2B,M] alike, and change the colours."""
     geometry = stage._geometry
-    colour = jax.vmap(color.mild_changes, (0, 0, None))
-    seen = colour(keys.colours, geometry.look(images, warps), stage.augment.colour)
+    seen = color.mildly_changed(keys.colours, geometry.look(images, warps), stage.augment.colour)
     cells = geometry.to_cells(labels.xy, warps)
     there = (labels.score > 0) & geometry.on_map(cells)
     learned = jnp.sum(labels.score > 0, -1) >= least_points

@@ -403,8 +403,7 @@ class Landmarks(Trained):
         flips = jax.vmap(jax.random.bernoulli)(flipped)
         warps = self.augment.uniform_warps(warped, self.view.zoom, self.dtype)
         warps = jax.vmap(warp.mirrored)(warps, flips)
-        change = jax.vmap(color.mild_changes, (0, 0, None))
-        seen = change(coloured, geometry.look(batch["image"], warps), self.augment.colour)
+        seen = color.mildly_changed(coloured, geometry.look(batch["image"], warps), self.augment.colour)
         if self.cutout:
             seen = jax.vmap(cut_out, (0, 0, None))(cut, seen, self.cutout)
         there, cells = (labels.score > 0) & aux.active, geometry.to_cells(labels.xy, warps)

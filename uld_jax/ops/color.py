@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from uld_jax.ops import coordinates
+from uld_jax.ops import batches, coordinates
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
@@ -77,23 +77,28 @@ def random_color(
     return jnp.clip(image, 0, 1).astype(dtype)
 
 
-def mild_changes(key, image, strength: float):
-    """Colour, contrast, focus and noise of ONE view, about as far as the published code of Mallis et al. changes them.
+def mildly_changed(keys, images, strength: float):
+    """Change colour, contrast, focus and noise of views [B,H,W,3] in 0..1 by keys [B].
 
-    `strength` scales all of it; at 1 the largest changes are a tenth of the brightness and a quarter of the contrast.
+    The changes go about as far as those of the published code of Mallis et al. `strength` scales all of it; at 1 the
+    largest changes are a tenth of the brightness and a quarter of the contrast.
     """
     s = strength
-    return random_color(
-        key,
-        image,
-        brightness=0.1 * s,
-        contrast=0.25 * s,
-        saturation=0.3 * s,
-        gain=0.05 * s,
-        grey=0.05 * s,
-        blur=0.5 * s,
-        noise=0.05 * s,
-    )
+
+    def change(key, image):
+        return random_color(
+            key,
+            image,
+            brightness=0.1 * s,
+            contrast=0.25 * s,
+            saturation=0.3 * s,
+            gain=0.05 * s,
+            grey=0.05 * s,
+            blur=0.5 * s,
+            noise=0.05 * s,
+        )
+
+    return batches.each(change, keys, images)
 
 
 def to_grey(image):

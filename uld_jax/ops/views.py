@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uld_jax.ops import coordinates, resampling, warp
+from uld_jax.ops import batches, coordinates, resampling, warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def still(count: int, zoom: float, dtype=jnp.float32) -> warp.Warp:
 
 def look(warps: warp.Warp, images, size):
     """Views of frames [B,H,W,3] uint8 under one warp each: [B,h,w,3] in 0..1, `size` = (h, w)."""
-    return jax.vmap(lambda w, image: warp.warp_image(w, image, size))(warps, images) / 255
+    return batches.each(lambda one, image: warp.warp_image(one, image, size), warps, images) / 255
 
 
 def standardise(views):

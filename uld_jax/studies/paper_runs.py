@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -323,10 +324,14 @@ def _dense(report: dict[str, Any], on: str) -> list[Number]:
 
 
 def _dense_curves(report: dict[str, Any], on: str) -> list[Curve]:
-    """The error of `uld dense` over the number of labelled images; its id names the protocol alone.
+    """The error of `uld dense` over the number of labelled images; its id is that of the numbers without the epochs.
 
-    The regressors of all and of few labels are trained for other numbers of epochs, as the protocol has it.
+    The regressors of all and of few labels are trained for other numbers of epochs, as the protocol has it. What else
+    departs from it in either is in the id.
     """
-    rows = [(row["labels"], row["error"]) for row in report.get("regression") or () if row["error"] is not None]
-    protocol = f"{report['data']}+{report['protocol']}+regression"
-    return [Curve(report["stage"], on, "regression", None, protocol, LABELS, sorted(rows))]
+    rows = [row for row in report.get("regression") or () if row["error"] is not None]
+    if not rows:
+        return []
+    protocol = max((re.sub(r"regression_\d+_epochs.*", "regression", row["protocol"]) for row in rows), key=len)
+    points = sorted((row["labels"], row["error"]) for row in rows)
+    return [Curve(report["stage"], on, "regression", None, protocol, LABELS, points)]

@@ -124,7 +124,7 @@ class Regressor(NamedTuple):
 
 def place(regressor, columns, beta=100.0):
     """Landmarks [B,L,2] in [-1, 1] on hypercolumns [B,R,R,C], the virtual keypoints, and the softmaxes [B,R,R,L,P]."""
-    responses = beta * np.einsum("byxc,clp->byxlp", columns, regressor.filters)
+    responses = beta * np.einsum("byxc,clp->byxlp", columns, regressor.filters, optimize=True)
     share = np.exp(responses - responses.max((1, 2), keepdims=True))
     share /= share.sum((1, 2), keepdims=True)
     axis = np.linspace(-1, 1, columns.shape[1])
@@ -153,7 +153,7 @@ def gradient(regressor, columns, target, kind="smooth_l1", beta=100.0):
     # An expected coordinate changes with the response of a cell by the cell's share of its distance from the mean.
     by_x = (axis[None, None, :, None, None] - keypoints[:, None, None, ..., 0]) * by_keypoint[:, None, None, ..., 0]
     by_y = (axis[None, :, None, None, None] - keypoints[:, None, None, ..., 1]) * by_keypoint[:, None, None, ..., 1]
-    filters = beta * np.einsum("byxlp,byxc->clp", share * (by_x + by_y), columns)
+    filters = beta * np.einsum("byxlp,byxc->clp", share * (by_x + by_y), columns, optimize=True)
     return Regressor(filters, np.einsum("blpi,blj->lpij", keypoints, slope))
 
 

@@ -45,6 +45,9 @@ def test_ids_tell_what_departs():
     assert preset("contrast_landmarks2021", 68).full.epochs == 80
     assert other.repeats == 3
     assert other.asdict()["full"]["epochs"] == 45
+    squared = preset("lead2022", 5, loss="squared", warped=True)  # few images are warped anyway
+    assert (squared.full.loss, squared.few.loss) == ("squared", "squared")
+    assert squared.id("d", "regression", squared.few, 5) == "d+lead2022+squared+regression_1000_epochs_x5"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,7 @@ def test_ids_tell_what_departs():
         ({"few_epochs": -1}, "--few_epochs is -1"),
         ({"pairs": 0}, "--pairs is 0"),
         ({"repeats": 0}, "--repeats is 0"),
+        ({"loss": "l2"}, "--loss=l2 is unknown; use one of smooth_l1, squared"),
     ],
 )
 def test_meaningless_choices_are_refused(changes, message):

@@ -125,10 +125,14 @@ def matching(job: Job) -> dict[str, Any]:
         xy = getattr(sets, f"{name}_xy")
         scored = matching_lib.scored(found[name], sets.source_xy, xy, job.lengths(xy), side)
         canonical, percent = (matching_lib.mean_and_spread(v) for v in (scored.canonical, scored.percent))
+        # The error of the source's own places: features that know nothing but where they are do not do better.
+        unmoved = matching_lib.scored(sets.source_xy, sets.source_xy, xy, job.lengths(xy), side)
         result[name] = {
             "canonical_px": or_none(canonical[0]),
             "canonical_px_std": or_none(canonical[1]),
             "percent": or_none(percent[0]),
+            "unmoved_canonical_px": or_none(known_mean(unmoved.canonical)),
+            "unmoved_percent": or_none(known_mean(unmoved.percent)),
             "points": int(np.isfinite(scored.canonical).sum()),
             "points_outside": scored.outside,
         }

@@ -244,6 +244,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             each = matched[name]
             lines.append(
                 f"    {name:<10} {_number(each['canonical_px'])} canonical pixels {_number(each['percent'])} %"
+                f", at the place in the source {_number(each['unmoved_canonical_px'])}"
             )
     if records := report.get("regression"):
         lines.append("  regression          error       std   mean shape")

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from uld_jax import sharding
+from uld_jax import devices, sharding
 
 WAYS = ("auto", "xla", "cudnn", "splash")
 TYPES = ("auto", "float32", "bfloat16", "float16")
@@ -39,12 +39,12 @@ class Device(NamedTuple):
 
 def this_device() -> Device:
     """The first of the devices on which programs run."""
-    device = jax.devices()[0]
+    device = devices.first()
     try:
         capability = float(device.compute_capability) if device.platform == "gpu" else 0.0
     except (AttributeError, ValueError):  # an AMD GPU's is a name
         capability = 0.0
-    return Device(device.platform, capability, jax.device_count())
+    return Device(device.platform, capability, devices.count())
 
 
 def compute_type(device: Device) -> str:
