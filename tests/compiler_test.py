@@ -48,3 +48,34 @@ def test_flags_are_for_one_version_and_leave_the_users_own(monkeypatch, installe
         monkeypatch.setenv("XLA_FLAGS", given)
     compiler.set_flags()
     assert os.environ["XLA_FLAGS"] == set_to
+
+
+@pytest.mark.parametrize(
+    ("installed", "given", "set_to"),
+    [
+        (
+            "0.0.42.1",
+            None,
+            "--xla_tpu_run_space_to_batch=false --xla_tpu_run_space_to_batch_on_new_platforms=false",
+        ),
+        (
+            "0.0.42",
+            "--xla_tpu_run_space_to_batch_on_new_platforms=true",
+            "--xla_tpu_run_space_to_batch_on_new_platforms=true --xla_tpu_run_space_to_batch=false",
+        ),
+        ("0.0.43", "--a=1", "--a=1"),
+        (None, None, None),
+    ],
+)
+def test_flags_of_tpus_are_for_versions_that_know_them(monkeypatch, installed, given, set_to):
+    def version(name):
+        if name == "libtpu" and installed:
+            return installed
+        raise compiler.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(compiler.importlib.metadata, "version", version)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", given or "")  # so that it is put back after the test
+    if given is None:
+        monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    compiler.set_flags()
+    assert os.environ.get("LIBTPU_INIT_ARGS") == set_to

@@ -29,7 +29,7 @@ ALLOWED = {
     "sharding": set(),
     "weights": set(),
     "ops": set(),
-    "models": {"ops"},
+    "models": {"ops", "sharding"},
     "clustering": {"ops", "models", "sharding"},
     "bank": {"ops"},
     "method": {"bank", "hyperparameters"},

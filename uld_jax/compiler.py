@@ -1,4 +1,4 @@
-"""Flags of the XLA compiler without which programs of this library would be wrong."""
+"""Flags of the XLA compiler without which programs of this library would be wrong, or slow on TPUs."""
 
 import importlib.metadata
 import os
@@ -9,10 +9,35 @@ import os
 # (findings/jax-cpu-reduce-then-add.sh).
 FLAGS = {"0.10.2": ("xla_cpu_experimental_ynn_fusion_type", "")}
 
+# libtpu 0.0.42 rewrites a convolution of fewer than eight images a chip as one of strips of them, and copies the
+# borders of the strips between any two layers, which takes more cycles than the convolutions (docs/benchmarks.md). With
+# both flags such convolutions stay as they are. libtpu ends at a flag that it does not know, so they are for these
+# versions alone.
+TPU_FLAGS = {"0.0.42": ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")}
+
 
 def set_flags() -> None:
-    """Add what the installed jaxlib needs to XLA_FLAGS, unless the user has set it; it must precede JAX's first use."""
-    name, value = FLAGS.get(importlib.metadata.version("jaxlib"), ("", ""))
-    given = os.environ.get("XLA_FLAGS", "")
-    if name and name not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --{name}={value}".strip()
+    """Set what the installed compilers need, unless the user has; it must precede JAX's first use.
+
+    The flags are added to the environment variables XLA_FLAGS and, where libtpu is installed, LIBTPU_INIT_ARGS.
+    """
+    name, value = FLAGS.get(_version("jaxlib"), ("", ""))
+    if name:
+        _add("XLA_FLAGS", name, value)
+    for name in TPU_FLAGS.get(".".join(_version("libtpu").split(".")[:3]), ()):
+        _add("LIBTPU_INIT_ARGS", name, "false")
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; empty if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _add(variable: str, name: str, value: str) -> None:
+    """Add a flag to an environment variable that does not have it."""
+    given = os.environ.get(variable, "")
+    if not any(word.partition("=")[0] == f"--{name}" for word in given.split()):
+        os.environ[variable] = f"{given} --{name}={value}".strip()

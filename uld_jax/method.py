@@ -144,6 +144,12 @@ class Method(Protocol):
         shapes of `init` alone.
         """
 
+    def prepared(self, frozen: Any) -> Any:
+        """Return the frozen weights with what is the same for all images computed, by the device at hand.
+
+        Training gives `frozen` to all other members in this form. Hashes are of the weights as loaded.
+        """
+
     def side_tables(self) -> Mapping[str, tuple]:
         """Name the tables of training images that rounds need besides pixels, {function of `data.objects`: arguments}.
 
@@ -263,6 +269,7 @@ class Stage:
         none.
       backbone_kwargs: hyper-parameters of `backbone`, as pairs.
       cache: folder with the maps of `backbone`, which `observe` then finds in its batch; "" for none.
+      trains_on_cache: True if `train_step` finds its images' rows of a cache of latents in its batch, as `latents`.
     """
 
     needs: tuple[Need, ...] = ()
@@ -272,6 +279,7 @@ class Stage:
     backbone = ""
     backbone_kwargs = ()
     cache = ""
+    trains_on_cache = False
 
     def __post_init__(self):
         hyperparameters.check(self)
@@ -282,6 +290,9 @@ class Stage:
 
     def backbone_frozen(self, frozen: Any) -> Any:
         """Return the part of `frozen` that is the backbone's."""
+        return frozen
+
+    def prepared(self, frozen):
         return frozen
 
     def side_tables(self):

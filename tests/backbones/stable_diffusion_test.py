@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.models.stable_diffusion import reference
-from uld_jax import convert, weights
+from uld_jax import backbones, convert, weights
 from uld_jax.backbones import stable_diffusion
 from uld_jax.backbones.stable_diffusion import StableDiffusion
 from uld_jax.errors import UserError
@@ -76,9 +76,41 @@ def test_the_clean_latent(folder, frozen, twins, images, latents):
     assert {tap.name for tap in backbone.spec.taps} == set(found)
 
 
+def test_timesteps_are_one_batch_and_equal_each_alone(folder, latents):
+    for mode in ("clean", "noise"):
+        both = make(folder, mode=mode, timesteps=(60, -1))
+        frozen = both.prepare(both.load())
+        found = jax.jit(both.describe)(frozen, latents)
+        assert set(found) == {f"t{step}.{name}" for step in (60, -1) for name in NAMES}
+        for step in (60, -1):
+            alone = make(folder, mode=mode, timesteps=(step,))
+            expected = jax.jit(alone.describe)(alone.prepare(alone.load()), latents)
+            for name, tap in expected.items():
+                assert reference.error(found[name], tap) <= 2e-5, (mode, name)
+        # The program holds the network once.
+        text = str(jax.make_jaxpr(both.describe)(frozen, latents))
+        once = str(jax.make_jaxpr(alone.describe)(alone.prepare(alone.load()), latents))
+        assert text.count("conv_general_dilated[") == once.count("conv_general_dilated[")
+
+
+def test_weights_are_prepared_for_the_timesteps_of_the_backbone(folder, frozen, latents):
+    backbone = make(folder, timesteps=(60,))
+    with pytest.raises(UserError, match="prepared for timesteps -1, not 60; prepare them by the backbone"):
+        jax.eval_shape(backbone.describe, make(folder).prepare(frozen), latents)
+    # Weights as they are loaded serve any backbone, and give the same maps.
+    ready = backbone.prepare(frozen)
+    found, expected = (jax.jit(backbone.describe)(given, latents) for given in (ready, frozen))
+    for name, tap in expected.items():
+        assert reference.error(found[name], tap) <= 1e-5
+    fewer, all_of_them = (sum(leaf.nbytes for leaf in jax.tree.leaves(given["unet"])) for given in (ready, frozen))
+    assert fewer < 0.9 * all_of_them
+    assert jax.tree.structure(backbones.prepared(backbone, frozen)) == jax.tree.structure(ready)
+
+
 @pytest.mark.slow
-def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, latents):
+def test_noise_is_the_same_for_an_image_in_any_batch(folder, twins, latents):
     backbone = make(folder, mode="noise", timesteps=(60, 0), seed=3)
+    frozen = backbone.prepare(backbone.load())
     describe = jax.jit(backbone.describe)
     found = describe(frozen, latents)
     noise = np.asarray(jax.random.normal(jax.random.key(3), latents.shape[1:]))
@@ -97,8 +129,9 @@ def test_noise_is_the_same_for_an_image_in_any_batch(folder, frozen, twins, late
 
 
 @pytest.mark.slow
-def test_inversion(folder, frozen, twins, latents):
+def test_inversion(folder, twins, latents):
     backbone = make(folder, mode="inversion", timesteps=(500, -1), inversion_steps=4)  # -1, 0, 250, 500
+    frozen = backbone.prepare(backbone.load())
     found = jax.jit(backbone.describe)(frozen, latents)
     scheduler = diffusers.DDIMInverseScheduler(
         beta_start=0.00085,
@@ -150,6 +183,18 @@ def test_images_are_resized(folder, frozen, images):
     np.testing.assert_allclose(larger, x.numpy().transpose(0, 2, 3, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(10, 12), (15, 24), (5, 6), (20, 6), (7, 12)])
+def test_whole_multiples_are_blends_of_neighbours(size):
+    x = np.random.default_rng(sum(size)).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    expected = jax.image.resize(x, (2, *size, 3), "bilinear", antialias=True)
+    found, text = (
+        stable_diffusion._resized(x, size),
+        str(jax.make_jaxpr(lambda x: stable_diffusion._resized(x, size))(x)),
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert ("dot_general" in text) == (size == (7, 12))
+
+
 def test_fingerprints_tell_settings_and_weights_apart(folder, tmp_path):
     first = make(folder)
     changes = [dict(), dict(timesteps=(261,)), dict(mode="noise"), dict(taps=()), dict(image_size=64), dict(seed=1)]
@@ -167,7 +212,8 @@ def test_fingerprints_tell_settings_and_weights_apart(folder, tmp_path):
 @pytest.mark.slow
 def test_half_precision(folder, frozen, images):
     exact = jax.jit(make(folder).features)(frozen, images)
-    rough = jax.jit(make(folder, compute="bfloat16").features)(frozen, images)
+    half = make(folder, compute="bfloat16")
+    rough = jax.jit(half.features)(half.prepare(half.load()), images)
     for name, tap in exact.items():
         assert rough[name].dtype == jnp.float32
         assert 1e-5 < reference.error(rough[name], tap) < 0.1

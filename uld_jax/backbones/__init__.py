@@ -14,6 +14,9 @@ A backbone that computes its maps in two steps, with a small result of the first
   describe(frozen, latents, rng=None) -> the result of `features` for these images
   latents_fingerprint    changes whenever the same image would give other latents
 
+A backbone that computes something of its weights alone has `prepare(frozen) -> frozen`: the same for `features`, with
+what is the same for all images already computed, by the device at hand. `prepared` calls it where there is one.
+
 A backbone that also finds generic keypoints is a `KeypointDetector`:
 
   detect(frozen, images) -> `Detected`, a score for every pixel and descriptors on a grid
@@ -111,6 +114,12 @@ class Latents:
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
         return {LATENTS: self.backbone.encode(frozen, images)}
+
+
+def prepared(backbone: Backbone, frozen: Any) -> Any:
+    """The weights with what is the same for all images computed; the weights themselves where nothing is."""
+    prepare = getattr(backbone, "prepare", None)
+    return frozen if prepare is None else prepare(frozen)
 
 
 def finished(backbone: Backbone, frozen: Any, cached: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from uld_jax.backbones import Backbone, Spec
+from uld_jax.backbones import Backbone, Spec, prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,10 @@ class ConcatBackbone:
     def load(self) -> dict[str, Any]:
         """Load the weights of each part by name."""
         return {name: part.load() for name, part in self.parts}
+
+    def prepare(self, frozen) -> dict[str, Any]:
+        """Prepare the weights of each part that computes something of them alone."""
+        return {name: prepared(part, frozen[name]) for name, part in self.parts}
 
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
         """Images [B,H,W,3] uint8 to {"<part>/<map>": [B,h,w,C] float32}; sides differ between parts."""

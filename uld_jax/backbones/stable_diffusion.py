@@ -1,6 +1,7 @@
 """Stable Diffusion 1.5 or 2.1 as a backbone: the features of Tourani et al. (CVPR 2024) and of Luo et al. (2023)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -99,11 +100,28 @@ class StableDiffusion:
         """Load the converted weights. Raises UserError when there are none."""
         return weights.load(self.folder, "stable_diffusion")
 
+    def prepare(self, frozen) -> Any:
+        """Compute of the weights what is the same for all images, and round the others to the type of the arithmetic.
+
+        The embeddings of the timesteps and of the empty prompt are computed here, once; the weights that they alone
+        need, and those of blocks behind the last tap, are left out. Results depend on the device, so that hashes are
+        for the result of `load`. Raises UserError for timesteps that do not exist.
+        """
+        network, dtype = frozen["unet"], jnp.dtype(self._type)
+        here, _ = self._path(len(frozen["alphas_cumprod"]))
+        embed = jax.jit(functools.partial(self._embed, timesteps=here))
+        whole = self._walks and len(here) > 1
+        return frozen | {
+            "embedded": {_key(here): embed(network, frozen["empty_prompt"])},
+            "unet": unet.prepare(network, self._taps(network), whole=whole, dtype=dtype),
+            "vae": vae.prepare(frozen["vae"], dtype),
+        }
+
     def features(self, frozen, images, rng=None) -> dict[str, jax.Array]:
         """Images [B,H,W,3] uint8 to {"t-1.up0.0": [B,h,w,C] float32, ...}.
 
         Args:
-          frozen: the result of `load`.
+          frozen: the result of `load`, or of `prepare` for it.
           images: [B,H,W,3] uint8 of any size; see `image_size`.
           rng: typed PRNG key of the noise, the same noise for all images; or a key for each image, [B]. Without a key,
             all images get the noise of `seed`, so that features depend on the image alone.
@@ -114,37 +132,74 @@ class StableDiffusion:
 
     def encode(self, frozen, images):
         """Compute step 1: images [B,H,W,3] uint8 to clean latents [B,h,w,4] float32, small enough to keep."""
-        network = vae.of(frozen["vae"], **self._options)
+        # cuDNN has no attention over the autoencoder's heads of 512 channels.
+        way = "xla" if self.attention == "xla" else "auto"
+        network = vae.of(frozen["vae"], attention=way, **self._options)
         levels = len(unet.of(frozen["unet"]).widths)
         x = images.astype(jnp.float32) / 127.5 - 1
         size = self._size(*images.shape[1:3], 2 ** (len(network.widths) + levels - 2))
         if size != images.shape[1:3]:
-            x = jax.image.resize(x, (len(x), *size, 3), "bilinear", antialias=True)
+            x = _resized(x, size)
         return network.apply({"params": frozen["vae"]}, x).mean * frozen["scaling_factor"]
 
     def describe(self, frozen, latents, rng=None) -> dict[str, jax.Array]:
-        """Compute steps 2 and 3: latents of `encode` to maps; see `features`."""
-        base = unet.of(frozen["unet"], attention=self.attention, **self._options)
-        taps = self.taps or unet.all_taps(len(base.widths), base.depth)
-        table, noisy = frozen["alphas_cumprod"], self.mode == "noise"
-        here, there = self._path(len(table))
-        noise = self._noise(latents, rng) if noisy else None
+        """Compute steps 2 and 3: latents of `encode` to maps; see `features`.
 
-        def visit(x, here, there, final):
-            """Latents and maps of one timestep; in an inversion the latents then move on."""
-            alpha, whole = schedule.alpha(table, here), self.mode == "inversion" and not final
-            seen = schedule.add_noise(x, noise, alpha) if noisy else x
-            network = base.clone(taps=taps, whole=whole)
-            found = network.apply({"params": frozen["unet"]}, seen, jnp.float32(here), frozen["empty_prompt"])
-            if whole:
+        Without an inversion all timesteps are one batch, so that memory grows with their number.
+        """
+        params, table = frozen["unet"], frozen["alphas_cumprod"]
+        network = unet.of(params, attention=self.attention, taps=self._taps(params), **self._options)
+        here, there = self._path(len(table))
+        embedded, steps = self._embedded(frozen, here), jnp.array(here, jnp.int32)
+        if not self._walks:
+            x = latents[:, None]
+            if self.mode == "noise":
+                noise = self._noise(latents, rng)
+                alphas = schedule.alpha(table, steps)[:, None, None, None]
+                x = schedule.add_noise(x, noise[..., None, :, :, :], alphas)
+            x = jnp.broadcast_to(x, (len(latents), len(here), *latents.shape[1:])).reshape(-1, *latents.shape[1:])
+            found = network.clone(whole=False).apply({"params": params}, x, embedded=embedded)
+            by_step = lambda tap: tap.reshape(len(latents), len(here), *tap.shape[1:]).astype(jnp.float32)
+            maps = {name: by_step(tap) for name, tap in found.taps.items()}
+            return {f"t{step}.{name}": tap[:, i] for i, step in enumerate(here) for name, tap in maps.items()}
+
+        def visit(x, place, there, final):
+            """Latents and maps of one timestep; the latents then move on."""
+            at = embedded._replace(shifts={name: shift[place][None] for name, shift in embedded.shifts.items()})
+            found = network.clone(whole=not final).apply({"params": params}, x, embedded=at)
+            if not final:
+                alpha = schedule.alpha(table, steps[place])
                 predicted = schedule.predicted_noise(found.output, x, alpha, frozen["v_prediction"])
                 x = schedule.move(x, predicted, alpha, schedule.alpha(table, there))
             return x, {name: tap.astype(jnp.float32) for name, tap in found.taps.items()}
 
         kept = [here.index(step) for step in self.timesteps]
         # On CPU a scan over convolutions is many times slower; elsewhere fifty networks would compile for minutes.
-        maps = _walk(visit, latents, here, there, kept, unrolled=devices.platform() == "cpu")
+        unrolled = devices.platform() == "cpu"
+        maps = _walk(visit, latents, list(range(len(here))), there, kept, unrolled=unrolled)
         return {f"t{step}.{name}": tap for step, found in zip(self.timesteps, maps) for name, tap in found.items()}
+
+    @property
+    def _walks(self) -> bool:
+        """Whether the latents of a timestep come out of the network at the one before."""
+        return self.mode == "inversion"
+
+    def _taps(self, params) -> tuple[tuple[int, int], ...]:
+        network = unet.of(params)
+        return self.taps or unet.all_taps(len(network.widths), network.depth)
+
+    def _embed(self, params, prompt, timesteps) -> unet.Embedded:
+        return unet.embed(params, jnp.array(timesteps, jnp.float32), jnp.asarray(prompt), **self._options)
+
+    def _embedded(self, frozen, timesteps) -> unet.Embedded:
+        if "embedded" not in frozen:
+            return self._embed(frozen["unet"], frozen["empty_prompt"], timesteps)
+        if _key(timesteps) not in frozen["embedded"]:
+            raise UserError(
+                f"weights of StableDiffusion were prepared for timesteps {', '.join(frozen['embedded'])}, not "
+                f"{_key(timesteps)}; prepare them by the backbone that uses them"
+            )
+        return frozen["embedded"][_key(timesteps)]
 
     @property
     def _type(self) -> str:
@@ -180,6 +235,36 @@ class StableDiffusion:
         """Sides (height, width) of the resized image in pixels."""
         scale = self.image_size / max(height, width) if self.image_size else 1
         return tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height, width))
+
+
+def _resized(x, size):
+    """Images [B,H,W,3] resized to `size` = (height, width), bilinearly, and smoothed where they shrink.
+
+    Whole multiples are blends of neighbours. The products of `jax.image.resize` are dense, and at 256 to 512 pixels
+    XLA finds no tiles for them on an H100 when it may not try (`xla_gpu_autotune_level=0`).
+    """
+    if size[0] % x.shape[1] or size[1] % x.shape[2]:
+        return jax.image.resize(x, (len(x), *size, 3), "bilinear", antialias=True)
+    for axis in (1, 2):
+        x = _enlarged(x, axis, size[axis - 1] // x.shape[axis])
+    return x
+
+
+def _enlarged(x, axis: int, factor: int):
+    """Repeat x `factor` times along an axis, blended with the nearer neighbour by where a new pixel lies in the old."""
+    count = x.shape[axis]
+    part = lambda start, stop: jax.lax.slice_in_dim(x, start, stop, axis=axis)
+    before = jnp.concatenate([part(0, 1), part(0, count - 1)], axis)  # at the border the pixel itself
+    after = jnp.concatenate([part(1, count), part(count - 1, count)], axis)
+    away = [(i + 0.5) / factor - 0.5 for i in range(factor)]  # in old pixels, from the old pixel's centre
+    blends = [(1 - abs(d)) * x + abs(d) * (before if d < 0 else after) for d in away]
+    shape = (*x.shape[:axis], count * factor, *x.shape[axis + 1 :])
+    return jnp.stack(blends, axis + 1).reshape(shape)
+
+
+def _key(timesteps) -> str:
+    """Name of an entry for these timesteps, as keys of a nested dict are strings."""
+    return " ".join(map(str, timesteps))
 
 
 def _walk(visit, x, here, there, kept, unrolled):

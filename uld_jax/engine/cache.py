@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from uld_jax.backbones import Latents, build
+from uld_jax.backbones import LATENTS, Latents, build
 from uld_jax.config import StageSpec
 from uld_jax.data import Source
 from uld_jax.data.feature_cache import FeatureCache
@@ -22,6 +22,21 @@ def opened(stage: StageSpec, source: Source, frozen: Any) -> FeatureCache | None
     backbone = whole_or_latents(of_stage(stage), cache.description.what, f"{cache.folder} holds")
     cache.check(source, backbone, stage.method.backbone_frozen(frozen))
     return cache
+
+
+def latents(stage: StageSpec, cache: FeatureCache | None) -> dict[str, Any]:
+    """Read the latents of all images as a table for steps; {} for a stage whose steps do not train on its cache.
+
+    Raises UserError if the cache holds maps.
+    """
+    if cache is None or not stage.method.trains_on_cache:
+        return {}
+    if cache.description.what != LATENTS:
+        raise UserError(
+            f"{cache.folder} holds {cache.description.what}, and stage {stage.name} trains on latents "
+            "(warped=latents); write them by `uld features --what=latents`"
+        )
+    return cache.read(range(len(cache)))
 
 
 def looks_through_one(stage: StageSpec) -> bool:

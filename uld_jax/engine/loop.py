@@ -173,13 +173,13 @@ class _Run:
             reader = self.data.train_reader.of_batch(stage.batch_size)
             known = {"rows": tables, "step_rows": step_tables, "partners": reader.law}
             given_hash = tree_hash(frozen | {name: part for name, part in known.items() if part})
-            frozen = sharding.put_replicated(self.mesh, frozen)
+            frozen = sharding.put_replicated(self.mesh, stage.method.prepared(frozen))
             before = stages[i - 1].name if i else self.origin["stage"] if self.origin else ""
             names = dict(stage=stage.name, before=before)
             start = FirstState(stage.method, reader, self.mesh, frozen, self._key(i, 0), **names)
             shapes = start.shapes(shapes)
             template = checkpoint.abstract(self.mesh, shapes)
-            seen = with_tables(reader, self.mesh, step_tables)
+            seen = with_tables(reader, self.mesh, step_tables | cache_lib.latents(stage, cache))
             prepared.append(_Prepared(reader, seen, chunk, frozen, given_hash, start, template, cache, tables))
             if saved[i] and saved[i]["frozen"] != prepared[-1].frozen_hash:
                 raise UserError(

@@ -113,7 +113,10 @@ class Bootstrap(Clustered):
         # Both views are mirrored or none: else equal descriptors of the left eye and the right one would be asked for.
         images, flip_keys = shared.neighbours(batch["image"], batch["image"]), jnp.repeat(flip, 2)
         seen, warps, _ = self.draw_views(images, shared.neighbours(first, second), flip_keys, self.mirror)
-        examples = in_pairs({"maps": self.backbone_maps(frozen, seen), "matches": self.geometry.matches(warps)})
+        latents = self.latents(frozen, batch["image"], batch.get("latents"))
+        latents = None if latents is None else shared.neighbours(latents, latents)
+        maps = self.view_maps(frozen, seen, warps, latents)
+        examples = in_pairs({"maps": maps, "matches": self.geometry.matches(warps)})
 
         def loss(params, examples):
             flat = out_of_pairs(examples)
@@ -393,10 +396,12 @@ class Duld(Clustered):
         coin, *drawn = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 5))(keys), axis=1)
         # Another image, or the same one again, in another view.
         other = jax.vmap(jax.random.bernoulli)(coin)
-        index = shared.neighbours(batch["index"], jnp.where(other, batch["index2"], batch["index"]))
-        images = shared.neighbours(
-            batch["image"], jnp.where(other[:, None, None, None], batch["image2"], batch["image"])
+        pairs = lambda name: shared.neighbours(
+            batch[name],
+            jnp.where(other.reshape(-1, *[1] * (batch[name].ndim - 1)), batch[f"{name}2"], batch[name]),
         )
+        index, images = pairs("index"), pairs("image")
+        latents = self.latents(frozen, images, pairs("latents") if "latents" in batch else None)
         keys, flip_keys = shared.neighbours(*drawn[:2]), shared.neighbours(*drawn[2:])
         seen, warps, flips = self.draw_views(images, keys, flip_keys, self.mirror)
         cells, there = shared.labels_in_views(aux.labels, index, warps, self.geometry)
@@ -404,7 +409,7 @@ class Duld(Clustered):
         if self.mirror:
             number = jnp.where(flips[:, None], aux.mirrored[index], number)
         examples = {
-            "maps": self.backbone_maps(frozen, seen),
+            "maps": self.view_maps(frozen, seen, warps, latents),
             "cells": cells,
             "there": there,
             "number": number,
@@ -446,8 +451,9 @@ def posed_examples(stage: DuldStage, pose: Pose, state, frozen, batch, rng, mirr
     cells, there = shared.labels_in_views(state.aux.labels, batch["index"], warps, stage.geometry)
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, 4), (pose.latent,), cells.dtype)
     beta = pose.beta * jnp.minimum(1.0, state.step / max(pose.beta_steps, 1))
+    latents = stage.latents(frozen, batch["image"], batch.get("latents"))
     return {
-        "maps": stage.backbone_maps(frozen, seen),
+        "maps": stage.view_maps(frozen, seen, warps, latents),
         "cells": cells,
         "there": there,
         "inside": stage.geometry.inside(warps, stage.roi),

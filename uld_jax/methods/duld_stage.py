@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from uld_jax import weights
-from uld_jax.backbones import build, finished
+from uld_jax.backbones import build, finished, prepared
 from uld_jax.bank import Labels, image_table, label_table
 from uld_jax.clustering import two_stage
 from uld_jax.errors import UserError
@@ -236,7 +236,14 @@ class DuldStage(Clustering):
       optimizer: Adam and its schedule.
       accumulate_steps: pieces of a batch, computed one after the other to save memory.
       cache: folder of the backbone's maps or latents (`uld features`) for the passes over the training images, which
-        then need zoom=1 and image_size=frame_size. Training looks at warped images and computes its own.
+        then need zoom=1 and image_size=frame_size. Training looks at warped images and computes its own, except with
+        warped=latents.
+      warped: what is warped to make a training view: `images`, which the backbone then encodes (paper); or `latents` of
+        the images as they are, behind the backbone's encoder (ours). With a cache of latents no step has the encoder
+        then, and every device holds the latents of all images. Views that show the frame as it is have the same maps
+        in both; others do not, since the encoder's borders, normalisations and attention see the whole image, and a
+        latent is a cell of 8 x 8 pixels. The cost in quality has to be measured with the published weights, and has
+        not been. Such views need zoom=1, image_size=frame_size and colour=0.
       weights: folders of converted weights by kind; `dhf_aggregator` starts the aggregator from published weights,
         which were trained with annotated keypoints.
     """
@@ -265,6 +272,7 @@ class DuldStage(Clustering):
     optimizer: Adam = Adam(warmup=500, clip=1.0)
     accumulate_steps: int = 1
     cache: str = ""
+    warped: Literal["images", "latents"] = "images"
     weights: Any = ()
 
     def __post_init__(self):
@@ -277,6 +285,13 @@ class DuldStage(Clustering):
             raise UserError(
                 f"cache holds maps of whole frames; set zoom=1 and image_size={self.frame_size}, or leave the cache out"
             )
+        if self.warped == "latents":
+            if not hasattr(self._backbone, "encode"):
+                raise UserError(f"warped=latents, and the backbone {self.backbone} has no latents; use warped=images")
+            if self.view.zoom != 1 or self.view.image_size != self.frame_size or self.augment.colour:
+                raise UserError(
+                    f"warped=latents takes frames as they are; set zoom=1, image_size={self.frame_size} and colour=0"
+                )
         if self.plan.pose and (self.net.grid < 4 or self.net.grid & (self.net.grid - 1)):
             raise UserError(f"net.grid is {self.net.grid}; the pose network needs a power of two from 4 on")
 
@@ -323,6 +338,9 @@ class DuldStage(Clustering):
         own = {kind: weights.load(folder, kind) for kind, folder in given.items() if folder}
         return self._backbone.load() | own
 
+    def prepared(self, frozen):
+        return frozen | prepared(self._backbone, self.backbone_frozen(frozen))
+
     def side_tables(self):
         return {"boxes": ()} if self.region == "box" else {}
 
@@ -334,6 +352,34 @@ class DuldStage(Clustering):
         """The backbone's maps of views [B,S,S,3] in 0..1."""
         frozen = self.backbone_frozen(frozen)
         return shared.backbone_maps(self._backbone, frozen, seen, self.accumulate_steps, self.dtype)
+
+    @property
+    def trains_on_cache(self):
+        return bool(self.cache) and self.warped == "latents"
+
+    def latents(self, frozen, images, given=None):
+        """Latents [B,h,w,C] of frames [B,H,W,3] that training views are made of, `given` or encoded.
+
+        None where images are warped.
+        """
+        if self.warped == "images":
+            return None
+        if given is not None:
+            return self._wide(given)
+        encode, frozen = self._backbone.encode, self.backbone_frozen(frozen)
+        return shared.in_pieces(encode, frozen, images, self.accumulate_steps, self.dtype)
+
+    def view_maps(self, frozen, seen, warps, latents=None):
+        """The backbone's maps of training views: of `seen` [B,S,S,3] in 0..1, or of warped `latents` of the frames."""
+        if latents is None:
+            return self.backbone_maps(frozen, seen)
+        backbone = self._backbone
+
+        def describe(frozen, given):
+            return backbone.describe(frozen, jax.vmap(warp.warp_image, (0, 0, None))(*given, given[1].shape[1:3]))
+
+        frozen = self.backbone_frozen(frozen)
+        return shared.in_pieces(describe, frozen, (warps, latents), self.accumulate_steps, self.dtype)
 
     def _wide(self, x):
         return x.astype(layers.wide(self.dtype))

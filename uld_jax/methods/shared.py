@@ -209,16 +209,25 @@ def backbone_maps(backbone: Backbone, frozen: Any, seen: jax.Array, pieces: int,
 
     They are computed in as many of `pieces` as divide B, to save memory.
     """
-    parts = math.gcd(pieces, len(seen))
     # Add 0.001 / 255 before rounding to uint8: resampled values often lie exactly between two bytes, and this makes
     # them all round the same way.
-    seen = color.to_uint8(seen + 1e-3 / 255)
+    return in_pieces(backbone.features, frozen, color.to_uint8(seen + 1e-3 / 255), pieces, dtype)
+
+
+def in_pieces(run, frozen: Any, given: Any, pieces: int, dtype: str) -> Any:
+    """Return run(frozen, given), of arrays [B,...], in as many of `pieces` as divide B; nothing flows back into it.
+
+    Both `given` and the result are pytrees of arrays [B,...]; the result is in the type `layers.wide` of `dtype`.
+    """
+    count = len(jax.tree.leaves(given)[0])
+    parts = math.gcd(pieces, count)
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(count // parts, parts, *x.shape[1:]), 1, 0), given)
     done = []
-    for piece in jnp.moveaxis(seen.reshape(-1, parts, *seen.shape[1:]), 1, 0):
-        done.append(backbone.features(frozen, piece))
+    for i in range(parts):
+        done.append(run(frozen, jax.tree.map(lambda x, i=i: x[i], split)))
         if parts > 1:  # one after the other, see `optimizers.accumulated_gradients`
             done, frozen = jax.lax.optimization_barrier((done, frozen))
-    joined = lambda *x: jnp.stack(x, 1).reshape(len(seen), *x[0].shape[1:]).astype(layers.wide(dtype))
+    joined = lambda *x: jnp.stack(x, 1).reshape(count, *x[0].shape[1:]).astype(layers.wide(dtype))
     return jax.lax.stop_gradient(jax.tree.map(joined, *done))
 
 

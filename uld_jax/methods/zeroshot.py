@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uld_jax.backbones import build, finished
+from uld_jax.backbones import build, finished, prepared
 from uld_jax.bank import Labels, flatten, image_table
 from uld_jax.clustering import foreground
 from uld_jax.clustering.kmeans import kmeans
@@ -165,6 +165,9 @@ class ZeroShot(Stage):
 
     def frozen(self, purpose="train"):
         return self._backbone.load()
+
+    def prepared(self, frozen):
+        return prepared(self._backbone, frozen)
 
     def init(self, rng, batch, frozen, start):
         width = jax.eval_shape(self._describe, frozen, batch["image"]).shape[-1]

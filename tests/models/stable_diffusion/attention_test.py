@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from uld_jax.models.stable_diffusion import attention
 from uld_jax.models.stable_diffusion.attention import Device
 
@@ -62,9 +63,10 @@ def test_the_type_of_a_device(device, expected):
         (TPU, "bfloat16", 9216, 9216, 64, "splash"),
         (TPU, "float32", 4096, 4096, 40, "xla"),
         (TPU, "bfloat16", 5184, 5184, 40, "xla"),  # 576 pixels: no multiple of 128 cells
-        (TPU, "bfloat16", 1024, 1024, 80, "xla"),
+        (TPU, "bfloat16", 1024, 1024, 80, "splash"),
+        (TPU, "bfloat16", 256, 256, 160, "xla"),  # small
         (TPU, "bfloat16", 4096, 77, 40, "xla"),
-        (TPU, "bfloat16", 4096, 4096, 512, "xla"),
+        (TPU, "bfloat16", 4096, 4096, 512, "splash"),  # the autoencoder
         (POD, "bfloat16", 4096, 4096, 40, "xla"),  # the kernel cannot be split over devices
         (CPU, "float32", 4096, 4096, 40, "xla"),
         (CPU, "bfloat16", 4096, 4096, 40, "xla"),
@@ -107,6 +109,13 @@ def test_half_precision_has_its_softmax_in_float32():
         np.testing.assert_allclose(found.astype(np.float32), expected, atol=0.02)
 
 
+def test_keys_of_all_images_are_those_of_each():
+    q, k, v = parts()
+    each = attention.xla(q, *(np.repeat(x[:1], len(q), 0) for x in (k, v)))
+    np.testing.assert_allclose(attention.xla(q, k[:1], v[:1]), each, atol=1e-6)
+    np.testing.assert_allclose(attention.xla(q, k[:1], v[:1], most=400), each, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [40, 160])
 def test_the_splash_kernel_interpreted(size):
     q, k, v = parts(256, 384, size, batch=1, heads=2)
@@ -133,3 +142,46 @@ def test_each_way_is_taken(monkeypatch):
 
 def test_this_device_is_the_one_that_programs_run_on():
     assert attention.this_device() == Device("cpu", 0.0, jax.device_count())
+
+
+SPLIT = """
+import jax, jax.numpy as jnp, numpy as np
+from tests.models.stable_diffusion import attention_test as known
+from uld_jax import sharding
+from uld_jax.models.stable_diffusion import attention
+
+mesh = sharding.make_mesh()
+assert mesh.size == 8
+asked = []
+attention.this_device = lambda: attention.Device("tpu", count=8)
+kernel = attention.splash
+
+def seen(query, key, value, mesh=None):
+    asked.append(mesh is not None)
+    return kernel(query, key, value, mesh, interpret=True)
+
+attention.splash = seen
+parts = known.parts(1024, 1024, 8, batch=8, heads=1)
+half = [jax.device_put(jnp.asarray(x, jnp.bfloat16), sharding.split(mesh)) for x in parts]
+with jax.set_mesh(mesh):
+    program = jax.jit(attention.attend).lower(*half).compile()
+found = program(*half)
+assert asked == [True] and found.sharding.is_equivalent_to(sharding.split(mesh), 4), (asked, found.sharding)
+assert "all-gather" not in program.as_text() and "all-reduce" not in program.as_text()
+expected = known.reference(*(np.asarray(x, np.float32) for x in half))
+np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.02)
+
+# Without a mesh, or with a batch that does not divide over it, the compiler splits the program, and the kernel is out.
+jax.jit(attention.attend).lower(*half)
+with jax.set_mesh(mesh):
+    jax.eval_shape(attention.attend, *(x[:4] for x in half))
+# In a program that is each device's own, the kernel is taken without a mesh.
+own = lambda *x: attention.attend(*x)
+where = jax.sharding.PartitionSpec("data")
+jax.eval_shape(jax.shard_map(own, mesh=mesh, in_specs=where, out_specs=where, check_vma=False), *half)
+assert asked == [True, False], asked
+"""
+
+
+def test_every_device_of_a_mesh_has_the_kernel_for_its_own_images():
+    tiny.run("-c", SPLIT, devices=8)

@@ -140,6 +140,74 @@ def test_without_the_output_nothing_behind_the_last_tap_is_needed(case):
         assert reference.error(tap, expected[name]) <= reference.TOLERANCE
 
 
+def paths(tree):
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_what_is_the_same_for_all_images_is_computed_before(case):
+    _, params, x, prompt, expected = case
+    embedded = jax.jit(unet.embed)(params, jnp.asarray(TIMESTEPS, jnp.float32), prompt)
+    ready = unet.prepare(params, (), whole=True, dtype=jnp.float32)
+    network = unet.of(ready, taps=unet.all_taps(3, 1))
+    seen = jax.jit(lambda p, x, e: network.apply({"params": p}, x, embedded=e))
+    assert worst(seen(ready, x, embedded), expected) <= reference.TOLERANCE
+    # Two images at three timesteps each: those of an image are neighbours.
+    both = seen(ready, np.concatenate([x, x[::-1]]), embedded)
+    turned = jax.jit(network.apply)({"params": params}, x[::-1], TIMESTEPS, prompt)
+    np.testing.assert_allclose(both.output[3:], turned.output, atol=1e-4)
+
+    def products(run, *given):
+        return str(jax.make_jaxpr(run)(*given)).count("dot_general[")
+
+    whole = products(lambda p: network.apply({"params": p}, x, TIMESTEPS, prompt), params)
+    residuals, transformers = len(embedded.shifts), len(embedded.prompts)
+    assert (residuals, transformers) == (3 + 2 + 6, 2 + 1 + 4)
+    less = whole - products(lambda p: network.apply({"params": p}, x, embedded=embedded), ready)
+    assert less == 2 + residuals + 2 * transformers  # two layers of the timestep; keys and values
+
+
+def test_one_timestep_of_all_images_is_embedded_once(case):
+    _, params, x, prompt, _ = case
+    network = unet.of(params, taps=((0, 0),), whole=False)
+    text = str(jax.make_jaxpr(lambda p: network.apply({"params": p}, x, jnp.float32(261), prompt))(params))
+    assert "f32[1,128] = dot_general" in text
+    assert "f32[3,128] = dot_general" not in text
+
+
+def test_only_what_is_needed_is_kept_and_computed(case):
+    _, params, x, prompt, _ = case
+    embedded = jax.eval_shape(unet.embed, params, jnp.zeros(1), prompt)
+    flops = []
+    for taps in (((0, 1),), ((0, 1), (1, 0)), ((2, 1),)):
+        network = unet.of(params, taps=taps, whole=False)
+        made = jax.eval_shape(network.init, jax.random.key(0), x, jnp.float32(0), prompt)["params"]
+        used = {path for path in paths(made) if "time_emb" not in path}
+        used -= {path for path in used if "attn2" in path and ("to_k" in path or "to_v" in path)}
+        ready = unet.prepare(params, taps, whole=False, dtype=jnp.float32)
+        assert paths(ready) == used
+        run = jax.jit(lambda p, x, e, network=network: network.apply({"params": p}, x, embedded=e).taps)
+        flops.append(run.lower(ready, x, embedded).cost_analysis()["flops"])
+    assert flops[0] < flops[1] < flops[2]
+
+
+def test_rounded_parameters_give_the_same_maps(case):
+    _, params, x, prompt, _ = case
+    taps = ((0, 1), (2, 0))
+    options = dict(dtype=jnp.bfloat16, precision="default")
+    steps = jnp.asarray(TIMESTEPS, jnp.float32)
+    embedded = jax.jit(lambda p: unet.embed(p, steps, prompt, **options))(params)
+    ready = unet.prepare(params, taps, whole=False, dtype=jnp.bfloat16)
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(ready)}
+    assert kinds == {"bfloat16", "float32"}  # normalisations stay
+    network = unet.of(params, taps=taps, whole=False, **options)
+    given = jax.jit(network.apply)({"params": params}, x, TIMESTEPS, prompt).taps
+    found = jax.jit(lambda p, e: network.apply({"params": p}, x, embedded=e).taps)(ready, embedded)
+    for name, tap in found.items():
+        assert tap.dtype == jnp.bfloat16
+        error = reference.error(tap.astype(jnp.float32), np.asarray(given[name], np.float32))
+        assert error < 0.01, (name, error)
+
+
 def test_half_precision_stays_near_and_ends_in_float32(case):
     _, params, x, prompt, expected = case
     found = run(params, x, prompt, dtype=jnp.bfloat16, precision="default")

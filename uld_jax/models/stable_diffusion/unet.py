@@ -11,6 +11,7 @@ projections are 1 x 1 convolutions or linear layers, which is the same operation
 """
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from uld_jax.models.stable_diffusion.attention import attend
 
 LATENT = 4  # channels of a latent
 _RESNET, _TRANSFORMER, _LAYER = 1e-5, 1e-6, 1e-5  # epsilons of the normalisations
+_BLOCK = "transformer_blocks_0"  # the one block of each transformer
 
 
 class UNetOutput(NamedTuple):
@@ -36,6 +38,18 @@ class UNetOutput(NamedTuple):
 
     taps: dict[str, jax.Array]
     output: jax.Array | None
+
+
+class Embedded(NamedTuple):
+    """What a `UNet` computes of timesteps and a prompt alone, and is the same for all images; see `embed`.
+
+    Attributes:
+      shifts: {residual block: [T,C]}, what is added to the block's channels at each of T timesteps.
+      prompts: {transformer: (keys, values)}, [1,S,heads,D] each.
+    """
+
+    shifts: dict[str, jax.Array]
+    prompts: dict[str, tuple[jax.Array, jax.Array]]
 
 
 class UNet(nn.Module):
@@ -72,54 +86,65 @@ class UNet(nn.Module):
     precision: Any = "highest"
 
     @nn.compact
-    def __call__(self, latents, timestep, prompt) -> UNetOutput:
-        """Apply the network at one timestep.
+    def __call__(self, latents, timestep=None, prompt=None, embedded: Embedded | None = None) -> UNetOutput:
+        """Apply the network to latents with a timestep each.
 
         Args:
           latents: [B,h,w,4], sides divisible by 2 for every block but the last.
           timestep: [] or [B], real; -1 is the clean latent of diffusion hyperfeatures.
           prompt: [S,D] or [B,S,D], the text encoder's last hidden state.
+          embedded: of T timesteps that divide B, in place of `timestep` and `prompt`: latents are images [B/T] by
+            timesteps [T], those of an image side by side.
 
         Raises UserError for other shapes or a tap that does not exist.
         """
         self._check(latents.shape)
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
-        resnet = lambda width, name: ResnetBlock(width, _RESNET, name=name, **options)
-        transformer = lambda level, name: Transformer(self.heads[level], self.attention, name=name, **options)
+        if embedded is None:
+            prompt = prompt.reshape(-1, *prompt.shape[-2:])
+            steps = jnp.atleast_1d(timestep)
+            time = TimeEmbedding(4 * self.widths[0], name="time_embedding", **options)(steps, self.widths[0])
+            time = nn.silu(time)
+
+        def resnet(x, width, name):
+            given = dict(time=time) if embedded is None else dict(shift=embedded.shifts[name])
+            return ResnetBlock(width, _RESNET, name=name, **options)(x, **given)
+
+        def transformer(x, level, name):
+            seen = prompt if embedded is None else embedded.prompts[name]
+            return Transformer(self.heads[level], self.attention, name=name, **options)(x, seen)
+
         conv = lambda x, width, name, stride=1: layers.conv(x, width, 3, stride=stride, bias=True, name=name, **options)
         levels, kept = len(self.widths), {}
 
-        prompt = prompt.reshape(-1, *prompt.shape[-2:])
-        steps = jnp.broadcast_to(timestep, latents.shape[:1])
-        time = nn.silu(TimeEmbedding(4 * self.widths[0], name="time_embedding", **options)(steps, self.widths[0]))
         # Encoder: every intermediate map is kept for the decoder.
         x = conv(latents, self.widths[0], "conv_in")
         skips = [x]
         for level, width in enumerate(self.widths):
             for i in range(self.depth):
-                x = resnet(width, f"down_blocks_{level}_resnets_{i}")(x, time).sum
+                x = resnet(x, width, f"down_blocks_{level}_resnets_{i}").sum
                 if level < levels - 1:
-                    x = transformer(level, f"down_blocks_{level}_attentions_{i}")(x, prompt)
+                    x = transformer(x, level, f"down_blocks_{level}_attentions_{i}")
                 skips.append(x)
             if level < levels - 1:
                 x = conv(x, width, f"down_blocks_{level}_downsamplers_0_conv", stride=2)
                 skips.append(x)
         # Middle.
-        x = resnet(self.widths[-1], "mid_block_resnets_0")(x, time).sum
-        x = transformer(-1, "mid_block_attentions_0")(x, prompt)
-        x = resnet(self.widths[-1], "mid_block_resnets_1")(x, time).sum
+        x = resnet(x, self.widths[-1], "mid_block_resnets_0").sum
+        x = transformer(x, -1, "mid_block_attentions_0")
+        x = resnet(x, self.widths[-1], "mid_block_resnets_1").sum
         # Decoder.
         for block, level in enumerate(reversed(range(levels))):
             for i in range(self.depth + 1):
                 x = jnp.concatenate([x, skips.pop()], -1)
-                found = resnet(self.widths[level], f"up_blocks_{block}_resnets_{i}")(x, time)
+                found = resnet(x, self.widths[level], f"up_blocks_{block}_resnets_{i}")
                 if (block, i) in self.taps:
                     kept[tap_name(block, i)] = found.branch
                 if len(kept) == len(self.taps) and not self.whole:
                     return UNetOutput(kept, None)
                 x = found.sum
                 if block:
-                    x = transformer(level, f"up_blocks_{block}_attentions_{i}")(x, prompt)
+                    x = transformer(x, level, f"up_blocks_{block}_attentions_{i}")
             if level:
                 x = conv(layers.upsample(x), self.widths[level], f"up_blocks_{block}_upsamplers_0_conv")
         x = layers.normalize(x, "group", False, epsilon=_RESNET, name="conv_norm_out", **_norm(options))
@@ -164,8 +189,68 @@ def of(params, **options) -> UNet:
     while f"down_blocks_0_resnets_{depth}" in params:
         depth += 1
     attentions = [f"down_blocks_{i}_attentions_0" for i in range(len(widths) - 1)] + ["mid_block_attentions_0"]
-    heads = tuple(params[name]["transformer_blocks_0"]["attn1"]["to_q"]["kernel"].shape[1] for name in attentions)
+    heads = tuple(params[name][_BLOCK]["attn1"]["to_q"]["kernel"].shape[1] for name in attentions)
     return UNet(tuple(widths), depth, heads, **options)
+
+
+def embed(params, timesteps, prompt, **options) -> Embedded:
+    """Compute what the network of these parameters needs of timesteps [T] and of one prompt [S,D], for all images.
+
+    `options` are `dtype`, `param_dtype` and `precision` of the network.
+    """
+    width = params["conv_in"]["kernel"].shape[-1]
+    time = TimeEmbedding(4 * width, **options).apply({"params": params["time_embedding"]}, timesteps, width)
+    time, shifts, prompts = nn.silu(time), {}, {}
+    for name, block in params.items():
+        if "time_emb_proj" in block:
+            layer = block["time_emb_proj"]
+            shifts[name] = nn.Dense(layer["bias"].shape[0], **options).apply({"params": layer}, time)
+        if _BLOCK in block:
+            layers_of = block[_BLOCK]["attn2"]
+            _, heads, size = layers_of["to_k"]["kernel"].shape
+            part = _part(heads, heads * size, **options)
+            both = (part.apply({"params": layers_of[to]}, prompt[None]) for to in ("to_k", "to_v"))
+            prompts[name] = tuple(both)
+    return Embedded(shifts, prompts)
+
+
+def prepare(params, taps, whole: bool, dtype):
+    """Keep of the parameters what a network with `Embedded` uses, in the types in which it uses them.
+
+    Args:
+      params: of the whole network.
+      taps: those of the `UNet`.
+      whole: whether the output is wanted; without, everything behind the last tap is left out.
+      dtype: type of the arithmetic. Kernels and biases are rounded to it, which the network would do each time;
+        normalisations and the last convolution stay as they are.
+    """
+    last = max(taps, default=(-1, -1))
+    kept = {}
+    for name, block in params.items():
+        found = re.fullmatch(r"up_blocks_(\d+)_(resnets|attentions|upsamplers)_(\d+).*", name)
+        if not whole:
+            if name in ("conv_norm_out", "conv_out"):
+                continue
+            # A block's resnet i has the tap; its attention and its upsampling come behind.
+            place = found and (int(found[1]), int(found[3]) if found[2] != "upsamplers" else math.inf)
+            if found and (place > last if found[2] == "resnets" else place >= last):
+                continue
+        if name == "time_embedding":
+            continue
+        block = {key: value for key, value in block.items() if key != "time_emb_proj"}
+        if _BLOCK in block:
+            inner = block[_BLOCK]
+            attention = {key: value for key, value in inner["attn2"].items() if key not in ("to_k", "to_v")}
+            block[_BLOCK] = inner | {"attn2": attention}
+        kept[name] = block if name == "conv_out" else rounded(block, dtype)
+    return kept
+
+
+def rounded(params, dtype):
+    """Round the kernels and biases of a nested dict of parameters to a type, except the biases of normalisations."""
+    if any(isinstance(value, dict) for value in params.values()):
+        return {name: rounded(value, dtype) for name, value in params.items()}
+    return params if "scale" in params else {name: value.astype(dtype) for name, value in params.items()}
 
 
 def time_features(timestep, size: int):
@@ -216,14 +301,16 @@ class ResnetBlock(nn.Module):
     precision: Any = "highest"
 
     @nn.compact
-    def __call__(self, x, time=None) -> Residual:
-        """`x` [B,h,w,C]; `time` [B,E], after its SiLU."""
+    def __call__(self, x, time=None, shift=None) -> Residual:
+        """`x` [B,h,w,C]; `time` [T,E], after its SiLU, or in its place `shift` [T,features]; T divides B."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         conv = lambda y, name, kernel=3: layers.conv(y, self.features, kernel, bias=True, name=name, **options)
         norm = lambda y, name: layers.normalize(y, "group", False, epsilon=self.epsilon, name=name, **_norm(options))
         y = conv(nn.silu(norm(x, "norm1")), "conv1")
         if time is not None:
-            y += nn.Dense(self.features, name="time_emb_proj", **options)(time)[:, None, None]
+            shift = nn.Dense(self.features, name="time_emb_proj", **options)(time)
+        if shift is not None:
+            y += jnp.tile(shift, (len(x) // len(shift), 1))[:, None, None]
         y = conv(nn.silu(norm(y, "norm2")), "conv2")
         return Residual(y, (x if x.shape[-1] == self.features else conv(x, "conv_shortcut", 1)) + y)
 
@@ -239,12 +326,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x, prompt):
-        """`x` [B,h,w,C], `prompt` [1 or B,S,D]."""
+        """`x` [B,h,w,C], `prompt` [1 or B,S,D] or its keys and values (`Embedded.prompts`)."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         width = x.shape[-1]
         y = layers.normalize(x, "group", False, epsilon=_TRANSFORMER, name="norm", **_norm(options))
         y = nn.Dense(width, name="proj_in", **options)(y.reshape(len(x), -1, width))
-        y = TransformerBlock(self.heads, self.attention, name="transformer_blocks_0", **options)(y, prompt)
+        y = TransformerBlock(self.heads, self.attention, name=_BLOCK, **options)(y, prompt)
         return x + nn.Dense(width, name="proj_out", **options)(y).reshape(x.shape)
 
 
@@ -259,7 +346,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, prompt):
-        """`x` [B,T,C], `prompt` [1 or B,S,D]."""
+        """`x` [B,T,C], `prompt` as in `Transformer`."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         norm = lambda y, name: nn.LayerNorm(_LAYER, use_fast_variance=False, name=name, **_norm(options))(y)
         attention = lambda name: Attention(self.heads, self.attention, name=name, **options)
@@ -280,15 +367,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, seen):
-        """Attend from `x` [B,T,C] to `seen` [1 or B,S,D], to [B,T,C]."""
+        """Attend from `x` [B,T,C] to `seen`, [1 or B,S,D] or its keys and values [1 or B,S,heads,D], to [B,T,C]."""
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
-        batch, width = len(x), x.shape[-1]
-        shape = (self.heads, width // self.heads)
-        part = lambda y, name: nn.DenseGeneral(shape, use_bias=False, name=name, **options)(y)
-        # The prompt is the same for all images: its keys and values are computed once.
-        key, value = (jnp.broadcast_to(y, (batch, *y.shape[1:])) for y in (part(seen, "to_k"), part(seen, "to_v")))
+        width = x.shape[-1]
+        part = lambda y, name: _part(self.heads, width, name=name, **options)(y)
+        # A prompt that is the same for all images has its keys and values once.
+        key, value = seen if isinstance(seen, tuple) else (part(seen, "to_k"), part(seen, "to_v"))
         y = attend(part(x, "to_q"), key, value, self.attention, self.precision)
         return nn.DenseGeneral(width, axis=(-2, -1), name="to_out_0", **options)(y)
+
+
+def _part(heads: int, width: int, **options):
+    """Projection to queries, keys or values of `heads` heads, which have `width` channels together."""
+    return nn.DenseGeneral((heads, width // heads), use_bias=False, **options)
 
 
 class GatedPerceptron(nn.Module):

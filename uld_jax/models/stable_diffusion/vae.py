@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from uld_jax.errors import UserError
 from uld_jax.models import layers
-from uld_jax.models.stable_diffusion.attention import xla
+from uld_jax.models.stable_diffusion import unet
+from uld_jax.models.stable_diffusion.attention import attend
 from uld_jax.models.stable_diffusion.unet import LATENT, ResnetBlock
 
 _EPSILON = 1e-6  # epsilon of every group normalisation
@@ -36,6 +37,7 @@ class Encoder(nn.Module):
     Attributes:
       widths: channels of the blocks; each but the last halves the resolution.
       depth: residual blocks in a block.
+      attention: one of `attention.WAYS`.
       dtype: type of the arithmetic, None for that of the parameters and the images; norms, softmax and the moments have
         float32 at least.
       param_dtype: type of the parameters.
@@ -50,6 +52,7 @@ class Encoder(nn.Module):
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
     depth: int = 2
+    attention: str = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: Any = "highest"
@@ -63,7 +66,8 @@ class Encoder(nn.Module):
                 f"the autoencoder got images of shape {images.shape}; it takes [B,H,W,3] with sides that are multiples "
                 f"of {multiple}"
             )
-        x = _Body(self.widths, self.depth, self.dtype, self.param_dtype, self.precision, name="encoder")(images)
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        x = _Body(self.widths, self.depth, self.attention, name="encoder", **types)(images)
         x = x.astype(jnp.promote_types(x.dtype, self.param_dtype))
         options = dict(param_dtype=self.param_dtype, precision=self.precision)
         mean, logvar = jnp.split(layers.conv(x, 2 * LATENT, 1, bias=True, name="quant_conv", **options), 2, -1)
@@ -73,6 +77,7 @@ class Encoder(nn.Module):
 class _Body(nn.Module):
     widths: tuple[int, ...]
     depth: int
+    attention: str
     dtype: Any
     param_dtype: Any
     precision: Any
@@ -90,7 +95,7 @@ class _Body(nn.Module):
                 below_and_right = dict(stride=2, padding=((0, 1), (0, 1)))
                 x = conv(x, width, f"down_blocks_{level}_downsamplers_0_conv", **below_and_right)
         x = resnet(x, self.widths[-1], "mid_block_resnets_0")
-        x = _Attention(name="mid_block_attentions_0", **options)(x)
+        x = _Attention(self.attention, name="mid_block_attentions_0", **options)(x)
         x = resnet(x, self.widths[-1], "mid_block_resnets_1")
         x = layers.normalize(
             x, "group", False, epsilon=_EPSILON, name="conv_norm_out", dtype=self.dtype, param_dtype=self.param_dtype
@@ -101,6 +106,7 @@ class _Body(nn.Module):
 class _Attention(nn.Module):
     """Attention of one head over all cells; the input is added to the result."""
 
+    attention: str
     dtype: Any
     param_dtype: Any
     precision: Any
@@ -112,8 +118,13 @@ class _Attention(nn.Module):
         dense = lambda y, name: nn.Dense(width, name=name, precision=self.precision, **types)(y)
         y = layers.normalize(x, "group", False, epsilon=_EPSILON, name="group_norm", **types)
         y = y.reshape(len(x), -1, 1, width)
-        y = xla(dense(y, "to_q"), dense(y, "to_k"), dense(y, "to_v"), self.precision)
+        y = attend(dense(y, "to_q"), dense(y, "to_k"), dense(y, "to_v"), self.attention, self.precision)
         return x + dense(y, "to_out_0").reshape(x.shape)
+
+
+def prepare(params, dtype):
+    """Round the parameters to the type of the arithmetic as far as the network would each time it is applied."""
+    return params | {"encoder": unet.rounded(params["encoder"], dtype)}
 
 
 def of(params, **options) -> Encoder:
