@@ -157,7 +157,8 @@ class _Stage:
         self._reader = make_absent_reader(
             images.count, config.data.frame_size, mesh, stage.batch_size, memory=images.memory, **options
         )
-        self._frozen = sharding.put_replicated(mesh, _shapes(method.frozen()))
+        prepared = jax.eval_shape(method.prepared, _shapes(method.frozen()))
+        self._frozen = sharding.put_replicated(mesh, prepared)
         self._tables = objects.table_shapes(images.count, method.side_tables())
         self._cache = FeatureCache(os.path.expanduser(method.cache)) if method.cache else None
         self._seen = with_tables(self._reader, mesh, objects.table_shapes(images.count, method.step_tables()))
