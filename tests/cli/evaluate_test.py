@@ -115,7 +115,7 @@ def test_a_table_that_predict_wrote_has_the_errors_of_its_run(run, photos, table
     same = ("protocol", "n_train", "n_test", "landmarks", "normaliser", "found_share", "split", "settings")
     assert {key: found[key] for key in same} == {key: expected[key] for key in same}
     for key in ("forward_nme", "backward_nme", "mean_shape_nme", "ced_auc"):
-        assert found[key] == pytest.approx(expected[key], rel=2e-4), key  # the csv has three decimals
+        assert found[key] == pytest.approx(expected[key], rel=1e-3), key  # the csv has three decimals
     for key in ("label_counts", "groups"):
         flat = [row for part in (found, expected) for row in (part[key]["yaw"] if key == "groups" else part[key])]
         for mine, theirs in zip(flat[: len(flat) // 2], flat[len(flat) // 2 :], strict=True):

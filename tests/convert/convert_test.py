@@ -62,6 +62,7 @@ def test_fan(uld, refused, tmp_path, fan_state):
     equal(weights.load(dst, "fan"), reference.to_flax(fan_state))
     source = json.loads((dst / "source.json").read_text())
     assert source.pop("licence")
+    assert len(source.pop("crc32")) == 8
     expected = dict(kind="fan", file="fan.pth", sha256=files.sha256(src), entries=334, parameters=6_234_762)
     assert source == expected
     assert uld(kind="fan", src=src, dst=dst)[:2] == (0, out)  # again

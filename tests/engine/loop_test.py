@@ -234,7 +234,7 @@ def test_a_batch_of_a_stage_is_that_of_the_config(tmp_path, monkeypatch):
 def test_a_stage_whose_batch_does_not_divide_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "_rows_of", lambda *a: np.arange(1))
     two = type("Mesh", (), {"size": 2})()
-    with pytest.raises(UserError, match=r"config\.imm\.batch_size 3 does not divide over 2 devices; use a mul"):
+    with pytest.raises(UserError, match=r"config\.imm\.batch_size 3 does not divide over 2 devices; use 2 or 4"):
         loop.check(tiny.config("imm", **{"imm.batch_size": 3}), tmp_path, two)
 
 

@@ -81,7 +81,7 @@ def test_a_step_that_is_too_long_keeps_the_best():
     known[:45, :12] = known[45:, 12:] = False  # two halves that are never seen together: the default step is 2.4
     found, (_, residuals) = completion.complete(a, known), reference(a, known)
     assert residuals[-1] > 1.2 * min(residuals)
-    assert float(found.residual) == pytest.approx(min(residuals), rel=0.1)  # where they jump, rounding tells
+    assert float(found.residual) < 1.1 * min(residuals)  # where they jump, rounding tells
     assert float(completion.complete(a, known, delta=1.2).residual) < 0.05
 
 
