@@ -69,11 +69,15 @@ def check_readers_agree(mesh):
             assert chunk["index"].sharding.shard_shape((2, batch)) == (2, 2)
 
 
-def test_readers_agree_on_one_device():
+@pytest.mark.parametrize("longest", [resident._LONGEST, 8])
+def test_readers_agree_on_one_device(monkeypatch, longest):
+    monkeypatch.setattr(resident, "_LONGEST", longest)  # with 8 an image is three rows
     check_readers_agree(sharding.make_mesh(jax.devices()[:1]))
 
 
-def test_padding_is_black_and_batches_may_exceed_the_rows():
+@pytest.mark.parametrize("longest", [resident._LONGEST, 8])
+def test_padding_is_black_and_batches_may_exceed_the_rows(monkeypatch, longest):
+    monkeypatch.setattr(resident, "_LONGEST", longest)
     mesh = sharding.make_mesh(jax.devices()[:1])
     for sharded in (False, True):
         reader = ResidentReader(Noise(3), mesh, 8, sharded=sharded)
@@ -154,7 +158,8 @@ def check_sharded(mesh, rows):
     source = Noise(rows)
     reader = ResidentReader(source, mesh, batch, partner=True, sharded=True)
     parts = np.array_split(np.arange(rows), n)
-    assert reader.store["images"].sharding.shard_shape(reader.store["images"].shape)[0] == len(parts[0])
+    held = reader.store["images"].sharding.shard_shape(reader.store["images"].shape)[0]
+    assert held == len(parts[0]) * resident.shape_of(source.frame_size)[0]
 
     black = np.concatenate([source.pixels, np.zeros_like(source.pixels[:1])])
     steps = 40
@@ -204,6 +209,10 @@ if __name__ == "__main__":
     for count in (8, 19, 40, 41):
         split = check_sharded(eight, count)
     check_no_communication(split)
+    check_no_communication(ResidentReader(Noise(20), eight, 16))
+    resident._LONGEST = 8  # an image is three rows
+    check_readers_agree(eight)
+    check_no_communication(check_sharded(eight, 19))
     check_no_communication(ResidentReader(Noise(20), eight, 16))
     with pytest.raises(UserError, match=r"7 images cannot be split over 8 devices"):
         ResidentReader(Noise(7), eight, 16, sharded=True)

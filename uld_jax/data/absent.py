@@ -12,7 +12,7 @@ import numpy as np
 
 from uld_jax import sharding
 from uld_jax.data.pipeline import StreamReader
-from uld_jax.data.resident import FRACTION, ResidentReader, words_of
+from uld_jax.data.resident import FRACTION, ResidentReader, shape_of, words_of
 from uld_jax.errors import UserError
 
 
@@ -42,13 +42,14 @@ class AbsentResident(_Shapes, ResidentReader):
 
     def __init__(self, rows: int, side: int, mesh, batch_size: int, *, partner=False, sharded: bool = False):
         self._set(mesh, rows, side, batch_size, partner, sharded)
+        parts, words = shape_of(side)
         if not sharded:
-            images = jax.ShapeDtypeStruct((rows, words_of(side)), np.uint32)
+            images = jax.ShapeDtypeStruct((rows * parts, words), np.uint32)
             self.store = {"images": sharding.put_replicated(mesh, images)}
             return
         here = len(sharding.local_rows(mesh, mesh.size))
         local = {
-            "images": jax.ShapeDtypeStruct((self._blocks.longest * here, words_of(side)), np.uint32),
+            "images": jax.ShapeDtypeStruct((self._blocks.longest * here * parts, words), np.uint32),
             "start": jax.ShapeDtypeStruct((here,), np.int32),
         }
         self.store = sharding.put_batch(mesh, local)

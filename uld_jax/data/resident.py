@@ -10,7 +10,8 @@ pairs (`data.partners`) may be any rows, and so need the images whole.
 
 In memory an image is a row of 32-bit words, four bytes each, and not [F,F,3] bytes: a TPU keeps the first axis of such
 bytes in its lanes, and then copies all images to gather a few. It does the same to rows that do not fill its lanes, so
-rows are filled up to a multiple of 128 words (a frame of 80 pixels takes 1.3 % more; of 128 or 160, nothing).
+rows are filled up to a multiple of 128 words (a frame of 80 pixels takes 1.3 % more; of 128 or 160, nothing), and to
+rows of more than 32,768 words, so a larger image (from 210 pixels on) is several rows.
 """
 
 import itertools
@@ -33,6 +34,7 @@ from uld_jax.errors import UserError
 FRACTION = 0.4
 
 _LANES = 128  # numbers in a row of a TPU's memory tiles
+_LONGEST = 2**15  # words in a row; libtpu 0.0.42 cuts a table of longer rows in two before it gathers any
 
 
 class ResidentReader:
@@ -145,16 +147,21 @@ class ResidentReader:
 
     def _gather(self, store, index):
         if not self.sharded:
-            words = jax.lax.with_sharding_constraint(_take(store["images"], index), sharding.split(self._mesh))
+            words = _take(store["images"], index, self._parts)
+            words = jax.lax.with_sharding_constraint(words, sharding.split(self._mesh))
         else:
             split = P(sharding.AXIS)
             words = jax.shard_map(
-                lambda images, start, index: _take(images, index - start),
+                lambda images, start, index: _take(images, index - start, self._parts),
                 mesh=self._mesh,
                 in_specs=(split, split, split),
                 out_specs=split,
             )(store["images"], store["start"], index)
         return unpacked(words, self._side)
+
+    @property
+    def _parts(self) -> int:
+        return shape_of(self._side)[0]
 
     def _of_blocks(self, make):
         """Make {block: make(block, number of its rows)} for the blocks that this process draws from."""
@@ -170,18 +177,18 @@ class ResidentReader:
         return sharding.put_replicated(self._mesh, _decoded(source, range(self.rows), self.rows))
 
     def _sharded_store(self, source):
-        blocks, side = self._blocks, source.frame_size
+        blocks, (parts, words) = self._blocks, shape_of(source.frame_size)
         if min(blocks.sizes) == 0:
             raise UserError(
                 f"{self.rows} images cannot be split over {self._mesh.size} devices; use config.data.reader=stream"
             )
 
         def block(place):
-            device = (place[0].start or 0) // blocks.longest
+            device = (place[0].start or 0) // (blocks.longest * parts)
             size, start = blocks.sizes[device], blocks.starts[device]
             return _decoded(source, range(start, start + size), blocks.longest)
 
-        shape = (blocks.longest * blocks.count, words_of(side))
+        shape = (blocks.longest * blocks.count * parts, words)
         split = sharding.split(self._mesh)
         starts = np.array(blocks.starts, np.int32)
         return {
@@ -220,25 +227,40 @@ def _joined(batches, chunk):
         yield {name: np.concatenate([b[name] for b in several]) for name in several[0]}
 
 
-def _take(rows, index):
-    """Return rows[index], zeros where the index is beyond the last row."""
-    return jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+def _take(rows, index, parts: int):
+    """Return the words [B,W] of images whose rows, `parts` each, follow one another; zeros beyond the last image."""
+    if parts > 1:
+        index = (index[:, None] * parts + jnp.arange(parts, dtype=index.dtype)).reshape(-1)
+    found = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+    return found.reshape(-1, parts * rows.shape[1])
 
 
 def _decoded(source: Source, rows: range, count: int) -> np.ndarray:
-    """Return images of a source as `count` rows of words [count,W] uint32; those beyond the given rows are zeros."""
+    """Return `count` images of a source as rows of words (`shape_of`) uint32; those beyond the given rows are zeros."""
     words = np.zeros((count, words_of(source.frame_size)), "<u4")
     source.images(rows, out=pixels_in(words[: len(rows)], source.frame_size))
-    return words.astype(np.uint32, copy=False)
+    return words.astype(np.uint32, copy=False).reshape(-1, shape_of(source.frame_size)[1])
+
+
+def shape_of(side: int) -> tuple[int, int]:
+    """Return the number of rows of an image [side,side,3] uint8, and of 32-bit words in a row.
+
+    Rows are filled up to whole rows of a TPU's tiles.
+
+    >>> shape_of(160), shape_of(80)  # 160 * 160 * 3 / 4 and 80 * 80 * 3 / 4 + 64
+    ((1, 19200), (1, 4864))
+    >>> shape_of(256)  # 256 * 256 * 3 / 4 in two rows
+    (2, 24576)
+    """
+    words = -(-(side * side * 3) // 4)
+    parts = -(-words // _LONGEST)
+    return parts, -(-words // (parts * _LANES)) * _LANES
 
 
 def words_of(side: int) -> int:
-    """Return the number of 32-bit words of an image [side,side,3] uint8, filled up to whole rows of a TPU's tiles.
-
-    >>> words_of(160), words_of(80)  # 160 * 160 * 3 / 4 and 80 * 80 * 3 / 4 + 64
-    (19200, 4864)
-    """
-    return -(-(side * side * 3) // (4 * _LANES)) * _LANES
+    """Return the number of 32-bit words of an image [side,side,3] uint8 with what fills its rows up."""
+    parts, words = shape_of(side)
+    return parts * words
 
 
 def pixels_in(words: np.ndarray, side: int) -> np.ndarray:
