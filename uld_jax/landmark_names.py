@@ -30,13 +30,17 @@ def read_names(path) -> tuple[str, ...]:
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is no JSON (line {error.lineno}: {error.msg}); save it again") from None
+            raise UserError(f"{where} begins as JSON and is none (line {error.lineno}: {error.msg}); mend it") from None
         found = found.get("names") if isinstance(found, dict) else found
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise UserError(f'{where} holds no list of names; write {{"names": ["left eye", ...]}}, or a name a line')
     names = tuple(name.strip() for name in found)
     if "" in names:
         raise UserError(f"{where} has no name for landmark {names.index('')}; give each landmark a name")
+    if odd := [name for name in names if not name.isprintable()]:
+        raise UserError(
+            f"{where} holds the name {odd[0]!r}, with a line break or another control character; leave it out"
+        )
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"{where} holds {twice[0]!r} twice; give each landmark a name of its own")
     return names

@@ -15,6 +15,7 @@ from PIL import Image
 from tests import tiny
 from uld_jax.data.open import open_split
 from uld_jax.detector import Detector
+from uld_jax.studies.page import gather, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -125,6 +126,19 @@ def test_the_page_holds_photos_and_landmarks(run, photos, tmp_path, uld):
     assert (tmp_path / "few_files/photos_000.jpg").exists()
     assert [one["stage"] for one in page["runs"]] == ["detector", "zeroshot"]
     assert len(page["photos"]) == 3
+    # A page of fewer sheets takes away its own earlier ones, and nothing else in a folder of this name.
+    (tmp_path / "few_files/photos_beach.jpg").touch()
+    (tmp_path / "few_files/photos_007.jpg").touch()
+    code, out, err = uld(
+        "report", f"--workdir={run}", f"--data_dir={photos}", f"--out={tmp_path}/few.html", "--photos=2"
+    )
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "few_files").iterdir()) == ["photos_007.jpg", "photos_beach.jpg"]
+    (tmp_path / "names.txt").write_text("left eye\nright eye\n")
+    names = f"--names={tmp_path}/names.txt"
+    code, _, err = uld("report", f"--workdir={run}", f"--data_dir={photos}", f"--out={tmp_path}/few.html", names)
+    assert code == 1
+    assert f"there are 2 names for {detector.k} landmarks" in err
     code, _, err = uld("report", f"--workdir={run}", f"--data_dir={photos}", f"--out={tmp_path}/page.pdf")
     assert code == 1
     assert "give a name that ends in .html" in err
@@ -194,7 +208,8 @@ def test_names_and_corrections_come_back_from_a_browser(run, photos, tmp_path, u
         ('{"names": ["a"]}', "there are 1 names for"),
         ('{"names": "a"}', "holds no list of names"),
         ('["a", ""]', "has no name for landmark 1"),
-        ('{"names": ', "is no JSON"),
+        ('["a\\nb"]', "with a line break or another control character"),
+        ('{"names": ', "begins as JSON and is none"),
         (None, "cannot be read (no such file or directory)"),
     ],
 )
@@ -206,3 +221,22 @@ def test_names_that_cannot_be_used_are_told(run, photos, tmp_path, uld, content,
     assert code == 1
     assert said in err
     assert not (tmp_path / "found").exists()
+
+
+def test_what_a_page_is_made_of_may_hold_anything(photos):
+    """Marks of the template, ends of scripts and cells that are no numbers, in names and columns."""
+    source = open_split(tiny.short(photos), "test")
+    rows = np.arange(3)
+    empty = np.full((3, 1), np.nan)
+    shown = gather.Shown(
+        "/*SCRIPT*/", "s", np.ones((3, 1, 2)), np.ones((3, 1)), empty, None, [{}], {"split": "test"}, {}, {}, {}
+    )
+    columns = {"</script>": ["<!--", "/*DATA*/", ""], "number": ["1_0", "nan", ""]}
+    text = write.page(gather.Gathered(source, rows, columns, [shown]), ["a"], ("/*STYLE*/",))
+    found = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    assert found["columns"]["</script>"]["cells"] == columns["</script>"]
+    assert found["columns"]["number"] == {"numeric": True, "cells": [10.0, None, None]}
+    assert found["names"] == ["/*STYLE*/"]
+    assert text.count("<script") == 2
+    other = write.page(gather.Gathered(source, rows, columns, [shown._replace(xy=np.zeros((3, 1, 2)))]), ["a"])
+    assert json.loads(re.search(r'id="data">(.*?)</script>', other, re.S)[1])["id"] != found["id"]

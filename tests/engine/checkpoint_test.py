@@ -116,7 +116,7 @@ def test_a_damaged_save_is_one_sentence(mesh, tmp_path, lost):
     checkpoint.save_final(tmp_path, "one", state(mesh), {})
     path = checkpoint.final_path(tmp_path, "one") / lost
     path.rmtree() if path.is_dir() else path.unlink()
-    with pytest.raises(UserError, match=r"one/final cannot be read .*; delete that folder"):
+    with pytest.raises(UserError, match=r"one/final cannot be read .*; restore it from a copy, or delete that folder"):
         checkpoint.restore_final(tmp_path, "one", template(mesh, state(mesh)))
 
 
@@ -135,7 +135,9 @@ def test_other_numbers_than_were_saved_are_damage(mesh, tmp_path):
         place = tmp_path / "checkpoints" / name / "final" / item
         shutil.rmtree(place)
         shutil.copytree(tmp_path / "checkpoints" / other / "final" / item, place)
-        with pytest.raises(UserError, match=rf"{name}/final is damaged: it holds other numbers .*; delete that folder"):
+        with pytest.raises(
+            UserError, match=rf"{name}/final is damaged: it holds other numbers .*; restore it from a copy, or"
+        ):
             checkpoint.restore_final(tmp_path, name, here)
 
 

@@ -9,7 +9,7 @@ from uld_jax.cli.flags import Flags
 
 USAGE = """\
 --workdir=RUN [--stage=NAME] [--compare=RUN2] [--photos=300] [--link] [--out=FILE.html]
-[--split=test] [--data_dir=DIR] [--names=FILE]"""
+[--split=test] [--dataset=NAME] [--data_dir=DIR] [--names=FILE]"""
 
 
 def define(flags: Flags) -> None:
@@ -21,6 +21,7 @@ def define(flags: Flags) -> None:
     flags.switch("link", "Puts the photos into a folder beside the page, which loads those that are looked at.")
     flags.number("photos", 300, "Photos on the page, spread evenly over the split; 0 for all.")
     flags.text("split", "test", "Split to show.")
+    flags.text("dataset", "", "Another data set than the run's own, such as folder.")
     flags.path("data_dir", "", "Folder of the data, in place of the run's own.")
     flags.path("names", "", "Names of the landmarks: names.json that an earlier page saved.")
 
@@ -31,10 +32,10 @@ def run(args: FlagValues) -> int:
     from uld_jax.studies.page import gather, write
 
     out = args.out or write.default_out(args.workdir)
+    write.check_out(out)
     names = read_names(args.names) if args.names else ()
-    asked = gather.Asked(
-        shared.stage_of(args), args.compare, split=args.split, data_dir=args.data_dir, photos=args.photos
-    )
+    where = dict(split=args.split, dataset=args.dataset, data_dir=args.data_dir)
+    asked = gather.Asked(shared.stage_of(args), args.compare, photos=args.photos, names=names, **where)
     gathered = gather.gather(asked, say=lambda text: print(text, file=sys.stderr))
     written = write.write(gathered, out, link=args.link, names=names)
     size = sum(path.stat().length for path in written)

@@ -155,14 +155,15 @@ def _restore(path, template) -> Restored:
         raise
     except Exception as error:  # Orbax and TensorStore raise errors of any kind for files that they did not write
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}); delete that folder to go on from an older checkpoint"
+            f"{path} cannot be read ({type(error).__name__}); restore it from a copy, or delete that folder, and `uld "
+            "train` goes on from an older checkpoint"
         ) from error
     state, meta = found["state"], found["meta"]
     expected = checksums.crc32(sharding.to_host(state), _caller(meta))
     if {_SAVED, _CHECKSUM} & set(meta) and meta.get(_CHECKSUM) != expected:  # one key without the other is damage too
         raise UserError(
-            f"{path} is damaged: it holds other numbers than were saved; delete that folder to go on from an older "
-            "checkpoint"
+            f"{path} is damaged: it holds other numbers than were saved; restore it from a copy, or delete that folder, "
+            "and `uld train` goes on from an older checkpoint"
         )
     return Restored(state, _caller(meta))
 

@@ -34,8 +34,10 @@ class Asked(NamedTuple):
       run: a finished run, RUN or RUN:STAGE.
       compare: another one whose landmarks are shown on the same photos; empty for none.
       split: name of the split.
+      dataset: name of another data set than the runs' own; empty for that.
       data_dir: folder of the data in place of the run's own; empty for that.
       photos: largest number of photos, spread evenly over the split; 0 for all.
+      names: names of the run's landmarks; () for none.
     """
 
     run: str
@@ -43,6 +45,8 @@ class Asked(NamedTuple):
     split: str = "test"
     data_dir: str = ""
     photos: int = 300
+    dataset: str = ""
+    names: tuple[str, ...] = ()
 
 
 class Shown(NamedTuple):
@@ -106,13 +110,18 @@ def gather(asked: Asked, say: Callable[[str], None] = lambda text: None) -> Gath
         names = [f"{name}:{one.stage}" for name, one in zip(names, finished, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{i + 1}: {name}" for i, name in enumerate(names)]
-    data = [open_splits(one.config, mesh, asked.split, data_dir=asked.data_dir) for one in finished]
+    where = dict(dataset=asked.dataset, data_dir=asked.data_dir)
+    data = [open_splits(one.config, mesh, asked.split, **where) for one in finished]
     first = data[0].measured
     for one in data[1:]:
         if one.measured.names != first.names or one.measured.frame_size != first.frame_size:
             raise UserError(
-                f"--compare={asked.compare} is about other photos than {asked.run}; give --data_dir=DIR for both"
+                f"--compare={asked.compare} is about other photos, or photos of another size, than {asked.run}; give "
+                "--dataset=folder --data_dir=DIR for both"
             )
+    count = Predictor(finished[0].model.method, mesh).count(finished[0].model, first.frame_size)
+    if asked.names and len(asked.names) != count:
+        raise UserError(f"there are {len(asked.names)} names for {count} landmarks; give one for each")
     rows = spread(len(first), asked.photos)
     columns: dict[str, list[Any]] = {name: [cells[row] for row in rows] for name, cells in first.columns.items()}
     if (yaw := yaw_of(first)) is not None:

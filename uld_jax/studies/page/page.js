@@ -17,18 +17,19 @@
   };
 
   // ---- what is kept between visits -------------------------------------------------------------------------------
-  const key = "uld report " + location.pathname + " " + data.runs[0].name + " " + data.runs[0].stage + " " + count;
+  // Only for the same photos with the same landmarks, and names only while the page was given the same ones.
+  const fixesKey = "uld report " + data.id, namesKey = fixesKey + " " + JSON.stringify(data.names);
   const keep = () => {
     try {
-      localStorage.setItem(key, JSON.stringify({ names: state.names, fixes: [...state.fixes] }));
+      localStorage.setItem(fixesKey, JSON.stringify([...state.fixes]));
+      localStorage.setItem(namesKey, JSON.stringify(state.names));
     } catch { /* a browser may forbid it; the buttons that save still work */ }
   };
+  state.names = [...data.names];
   try {
-    const kept = JSON.parse(localStorage.getItem(key) || "{}");
-    state.names = kept.names || [];
-    state.fixes = new Map(kept.fixes || []);
+    state.fixes = new Map(JSON.parse(localStorage.getItem(fixesKey) || "[]"));
+    state.names = JSON.parse(localStorage.getItem(namesKey)) || state.names;
   } catch { /* as above */ }
-  data.names.forEach((name, k) => { state.names[k] = state.names[k] || name; });
 
   // ---- landmarks -------------------------------------------------------------------------------------------------
   const run = () => data.runs[state.run];
@@ -352,10 +353,12 @@
     state.fixes.set(state.open, fixed);
     drawBig();
   });
-  $("big").addEventListener("pointerup", () => {
-    if (dragged >= 0 && state.fixes.has(state.open)) corrected();
-    dragged = -1;
-  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    $("big").addEventListener(end, () => {
+      if (dragged >= 0 && state.fixes.has(state.open)) corrected();
+      dragged = -1;
+    });
+  }
 
   // ---- files that the page saves ---------------------------------------------------------------------------------
   function save(name, text, type) {

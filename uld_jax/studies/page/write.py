@@ -1,10 +1,13 @@
 """The page of a run as a file: data and small photos put into the HTML, or photos in sheets beside it."""
 
 import base64
+import hashlib
 import importlib.resources
 import io
 import json
 import os
+import re
+import urllib.parse
 from typing import Any
 
 import numpy as np
@@ -37,12 +40,11 @@ def write(gathered: Gathered, out, *, link: bool = False, names: tuple[str, ...]
       The files written; sheets of an earlier page that are not needed any more are removed.
 
     Raises:
-      UserError: `out` is not called `.html`.
+      UserError: `out` is not called `.html`, or its folder cannot be written to.
     """
     out = epath.Path(out)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out={out} is no page; give a name that ends in .html")
-    beside = out.parent / f"{out.stem}_files"
+    check_out(out)
+    beside, earlier = out.parent / f"{out.stem}_files", _sheets_of(out)
     written, addresses = [], []
     for number, sheet in enumerate(_sheets(gathered)):
         if not link:
@@ -51,14 +53,31 @@ def write(gathered: Gathered, out, *, link: bool = False, names: tuple[str, ...]
         path = beside / f"photos_{number:03d}.jpg"
         files.write(path, sheet)
         written.append(path)
-        addresses.append(f"{beside.name}/{path.name}")
-    for old in beside.glob("photos_*.jpg") if beside.is_dir() else ():
-        if old not in written:
-            old.unlink()
-    if beside.is_dir() and not any(beside.iterdir()):
-        beside.rmdir()
+        addresses.append(f"{urllib.parse.quote(beside.name)}/{path.name}")
     files.write(out, page(gathered, addresses, names))
+    # Only what the page of before named is removed, because others make folders of this name, too.
+    for name in earlier - {path.name for path in written}:
+        (beside / name).unlink(missing_ok=True)
+    if earlier and beside.is_dir() and not any(beside.iterdir()):
+        beside.rmdir()
     return [out, *written]
+
+
+def check_out(out) -> None:
+    """Raise UserError unless `out` is called as a page and its folder can be written to."""
+    out = epath.Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out={out} is no page; give a name that ends in .html")
+    files.check_writable(out.parent, "out")
+
+
+def _sheets_of(out) -> set[str]:
+    """Names of the sheets beside a page that was written earlier; none where there is no such page."""
+    try:
+        text = out.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return set()
+    return set(re.findall(r'_files/(photos_\d{3,}\.jpg)"', text))
 
 
 def page(gathered: Gathered, addresses: list[str], names: tuple[str, ...] = ()) -> str:
@@ -67,23 +86,23 @@ def page(gathered: Gathered, addresses: list[str], names: tuple[str, ...] = ()) 
     text = assets.joinpath("page.html").read_text("utf-8")
     # What ends a script, or begins a comment in one, is written as JSON escapes.
     data = json.dumps(_data(gathered, addresses, names), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"STYLE": assets.joinpath("page.css").read_text("utf-8"), "DATA": data}
-    parts["SCRIPT"] = assets.joinpath("page.js").read_text("utf-8")
-    for name, part in parts.items():
-        before, after = text.split(f"/*{name}*/")
-        text = before + part + after
-    return text
+    parts = {"/*STYLE*/": assets.joinpath("page.css").read_text("utf-8"), "/*DATA*/": data}
+    parts["/*SCRIPT*/"] = assets.joinpath("page.js").read_text("utf-8")
+    return "".join(parts.get(piece, piece) for piece in re.split(r"(/\*[A-Z]+\*/)", text))
 
 
 def _data(gathered: Gathered, addresses: list[str], names: tuple[str, ...]) -> dict[str, Any]:
     source, rows = gathered.source, gathered.rows
     columns = {
-        name: {"numeric": numeric(cells), "cells": [_cell(cell) for cell in cells]}
+        name: {"numeric": numeric(cells), "cells": [_number(c) if numeric(cells) else _cell(c) for c in cells]}
         for name, cells in gathered.columns.items()
         if any(str(cell).strip() for cell in cells if cell is not None)
     }
+    shown = json.dumps([[source.names[row] for row in rows], *((r.name, r.stage) for r in gathered.runs)])
+    points = b"".join(np.ascontiguousarray(run.xy).tobytes() for run in gathered.runs)
     most = max(run.xy.shape[1] for run in gathered.runs)
     return {
+        "id": hashlib.sha256(shown.encode("utf-8", "surrogateescape") + points).hexdigest()[:16],
         "version": __version__,
         "split": _split_of(gathered),
         "photos": [files.printable(source.names[row]) for row in rows],
@@ -132,6 +151,10 @@ def _cell(value):
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return files.printable(value) if isinstance(value, str) else value
+
+
+def _number(cell) -> float | None:
+    return None if cell is None or not str(cell).strip() else _cell(float(cell))
 
 
 def _split_of(gathered: Gathered) -> str:
