@@ -162,8 +162,8 @@ def _restore(path, template) -> Restored:
     expected = checksums.crc32(sharding.to_host(state), _caller(meta))
     if {_SAVED, _CHECKSUM} & set(meta) and meta.get(_CHECKSUM) != expected:  # one key without the other is damage too
         raise UserError(
-            f"{path} is damaged: it holds other numbers than were saved; restore it from a copy, or delete that folder, "
-            "and `uld train` goes on from an older checkpoint"
+            f"{path} is damaged: it holds other numbers than were saved; restore it from a copy, or delete that "
+            "folder, and `uld train` goes on from an older checkpoint"
         )
     return Restored(state, _caller(meta))
 
