@@ -105,8 +105,8 @@ def test_every_method_class_has_a_config():
         for name, cls in vars(importlib.import_module(f"uld_jax.methods.{module.name}")).items():
             own = inspect.isclass(cls) and cls.__module__.endswith(module.name) and not name.startswith("_")
             # What stages share is no method; other tests may have made stages of their own.
-            shared = any(sub.__module__.startswith("uld_jax.") for sub in cls.__subclasses__())
-            if own and hasattr(cls, "predict") and not shared:
+            below = cls.__subclasses__() if own else ()
+            if own and hasattr(cls, "predict") and not any(sub.__module__.startswith("uld_jax.") for sub in below):
                 found.add(f"{module.name}.{name}")
     assert found == named
 
