@@ -12,25 +12,19 @@ turns (once where that depends on the data: one iteration of k-means). It notes 
 so a call takes longer; `sorted` and `gathered` count their elements, in millions. Other compilers note no cycles.
 """
 
-import argparse
 import math
-import os
 import sys
-import time
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
-from uld_jax import devices, sharding
+from benchmarks import absent
+from uld_jax import sharding
 from uld_jax.clustering import assignment, gcn_clusters, kmeans, knn, quality
-from uld_jax.errors import UserError
 from uld_jax.ops import completion
 from uld_jax.plan import hlo as hlo_lib
-from uld_jax.plan import topology as topologies
 
-MIB = 2**20
 DIM = 256  # numbers of a row
 
 
@@ -83,32 +77,19 @@ def benchmark(topology: str, rows: int, images: int, only=(), dim: int = DIM, hl
       only: names of clusterings; all if empty.
       hlo: a folder for the compiled texts, or nothing.
     """
-    found = topologies.find(topology)
-    mesh, sheet = sharding.make_mesh(found.devices), devices.sheet(found.kind)
-    with devices.traced_for(found.devices), jax.set_mesh(mesh):
-        for name, (function, arguments) in programs(mesh, rows, images, dim).items():
-            if only and name not in only:
-                continue
-            begin, spent = time.perf_counter(), time.process_time()
-            compiled = jax.jit(function).lower(*arguments).compile()
-            taken = time.perf_counter() - begin, time.process_time() - spent
-            text = compiled.as_text()
-            if hlo:
-                os.makedirs(hlo, exist_ok=True)
-                with open(os.path.join(hlo, f"{name}.txt"), "w") as file:
-                    file.write(text)
-            counts, clock = counted(text), sheet and sheet.clock
-            yield {
-                "clustering": name,
-                "topology": topology,
-                "rows": rows,
-                "compile s": round(taken[0], 1),
-                "compile CPU s": round(taken[1], 1),
-                "temporaries MiB": round(compiled.memory_analysis().temp_size_in_bytes / MIB, 1),
-                "estimate ms": round(1e3 * counts["cycles"] / clock, 2) if clock else None,
-                "sorted": round(counts["sorted"] / 1e6, 1),
-                "gathered": round(counts["gathered"] / 1e6, 1),
-            }
+    for one in absent.compile_each(topology, lambda mesh: programs(mesh, rows, images, dim), only, hlo):
+        counts = counted(one.text)
+        yield {
+            "clustering": one.name,
+            "topology": topology,
+            "rows": rows,
+            "compile s": round(one.seconds, 1),
+            "compile CPU s": round(one.processor_seconds, 1),
+            "temporaries MiB": one.temporaries,
+            "estimate ms": one.milliseconds(counts["cycles"]),
+            "sorted": round(counts["sorted"] / 1e6, 1),
+            "gathered": round(counts["gathered"] / 1e6, 1),
+        }
 
 
 def counted(text: str) -> dict[str, int]:
@@ -128,25 +109,11 @@ def counted(text: str) -> dict[str, int]:
 
 def main(argv=None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:4x4", help="absent devices, such as v5e:4x4 or h100:1")
+    parser = absent.parser(__doc__, "v5e:4x4", "clusterings")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows that are clustered")
     parser.add_argument("--images", type=int, default=20_000, help="images of 60 keypoints, for assignments")
-    parser.add_argument("--only", default="", help="names of clusterings, separated by semicolons")
-    parser.add_argument("--hlo", default="", help="folder for the compiled texts")
-    parser.add_argument("--json", default="", help="file to write the rows to")
     args = parser.parse_args(argv)
-    rows = []
-    try:
-        only = [name for name in args.only.split(";") if name]
-        for row in benchmark(args.topology, args.rows, args.images, only, hlo=args.hlo):
-            print(row, flush=True)
-            rows.append(row)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    harness.report(rows, args.json)
-    return 0
+    return absent.run(lambda only: benchmark(args.topology, args.rows, args.images, only, hlo=args.hlo), args)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,17 @@ Nothing is computed: weights, views and maps are shapes, the batch is split over
 `benchmarks/aot_clusters.py`; the kernels of attention note none. The whole networks take half an hour on two cores.
 """
 
-import argparse
-import os
 import sys
-import time
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import aot_clusters, harness
-from uld_jax import devices, sharding
-from uld_jax.errors import UserError
+from benchmarks import absent, aot_clusters
+from uld_jax import sharding
 from uld_jax.models import duld_net
 from uld_jax.models.stable_diffusion import unet, vae
-from uld_jax.plan import topology as topologies
 
-MIB = 2**20
 WIDTHS, PROMPT = (320, 640, 1280, 1280), (77, 768)  # of Stable Diffusion 1.5
 HALF = dict(dtype=jnp.bfloat16, precision="default")
 
@@ -83,50 +77,23 @@ def benchmark(topology: str, batch: int, only=(), hlo: str = "") -> Iterator[dic
       only: names of pieces; all if empty.
       hlo: a folder for the compiled texts, or nothing.
     """
-    found = topologies.find(topology)
-    mesh, sheet = sharding.make_mesh(found.devices), devices.sheet(found.kind)
-    clock = sheet and sheet.clock
-    with devices.traced_for(found.devices), jax.set_mesh(mesh):
-        for name, (function, arguments) in pieces(mesh, batch).items():
-            if only and name not in only:
-                continue
-            begin = time.perf_counter()
-            compiled = jax.jit(function).lower(*arguments).compile()
-            text = compiled.as_text()
-            if hlo:
-                os.makedirs(hlo, exist_ok=True)
-                with open(os.path.join(hlo, f"{name}.txt"), "w") as file:
-                    file.write(text)
-            yield {
-                "piece": name,
-                "topology": topology,
-                "batch": batch,
-                "compile s": round(time.perf_counter() - begin, 1),
-                "temporaries MiB": round(compiled.memory_analysis().temp_size_in_bytes / MIB, 1),
-                "estimate ms": round(1e3 * aot_clusters.counted(text)["cycles"] / clock, 2) if clock else None,
-            }
+    for one in absent.compile_each(topology, lambda mesh: pieces(mesh, batch), only, hlo):
+        yield {
+            "piece": one.name,
+            "topology": topology,
+            "batch": batch,
+            "compile s": round(one.seconds, 1),
+            "temporaries MiB": one.temporaries,
+            "estimate ms": one.milliseconds(aot_clusters.counted(one.text)["cycles"]),
+        }
 
 
 def main(argv=None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:2x2", help="absent devices, such as v5e:2x2 or h100:1")
+    parser = absent.parser(__doc__, "v5e:2x2", "pieces")
     parser.add_argument("--batch", type=int, default=24, help="views of 512 x 512 pixels of all devices together")
-    parser.add_argument("--only", default="", help="names of pieces, separated by semicolons")
-    parser.add_argument("--hlo", default="", help="folder for the compiled texts")
-    parser.add_argument("--json", default="", help="file to write the rows to")
     args = parser.parse_args(argv)
-    rows = []
-    try:
-        only = [name for name in args.only.split(";") if name]
-        for row in benchmark(args.topology, args.batch, only, args.hlo):
-            print(row, flush=True)
-            rows.append(row)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    harness.report(rows, args.json)
-    return 0
+    return absent.run(lambda only: benchmark(args.topology, args.batch, only, args.hlo), args)
 
 
 if __name__ == "__main__":
