@@ -23,9 +23,9 @@ def set_flags() -> None:
     """
     name, value = FLAGS.get(_version("jaxlib"), ("", ""))
     if name:
-        _add("XLA_FLAGS", name, value)
+        add_flag("XLA_FLAGS", name, value)
     for name in TPU_FLAGS.get(".".join(_version("libtpu").split(".")[:3]), ()):
-        _add("LIBTPU_INIT_ARGS", name, "false")
+        add_flag("LIBTPU_INIT_ARGS", name, "false")
 
 
 def _version(package: str) -> str:
@@ -36,8 +36,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _add(variable: str, name: str, value: str) -> None:
-    """Add a flag to an environment variable that does not have it."""
+def add_flag(variable: str, name: str, value: str) -> None:
+    """Add a flag to an environment variable of flags, such as XLA_FLAGS, that does not have it."""
     given = os.environ.get(variable, "")
     if not any(word.partition("=")[0] == f"--{name}" for word in given.split()):
         os.environ[variable] = f"{given} --{name}={value}".strip()

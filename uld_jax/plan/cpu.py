@@ -1,20 +1,17 @@
 """The CPU of this machine: `--topology=cpu:8` has eight virtual devices of it."""
 
-import os
-
+from uld_jax.compiler import add_flag
 from uld_jax.errors import UserError
 
 EXAMPLE = "cpu:1"
-_COUNT = "xla_force_host_platform_device_count"
 
 
 def prepare(name: str, shape: str) -> None:
     """Check the number of devices, and ask XLA for so many. Raises UserError for another number."""
     if not shape.isdecimal() or not int(shape):
         raise UserError(f"--topology={name}:{shape} needs a number of devices, such as {name}:1")
-    given = os.environ.get("XLA_FLAGS", "")
-    if int(shape) > 1 and _COUNT not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --{_COUNT}={shape}".strip()
+    if int(shape) > 1:
+        add_flag("XLA_FLAGS", "xla_force_host_platform_device_count", shape)
 
 
 def devices(name: str, shape: str) -> list:

@@ -7,13 +7,13 @@ defaults; kernels of cuDNN and cuBLAS are named in the program and not compiled,
 
 import os
 
+from uld_jax.compiler import add_flag
 from uld_jax.errors import UserError
 from uld_jax.plan import packages
 
 EXAMPLE = "h100:1, h100:8"
 PER_MACHINE = 8
 _SHARE = 0.75  # of a GPU's memory, which JAX reserves by default (XLA_PYTHON_CLIENT_MEM_FRACTION)
-_AUTOTUNING = "xla_gpu_autotune_level"
 
 # By data sheets and the table of compute capabilities in the "CUDA C++ Programming Guide"; sizes in bytes.
 CARDS = {
@@ -59,9 +59,7 @@ def prepare(name: str, shape: str) -> None:
             f"{name}:8"
         )
     packages.need_any(("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "cuda13-local", "NVIDIA GPUs")
-    given = os.environ.get("XLA_FLAGS", "")
-    if _AUTOTUNING not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --{_AUTOTUNING}=0".strip()
+    add_flag("XLA_FLAGS", "xla_gpu_autotune_level", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else it says several times that there is no driver
 
 
