@@ -65,7 +65,7 @@ ALLOWED = {
         "viz",
     },
     "detector": {"data", "engine", "evaluation", "method", "ops", "sharding"},
-    "predict": {"data", "detector", "ops", "viz"},
+    "predict": {"data", "detector", "landmark_names", "ops", "viz"},
     "studies": {
         "backbones",
         "bank",
@@ -74,6 +74,7 @@ ALLOWED = {
         "data",
         "engine",
         "evaluation",
+        "landmark_names",
         "method",
         "ops",
         "sharding",
@@ -83,6 +84,7 @@ ALLOWED = {
     },
     "plan": {
         "backbones",
+        "compiler",
         "config",
         "convert",
         "data",

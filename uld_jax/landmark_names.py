@@ -1,10 +1,17 @@
 """Names of discovered landmarks, given on the page of a run (`uld report`) and kept in a file."""
 
 import json
+from collections.abc import Sequence
 
 from etils import epath
 
 from uld_jax.errors import UserError, flag
+
+
+def check_count(names: Sequence[str], count: int) -> None:
+    """Raise UserError unless there is a name for each of `count` landmarks, or none at all."""
+    if names and len(names) != count:
+        raise UserError(f"there are {len(names)} names for {count} landmarks; give one for each")
 
 
 def read_names(path) -> tuple[str, ...]:

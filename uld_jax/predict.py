@@ -24,6 +24,7 @@ from uld_jax.data.names import same_on_disk
 from uld_jax.data.specs import decode_threads
 from uld_jax.detector import Detector
 from uld_jax.errors import UserError
+from uld_jax.landmark_names import check_count
 from uld_jax.ops import coordinates
 
 _SHEET_CELL = 160  # px, side of a cell of the contact sheet
@@ -147,8 +148,8 @@ def _names(detector: Detector, points: str, names: tuple[str, ...]) -> tuple[str
         if names:
             raise UserError("--names are those of discovered landmarks; give those of annotated ones to `uld fit`")
         return detector.annotated_names
-    if names and len(names) != detector.k:
-        raise UserError(f"there are {len(names)} names for {detector.k} landmarks; give one for each")
+    if names:  # the number of landmarks takes tracing
+        check_count(names, detector.k)
     return names
 
 

@@ -25,6 +25,10 @@ def stable(predict, images, **options):
     return st.stability(predict, images.__getitem__, len(images), **options)
 
 
+def mirrored(predict, images, **options):
+    return st.mirrored_distances(predict, images.__getitem__, *predict(images), **options)
+
+
 def centroid(images):
     """A detector that follows the blobs: the centroid of each colour."""
     images = np.asarray(images, np.float64)
@@ -201,14 +205,12 @@ def test_mirrored_landmarks_are_compared_with_their_partners():
         order = np.argsort(found[:, :2, 0], 1)
         return np.concatenate([np.take_along_axis(found[:, :2], order[..., None], 1), found[:, 2:]], 1), score
 
-    distances = st.mirrored_distances(by_side, images.__getitem__, len(images), batch_size=4)
+    distances = mirrored(by_side, images, batch_size=4)
     assert distances.shape == (6, 3)
     assert distances.max() < 0.2
     # Points that stay where they are: each is compared with the nearest mirrored one, in pixels at 128.
     far = np.linalg.norm(SPOTS[:, None] - np.stack([side - 1 - SPOTS[:, 0], SPOTS[:, 1]], -1)[None], axis=-1)
     expected = far[[0, 1, 2], [1, 0, 2]] * 2
-    np.testing.assert_allclose(
-        st.mirrored_distances(frozen, images.__getitem__, len(images)), np.broadcast_to(expected, (6, 3)), rtol=1e-6
-    )
+    np.testing.assert_allclose(mirrored(frozen, images), np.broadcast_to(expected, (6, 3)), rtol=1e-6)
     missing = lambda batch: (frozen(batch)[0], np.array([[1.0, 1.0, 0.0]]).repeat(len(batch), 0))
-    assert np.isnan(st.mirrored_distances(missing, images.__getitem__, len(images))[:, 2]).all()
+    assert np.isnan(mirrored(missing, images)[:, 2]).all()

@@ -112,27 +112,30 @@ def stability(
     return Stability(float(known_mean(per_landmark)), per_landmark, counted, errors, protocol)
 
 
-def mirrored_distances(predict_fn: Callable, read: Callable, count: int, *, batch_size: int = 32) -> np.ndarray:
+def mirrored_distances(predict_fn: Callable, read: Callable, xy, score, *, batch_size: int = 32) -> np.ndarray:
     """Measure how far the landmarks of mirrored images lie from the mirrored landmarks, in pixels of an image of 128.
 
     A landmark of the left side should be found as its partner of the right side. Partners are those with the least mean
     distance over the images, one for each landmark (a linear assignment), because nothing else tells sides.
 
     Args:
-      predict_fn, read, count, batch_size: as in `stability`.
+      predict_fn, read, batch_size: as in `stability`.
+      xy: [N,K,2] landmarks of the images, in pixels of the frame.
+      score: [N,K] their confidences, 0 = missing.
 
     Returns:
       [N,K] float64; NaN where the landmark or its partner was not found.
     """
+    xy, score, count = np.asarray(xy, np.float64), np.asarray(score), len(xy)
     parts = []
     for start in range(0, count, batch_size):
-        batch = np.asarray(read(np.minimum(np.arange(start, start + batch_size), count - 1)))
+        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batch = np.asarray(read(index))
         side = batch.shape[2]
-        xy, score = (np.asarray(v, np.float64) for v in predict_fn(batch))
         other, other_score = (np.asarray(v, np.float64) for v in predict_fn(np.ascontiguousarray(batch[:, :, ::-1])))
         other = np.stack([side - 1 - other[..., 0], other[..., 1]], -1)
-        both = (score > 0)[:, :, None] & (other_score > 0)[:, None, :]
-        distance = np.linalg.norm(xy[:, :, None] - other[:, None], axis=-1) * (STABILITY_SIDE / side)
+        both = (score[index] > 0)[:, :, None] & (other_score > 0)[:, None, :]
+        distance = np.linalg.norm(xy[index][:, :, None] - other[:, None], axis=-1) * (STABILITY_SIDE / side)
         parts.append(np.where(both, distance, np.nan)[: count - start])
     distance = np.concatenate(parts)
     mean = known_mean(distance, 0)

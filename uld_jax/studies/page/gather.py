@@ -23,6 +23,7 @@ from uld_jax.evaluation.protocol import spread
 from uld_jax.evaluation.report import Report, metrics
 from uld_jax.evaluation.run import check_alone, open_splits
 from uld_jax.evaluation.stability import mirrored_distances, stability
+from uld_jax.landmark_names import check_count
 
 _CURVE = 400  # most points of a training curve
 
@@ -120,8 +121,7 @@ def gather(asked: Asked, say: Callable[[str], None] = lambda text: None) -> Gath
                 "--dataset=folder --data_dir=DIR for both"
             )
     count = Predictor(finished[0].model.method, mesh).count(finished[0].model, first.frame_size)
-    if asked.names and len(asked.names) != count:
-        raise UserError(f"there are {len(asked.names)} names for {count} landmarks; give one for each")
+    check_count(asked.names, count)
     rows = spread(len(first), asked.photos)
     columns: dict[str, list[Any]] = {name: [cells[row] for row in rows] for name, cells in first.columns.items()}
     if (yaw := yaw_of(first)) is not None:
@@ -145,13 +145,14 @@ def _shown(finished: runs.Finished, name: str, data: Data, mesh, rows, split: st
     say(f"{name}: turning and mirroring {len(rows)} images")
     read = lambda i: data.measured.images(rows[i])
     views = dict(seed=config.seed, batch_size=min(config.eval.batch_size, len(rows)))
-    moved = disagreement(functools.partial(predictor.images, model), read, len(rows), **views)
+    xy, score = _of_rows(report, report.xy, rows), _of_rows(report, report.score, rows)
+    moved = disagreement(functools.partial(predictor.images, model), read, xy, score, **views)
     errors = report.errors
     shown = Shown(
         name,
         finished.stage,
-        _of_rows(report, report.xy, rows),
-        _of_rows(report, report.score, rows),
+        xy,
+        score,
         moved,
         None if errors is None else _of_rows(report, errors.per_image.forward_nme, rows),
         _table(report, moved),
@@ -163,18 +164,20 @@ def _shown(finished: runs.Finished, name: str, data: Data, mesh, rows, split: st
     return report, shown
 
 
-def disagreement(predict: Callable, read: Callable, count: int, *, seed: int, batch_size: int) -> np.ndarray:
+def disagreement(predict: Callable, read: Callable, xy, score, *, seed: int, batch_size: int) -> np.ndarray:
     """Measure how much landmarks move when an image is turned and scaled, and when it is mirrored.
 
     Args:
-      predict, read, count, seed, batch_size: as in `stability`.
+      predict, read, seed, batch_size: as in `stability`.
+      xy: [N,K,2] landmarks of the images, in pixels of the frame.
+      score: [N,K] their confidences, 0 = missing.
 
     Returns:
       [N,K] float64, mean of the distances in one turned and scaled view (`stability`) and in the mirrored one
       (`mirrored_distances`), in pixels of an image of 128; NaN where neither is known.
     """
-    turned = stability(predict, read, count, seed=seed, batch_size=batch_size, scale=SCALED).distances
-    return known_mean(np.stack([turned, mirrored_distances(predict, read, count, batch_size=batch_size)]), 0)
+    turned = stability(predict, read, len(xy), seed=seed, batch_size=batch_size, scale=SCALED).distances
+    return known_mean(np.stack([turned, mirrored_distances(predict, read, xy, score, batch_size=batch_size)]), 0)
 
 
 def training_curves(workdir) -> dict[str, tuple[list[int], list[float]]]:

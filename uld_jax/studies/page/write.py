@@ -94,7 +94,7 @@ def page(gathered: Gathered, addresses: list[str], names: tuple[str, ...] = ()) 
 def _data(gathered: Gathered, addresses: list[str], names: tuple[str, ...]) -> dict[str, Any]:
     source, rows = gathered.source, gathered.rows
     columns = {
-        name: {"numeric": numeric(cells), "cells": [_number(c) if numeric(cells) else _cell(c) for c in cells]}
+        name: _column(cells)
         for name, cells in gathered.columns.items()
         if any(str(cell).strip() for cell in cells if cell is not None)
     }
@@ -151,6 +151,11 @@ def _cell(value):
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return files.printable(value) if isinstance(value, str) else value
+
+
+def _column(cells) -> dict[str, Any]:
+    numbers = numeric(cells)
+    return {"numeric": numbers, "cells": list(map(_number if numbers else _cell, cells))}
 
 
 def _number(cell) -> float | None:
