@@ -159,8 +159,8 @@ def _restore(path, template) -> Restored:
             "train` goes on from an older checkpoint"
         ) from error
     state, meta = found["state"], found["meta"]
-    expected = checksums.crc32(sharding.to_host(state), _caller(meta))
-    if {_SAVED, _CHECKSUM} & set(meta) and meta.get(_CHECKSUM) != expected:  # one key without the other is damage too
+    known = {_SAVED, _CHECKSUM} & set(meta)  # one without the other is damage, too
+    if known and meta.get(_CHECKSUM) != checksums.crc32(sharding.to_host(state), _caller(meta)):
         raise UserError(
             f"{path} is damaged: it holds other numbers than were saved; restore it from a copy, or delete that "
             "folder, and `uld train` goes on from an older checkpoint"

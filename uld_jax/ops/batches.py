@@ -2,6 +2,8 @@
 
 import jax
 
+from uld_jax import devices
+
 
 def each(function, *batches):
     """Apply `function` of one image's arrays to batches of them: pytrees of [B,...], to a pytree of [B,...].
@@ -15,7 +17,7 @@ def each(function, *batches):
     [3.0, 6.0]
     """
     whole = jax.vmap(function)
-    if jax.device_count() > 1:
+    if devices.count() > 1:
         return whole(*batches)
     in_turn = lambda *batches: jax.lax.map(lambda one: function(*one), batches)
     return jax.lax.platform_dependent(*batches, cpu=in_turn, default=whole)
