@@ -98,7 +98,9 @@ def load(path, kind: str) -> Any:
                 return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), saved.tree)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
             params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        why = "" if about.get("crc32") in (None, checksums.crc32(params)) else "other numbers than were saved"
+        known = about.get("crc32")  # earlier versions wrote none
+        same = known is None or known == checksums.crc32(params)
+        why = "" if same else "other numbers than were saved"
     except Exception as error:  # Orbax and TensorStore raise errors of any kind for files that they did not write
         why = type(error).__name__
     if why:
